@@ -1,0 +1,46 @@
+PYTHON ?= python3
+WORKDIR ?= runs/quickstart
+PIP := -m pip install --quiet --disable-pip-version-check
+PACKAGING := setup.py requirements/demo.txt
+
+.PHONY: quickstart test test-reference lint clean
+
+quickstart: .venv/quickstart-installed
+	.venv/bin/prompt-tuning train --config configs/quickstart.py --workdir $(WORKDIR)
+
+test: .venv/test-installed
+	.venv/bin/python -m pytest --ignore tests/reference tests
+
+# Reference numbers from transformers and PEFT on torch, which is why it has its own environment.
+test-reference: .venv-reference/installed
+	.venv-reference/bin/python -m pytest tests/reference
+
+lint: .venv/test-installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy prompt_tuning_jax
+
+clean:
+	rm -rf .venv .venv-reference build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+# A stamp is written after its installation, so that an interrupted one is done again.
+.venv/created .venv-reference/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $(PYTHON) is not Python 3.11 or newer: type make $(MAKECMDGOALS) PYTHON=python3.12"; \
+	  exit 2; }
+	$(PYTHON) -m venv $(@D)
+	touch $@
+
+.venv/quickstart-installed: .venv/created $(PACKAGING)
+	.venv/bin/python $(PIP) -e '.[quickstart]'
+	.venv/bin/python $(PIP) --no-deps --require-hashes -r requirements/demo.txt
+	touch $@
+
+.venv/test-installed: .venv/quickstart-installed
+	.venv/bin/python $(PIP) -e '.[test]'
+	touch $@
+
+.venv-reference/installed: .venv-reference/created $(PACKAGING)
+	.venv-reference/bin/python $(PIP) -e '.[test,bench]'
+	.venv-reference/bin/python $(PIP) --no-deps --require-hashes -r requirements/demo.txt
+	touch $@

@@ -1,0 +1,90 @@
+"""Floating-point operations: those of a traced function, and the fewest that a step needs."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.extend import core
+
+
+def of_function(function, *arguments) -> int:
+    """Operations of all matrix products that `function(*arguments)` is traced to."""
+    return of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def of_jaxpr(jaxpr: core.Jaxpr) -> int:
+    """Sum over the `dot_general`s, a scan's body counted as often as it runs.
+
+    XLA's own `cost_analysis` counts the body of a scan once. Raises ValueError at a loop whose
+    number of turns is not known, and at a kernel, whose products are not in the jaxpr.
+    """
+    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation) -> int:
+    name = equation.primitive.name
+    if name == "dot_general":
+        return _of_product(equation)
+    inner = [of_jaxpr(each) for each in _inside(equation.params)]
+    if name == "scan":
+        return equation.params["length"] * sum(inner)
+    if name == "cond":
+        return max(inner)
+    if (name == "while" and sum(inner)) or name == "pallas_call":
+        raise ValueError(f"the operations inside a {name} cannot be counted from a jaxpr")
+    return sum(inner)
+
+
+def _of_product(equation) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left = equation.invars[0].aval.shape
+    depth = math.prod(left[axis] for axis in contracted)
+    return 2 * math.prod(equation.outvars[0].aval.shape) * depth
+
+
+def _inside(parameters: dict[str, Any]):
+    """The jaxprs among an equation's parameters; a rule of its own for the gradient is none."""
+    for value in parameters.values():
+        for each in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(each, core.ClosedJaxpr):
+                yield each.jaxpr
+            elif isinstance(each, core.Jaxpr):
+                yield each
+
+
+def layer_weights(spec) -> tuple[int, int]:
+    """Weights of one layer's matrices: all of them, and those of keys and values alone."""
+    queries, keys = spec.heads * spec.head_size, spec.kv_heads * spec.head_size
+    attention = 2 * spec.width * queries + 2 * spec.width * keys
+    return attention + 3 * spec.width * spec.feedforward, 2 * spec.width * keys
+
+
+def least(spec, shared: int, lengths: Sequence[int], targets: Sequence[int]) -> int:
+    """The fewest operations of a training step of a soft prompt, nothing computed twice.
+
+    `shared`: positions that are the same for all examples. `lengths`: for each example its own
+    positions that anything reads (the last target is predicted and never read). `targets`: for
+    each example how many tokens are predicted, by its last positions.
+
+    A weight costs 2 operations a position forward and 2 for the gradient of its input (4 W a
+    position); a pair of a query and a key 4 forward and 8 backward for each channel of each query
+    head. The last layer needs keys and values everywhere and all else at targets alone.
+    """
+    whole, keys_and_values = layer_weights(spec)
+    positions, read = shared + sum(lengths), sum(targets)
+    products = (spec.layers - 1) * whole * positions
+    products += keys_and_values * positions + (whole - keys_and_values) * read
+    pairs = (spec.layers - 1) * (_pairs(0, [shared], [shared]) + _pairs(shared, lengths, lengths))
+    pairs += _pairs(shared, lengths, targets)
+    head = read * spec.vocabulary * spec.width
+    return 4 * (products + head) + 12 * spec.heads * spec.head_size * pairs
+
+
+def _pairs(shared: int, lengths: Sequence[int], queries: Sequence[int]) -> int:
+    """Causal pairs of the last `queries` positions of each example with the keys that they see."""
+    pairs = 0
+    for length, count in zip(lengths, queries, strict=True):
+        last = shared + length
+        pairs += count * (last - count + 1 + last) // 2
+    return pairs

@@ -1,0 +1,152 @@
+"""What both sides are given: a model's folder and the examples of each update."""
+
+import json
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Shape(NamedTuple):
+    """The shape of a Llama with random weights; the defaults are those of SmolLM2-135M."""
+
+    layers: int = 30
+    width: int = 576
+    heads: int = 9
+    kv_heads: int = 3
+    feedforward: int = 1536
+    vocabulary: int = 49152
+
+
+def random_llama(folder: str, shape: Shape, seed: int = 0) -> str:
+    """Writes a Hugging Face folder (config, float32 safetensors, tokenizer); returns `folder`.
+
+    Without torch, so that our side runs where there is none. Weights are normal with deviation
+    0.02 as transformers starts them, norms are 1, the head is the embedding.
+    """
+    from safetensors.numpy import save_file
+
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
+        json.dump(_llama_config(shape), file)
+    rng = np.random.default_rng(seed)
+    tensors = {
+        name: np.ones(size, np.float32)
+        if len(size) == 1
+        else rng.standard_normal(size, np.float32) * np.float32(0.02)
+        for name, size in _llama_tensors(shape)
+    }
+    save_file(tensors, os.path.join(folder, "model.safetensors"), {"format": "pt"})
+    _write_tokenizer(folder, shape.vocabulary)
+    return folder
+
+
+def _llama_config(shape: Shape) -> dict:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": shape.width,
+        "intermediate_size": shape.feedforward,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.width // shape.heads,
+        "vocab_size": shape.vocabulary,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 100000.0,
+        "rope_scaling": None,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "torch_dtype": "float32",
+    }
+
+
+def _llama_tensors(shape: Shape):
+    """Name and size of every tensor, matrices as `[out, in]`."""
+    width, wide = shape.width, shape.feedforward
+    keys = width // shape.heads * shape.kv_heads
+    yield "model.embed_tokens.weight", (shape.vocabulary, width)
+    yield "model.norm.weight", (width,)
+    for layer in range(shape.layers):
+        at = f"model.layers.{layer}."
+        yield at + "input_layernorm.weight", (width,)
+        yield at + "post_attention_layernorm.weight", (width,)
+        for name, rows in (("q", width), ("k", keys), ("v", keys), ("o", width)):
+            yield f"{at}self_attn.{name}_proj.weight", (rows, width)
+        yield at + "mlp.gate_proj.weight", (wide, width)
+        yield at + "mlp.up_proj.weight", (wide, width)
+        yield at + "mlp.down_proj.weight", (width, wide)
+
+
+def _write_tokenizer(folder: str, vocabulary: int) -> None:
+    """A tokenizer of words `w0`, `w1`, …: a model folder without one is not whole."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {f"w{index}": index for index in range(vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(os.path.join(folder, "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "w1", "eos_token": "w2"}
+    with open(os.path.join(folder, "tokenizer_config.json"), "w", encoding="utf-8") as file:
+        json.dump(settings, file)
+
+
+class Case(NamedTuple):
+    """One example without slots, as PEFT's side takes it and as a file can hold it.
+
+    Attributes:
+      ids: int[n] tokens of the text and its target.
+      targets: how many of the last ids are the target.
+      constant: how many of the first ids the template gives, the same for every example.
+    """
+
+    ids: Sequence[int]
+    targets: int
+    constant: int = 0
+
+
+def random_updates(
+    batch_size: int, length: int, targets: int, vocabulary: int, seed: int = 0
+) -> list[list[Case]]:
+    """One update: rows of `length` random tokens, the last `targets` of them to be predicted."""
+    ids = np.random.default_rng(seed).integers(0, vocabulary, (batch_size, length))
+    return [[Case(row.tolist(), targets) for row in ids]]
+
+
+def prompt_ids(num_virtual_tokens: int, vocabulary: int) -> np.ndarray:
+    """int64[P]: the tokens whose embeddings are the first prompt of both sides."""
+    return np.random.default_rng(1).integers(0, vocabulary, num_virtual_tokens)
+
+
+def case(example, num_virtual_tokens: int, *, answered: bool = True) -> Case:
+    """The tokens of an encoded `Example` of ours, its slots in front and left out.
+
+    Raises ValueError where the slots are elsewhere: PEFT's stand before everything.
+    """
+    trunk = example.trunk.tolist()
+    if trunk[:num_virtual_tokens] != [-1 - slot for slot in range(num_virtual_tokens)]:
+        raise ValueError("PEFT's virtual tokens stand before everything: begin with {soft}")
+    constant = max(example.constant - num_virtual_tokens, 0)
+    tail = example.tails[example.answer].tolist() if answered else []
+    return Case(trunk[num_virtual_tokens:] + tail, len(tail), constant)
+
+
+def padded(cases: Sequence[Case], pad_id: int = 0) -> dict[str, np.ndarray]:
+    """`input_ids`, `attention_mask` and `labels`, int64[B, longest], padded on the right.
+
+    As `tokenizer.pad` and a collator give them: the label of what is no target is -100.
+    """
+    longest = max(len(each.ids) for each in cases)
+    ids = np.full((len(cases), longest), pad_id)
+    mask, labels = np.zeros_like(ids), np.full_like(ids, -100)
+    for row, each in enumerate(cases):
+        end = len(each.ids)
+        ids[row, :end], mask[row, :end] = each.ids, 1
+        labels[row, end - each.targets : end] = each.ids[end - each.targets :]
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}

@@ -1,0 +1,186 @@
+"""prompt_tuning_jax's side: the same step that `train` runs, on the batches that it would see."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flops
+import inputs
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import products
+
+from prompt_tuning_jax.data.batch import Batch, pack, plan, shared_length
+from prompt_tuning_jax.data.template import Example
+from prompt_tuning_jax.methods.base import Method
+from prompt_tuning_jax.models import weights
+from prompt_tuning_jax.models.decoder import Decoder
+from prompt_tuning_jax.step import Parts, State, compile_step, gradients, init_state
+
+
+class Model(NamedTuple):
+    """A frozen model without its tokenizer: ids are all that a step reads."""
+
+    spec: Any
+    module: Decoder
+    params: Any
+
+
+class Work(NamedTuple):
+    """Operations of one update: of our step's loss and gradient as it runs, the part of them that
+    the backward pass does again, and the fewest that the update needs."""
+
+    flops: int
+    recomputed: int
+    least: int
+
+
+class Training(NamedTuple):
+    """A run of training, ready to go.
+
+    Attributes:
+      model: frozen.
+      parts: what the step is made of.
+      state: before the first update.
+      batches: what each update reads.
+      cases: the same as examples.
+    """
+
+    model: Model
+    parts: Parts
+    state: State
+    batches: list[Batch]
+    cases: list[list[inputs.Case]]
+
+
+def load(path: str, dtype: str, remat: str) -> Model:
+    """The model that both sides run."""
+    found = weights.read(path, dtype)
+    module = Decoder(found.spec, remat=remat)
+    return Model(found.spec, module, jax.device_put(found.params))
+
+
+def prompt_method() -> Method:
+    """A soft prompt; its vectors are given and not initialised."""
+    return Method(lambda rng, lm, task: {}, lambda trainable, rng, train: {"prompt": trainable})
+
+
+def prepare(
+    model: Model,
+    updates: Sequence[Sequence[inputs.Case]],
+    num_virtual_tokens: int,
+    learning_rate: float,
+) -> Training:
+    """Packs the updates and starts from the prompt that PEFT's side starts from."""
+    made = [example(each, num_virtual_tokens) for update in updates for each in update]
+    chosen = np.arange(len(made)).reshape(len(updates), -1)
+    shared = shared_length(made)
+    shapes = plan(made, chosen, shared)
+    packed = [pack([made[index] for index in row], shared, shapes, ranked=False) for row in chosen]
+    parts = Parts(model.module, prompt_method(), optax.adamw(learning_rate, weight_decay=0.0))
+    ids = inputs.prompt_ids(num_virtual_tokens, model.spec.vocabulary)
+    vectors = model.params["embed"]["embedding"][jnp.asarray(ids)].astype(jnp.float32)
+    state = init_state(parts, {"vectors": vectors})
+    return Training(model, parts, state, packed, [list(update) for update in updates])
+
+
+def example(case: inputs.Case, num_virtual_tokens: int) -> Example:
+    """A case with its slots in front."""
+    start = len(case.ids) - case.targets
+    slots = [-1 - slot for slot in range(num_virtual_tokens)]
+    trunk = np.array([*slots, *case.ids[:start]], np.int32)
+    tail = np.array(case.ids[start:], np.int32)
+    return Example(trunk, (tail,), 0, num_virtual_tokens + case.constant, 0)
+
+
+def stepper(training: Training, parallel: str = "jit") -> Callable[[int], float]:
+    """A function from the number of an update to its loss, when all of it is done."""
+    compiled = compile_step(training.parts, parallel)
+    frozen = compiled.place(training.model.params)
+    placed = [compiled.place_batch(batch) for batch in training.batches]
+    state = compiled.place(training.state)
+
+    def step(number: int) -> float:
+        nonlocal state
+        state, metrics = compiled.step(state, frozen, placed[number])
+        jax.block_until_ready(state)
+        return float(metrics["loss"])
+
+    return step
+
+
+def bare_products(training: Training) -> Callable[[int], Any]:
+    """A function from the number of an update to nothing, when the products of its positions are
+    done: those of its batch as packed, padding included."""
+    model, made = training.model, {}
+    dtype = model.params["embed"]["embedding"].dtype
+    for batch in training.batches:
+        kind = _kind(batch)
+        if kind not in made:
+            positions = len(batch.shared) + batch.tokens.size
+            reads, targets = batch.reads.size, batch.reads.size
+            made[kind] = products.bare(model.params, model.spec, positions, reads, targets, dtype)
+    return lambda number: made[_kind(training.batches[number])]()
+
+
+def first_of_each_kind(training: Training) -> list[int]:
+    """The first update of each shape, which is when that shape compiles."""
+    kinds = [_kind(batch) for batch in training.batches]
+    return [kinds.index(kind) for kind in dict.fromkeys(kinds)]
+
+
+def described(training: Training) -> dict[str, Any]:
+    """The shapes of the batches, and how much of them is padding."""
+    batches = training.batches
+    shapes = sorted({batch.tokens.shape for batch in batches})
+    filled = sum(int((batch.segments > 0).sum()) for batch in batches)
+    return {
+        "updates": len(batches),
+        "shared_positions": len(batches[0].shared),
+        "rows": " ".join(f"{rows}x{length}" for rows, length in shapes),
+        "padding": 1 - filled / sum(batch.tokens.size for batch in batches),
+    }
+
+
+def work(training: Training, numbers: Sequence[int]) -> Work:
+    """The operations of these updates, added up."""
+    counted: dict[tuple, tuple[int, int]] = {}
+    totals = np.zeros(3, np.int64)
+    for number in numbers:
+        batch = training.batches[number]
+        if _kind(batch) not in counted:
+            counted[_kind(batch)] = _counted(training, batch)
+        totals += (*counted[_kind(batch)], _least(training, number))
+    return Work(*map(int, totals))
+
+
+def _counted(training: Training, batch: Batch) -> tuple[int, int]:
+    """Operations of a step on `batch`, and how many of them remat does again."""
+    arguments = (training.state.trainable, training.model.params, batch, jax.random.key(0))
+
+    def count(remat):
+        parts = training.parts._replace(module=training.model.module.clone(remat=remat))
+        return flops.of_function(lambda *given: gradients(*given, parts), *arguments)
+
+    whole = count(training.model.module.remat)
+    return whole, whole - count("none")
+
+
+def _least(training: Training, number: int) -> int:
+    shared = len(training.batches[number].shared)
+    slots = len(training.state.trainable["vectors"])
+    cases = training.cases[number]
+    lengths = [slots + len(case.ids) - 1 - shared for case in cases]
+    targets = [case.targets for case in cases]
+    return flops.least(training.model.spec, shared, lengths, targets)
+
+
+def _kind(batch: Batch) -> tuple[tuple[int, ...], ...]:
+    return tuple(part.shape for part in batch)
+
+
+def peak_device_bytes() -> int | None:
+    """The most memory of the accelerator that jax has held; None on a CPU."""
+    found = jax.local_devices()[0].memory_stats()
+    return found["peak_bytes_in_use"] if found else None

@@ -1,0 +1,167 @@
+"""PEFT's prompt tuning on torch, used as its users use it."""
+
+import copy
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import inputs
+import numpy as np
+import torch
+from peft import PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+# What its own code says about its own future is no news to whoever reads the numbers.
+logging.disable_progress_bar()
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+def use_threads(threads: int) -> None:
+    """Limits torch to so many threads."""
+    torch.set_num_threads(threads)
+
+
+def device() -> torch.device:
+    """The GPU where torch has one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def base(path: str, dtype: str):
+    """The frozen model on torch, of a Hugging Face folder or a GGUF file, in eval mode."""
+    where: dict[str, Any] = {"pretrained_model_name_or_path": path}
+    if path.endswith(".gguf"):
+        folder, name = os.path.split(path)
+        where = {"pretrained_model_name_or_path": folder, "gguf_file": name}
+    model = AutoModelForCausalLM.from_pretrained(**where, dtype=getattr(torch, dtype))
+    # Nothing is generated: keeping keys and values would only slow PEFT's side down.
+    model.config.use_cache = False
+    return model.to(device()).eval()
+
+
+def save(model, folder: str) -> str:
+    """Writes the model as a Hugging Face folder; returns `folder`.
+
+    transformers refuses to save what came from a GGUF file, so the weights move to a model of the
+    same shape that did not.
+    """
+    config = copy.deepcopy(model.config)
+    config.__dict__.pop("quantization_config", None)
+    plain = type(model)(config).to(model.dtype)
+    plain.load_state_dict(model.state_dict())
+    plain.save_pretrained(folder)
+    return folder
+
+
+def embeddings(model, num_virtual_tokens: int) -> np.ndarray:
+    """float32[P, D]: the prompt that both sides begin with."""
+    table = model.get_input_embeddings().weight
+    ids = torch.from_numpy(inputs.prompt_ids(num_virtual_tokens, len(table))).to(table.device)
+    return table[ids].detach().float().cpu().numpy()
+
+
+def tuned(model, vectors: np.ndarray):
+    """PEFT's wrapper around `model`, its prompt set to float32[P, D] `vectors`; eval mode."""
+    config = PromptTuningConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=len(vectors),
+        prompt_tuning_init="RANDOM",
+    )
+    wrapped = get_peft_model(model, config)
+    with torch.no_grad():
+        prompt(wrapped).copy_(torch.from_numpy(np.array(vectors, np.float32)))
+    return wrapped.eval()
+
+
+def prompt(wrapped) -> torch.nn.Parameter:
+    """The trained vectors, float32[P, D]."""
+    return wrapped.prompt_encoder["default"].embedding.weight
+
+
+def batch(cases: Sequence[inputs.Case]) -> dict[str, torch.Tensor]:
+    """The cases padded to the longest of them, on the device."""
+    arrays = inputs.padded(cases)
+    return {name: torch.from_numpy(array).to(device()) for name, array in arrays.items()}
+
+
+def trainer(
+    wrapped, learning_rate: float | Callable[[int], float], clip_norm: float = 0.0
+) -> Callable[[dict[str, torch.Tensor]], float]:
+    """A training step with AdamW (no decay) on the prompt: batch -> loss.
+
+    `learning_rate` may be a function of the number of updates done.
+    """
+    rate = learning_rate if callable(learning_rate) else lambda _: learning_rate
+    optimizer = torch.optim.AdamW([prompt(wrapped)], lr=rate(0), weight_decay=0.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda done: rate(done) / max(rate(0), 1e-12)
+    )
+
+    def step(tensors: dict[str, torch.Tensor]) -> float:
+        loss = wrapped(**tensors).loss
+        loss.backward()
+        if clip_norm:
+            torch.nn.utils.clip_grad_norm_([prompt(wrapped)], clip_norm)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        # Reading the number waits for the GPU to be done.
+        return loss.item()
+
+    return step
+
+
+def answer_scores(
+    wrapped, cases: Sequence[inputs.Case], answers: Sequence[Sequence[int]], size: int = 16
+) -> np.ndarray:
+    """Log-probability of each answer for each case, float32[N, C], in batches of `size`.
+
+    Cases are sorted by length, so that a batch holds texts of about equal length, and padded on the
+    right; `cases` end before the answer. Each answer is one token, so one forward pass tells all.
+    """
+    if any(len(answer) != 1 for answer in answers):
+        raise ValueError("answers of one token each are expected")
+    tokens = torch.tensor([answer[0] for answer in answers], device=device())
+    order = np.argsort([len(each.ids) for each in cases], kind="stable")
+    scores = np.zeros((len(cases), len(answers)), np.float32)
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        tensors = batch([cases[index] for index in chosen])
+        with torch.inference_mode():
+            mask = tensors["attention_mask"]
+            logits = wrapped(input_ids=tensors["input_ids"], attention_mask=mask).logits
+            # The virtual tokens' positions come first in the logits too.
+            last = logits.shape[1] - mask.shape[1] + mask.sum(dim=1) - 1
+            found = logits[torch.arange(len(chosen)), last].float().log_softmax(-1)
+        scores[chosen] = found[:, tokens].cpu().numpy()
+    return scores
+
+
+def mean_loss(wrapped, cases: Sequence[inputs.Case], size: int = 16) -> float:
+    """Mean negative log-likelihood of the target tokens, nothing trained."""
+    total = count = 0.0
+    for start in range(0, len(cases), size):
+        chosen = cases[start : start + size]
+        targets = sum(each.targets for each in chosen)
+        with torch.inference_mode():
+            total += wrapped(**batch(chosen)).loss.item() * targets
+        count += targets
+    return total / count
+
+
+def peak_device_bytes() -> int | None:
+    """The most GPU memory that torch has held; None without a GPU."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
+def matrix_rate(size: int, dtype: str, repeats: int = 5) -> float:
+    """The best FLOP/s of torch on one plain product of two `[size, size]` matrices."""
+    left, right = torch.randn(2, size, size, dtype=getattr(torch, dtype), device=device())
+    times = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        (left @ right)[0, 0].item()
+        times.append(time.perf_counter() - begin)
+    return 2 * size**3 / min(times)

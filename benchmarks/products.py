@@ -1,0 +1,55 @@
+"""The bare matrix products of a training step: forward and input gradient, nothing else."""
+
+import jax
+import jax.numpy as jnp
+
+
+def bare(params, spec, positions: int, reads: int, targets: int, dtype):
+    """A jitted function of no arguments that runs only a step's products, and returns when done.
+
+    One scan over the weights `[L-1, …]` of the step, on `positions` rows; the last layer as in the
+    step (keys and values everywhere, the rest at `reads`), and the head at `targets`. Between two
+    products stands an addition, whose gradient needs nothing of the forward pass: nothing is
+    stored, nothing computed again.
+    """
+    keys = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(keys[0], (positions, spec.width), dtype)
+    cotangent = jax.random.normal(keys[1], (targets, spec.vocabulary), jnp.float32)
+
+    @jax.jit
+    def run(params, x, cotangent):
+        logits, pull = jax.vjp(lambda x: forward(params, spec, x, reads, targets), x)
+        return logits, pull(cotangent)
+
+    return lambda: jax.block_until_ready(run(params, x, cotangent))
+
+
+def forward(params, spec, x, reads: int, targets: int):
+    """`[N, D]` through every matrix of the model to float32[targets, V]."""
+
+    def layer(x, weights):
+        return _layer(x, x, weights, spec), None
+
+    x, _ = jax.lax.scan(layer, x, params["layers"])
+    x = _layer(x, x[-reads:], params["last"], spec)
+    x = x[jnp.arange(targets) % reads]
+    if spec.tied_head:
+        head = params["embed"]["embedding"].T
+    else:
+        head = params["head"]["kernel"]
+    return jnp.matmul(x, head, preferred_element_type=jnp.float32)
+
+
+def _layer(x, read, weights, spec):
+    """The products of one layer: keys and values of `x`, all the others of `read`."""
+    attention, feedforward = weights["attention"], weights["feedforward"]
+    seen = x @ attention["k"]["kernel"] + x @ attention["v"]["kernel"]
+    # Every row of keys and values must reach the result, or its product would be left out: the
+    # rows that are not read are added to the first one that is.
+    ahead = x.shape[0] - read.shape[0]
+    seen = seen[ahead:].at[0].add(seen[:ahead].sum(axis=0))
+    queries = read @ attention["q"]["kernel"]
+    mixed = queries + jnp.tile(seen, (1, spec.heads // spec.kv_heads))
+    read = read + mixed @ attention["o"]["kernel"]
+    wide = read @ feedforward["gate"]["kernel"] + read @ feedforward["up"]["kernel"]
+    return read + wide @ feedforward["down"]["kernel"]

@@ -1,0 +1,273 @@
+"""One training step: PEFT's prompt tuning on torch and ours, side by side in one run.
+
+    python benchmarks/step_time.py --num_virtual_tokens 20 --batch_size 8 --length 64
+    python benchmarks/step_time.py --batches real --num_virtual_tokens 16 --batch_size 16
+    python benchmarks/step_time.py --layers 4 --width 64 --heads 4 --kv_heads 2 \\
+        --feedforward 128 --vocabulary 512 --skip_peft
+
+Both sides get the same token ids and the same first prompt, run in eval mode and update the prompt
+with AdamW; they take turns, so that a slow moment of the machine is everyone's. With `real` batches
+PEFT's are padded to the longest of each batch, as its users do, and ours are packed.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import inputs
+import measure
+
+SAME_LOSS = 1e-3  # nats, in float32
+PASSED_ON = (
+    "num_virtual_tokens",
+    "model",
+    "torch_model",
+    "cases",
+    "dtype",
+    "remat",
+    "learning_rate",
+    "threads",
+)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--num_virtual_tokens", type=int, help="20; with real batches 16")
+    add("--batch_size", type=int, help="examples in an update: 8; with real batches 16")
+    add("--length", type=int, default=64, help="random tokens in a row, targets included")
+    add("--targets", type=int, default=1, help="how many of a row's last tokens are predicted")
+    add("--batches", choices=("random", "real"), default="random", help="real: BBC headlines")
+    add("--updates", type=int, default=0, help="of the real epoch; 0 is all of it")
+    add("--rounds", type=int, default=7, help="timed steps of each side on random batches")
+    add("--model", default="smollm2-135m-instruct", help="a name, GGUF file or folder")
+    for name in inputs.Shape._fields:
+        add(f"--{name}", type=int, help="with any of these: a Llama with random weights")
+    add("--dtype", default="auto", help="of the model; auto: float32 on a CPU, else bfloat16")
+    add("--remat", default="named", help="what our backward pass keeps: named, full, none")
+    add("--learning_rate", type=float, default=1e-3)
+    add("--threads", type=int, default=2)
+    add("--matrix_size", type=int, help="of the product that tells the machine's rate")
+    add("--skip_peft", action="store_true", help="our side alone, without torch")
+    add("--skip_memory", action="store_true")
+    add("--json", action="store_true", help="one object on stdout")
+    for name in ("memory_of", "torch_model", "cases"):
+        add(f"--{name}", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    usual_slots, usual_size = (16, 16) if options.batches == "real" else (20, 8)
+    if options.num_virtual_tokens is None:
+        options.num_virtual_tokens = usual_slots
+    options.batch_size = options.batch_size or usual_size
+    return options
+
+
+def main() -> int:
+    """Runs the comparison; 1 if the losses differ."""
+    options = parse()
+    measure.use_cores(options.threads)
+    if options.memory_of:
+        print(json.dumps({"bytes": own_peak(options)}))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(options, folder)
+        result = compare(options)
+    measure.show("one training step", result, options.json)
+    difference = result.get("loss_difference", 0.0)
+    if options.dtype == "float32" and difference > SAME_LOSS:
+        print(f"the losses differ by {difference:.2g}, more than {SAME_LOSS}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def prepare(options: argparse.Namespace, folder: str) -> None:
+    """Settles what `auto` and defaults mean, and writes what the other processes read."""
+    import jax
+
+    on_cpu = jax.default_backend() == "cpu"
+    if options.dtype == "auto":
+        options.dtype = "float32" if on_cpu else "bfloat16"
+    options.matrix_size = options.matrix_size or (2048 if on_cpu else 8192)
+    given = {name: getattr(options, name) for name in inputs.Shape._fields}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given:
+        options.model = inputs.random_llama(f"{folder}/random", inputs.Shape(**given))
+    options.cases = f"{folder}/cases.json"
+    with open(options.cases, "w", encoding="utf-8") as file:
+        json.dump(updates(options), file)
+    if not options.skip_peft:
+        options.torch_model = torch_folder(options.model, folder, options.dtype)
+
+
+def updates(options: argparse.Namespace) -> list[list[inputs.Case]]:
+    """The examples of each update."""
+    if options.batches == "real":
+        import headlines
+
+        config = headlines.settings(
+            overrides=(
+                f"model.path={options.model}",
+                f"method.num_virtual_tokens={options.num_virtual_tokens}",
+                f"batch_size={options.batch_size}",
+            )
+        )
+        train = headlines.examples(config, "train")
+        epoch = len(train) // options.batch_size
+        return headlines.updates(config, train, min(options.updates or epoch, epoch))
+    from prompt_tuning_jax.models import weights
+
+    vocabulary = weights.read(options.model, options.dtype).spec.vocabulary
+    return inputs.random_updates(options.batch_size, options.length, options.targets, vocabulary)
+
+
+def torch_folder(path: str, folder: str, dtype: str) -> str:
+    """The model as a Hugging Face folder: a GGUF file is read by transformers and saved as one.
+
+    Reading GGUF takes transformers several times the model's memory, which is no part of a step.
+    """
+    from prompt_tuning_jax.models import weights
+
+    found = str(weights.locate(path))
+    if os.path.isdir(found):
+        return found
+    import peft_side
+
+    return peft_side.save(peft_side.base(found, dtype), f"{folder}/torch")
+
+
+def read_cases(options: argparse.Namespace) -> list[list[inputs.Case]]:
+    """The examples of each update, as `prepare` wrote them."""
+    with open(options.cases, encoding="utf-8") as file:
+        return [[inputs.Case(*each) for each in update] for update in json.load(file)]
+
+
+def our_training(options: argparse.Namespace):
+    """Our side, packed and ready."""
+    import our_side
+
+    model = our_side.load(options.model, options.dtype, options.remat)
+    cases = read_cases(options)
+    return our_side.prepare(model, cases, options.num_virtual_tokens, options.learning_rate)
+
+
+def peft_stepper(options: argparse.Namespace) -> Callable[[int], float]:
+    """A function from the number of an update to PEFT's loss, when all of it is done."""
+    import peft_side
+
+    peft_side.use_threads(options.threads)
+    base = peft_side.base(options.torch_model, options.dtype)
+    vectors = peft_side.embeddings(base, options.num_virtual_tokens)
+    train = peft_side.trainer(peft_side.tuned(base, vectors), options.learning_rate)
+    batches = [peft_side.batch(update) for update in read_cases(options)]
+    return lambda number: train(batches[number])
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything that is printed."""
+    import our_side
+
+    training = our_training(options)
+    losses: dict[str, list[float]] = {"peft": [], "ours": []}
+    sides: dict[str, Callable[[int], Any]] = {}
+    if not options.skip_peft:
+        sides["peft"] = recorded(peft_stepper(options), losses["peft"])
+    sides["ours"] = recorded(our_side.stepper(training), losses["ours"])
+    sides["products"] = our_side.bare_products(training)
+    count = len(training.batches)
+    rounds = list(range(count)) if count > 1 else [0] * options.rounds
+    times = measure.interleave(sides, rounds, our_side.first_of_each_kind(training) * 2)
+
+    result = {"model": os.path.basename(options.model)} | our_side.described(training)
+    for name in ("batches", "num_virtual_tokens", "batch_size", "dtype", "threads"):
+        result[name] = getattr(options, name)
+    result |= timed(times, sum if count > 1 else statistics.median) | compared(losses)
+    result |= counted(our_side.work(training, rounds), sum(times["ours"]), options)
+    if not options.skip_memory:
+        result |= memories(options)
+    return result | measure.machine()
+
+
+def recorded(step: Callable[[int], float], losses: list[float]) -> Callable[[int], None]:
+    """`step` that also keeps the loss of every call."""
+    return lambda number: losses.append(step(number))
+
+
+def timed(
+    times: dict[str, list[float]], summary: Callable[[list[float]], float]
+) -> dict[str, float]:
+    """Medians of a step; ratios of medians, or of sums where the batches of an epoch differ."""
+    result = {f"{side}_seconds": statistics.median(each) for side, each in times.items()}
+    whole = {side: summary(each) for side, each in times.items()}
+    if "peft" in times:
+        result["ratio"] = whole["peft"] / whole["ours"]
+    return result | {"step_over_products": whole["ours"] / whole["products"]}
+
+
+def compared(losses: dict[str, list[float]]) -> dict[str, float]:
+    """The first losses, and the largest difference between the sides at any step."""
+    result = {f"{side}_first_loss": each[0] for side, each in losses.items() if each}
+    if losses["peft"]:
+        pairs = zip(losses["peft"], losses["ours"], strict=True)
+        result["loss_difference"] = max(abs(a - b) for a, b in pairs)
+    return result
+
+
+def counted(work, seconds: float, options: argparse.Namespace) -> dict[str, float]:
+    """Operations against the fewest, and the rate against the machine's own."""
+    rate = measure.matrix_rate(options.matrix_size, options.dtype)
+    return {
+        "flops": work.flops,
+        "recomputed_flops": work.recomputed,
+        "least_flops": work.least,
+        "flops_ratio": work.flops / work.least,
+        "flops_ratio_without_recomputed": (work.flops - work.recomputed) / work.least,
+        "matrix_gflops_per_second": rate / 1e9,
+        "fraction_of_matrix_rate": work.least / seconds / rate,
+    }
+
+
+def memories(options: argparse.Namespace) -> dict[str, float]:
+    """The peaks of both sides, each in a process of its own."""
+    sides = ("ours",) if options.skip_peft else ("peft", "ours")
+    peaks = {side: peak_of(side, options) for side in sides}
+    result: dict[str, float] = {f"{side}_peak_bytes": peak for side, peak in peaks.items()}
+    if "peft" in peaks:
+        result["memory_ratio"] = peaks["ours"] / peaks["peft"]
+    return result
+
+
+def peak_of(side: str, options: argparse.Namespace) -> int:
+    """The peak of a process of its own that runs `side` on the same examples."""
+    arguments = ["--memory_of", side]
+    for name in PASSED_ON:
+        if getattr(options, name) is not None:
+            arguments += [f"--{name}", str(getattr(options, name))]
+    return measure.in_own_process(arguments)["bytes"]
+
+
+def own_peak(options: argparse.Namespace) -> int:
+    """The most memory that this process has held, weights included, after the largest updates; on
+    an accelerator its memory and not the host's."""
+    if options.memory_of == "peft":
+        import peft_side as side
+
+        step = peft_stepper(options)
+    else:
+        import our_side as side
+
+        step = side.stepper(our_training(options))
+    sizes = [sum(len(case.ids) for case in update) for update in read_cases(options)]
+    for number in sorted(range(len(sizes)), key=sizes.__getitem__)[-3:] * 2:
+        step(number)
+    return side.peak_device_bytes() or measure.peak_host_bytes()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

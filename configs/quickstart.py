@@ -1,0 +1,59 @@
+"""A soft prompt for SmolLM2-135M-Instruct that names the topic of a BBC News headline.
+
+Command: prompt-tuning train --config configs/quickstart.py --workdir runs/quickstart
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.steps = 200
+    config.batch_size = 16
+    config.learning_rate = 0.02
+    config.evaluate_every = 50
+    config.save_every = 50
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.clip_norm = 1.0
+
+    config.schedule = ConfigDict()
+    config.schedule.name = "cosine"
+    config.schedule.warmup_steps = 20
+
+    config.model = ConfigDict()
+    config.model.path = "smollm2-135m-instruct"
+
+    config.method = ConfigDict()
+    config.method.name = "soft_prompt"
+    config.method.num_virtual_tokens = 16
+    config.method.init = "text"
+    config.method.init_text = (
+        "Classify this news headline as business, entertainment, politics, sports or technology."
+    )
+
+    config.task = ConfigDict()
+    config.task.name = "bbc_news"
+    config.task.split_seed = 0
+    config.task.train = "train"
+    config.task.validation = "validation"
+    config.task.test = "test"
+    config.task.template = "{soft}Headline: {text}\nTopic:"
+    # The data says sport and tech; the words after = are what the model reads and scores.
+    config.task.labels = (
+        "business",
+        "entertainment",
+        "politics",
+        "sport=sports",
+        "tech=technology",
+    )
+
+    # The written prompts that the report compares the soft prompt with.
+    config.prompts = (
+        "Classify this news headline as business, entertainment, politics, sports or technology.\n"
+        "Headline: {text}\nTopic:",
+    )
+    return config

@@ -1,0 +1,101 @@
+"""The five names for notebooks and forks; the commands are thin over the same functions."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from prompt_tuning_jax import artifact as artifacts
+from prompt_tuning_jax import scoring
+from prompt_tuning_jax.artifact import Artifact
+from prompt_tuning_jax.data import task as tasks
+from prompt_tuning_jax.data.task import Task
+from prompt_tuning_jax.data.template import with_prompt
+from prompt_tuning_jax.models import LanguageModel, load
+from prompt_tuning_jax.train import Result, encode, tune, virtual_tokens
+
+__all__ = ("evaluate", "load", "predict", "save", "tune", "Result")
+
+PREDICTED_AT_ONCE = 256  # records of a call; memory does not grow with how many there are
+
+
+def evaluate(
+    lm: LanguageModel,
+    task: Task,
+    artifact: Artifact | None = None,
+    *,
+    split: str = "test",
+    prompt: str | None = None,
+) -> dict[str, Any]:
+    """Scores the model on a split of the task.
+
+    Args:
+      lm: from `load`.
+      task: from `data.task.make`.
+      artifact: what tailors the model; None for the model alone.
+      split: 'train', 'validation', 'test', or a part such as 'test[:100]'.
+      prompt: a hand-written prompt for the model alone. It stands where the template has `{soft}`,
+        or, where it names a field itself, takes the whole template's place.
+
+    Returns:
+      loss (nats an example), accuracy (0 to 1), examples.
+
+    Raises:
+      UserError: the artifact belongs to another model, or a template, split or record is at fault.
+    """
+    collections, template, max_length = _adaptation(lm, task, artifact)
+    if prompt is not None:
+        template = with_prompt(template, prompt)
+    rows = tasks.records(task, split)
+    examples = encode(lm, task, rows, virtual_tokens(collections), max_length, template)
+    scores = scoring.score(lm, examples, collections)
+    return scoring.metrics(scores, np.array([example.answer for example in examples]))
+
+
+def predict(
+    lm: LanguageModel,
+    task: Task,
+    records: Iterable[Mapping[str, str] | str],
+    artifact: Artifact | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Labels records as they come.
+
+    Args:
+      lm: from `load`.
+      task: from `data.task.make`.
+      records: the template's fields by name, or the text alone where the template has one field.
+      artifact: what tailors the model; None for the model alone.
+
+    Yields:
+      label (its value in the data) and probabilities by label, in the order of the records.
+    """
+    collections, template, max_length = _adaptation(lm, task, artifact)
+    values = [value for value, _ in task.labels]
+    waiting = iter(records)
+    while chunk := list(islice(waiting, PREDICTED_AT_ONCE)):
+        rows = [_fields(task, record) for record in chunk]
+        examples = encode(lm, task, rows, virtual_tokens(collections), max_length, template)
+        for row in scoring.probabilities(scoring.score(lm, examples, collections)):
+            shares = {value: round(float(share), 6) for value, share in zip(values, row)}
+            yield {"label": values[int(row.argmax())], "probabilities": shares}
+
+
+def save(artifact: Artifact, folder: str | os.PathLike) -> None:
+    """Writes an artifact as a folder of two files; one that is there before is replaced."""
+    artifacts.save(artifact, folder)
+
+
+def _adaptation(lm, task, artifact):
+    if artifact is None:
+        return {}, task.template, 0
+    artifacts.check(artifact, lm)
+    return artifact.collections, artifact.manifest["template"], artifact.manifest["max_length"]
+
+
+def _fields(task, record):
+    """A record without its label: that is what is asked for."""
+    if isinstance(record, str):
+        return {task.fields[0]: record}
+    return {name: value for name, value in record.items() if name != "label"}

@@ -1,0 +1,384 @@
+"""Artifacts: what a method gave the model, on disk, with a manifest of what it belongs to.
+
+A folder of two files. `adaptation.safetensors` holds the collections, a leaf named
+`collection/leaf`. `manifest.json` says what they are for; it is data, and names no code to run.
+Both are covered by SHA-256: safetensors has no checksum, so a flipped bit would load. Sizes are
+checked before memory is taken, and nothing outside the folder is opened.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from prompt_tuning_jax import __version__
+from prompt_tuning_jax.config import KEYS, flatten
+from prompt_tuning_jax.errors import UserError, nearest
+from prompt_tuning_jax.models import safetensors_file
+from prompt_tuning_jax.workdir import sync
+
+FORMAT = 1
+MANIFEST, TENSORS = "manifest.json", "adaptation.safetensors"
+
+# Bounds that no real artifact comes near, so that a hostile one costs nothing to refuse.
+_MANIFEST_BYTES, _HEADER_BYTES = 1 << 20, 1 << 16
+_DIMENSIONS, _DEPTH = 8, 5
+_LEAF = re.compile(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+)+")
+_METHOD = re.compile(r"[a-z0-9_]+")
+_KINDS: dict[str, type] = {
+    "format": int,
+    "method": str,
+    "model": dict,
+    "tokenizer": str,
+    "template": str,
+    "labels": list,
+    "max_length": int,
+    "add_bos": bool,
+    "config": dict,
+    "metrics": dict,
+    "versions": dict,
+}
+_MODEL = {"name": str, "fingerprint": str, "spec": dict}
+_AGAIN = "copy the artifact again, or train it again"
+# Failures that are the disk's; any other is the name's that was given.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_PACKAGES = ("jax", "flax", "optax", "numpy")
+
+
+class Artifact(NamedTuple):
+    """An adaptation and what it is for.
+
+    Attributes:
+      collections: what `Method.adapt` returned: nested dicts of arrays of finite numbers.
+      manifest: JSON values by the names in `describe`.
+    """
+
+    collections: dict[str, Any]
+    manifest: dict[str, Any]
+
+
+def describe(
+    *,
+    method: str,
+    lm: Any,
+    template: str,
+    labels: Sequence[tuple[str, str]],
+    max_length: int,
+    add_bos: bool,
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The manifest of an adaptation of `lm`.
+
+    Args:
+      method: name of the method that made it.
+      lm: the `models.LanguageModel` that it was trained on.
+      template: text with `{field}`s and `{soft}`.
+      labels: each label's value in the data, and its word.
+      max_length: tokens in an example.
+      add_bos: whether examples begin with the model's BOS.
+      config: of the run, as plain values.
+      metrics: numbers by name, or by split and name.
+    """
+    model = {
+        "name": lm.name,
+        "fingerprint": lm.fingerprint,
+        "spec": dataclasses.asdict(lm.spec),
+    }
+    return {
+        "format": FORMAT,
+        "method": method,
+        "model": model,
+        "tokenizer": lm.tokenizer.fingerprint,
+        "template": template,
+        "labels": [list(label) for label in labels],
+        "max_length": max_length,
+        "add_bos": add_bos,
+        "config": dict(config),
+        "metrics": dict(metrics),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of this package and of those that its numbers depend on."""
+    others = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"prompt-tuning-jax": __version__, **others}
+
+
+def save(artifact: Artifact, folder: str | os.PathLike) -> None:
+    """Writes an artifact, whole or not at all; one that is there before is replaced.
+
+    Raises:
+      UserError: the values are not finite, or the folder cannot be written or holds other files.
+      OSError: the disk is full; what was there before is still there.
+    """
+    folder = Path(folder).resolve()
+    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in _leaves(artifact.collections)}
+    _check_arrays(arrays, folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        if folder.exists() and (others := set(os.listdir(folder)) - {MANIFEST, TENSORS}):
+            raise UserError(
+                f"'{folder}' holds '{min(others)}', which is no part of an artifact and would be "
+                "lost: give a folder of its own."
+            )
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        digest = safetensors_file.write(partial / TENSORS, arrays)
+        (partial / MANIFEST).write_bytes(_sealed(artifact.manifest, digest, folder))
+        for path in (partial / TENSORS, partial / MANIFEST, partial):
+            sync(path)
+        _swap(partial, folder)
+    except OSError as error:
+        if error.errno in _DISK:
+            raise
+        raise UserError(
+            f"the artifact '{folder}' cannot be written ({error.strerror}): give another folder."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _swap(partial: Path, folder: Path) -> None:
+    """Gives `partial` the name `folder`. A folder that is not empty cannot be renamed over."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    before = folder.exists()
+    if before:
+        os.replace(folder, old)
+    try:
+        os.replace(partial, folder)
+    except OSError:
+        if before:
+            os.replace(old, folder)
+        raise
+    sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load(folder: str | os.PathLike) -> Artifact:
+    """Reads an artifact; no method's code is needed.
+
+    Raises:
+      UserError: it is missing, damaged, hostile, or of a later version; the file is named.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"the artifact '{folder}' does not exist: give the folder of one.")
+    path = folder / MANIFEST
+    manifest = _read_manifest(path)
+    if manifest["format"] != FORMAT:
+        raise UserError(
+            f"{path} is of format {manifest['format']} and this version reads {FORMAT}: "
+            "use the version of prompt-tuning-jax that wrote it."
+        )
+    digest = manifest.pop("tensors_sha256")
+    _check_manifest(manifest, path)
+    arrays = _read_tensors(folder / TENSORS, digest)
+    return Artifact(_nested(arrays, folder / TENSORS), manifest)
+
+
+def check(artifact: Artifact, lm: Any) -> None:
+    """Refuses a model that the artifact was not made for, before anything is compiled.
+
+    Args:
+      artifact: from `load`.
+      lm: a `models.LanguageModel`.
+
+    Raises:
+      UserError: another model, another tokenizer, or leaves that the model has no place for.
+    """
+    from prompt_tuning_jax.models.decoder import bind
+
+    made_for = artifact.manifest["model"]
+    theirs, ours = made_for["spec"], dataclasses.asdict(lm.spec)
+    # An option that was added to the spec later is missing from older manifests.
+    same = all(theirs[name] == ours[name] for name in theirs.keys() & ours.keys())
+    if made_for["fingerprint"] != lm.fingerprint or not same:
+        raise UserError(
+            "the artifact is for the model "
+            f"{_model(made_for['name'], theirs, made_for['fingerprint'])}, and this is "
+            f"{_model(lm.name, ours, lm.fingerprint)}: load the model that it was trained on."
+        )
+    if artifact.manifest["tokenizer"] != lm.tokenizer.fingerprint:
+        raise UserError(
+            f"the artifact is for the tokenizer {artifact.manifest['tokenizer'][:12]}, and "
+            f"'{lm.name}' has {lm.tokenizer.fingerprint[:12]}: load the one it was trained with."
+        )
+    bind(lm.spec, artifact.collections)
+
+
+def _model(name: str, spec: Mapping[str, Any], fingerprint: str) -> str:
+    layers, width = spec.get("layers"), spec.get("width")
+    return f"'{name}' ({layers} layers of width {width}, fingerprint {fingerprint[:12]})"
+
+
+def _dump(manifest: Mapping[str, Any]) -> bytes:
+    """The one way in which a manifest is written: other bytes of the same meaning are refused."""
+    text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode()
+
+
+def _sealed(manifest: Mapping[str, Any], tensors_sha256: str, path: Path) -> bytes:
+    manifest = json.loads(json.dumps(manifest))  # tuples to lists, as reading it gives them
+    _check_manifest(manifest, path)
+    sealed = {**manifest, "tensors_sha256": tensors_sha256}
+    try:
+        return _dump({**sealed, "sha256": hashlib.sha256(_dump(sealed)).hexdigest()})
+    except ValueError as error:
+        raise UserError(f"the manifest of '{path}' cannot be written as JSON ({error}).") from error
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    _check_file(path, _MANIFEST_BYTES)
+    data = path.read_bytes()
+    try:
+        manifest = json.loads(data)
+        digest = manifest.pop("sha256")
+        whole = (
+            hashlib.sha256(_dump(manifest)).hexdigest() == digest
+            and _dump({**manifest, "sha256": digest}) == data
+            and type(manifest["format"]) is int
+            and type(manifest["tensors_sha256"]) is str
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: it is not what `save` writes; {_AGAIN}.") from error
+    if not whole:
+        raise UserError(f"{path} is damaged or was edited: its checksum is wrong; {_AGAIN}.")
+    return manifest
+
+
+def _check_file(path: Path, most: float) -> None:
+    """A plain file of the folder itself: a link could lead anywhere, a pipe could wait for ever."""
+    try:
+        status = path.lstat()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): give the folder of an artifact."
+        ) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is not a plain file, and only such are read; {_AGAIN}.")
+    if status.st_size > most:
+        raise UserError(
+            f"{path} has {status.st_size:,} bytes, expected at most {most:,}; {_AGAIN}."
+        )
+
+
+def _check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
+    fault = next(_faults(manifest), None)
+    if fault is not None:
+        raise UserError(f"{path} is not the manifest of an artifact: {fault}.")
+
+
+def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong, first things first: a later check relies on those before it."""
+    if not _shallow(manifest, _DEPTH):
+        yield f"it is nested more than {_DEPTH} deep"
+    yield from _unknown(manifest, _KINDS)
+    for name, kind in _KINDS.items():
+        if type(manifest.get(name)) is not kind:
+            yield f"{name!r} is {_short(manifest.get(name))}, expected a {kind.__name__}"
+    if not _METHOD.fullmatch(manifest["method"]):
+        yield f"'method' is {_short(manifest['method'])}, expected the name of one"
+    if {name: type(value) for name, value in manifest["model"].items()} != _MODEL:
+        yield f"'model' is {_short(manifest['model'])}, expected {', '.join(_MODEL)}"
+    for pair in manifest["labels"]:
+        if not isinstance(pair, list) or list(map(type, pair)) != [str, str]:
+            yield f"'labels' has {_short(pair)}, expected pairs of texts"
+    if manifest["max_length"] < 0:
+        yield f"'max_length' is {manifest['max_length']}, expected at least 0"
+    yield from _unknown(flatten(manifest["config"]), KEYS, "config.")
+
+
+def _unknown(given: Iterable[str], known: Iterable[str], prefix: str = "") -> Iterator[str]:
+    for name in sorted(set(given) - set(known)):
+        yield f"{_short(prefix + name)} is not a known key{nearest(name[:99], known)}"
+
+
+def _shallow(value: Any, depth: int) -> bool:
+    if not isinstance(value, dict | list):
+        return True
+    inside = value.values() if isinstance(value, dict) else value
+    return depth > 0 and all(_shallow(item, depth - 1) for item in inside)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", np.asarray(value)
+
+
+def _nested(arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *parents, last = name.split("/")
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise UserError(f"{path} has both a leaf and a branch at '{name}'; {_AGAIN}.")
+        if last in place:
+            raise UserError(f"{path} has both a leaf and a branch at '{name}'; {_AGAIN}.")
+        place[last] = array
+    return tree
+
+
+def _read_tensors(path: Path, digest: str) -> dict[str, np.ndarray]:
+    _check_file(path, math.inf)
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if header > _HEADER_BYTES:
+        raise UserError(
+            f"{path} declares a header of {header:,} bytes, expected at most {_HEADER_BYTES:,}; "
+            f"{_AGAIN}."
+        )
+    for name, entry in safetensors_file.read_header(path).items():
+        _check_leaf(name, entry.dtype, entry.shape, path)
+    arrays, found = safetensors_file.read_whole(path)
+    if found != digest:
+        raise UserError(
+            f"{path} is damaged or belongs to another manifest: its checksum is wrong; {_AGAIN}."
+        )
+    _check_arrays(arrays, path)
+    return arrays
+
+
+def _check_leaf(name: str, dtype: str, shape: Sequence[int], path: Path) -> None:
+    if not _LEAF.fullmatch(name):
+        raise UserError(f"{path} has a tensor {_short(name)}, expected names as 'prompt/vectors'.")
+    if dtype not in safetensors_file.DTYPES:
+        raise UserError(
+            f"{path}: '{name}' is of type {_short(dtype)}, expected one of "
+            f"{', '.join(safetensors_file.DTYPES)}."
+        )
+    if len(shape) > _DIMENSIONS or any(size >= 2**31 for size in shape):
+        raise UserError(f"{path}: '{name}' has the shape {_short(list(shape))}, which no leaf has.")
+
+
+def _check_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    if not arrays:
+        raise UserError(f"{path} holds no tensor, expected one at least.")
+    names = {dtype: name for name, dtype in safetensors_file.DTYPES.items()}
+    for name, array in arrays.items():
+        _check_leaf(name, names.get(array.dtype, str(array.dtype)), array.shape, path)
+        if not np.isfinite(array).all():
+            raise UserError(f"{path}: '{name}' has values that are not finite; train it again.")

@@ -1,0 +1,130 @@
+"""What the commands do, once the command line is understood. Text for people goes to stdout."""
+
+
+import platform
+import shlex
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jaxlib
+
+from prompt_tuning_jax import api, artifact, cache, config as configs, report, workdir
+from prompt_tuning_jax.data import task as tasks
+from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.models import LanguageModel, load
+from prompt_tuning_jax.train import Result, parameter_count
+
+INTERRUPTED = 75
+
+
+def train(config, folder: str, fresh: bool, command: list[str]) -> int:
+    """Tunes, evaluates and writes the report; the same command again goes on where it stopped.
+
+    Args:
+      config: checked, with the keys of `config.KEYS`.
+      folder: of the run.
+      fresh: start over where the folder holds a run.
+      command: as it was typed, to be shown to a person who stopped it.
+
+    Returns:
+      Exit status: 0 done, 75 interrupted and saved.
+    """
+    keep_compiled()
+    with workdir.claim(folder) as run:
+        task = tasks.make(config.task)
+        lm = load_model(config)
+        workdir.settle(run, config, fresh)
+        result = api.tune(lm, task, config, run, say)
+        if not result.finished:
+            say(f"saved; this goes on from here:\n  {shlex.join(command)}")
+            return INTERRUPTED
+        kept = run / workdir.ARTIFACT
+        api.save(result.artifact, kept)
+        report.curves(run / workdir.METRICS, run / workdir.CURVES)
+        say(f"scoring {config.task.test}")
+        rows = compare(lm, task, config, result, kept)
+        report.write_report(run / workdir.REPORT, rows)
+        say("")
+        report.table(rows)
+        say(f"\ncurves: {run / workdir.CURVES}")
+        asking = f"prompt-tuning predict --artifact {shlex.quote(str(kept))}"
+        say(f"next:   echo 'Shares fall as rates rise' | {asking}")
+    return 0
+
+
+def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list[report.Row]:
+    """Rows of the report on the test split: no prompt, the written prompt that is best on the
+    validation split, and what was tuned."""
+
+    def accuracy(**how):
+        return api.evaluate(lm, task, split=config.task.test, **how)["accuracy"]
+
+    rows = [report.Row("no prompt", accuracy(), 0, 0, 0.0)]
+    if config.prompts:
+        began = time.perf_counter()
+        best = max(
+            config.prompts,
+            key=lambda prompt: api.evaluate(
+                lm, task, split=config.task.validation, prompt=prompt
+            )["accuracy"],
+        )
+        ranked = time.perf_counter() - began if len(config.prompts) > 1 else 0.0
+        size = len(best.encode())
+        rows.append(report.Row("written prompt", accuracy(prompt=best), 0, size, ranked))
+    tuned = accuracy(artifact=result.artifact)
+    size = (kept / artifact.TENSORS).stat().st_size
+    name = config.method.name.replace("_", " ")
+    rows.append(report.Row(name, tuned, result.trainable_parameters, size, result.seconds))
+    return rows
+
+
+def evaluate(config, folder: str | None, prompt: str | None, split: str) -> dict[str, Any]:
+    """Scores an artifact, a written prompt, or the model alone; `config` is None with an artifact
+    that brings its own."""
+    keep_compiled()
+    made = None if folder is None else artifact.load(folder)
+    if config is None:
+        config = own_config(made)
+    task = tasks.make(config.task)
+    return api.evaluate(load_model(config), task, made, split=split, prompt=prompt)
+
+
+def predict(folder: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """A label and its probabilities for every line."""
+    keep_compiled()
+    made = artifact.load(folder)
+    config = own_config(made)
+    task = tasks.make(config.task)
+    yield from api.predict(load_model(config), task, lines, made)
+
+
+def own_config(made: artifact.Artifact):
+    """The config that an artifact was made with."""
+    return configs.build(made.manifest["config"])
+
+
+def load_model(config) -> LanguageModel:
+    """The frozen model that a config names."""
+    settings = config.model
+    return load(
+        settings.path,
+        dtype=settings.dtype,
+        remat=settings.remat,
+        matmul_precision=settings.matmul_precision,
+    )
+
+
+def keep_compiled():
+    """Keeps what XLA compiles, for the next time the same command is typed. A folder for each
+    version and host: what another machine compiled has been seen to crash."""
+    name = f"{jaxlib.__version__}-{platform.node()}-{platform.machine()}"
+    jax.config.update("jax_compilation_cache_dir", str(cache.cache_folder() / "compiled" / name))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def say(line: str):
+    """A line for people, at once."""
+    print(line, flush=True)

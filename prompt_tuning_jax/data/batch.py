@@ -1,0 +1,334 @@
+"""Batches: examples packed into rows, the few shapes of a run, and the order of its examples.
+
+All examples of a causal language model begin alike, so a batch holds that front once, and rows
+hold what differs. Several short examples share a row; segments keep them apart. The answers of an
+example share its trunk; branches keep them apart.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from prompt_tuning_jax.data.template import Example
+
+# Positions a row can have before its attention costs as much again as the rest of the layer:
+# measured on a CPU, where attention is dearer than its share of the multiplications.
+_ATTENTION_LENGTH = 600
+_SAMPLE = 256  # batches that decide on the number of rows
+_CANDIDATES = 16  # numbers of rows that are compared
+
+
+class Shape(NamedTuple):
+    """The sizes of a batch's arrays: R rows of T positions, Q reads and M targets."""
+
+    rows: int
+    length: int
+    reads: int
+    targets: int
+
+
+class Batch(NamedTuple):
+    """What a step reads; int32 unless said. Nothing is indexed across rows."""
+
+    shared: np.ndarray  # [S], the front that is the same for all examples
+    tokens: np.ndarray  # [R, T]
+    positions: np.ndarray  # [R, T], the first after the shared ones is S
+    segments: np.ndarray  # [R, T], 0 is padding, examples count from 1 within a row
+    branches: np.ndarray  # [R, T], 0 is the trunk, c + 1 the tail of answer c
+    reads: np.ndarray  # [R, Q], places in the row whose hidden state is needed, each once
+    targets: np.ndarray  # [R, M], which of the row's reads predicts the target
+    target_ids: np.ndarray  # [R, M]
+    target_weights: np.ndarray  # float32[R, M], 0 is padding
+    target_example: np.ndarray  # [R, M], example in the batch; if ranked, example * C + answer
+
+
+def shared_length(examples: Sequence[Example]) -> int:
+    """Returns S: how many front tokens are the same in all examples.
+
+    They lie before every field and before the last token of every trunk, which predicts a target.
+    """
+    bound = min(min(example.constant, len(example.trunk) - 1) for example in examples)
+    fronts = np.stack([example.trunk[:bound] for example in examples])
+    same = (fronts == fronts[0]).all(axis=0)
+    return int(bound if same.all() else same.argmin())
+
+
+def plan(
+    examples: Sequence[Example],
+    batches: np.ndarray,
+    shared: int,
+    *,
+    ranked: bool = False,
+    row_multiple: int = 1,
+    max_shapes: int = 2,
+) -> tuple[Shape, ...]:
+    """Chooses the shapes of a run, the shortest first, such that every batch of it fits one.
+
+    All have the same number of rows, the one that costs least; their lengths are those with the
+    least padding.
+
+    Args:
+        examples: n examples.
+        batches: int[N, B], the examples of each batch of the run.
+        shared: S.
+        ranked: whether all tails are packed, or the right one alone.
+        row_multiple: what the number of rows has to be a multiple of: devices times microbatches.
+        max_shapes: the most shapes, each of which is compiled once.
+    """
+    sizes = _sizes(examples, shared, ranked)[batches]
+    sample = sizes[:: -(-len(sizes) // _SAMPLE)]
+
+    def cost(rows: int) -> float:
+        loads = _loads(sample, rows)[..., 0].max(axis=1)
+        lengths = _lengths(loads, max_shapes)
+        length = lengths[np.searchsorted(lengths, loads)]
+        return float((rows * length * (1 + (shared + length) / _ATTENTION_LENGTH)).sum())
+
+    rows = min(_row_candidates(batches.shape[1], row_multiple), key=cost)
+    largest = _loads(sizes, rows).max(axis=1)
+    shapes = []
+    for length in _lengths(largest[:, 0], max_shapes):
+        _, reads, targets = largest[largest[:, 0] <= length].max(axis=0)
+        shapes.append(Shape(rows, int(length), int(reads), int(targets)))
+    return tuple(shapes)
+
+
+def pack(
+    examples: Sequence[Example], shared: int, shapes: Sequence[Shape], *, ranked: bool
+) -> Batch:
+    """Packs the examples of one batch into the shortest of `shapes` that holds them.
+
+    Args:
+        examples: B examples with the same first S tokens.
+        shared: S.
+        shapes: from `plan`: of one number of rows, the shortest first.
+        ranked: pack all tails, or the right one alone (training and its loss).
+    """
+    sizes = _sizes(examples, shared, ranked)
+    rows = assign(sizes[None, :, 0], shapes[0].rows)[0]
+    largest = _sums(sizes[None], rows[None], shapes[0].rows)[0].max(axis=0)
+    for shape in shapes:
+        if (largest <= shape[1:]).all():
+            return _fill(examples, rows, shared, shape, ranked)
+    raise ValueError(f"a batch with rows of {largest} positions, reads, targets fits no {shapes}")
+
+
+def evaluation_shape(
+    examples: Sequence[Example],
+    shared: int,
+    *,
+    ranked: bool = True,
+    row_multiple: int = 1,
+    positions: int = 1024,
+) -> Shape:
+    """Chooses one shape of about `positions` positions for `evaluation_batches`."""
+    sizes = _sizes(examples, shared, ranked)
+    lengths = sizes[:, 0]
+    # Rows of about three times the longest example pack well and attend cheaply. All hold the same
+    # number of examples: one more in some of them would be padding in all others.
+    each = min(max(round(3 * lengths.max() / lengths.mean()), 1), len(examples))
+    needed = -(-len(examples) // each)
+    batches = -(-int(lengths.sum()) // positions)
+    rows = -(-needed // (batches * row_multiple)) * row_multiple
+    batches = -(-needed // rows)
+    largest = _loads(sizes[None], batches * rows)[0].max(axis=0)
+    return Shape(rows, *map(int, largest))
+
+
+def evaluation_batches(
+    examples: Sequence[Example], shared: int, shape: Shape, *, ranked: bool = True
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Packs every example into exactly one of a few full batches of one shape.
+
+    Order means nothing here, so examples of all batches are spread over rows of equal load, which
+    leaves less padding than batches in order. Rows that get no example are padding.
+
+    Yields:
+        A batch and int[b], the index in `examples` of each of its examples.
+
+    Raises:
+        ValueError: an example that is larger than a row of `shape`.
+    """
+    sizes = _sizes(examples, shared, ranked)
+    if (sizes > shape[1:]).any():
+        raise ValueError(f"an example of {sizes.max(axis=0)} positions, reads, targets > {shape}")
+    batches = int((-(-sizes.sum(axis=0) // (shape.rows * np.array(shape[1:])))).max())
+    while True:
+        rows = assign(sizes[None, :, 0], batches * shape.rows)[0]
+        sums = _sums(sizes[None], rows[None], batches * shape.rows)[0]
+        if (sums <= shape[1:]).all():
+            break
+        batches += 1
+    for number in range(batches):
+        chosen = np.flatnonzero(rows // shape.rows == number)
+        if chosen.size:
+            inside = [examples[index] for index in chosen.tolist()]
+            yield _fill(inside, rows[chosen] % shape.rows, shared, shape, ranked), chosen
+
+
+def order(number_of_examples: int, seed: int) -> Any:
+    """Returns the endless order of a run: item i is the index of the i-th example that is read.
+
+    Epochs follow each other without a gap, each shuffled anew. Access is random, so that a run
+    which goes on at a step needs to know the step alone.
+    """
+    # Takes a second to import.
+    import grain
+
+    return grain.MapDataset.range(number_of_examples).seed(seed).shuffle().repeat()
+
+
+def take(order: Any, step: int, batch_size: int) -> np.ndarray:
+    """Returns int64[B], the examples of update `step`, counted from 0."""
+    start = step * batch_size
+    return np.array([order[place] for place in range(start, start + batch_size)], np.int64)
+
+
+def assign(lengths: np.ndarray, rows: int) -> np.ndarray:
+    """Gives the examples of each batch to rows: the longest first, each to the least loaded row.
+
+    A row gets at most ceil(B / rows) examples, so that short answers leave no reads or targets of
+    padding.
+
+    Args:
+        lengths: int[N, B], positions of the examples of N batches.
+        rows: R.
+
+    Returns:
+        int64[N, B], the row of each example.
+    """
+    batches, size = lengths.shape
+    capacity = -(-size // rows)
+    every = np.arange(batches)
+    loads = np.zeros((batches, rows), np.int64)
+    counts = np.zeros((batches, rows), np.int64)
+    chosen = np.zeros((batches, size), np.int64)
+    for example in np.argsort(-lengths, axis=1, kind="stable").T:
+        row = loads.argmin(axis=1)
+        chosen[every, example] = row
+        loads[every, row] += lengths[every, example]
+        counts[every, row] += 1
+        # A full row leaves the running.
+        loads[every, row] += np.where(counts[every, row] == capacity, 2**40, 0)
+    return chosen
+
+
+def _sizes(examples: Sequence[Example], shared: int, ranked: bool) -> np.ndarray:
+    """Returns int64[n, 3]: the positions, reads and targets of each example in a row."""
+    sizes = np.zeros((len(examples), 3), np.int64)
+    for number, example in enumerate(examples):
+        tails = [len(example.tails[c]) for c in _packed(example, ranked)]
+        fed = sum(tails) - len(tails)
+        sizes[number] = len(example.trunk) - shared + fed, 1 + fed, sum(tails)
+    return sizes
+
+
+def _packed(example: Example, ranked: bool) -> Sequence[int]:
+    """Returns the answers of an example that are packed."""
+    if ranked:
+        return range(len(example.tails))
+    if example.answer < 0:
+        raise ValueError("an example whose right answer is unknown can only be ranked")
+    return (example.answer,)
+
+
+def _loads(sizes: np.ndarray, rows: int) -> np.ndarray:
+    return _sums(sizes, assign(sizes[..., 0], rows), rows)
+
+
+def _sums(sizes: np.ndarray, chosen: np.ndarray, rows: int) -> np.ndarray:
+    """Adds int[N, B, 3] up over the rows int[N, B] that were chosen: int64[N, R, 3]."""
+    sums = np.zeros((len(sizes), rows, 3), np.int64)
+    np.add.at(sums, (np.arange(len(sizes))[:, None], chosen), sizes)
+    return sums
+
+
+def _row_candidates(size: int, multiple: int) -> list[int]:
+    """Returns up to about 16 multiples, the largest the first that gives each example a row."""
+    most = -(-size // multiple)
+    spaced = np.geomspace(1, most, min(most, _CANDIDATES)).round()
+    return [multiple * int(number) for number in np.unique(spaced)]
+
+
+def _lengths(loads: np.ndarray, most: int) -> np.ndarray:
+    """Returns at most `most` lengths, ascending, that hold all loads with the least padding.
+
+    Each load takes the shortest length that holds it. By dynamic programming over the distinct
+    loads: `best[j]` is the least total of the loads up to the j-th with one more length, which is
+    the j-th load itself.
+    """
+    values, counts = np.unique(loads, return_counts=True)
+    below = np.concatenate([[0], np.cumsum(counts)])
+    # total[i, j]: the loads from the i-th to the j-th, all as long as the j-th.
+    total = (below[None, 1:] - below[:-1, None]) * values[None, :].astype(np.float64)
+    total[np.tril_indices(len(values), -1)] = np.inf
+    best, choices = total[0], []
+    for _ in range(min(most, len(values)) - 1):
+        through = np.concatenate([[np.inf], best[:-1]])[:, None] + total
+        choices.append(through.argmin(axis=0))
+        best = through.min(axis=0)
+    lengths, last = [], len(values) - 1
+    for choice in reversed(choices):
+        lengths.append(values[last])
+        last = choice[last] - 1
+    return np.array([*lengths, values[last]])[::-1]
+
+
+def _fill(
+    examples: Sequence[Example], rows: np.ndarray, shared: int, shape: Shape, ranked: bool
+) -> Batch:
+    """Writes each example into its row, in the order in which they were given."""
+    front = examples[0].trunk[:shared]
+    batch = empty(front, shape)
+    place = np.zeros((shape.rows, 4), np.int64)  # next position, read, target; segments so far
+    for number, (example, row) in enumerate(zip(examples, rows, strict=True)):
+        if not np.array_equal(example.trunk[:shared], front):
+            raise ValueError(f"example {number} does not begin with the {shared} shared tokens")
+        place[row, 3] += 1
+        _put(batch, row, place[row], example.trunk[shared:], shared, 0)
+        predicts = place[row, 1]
+        batch.reads[row, predicts] = place[row, 0] - 1
+        place[row, 1] += 1
+        for c in _packed(example, ranked):
+            tail = example.tails[c]
+            fed, count = len(tail) - 1, len(tail)
+            _, read, target, _ = place[row]
+            batch.reads[row, read : read + fed] = place[row, 0] + np.arange(fed)
+            _put(batch, row, place[row], tail[:-1], len(example.trunk), c + 1)
+            here = (row, slice(target, target + count))
+            batch.targets[here] = [predicts, *range(read, read + fed)]
+            batch.target_ids[here] = tail
+            batch.target_weights[here] = 1.0
+            batch.target_example[here] = number * len(example.tails) + c if ranked else number
+            place[row, 1:3] += fed, count
+    return batch
+
+
+def _put(
+    batch: Batch, row: int, place: np.ndarray, tokens: np.ndarray, position: int, branch: int
+) -> None:
+    here = (row, slice(place[0], place[0] + len(tokens)))
+    batch.tokens[here] = tokens
+    batch.positions[here] = position + np.arange(len(tokens))
+    batch.segments[here] = place[3]
+    batch.branches[here] = branch
+    place[0] += len(tokens)
+
+
+def empty(shared: np.ndarray, shape: Shape) -> Batch:
+    def zeros(size: int) -> np.ndarray:
+        return np.zeros((shape.rows, size), np.int32)
+
+    return Batch(
+        shared=shared,
+        tokens=zeros(shape.length),
+        positions=zeros(shape.length),
+        segments=zeros(shape.length),
+        branches=zeros(shape.length),
+        reads=zeros(shape.reads),
+        targets=zeros(shape.targets),
+        target_ids=zeros(shape.targets),
+        target_weights=zeros(shape.targets).astype(np.float32),
+        target_example=zeros(shape.targets),
+    )

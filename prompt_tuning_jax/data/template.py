@@ -1,0 +1,400 @@
+"""Text to tokens: a template with fields and slots, a record and its answers become an example.
+
+The whole text with its answer is tokenised in one piece between slots and special tokens, and the
+targets are found by character offsets: the tokens of a word depend on what stands before it, so
+neither a field nor a label is ever tokenised alone.
+"""
+
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from prompt_tuning_jax.errors import UserError, nearest
+
+
+class Constant(NamedTuple):
+    """Text that is the same in every example."""
+
+    text: str
+
+
+class Special(NamedTuple):
+    """The markup of a special token, such as `<|im_start|>`."""
+
+    markup: str
+
+
+class Field(NamedTuple):
+    """Where a record's text goes. `place` counts the template's characters from 1."""
+
+    name: str
+    place: int
+
+
+class Slot(NamedTuple):
+    """Where virtual tokens stand: `size` of them, or all P for None."""
+
+    size: int | None
+    place: int
+
+
+Piece = Constant | Special | Field | Slot
+
+
+class Template(NamedTuple):
+    """A template's text and its pieces in order."""
+
+    text: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """Every occurrence of a field, in order."""
+        return tuple(piece for piece in self.pieces if isinstance(piece, Field))
+
+
+class Example(NamedTuple):
+    """A record as tokens."""
+
+    trunk: np.ndarray  # int32[n]: what all answers share; slot j is -1 - j
+    tails: tuple[np.ndarray, ...]  # int32[m] each, m >= 1: what each answer adds, all of it targets
+    answer: int  # index of the right answer in tails, -1 if unknown
+    constant: int  # how many front tokens lie wholly before the first field
+    dropped: int  # tokens that the longest field lost because the example was too long
+
+
+_PARTS = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|\\[nt]|[^{}\\]+|\\")
+_WRITTEN = {"{{": "{", "}}": "}", "\\n": "\n", "\\t": "\t"}
+
+
+def parse(text: str, specials: Iterable[str] = ()) -> Template:
+    """Parses a template such as '{soft}Headline: {text}\\nTopic:'.
+
+    `{name}` is a field, `{soft}` all virtual tokens, `{soft:8}` eight of them, `{{` and `}}` are
+    braces, `\\n` and `\\t` as typed in a shell are a new line and a tab, and each of `specials`
+    (`<|im_start|>`) is that special token. All else is text.
+
+    Raises:
+        UserError: a brace without its partner, anything but a plain name as a field, or more than
+            one `{soft}`; names the position.
+    """
+    pieces: list[Piece] = []
+    constant = ""
+    markups = sorted(specials, key=len, reverse=True)
+    for match in _PARTS.finditer(text):
+        part, place = match[0], match.start() + 1
+        if part in "{}":
+            raise _misplaced(text, place, f"{part!r} without its partner: write {part * 2!r}")
+        if part in _WRITTEN:
+            constant += _WRITTEN[part]
+        elif part.startswith("{"):
+            pieces += _split_at_specials(constant, markups)
+            constant = ""
+            pieces.append(_field_or_slot(text, part[1:-1], place))
+        else:
+            constant += part
+    pieces += _split_at_specials(constant, markups)
+    slots = [piece for piece in pieces if isinstance(piece, Slot)]
+    if len(slots) > 1 and any(slot.size is None for slot in slots):
+        raise _misplaced(
+            text, slots[1].place, "{soft} is all virtual tokens: write {soft:8} for a part of them"
+        )
+    return Template(text, tuple(pieces))
+
+
+def with_prompt(text: str, prompt: str) -> str:
+    """Returns the template `text` with a hand-written prompt where its virtual tokens stand, or in
+    front if it has none. A prompt that names a field is a template of its own."""
+    if parse(prompt).fields:
+        return prompt
+    slots = [piece for piece in parse(text).pieces if isinstance(piece, Slot)]
+    if not slots:
+        return prompt + text
+    first, *others = re.split(r"\{soft(?::\d+)?\}", text)
+    return first + prompt + "".join(others)
+
+
+def encode(
+    template: Template,
+    record: Mapping[str, str],
+    answers: Sequence[str],
+    tokenizer: Any,
+    *,
+    num_virtual_tokens: int,
+    add_bos: bool,
+    max_length: int,
+    answer: int = -1,
+) -> Example:
+    """Renders `template` with each answer behind it and tokenises the whole.
+
+    An answer follows after one space, or after none where the rendered text ends in white space.
+    What a field's text spells is text: it makes no special token, slot or field.
+
+    Args:
+        template: from `parse` with the tokenizer's specials.
+        record: the text of each field of the template.
+        answers: C texts, none empty.
+        tokenizer: a `models.tokenizer.Tokenizer`.
+        num_virtual_tokens: P; with 0 a plain `{soft}` is nothing.
+        add_bos: begin with the BOS token, unless the template does so itself.
+        max_length: the most positions that the trunk and the longest tail without its last token
+            may take: what the model has, less a prefix's length. Of a longer example the longest
+            field is cut at its end, and no other.
+        answer: index of the right answer.
+
+    Raises:
+        UserError: slots that do not add up to P, a field that the record lacks, an example that is
+            too long when its longest field is empty, or one with nothing before its answer.
+    """
+    layout = _layout(template, num_virtual_tokens)
+    bos = _bos(template, tokenizer, add_bos)
+    fields = {field.name: _text_of(field, record, template) for field in template.fields}
+    shortened, whole = "", 0
+    while True:
+        rendered = _render(layout, fields, tokenizer, bos)
+        trunk, tails = _answered(rendered, answers, tokenizer)
+        length = len(trunk.ids) + max(map(len, tails)) - 1
+        whole = whole or len(trunk.ids)
+        if length <= max_length:
+            break
+        shortened = shortened or _longest(rendered.spans, trunk)
+        if not fields.get(shortened):
+            raise UserError(
+                f"the example takes {length} positions and {max_length} are allowed, with nothing"
+                " left to shorten: use a shorter template, shorter labels or fewer virtual tokens,"
+                " or raise task.max_length"
+            )
+        spans = rendered.spans[shortened]
+        excess = -(-(length - max_length) // len(spans))
+        fields[shortened] = fields[shortened][: _cut(spans[0], trunk, excess)]
+    if not trunk.ids:
+        raise UserError(
+            f"template {template.text!r} puts nothing before the answer: give it text, a slot or a"
+            " field that is not empty"
+        )
+    constant = _constant(rendered.first_field, trunk.ends)
+    return Example(
+        np.array(trunk.ids, np.int32),
+        tuple(np.array(tail, np.int32) for tail in tails),
+        answer,
+        constant,
+        whole - len(trunk.ids),
+    )
+
+
+class _Tokens(NamedTuple):
+    """Tokens and the characters that they come from, counted over the rendered text.
+
+    Slots and special tokens have no characters: they start and end where they stand.
+    """
+
+    ids: list[int]
+    starts: list[int]
+    ends: list[int]
+
+
+class _Rendered(NamedTuple):
+    """A template filled in: tokens up to its last run of text, and that run, still as text."""
+
+    front: _Tokens
+    last: str
+    begins: int  # where the last run begins
+    spans: dict[str, list[tuple[int, int]]]  # characters of each occurrence of each field
+    first_field: int | None  # where the first field begins
+
+
+# What tokenises in one piece (constants and fields), or tokens without text.
+_Run = tuple[Constant | Field, ...]
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(template: Template, num_virtual_tokens: int) -> tuple[_Run | Special | range, ...]:
+    """Joins pieces into runs of text; a slot is the range of its virtual tokens.
+
+    The last item is a run, empty if the template ends in a slot or a special token.
+    """
+    _check_slots(template, num_virtual_tokens)
+    layout: list[_Run | Special | range] = []
+    run: list[Constant | Field] = []
+    used = 0
+    for piece in template.pieces:
+        if isinstance(piece, Constant | Field):
+            run.append(piece)
+            continue
+        slots = range(0)
+        if isinstance(piece, Slot):
+            slots = range(used, used + (num_virtual_tokens if piece.size is None else piece.size))
+            used = slots.stop
+            if not slots:
+                continue
+        if run:
+            layout.append(tuple(run))
+            run = []
+        layout.append(piece if isinstance(piece, Special) else slots)
+    return (*layout, tuple(run))
+
+
+def _check_slots(template: Template, num_virtual_tokens: int) -> None:
+    slots = [piece for piece in template.pieces if isinstance(piece, Slot)]
+    if not slots and num_virtual_tokens:
+        raise UserError(
+            f"template {template.text!r} has no slot for the {num_virtual_tokens} virtual tokens:"
+            " write {soft} where they stand"
+        )
+    counts = [slot.size for slot in slots if slot.size is not None]
+    if counts and sum(counts) != num_virtual_tokens:
+        raise _misplaced(
+            template.text,
+            slots[-1].place,
+            f"the slots add up to {sum(counts)} virtual tokens, expected num_virtual_tokens,"
+            f" {num_virtual_tokens}: change one of them",
+        )
+
+
+def _render(
+    layout: Sequence[_Run | Special | range],
+    fields: Mapping[str, str],
+    tokenizer: Any,
+    bos: Sequence[int],
+) -> _Rendered:
+    specials: dict[str, int] = tokenizer.specials
+    front = _Tokens(list(bos), [0] * len(bos), [0] * len(bos))
+    spans: dict[str, list[tuple[int, int]]] = {}
+    first_field = None
+    begins = place = 0
+    text = ""
+    for number, item in enumerate(layout):
+        if isinstance(item, Special | range):
+            ids = [-1 - j for j in item] if isinstance(item, range) else [specials[item.markup]]
+            _extend(front, ids, [(0, 0)] * len(ids), place)
+        else:
+            begins, text = place, ""
+            for piece in item:
+                added = piece.text if isinstance(piece, Constant) else fields[piece.name]
+                if isinstance(piece, Field):
+                    spans.setdefault(piece.name, []).append((place, place + len(added)))
+                    first_field = place if first_field is None else first_field
+                text += added
+                place += len(added)
+            if number < len(layout) - 1:
+                ids, offsets = tokenizer.encode(text)
+                _extend(front, ids, offsets, begins)
+    return _Rendered(front, text, begins, spans, first_field)
+
+
+def _extend(
+    tokens: _Tokens, ids: Sequence[int], offsets: Sequence[tuple[int, int]], place: int
+) -> None:
+    tokens.ids.extend(ids)
+    tokens.starts.extend([start + place for start, _ in offsets])
+    tokens.ends.extend([end + place for _, end in offsets])
+
+
+def _answered(
+    rendered: _Rendered, answers: Sequence[str], tokenizer: Any
+) -> tuple[_Tokens, list[list[int]]]:
+    """Returns the trunk that all answers share and the tokens that each adds.
+
+    The trunk ends before the first token that holds any of an answer or of the space before it:
+    whether a token's offsets count the space in front is the tokenizer's own habit.
+    """
+    text = rendered.last
+    joint = "" if text[-1:].isspace() else " "
+    encoded = [tokenizer.encode(text + joint + answer) for answer in answers]
+    ids, offsets = encoded[0]
+    shared = len(ids)
+    for other, other_offsets in encoded:
+        shared = min(shared, _constant(len(text), [end for _, end in other_offsets]))
+        # A space on its own that leaves itself out of its offsets: they are empty.
+        while joint and shared and len(set(offsets[shared - 1])) == 1:
+            shared -= 1
+        while other[:shared] != ids[:shared]:
+            shared -= 1
+    front = rendered.front
+    trunk = _Tokens(front.ids.copy(), front.starts.copy(), front.ends.copy())
+    _extend(trunk, ids[:shared], offsets[:shared], rendered.begins)
+    return trunk, [other[shared:] for other, _ in encoded]
+
+
+def _constant(place: int | None, ends: Sequence[int]) -> int:
+    """Returns how many front tokens end at or before `place`; all for None."""
+    if place is None:
+        return len(ends)
+    return next((number for number, end in enumerate(ends) if end > place), len(ends))
+
+
+def _longest(spans: Mapping[str, Sequence[tuple[int, int]]], tokens: _Tokens) -> str:
+    """Returns the field with the most tokens, the first of equals; '' if there is none."""
+    return max(
+        spans, key=lambda name: sum(len(_within(span, tokens)) for span in spans[name]), default=""
+    )
+
+
+def _within(span: tuple[int, int], tokens: _Tokens) -> list[int]:
+    start, end = span
+    return [
+        number
+        for number in range(len(tokens.ids))
+        if tokens.starts[number] < end and tokens.ends[number] > start
+    ]
+
+
+def _cut(span: tuple[int, int], tokens: _Tokens, excess: int) -> int:
+    """Returns how many characters of the field at `span` stay if it loses `excess` tokens."""
+    start, end = span
+    numbers = _within(span, tokens)
+    kept = len(numbers) - excess
+    if kept <= 0:
+        return 0
+    # A character that several tokens share goes with the first of them that is dropped.
+    stop = min(tokens.ends[numbers[kept - 1]], tokens.starts[numbers[kept]])
+    return max(min(stop, end - 1) - start, 0)
+
+
+def _bos(template: Template, tokenizer: Any, add_bos: bool) -> list[int]:
+    if not add_bos:
+        return []
+    if tokenizer.bos_id is None:
+        raise UserError("the tokenizer has no BOS token to begin with: set add_bos to false")
+    first = next((piece for piece in template.pieces if not isinstance(piece, Slot)), None)
+    if isinstance(first, Special) and tokenizer.specials[first.markup] == tokenizer.bos_id:
+        return []
+    return [tokenizer.bos_id]
+
+
+def _text_of(field: Field, record: Mapping[str, str], template: Template) -> str:
+    if field.name not in record:
+        raise _misplaced(
+            template.text,
+            field.place,
+            f"the data has no field {field.name!r}{nearest(field.name, record)}: expected one of:"
+            f" {', '.join(record)}",
+        )
+    return record[field.name]
+
+
+def _field_or_slot(text: str, inside: str, place: int) -> Field | Slot:
+    name, colon, count = inside.partition(":")
+    if name == "soft":
+        if not colon:
+            return Slot(None, place)
+        if re.fullmatch("[1-9][0-9]{0,8}", count):
+            return Slot(int(count), place)
+        raise _misplaced(text, place, f"{{{inside}}} is no slot: write {{soft}} or {{soft:8}}")
+    if not inside.isidentifier():
+        raise _misplaced(
+            text, place, f"{{{inside}}} is no field: write a plain name, or {{{{ for a brace"
+        )
+    return Field(inside, place)
+
+
+def _split_at_specials(text: str, markups: Sequence[str]) -> list[Constant | Special]:
+    parts = re.split(f"({'|'.join(map(re.escape, markups))})", text) if markups else [text]
+    return [Special(part) if part in markups else Constant(part) for part in parts if part]
+
+
+def _misplaced(text: str, place: int, fault: str) -> UserError:
+    return UserError(f"template {text!r}, position {place}: {fault}")

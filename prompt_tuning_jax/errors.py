@@ -1,0 +1,28 @@
+"""What the commands answer in one sentence: wrong input, a failed run; and spelling help."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """One sentence: what was given, what was expected and what to type instead.
+
+    The commands print it without a traceback and exit with status 2.
+    """
+
+
+class RunError(Exception):
+    """One sentence: why a run that was asked for rightly failed, and what was kept.
+
+    The commands print it without a traceback and exit with status 1.
+    """
+
+
+class RunError(Exception):
+    """What went wrong in a run that was asked for rightly: one sentence, exit status 1."""
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """Returns " (did you mean 'steps'?)" for the closest of `words`, or "" if none is close."""
+    close = difflib.get_close_matches(word, list(words), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,102 @@
+"""What a run says of itself: lines of metrics for files, progress for whoever watches."""
+
+import collections
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from prompt_tuning_jax.errors import RunError
+from prompt_tuning_jax.workdir import METRICS, TENSORBOARD, Metrics
+
+REFUSED_IN_A_ROW = 5  # updates whose gradient is not finite, after which a run stops
+SECONDS = 5.0  # between two lines of progress
+
+
+class Journal:
+    """Reads the metrics of updates one step late, so that the device never waits for the host.
+
+    Attributes:
+      lines: all metrics lines written, as dicts with `step`. They hold no times: the same run twice
+        writes the same lines.
+    """
+
+    def __init__(self, start: int, spent: float, config, folder: Path | None, log: Callable):
+        """Starts after step `start`, reached in `spent` seconds. Lines go to the files of `folder`,
+        where those of later steps are dropped; `log` takes a line of text."""
+        self.lines: list[dict] = []
+        self._files = Metrics(folder / METRICS, start, folder / TENSORBOARD) if folder else None
+        self._log, self._steps, self._every = log, config.steps, config.log_every
+        self._waiting: collections.deque = collections.deque()
+        self._loss: collections.deque = collections.deque(maxlen=20)
+        self._start, self._spent, self._tokens, self._evaluating = start, spent, 0, 0.0
+        self.begin()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._files is not None:
+            self._files.close()
+
+    def begin(self):
+        """Starts the clock, once everything is compiled."""
+        self._began = self._said = time.perf_counter()
+
+    def add(self, step: int, metrics: dict, batch):
+        """Takes an update's metrics, still on the device, and reads those of the one before."""
+        self._waiting.append((step, metrics))
+        self._tokens += batch.shared.size + int((batch.segments > 0).sum())
+        while len(self._waiting) > 1:
+            self._read()
+
+    def settle(self):
+        """Reads every update that has not been read."""
+        while self._waiting:
+            self._read()
+
+    def validated(self, step: int, metrics: dict, seconds: float):
+        """Takes a validation's metrics and how long it took."""
+        self._evaluating += seconds
+        self._write(step, {f"validation/{name}": metrics[name] for name in ("loss", "accuracy")})
+        loss, accuracy = metrics["loss"], metrics["accuracy"]
+        self._log(f"step {step}: validation loss {loss:.4f}, accuracy {accuracy:.1%}")
+
+    def seconds(self) -> float:
+        """Seconds that the run has taken without compilation, earlier starts and validation included."""
+        return self._spent + time.perf_counter() - self._began
+
+    def _read(self):
+        step, metrics = self._waiting.popleft()
+        values = {name: float(np.asarray(part).ravel()[0]) for name, part in metrics.items()}
+        refused = values.pop("refused_in_a_row")
+        if refused:
+            self._log(f"warning: the gradient of step {step} is not finite: the update is left out")
+        if refused >= REFUSED_IN_A_ROW:
+            raise RunError(
+                f"{REFUSED_IN_A_ROW} updates in a row, to step {step}, had a gradient that is not "
+                "finite: lower learning_rate; the last checkpoint is kept."
+            )
+        self._loss.append(values["loss"])
+        if step % self._every == 0 or step == self._steps:
+            self._write(step, {f"train/{name}": value for name, value in values.items()})
+        if time.perf_counter() - self._said >= SECONDS or step == self._steps:
+            self._progress(step)
+
+    def _write(self, step: int, values: dict):
+        self.lines.append({"step": step, **values})
+        warning = self._files.write(step, values) if self._files else ""
+        if warning:
+            self._log(f"warning: {warning}")
+
+    def _progress(self, step: int):
+        self._said = now = time.perf_counter()
+        training = max(now - self._began - self._evaluating, 1e-9)
+        rate = (step - self._start) / training
+        left = (self._steps - step) / rate
+        loss = sum(self._loss) / len(self._loss)
+        self._log(
+            f"step {step}/{self._steps}  loss {loss:.3f}  {rate:.2f} steps/s  "
+            f"{self._tokens / training:,.0f} tokens/s  {left // 60:.0f}:{left % 60:02.0f} left"
+        )

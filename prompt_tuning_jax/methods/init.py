@@ -1,0 +1,90 @@
+"""Where the first values of virtual tokens come from: float32[P, D] each.
+
+Recipes: Lester et al. 2021 (uniform, sampled vocabulary, class labels); a text's own embeddings and
+an earlier prompt, as in google-research/prompt-tuning.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prompt_tuning_jax import artifact
+from prompt_tuning_jax.errors import UserError
+
+
+def uniform(rng, settings, lm, task):
+    """Uniform in ±`method.init_scale`; Lester et al. take 0.5, which is tiny for a T5 and huge for a
+    Llama: compare it with the embeddings' own root mean square."""
+    shape = (settings.num_virtual_tokens, lm.spec.width)
+    return jax.random.uniform(rng, shape, jnp.float32, -1, 1) * settings.init_scale
+
+
+def vocabulary(rng, settings, lm, task):
+    """Embeddings of tokens drawn without repetition from the `method.init_vocabulary` lowest ids (0:
+    all). Vocabularies are in order of frequency, near enough; special tokens are left out."""
+    size = settings.init_vocabulary or lm.spec.vocabulary
+    special = set(lm.tokenizer.specials.values())
+    ids = np.array([index for index in range(min(size, lm.spec.vocabulary)) if index not in special])
+    if len(ids) < settings.num_virtual_tokens:
+        raise UserError(
+            f"method.init_vocabulary={size} leaves {len(ids)} tokens for "
+            f"{settings.num_virtual_tokens} virtual tokens; give a larger one, or 0 for all."
+        )
+    chosen = jax.random.choice(rng, ids, (settings.num_virtual_tokens,), replace=False)
+    return _embeddings(lm, chosen)
+
+
+def labels(rng, settings, lm, task):
+    """The task's label words, a word of several tokens as their mean; the rest as `vocabulary`."""
+    words = [lm.tokenizer.encode(" " + label.word)[0] for label in task.labels]
+    if not words:
+        raise UserError("method.init='labels' needs a task with labels; take 'vocabulary' or 'text'.")
+    rows = jnp.stack([_embeddings(lm, np.array(ids)).mean(0) for ids in words])
+    rest = vocabulary(rng, settings, lm, task)
+    return jnp.concatenate([rows, rest])[: settings.num_virtual_tokens]
+
+
+def text(rng, settings, lm, task):
+    """The embeddings of `method.init_text`'s tokens, repeated or cut to P."""
+    ids = lm.tokenizer.encode(settings.init_text)[0]
+    if not ids:
+        raise UserError("method.init='text' needs words in method.init_text, which is empty.")
+    return _embeddings(lm, np.resize(np.array(ids), settings.num_virtual_tokens))
+
+
+def file(rng, settings, lm, task):
+    """An earlier artifact's prompt, or a `.npy` file of [P, D] numbers."""
+    path = Path(settings.init_file)
+    if path.suffix == ".npy":
+        if not path.is_file():
+            raise UserError(f"method.init_file='{path}' is not there.")
+        try:
+            vectors = np.load(path, allow_pickle=False)
+        except ValueError as error:
+            raise UserError(f"method.init_file='{path}' is not a .npy array ({error}).") from error
+    else:
+        vectors = artifact.load(path).collections.get("prompt", {}).get("vectors")
+        if vectors is None:
+            raise UserError(f"the artifact '{path}' holds no soft prompt to start from.")
+    wanted = (settings.num_virtual_tokens, lm.spec.width)
+    if vectors.shape != wanted or not np.isfinite(vectors).all():
+        raise UserError(
+            f"method.init_file='{path}' holds {vectors.shape}; finite numbers {wanted} are needed "
+            "(method.num_virtual_tokens and the model's width)."
+        )
+    return jnp.asarray(vectors, jnp.float32)
+
+
+def _embeddings(lm, ids):
+    return lm.params["embed"]["embedding"][jnp.asarray(ids)].astype(jnp.float32)
+
+
+INITS = {
+    "uniform": uniform,
+    "vocabulary": vocabulary,
+    "labels": labels,
+    "text": text,
+    "file": file,
+}

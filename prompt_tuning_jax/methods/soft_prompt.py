@@ -1,0 +1,20 @@
+"""Prompt tuning (Lester et al. 2021): P trained vectors stand where the template has `{soft}`.
+
+Departures: float32 vectors over whatever dtype the model has, and the frozen model has no dropout
+(the released recipe ran it with 0.1).
+"""
+
+from prompt_tuning_jax.methods.base import Method
+from prompt_tuning_jax.methods.init import INITS
+
+
+def make(settings) -> Method:
+    """The method for `config.method`: num_virtual_tokens, init and what that init reads."""
+
+    def init(rng, lm, task):
+        return {"vectors": INITS[settings.init](rng, settings, lm, task)}
+
+    def adapt(trainable, rng, train):
+        return {"prompt": trainable}
+
+    return Method(init, adapt)

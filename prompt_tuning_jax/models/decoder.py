@@ -1,0 +1,346 @@
+"""A frozen decoder-only language model (the Llama family) as a Flax linen module.
+
+One flat matrix of vectors `[N, D]` goes through the layers, N = S + R*T: the S shared positions,
+which do not depend on the example and are computed once, then R rows of T positions. One matrix and
+not two, so that every weight is read once a product; under `shard_map` each device has its own.
+
+What a method trains reaches the model as variable collections beside the frozen `params`: `prompt`
+(vectors that stand where a token id is negative) and `prefix` (keys and values in front of every
+layer's own). `sites` is the table of all that the model consumes and `bind` refuses any other leaf.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+
+from prompt_tuning_jax.errors import UserError, nearest
+from prompt_tuning_jax.models.spec import Spec
+
+MASKED = -1e30  # finite, so that a row of nothing but padding does not turn into NaN
+
+# What the backward pass keeps of a layer. Named values beat "every matrix product": the attention's
+# output costs little to keep and much to compute again, the last product of a layer is never read.
+SAVED = ("query", "key", "value", "attended", "middle", "gate", "up")
+REMAT = {
+    "named": jax.checkpoint_policies.save_only_these_names(*SAVED),
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "none": jax.checkpoint_policies.everything_saveable,
+}
+
+
+class Context(NamedTuple):
+    """What every layer reads and none changes: rotary tables float32[N, 1, d/2], additive masks
+    float32[1, S, S] among the shared positions and float32[R, T, T] within the rows."""
+
+    cosine: jax.Array
+    sine: jax.Array
+    shared_mask: jax.Array
+    row_mask: jax.Array
+
+
+def rotary(spec: Spec, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine, float32[N, 1, d/2], of the rotary embedding at int32[N] positions."""
+    half = spec.head_size // 2
+    frequencies = spec.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if spec.rope_scaling is not None:
+        # Llama 3.1: long wavelengths are stretched, short ones kept, with a ramp between the two.
+        scaling = spec.rope_scaling
+        turns = scaling.original_max_positions * frequencies / (2 * jnp.pi)
+        span = scaling.high_freq_factor - scaling.low_freq_factor
+        kept = jnp.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)
+        frequencies = frequencies * (kept + (1.0 - kept) / scaling.factor)
+    angles = positions.astype(jnp.float32)[:, None, None] * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
+    """Turns `[N, heads, d]` by its position; the two halves of d are the pairs."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = (first * cosine - second * sine, second * cosine + first * sine)
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def row_mask(segments: jax.Array, branches: jax.Array) -> jax.Array:
+    """Additive mask float32[R, T, T]: a key is seen if it does not come after the query, is of the
+    same segment, and is of the trunk (branch 0) or of the query's own branch."""
+    length = segments.shape[1]
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    segment = segments[:, :, None] == segments[:, None, :]
+    branch = (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
+    return jnp.where(causal & segment & branch, 0.0, MASKED)
+
+
+def attend(query, front, own, mask, precision):
+    """Attention of `[R, Tq, K, G, d]` queries to a front that all rows share and to their own row.
+
+    Args:
+      query: already scaled by d**-0.5; G query heads use each of the K key heads.
+      front: keys and values `[F, K, d]`, all of them visible; F may be 0.
+      own: keys and values `[R, T, K, d]`.
+      mask: additive float32[R, Tq, T].
+      precision: of the products.
+
+    Returns:
+      `[R, Tq, K, G, d]`; the softmax is float32.
+    """
+    front_key, front_value = front
+    own_key, own_value = own
+    # Heads lead, so that one layout of the queries serves both products without a copy.
+    query = query.transpose(2, 0, 3, 1, 4)
+    scores = (
+        jnp.einsum("krgtd,fkd->krgtf", query, front_key, precision=precision),
+        jnp.einsum("krgtd,rukd->krgtu", query, own_key, precision=precision),
+    )
+    scores = jnp.concatenate(scores, axis=-1).astype(jnp.float32)
+    front_size = front_key.shape[0]
+    scores += jnp.pad(mask, ((0, 0), (0, 0), (front_size, 0)))[:, None]
+    weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+    from_front, from_own = jnp.split(weights, (front_size,), axis=-1)
+    seen = jnp.einsum("krgtf,fkd->krgtd", from_front, front_value, precision=precision)
+    seen += jnp.einsum("krgtu,rukd->krgtd", from_own, own_value, precision=precision)
+    return seen.transpose(1, 3, 0, 2, 4)
+
+
+def take_rows(x: jax.Array, reads: jax.Array) -> jax.Array:
+    """`[R, T, ...]` at int32[R, Q] positions of each row: `[R, Q, ...]`."""
+    return jax.vmap(lambda row, index: row[index])(x, reads)
+
+
+class Attention(nn.Module):
+    spec: Spec
+    precision: str | None
+
+    @nn.compact
+    def __call__(self, x, context, reads=None):
+        """`[N, D]` to `[N, D]`, or to `[R*Q, D]` where `reads` int32[R, Q] says which are needed."""
+        spec, shared = self.spec, context.shared_mask.shape[1]
+        rows, length = context.row_mask.shape[:2]
+
+        def project(name, x, heads):
+            dense = nn.Dense(
+                heads * spec.head_size,
+                use_bias=False,
+                dtype=x.dtype,
+                precision=self.precision,
+                name=name,
+            )
+            return dense(x).reshape(-1, heads, spec.head_size)
+
+        key = rotate(project("k", x, spec.kv_heads), context.cosine, context.sine)
+        key = checkpoint_name(key, "key")
+        value = checkpoint_name(project("v", x, spec.kv_heads), "value")
+        front = self.front(key[:shared], value[:shared])
+        own = tuple(part[shared:].reshape(rows, length, *part.shape[1:]) for part in (key, value))
+
+        cosine, sine, mask = context.cosine, context.sine, context.row_mask
+        if reads is not None:
+            x, cosine, sine = (
+                take_rows(part[shared:].reshape(rows, length, *part.shape[1:]), reads)
+                .reshape(-1, *part.shape[1:])
+                for part in (x, cosine, sine)
+            )  # fmt: skip
+            mask = take_rows(mask, reads)
+        query = rotate(project("q", x, spec.heads), cosine, sine) * spec.head_size**-0.5
+        query = checkpoint_name(query, "query")
+        query = query.reshape(-1, spec.kv_heads, spec.heads // spec.kv_heads, spec.head_size)
+
+        before = shared if reads is None else 0
+        in_rows = query[before:].reshape(rows, -1, *query.shape[1:])
+        seen = attend(in_rows, front, own, mask, self.precision).reshape(-1, *query.shape[1:])
+        if before:
+            prefix = tuple(part[: part.shape[0] - shared] for part in front)
+            among = (key[None, :shared], value[None, :shared])
+            first = attend(query[None, :before], prefix, among, context.shared_mask, self.precision)
+            seen = jnp.concatenate([first[0], seen])
+        seen = checkpoint_name(seen.reshape(len(seen), -1), "attended")
+        output = nn.Dense(
+            spec.width, use_bias=False, dtype=x.dtype, precision=self.precision, name="o"
+        )
+        return output(seen)
+
+    def front(self, key, value):
+        """The prefix's keys and values, then the shared positions': `[F, K, d]` each.
+
+        Written out as the collection `baked` where a caller makes it mutable.
+        """
+        if self.has_variable("prefix", "k"):
+            key = jnp.concatenate([self.get_variable("prefix", "k").astype(key.dtype), key])
+            value = jnp.concatenate([self.get_variable("prefix", "v").astype(value.dtype), value])
+        if self.is_mutable_collection("baked"):
+            self.put_variable("baked", "k", key)
+            self.put_variable("baked", "v", value)
+        return key, value
+
+
+class FeedForward(nn.Module):
+    spec: Spec
+    precision: str | None
+
+    @nn.compact
+    def __call__(self, x):
+        def dense(name, size):
+            return nn.Dense(
+                size, use_bias=False, dtype=x.dtype, precision=self.precision, name=name
+            )
+
+        gate = checkpoint_name(dense("gate", self.spec.feedforward)(x), "gate")
+        up = checkpoint_name(dense("up", self.spec.feedforward)(x), "up")
+        return dense("down", self.spec.width)(nn.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """One layer. With `reads`, everything but keys and values is computed only where it is read."""
+
+    spec: Spec
+    precision: str | None
+
+    @nn.compact
+    def __call__(self, x, context, reads=None):
+        def norm(name):
+            return nn.RMSNorm(epsilon=self.spec.norm_epsilon, dtype=x.dtype, name=name)
+
+        attention = Attention(self.spec, self.precision, name="attention")
+        attended = attention(norm("attention_norm")(x), context, reads)
+        if reads is not None:
+            rows, length = context.row_mask.shape[:2]
+            x = take_rows(x[-rows * length :].reshape(rows, length, -1), reads)
+            x = x.reshape(-1, x.shape[-1])
+        x = checkpoint_name(x + attended, "middle")
+        feedforward = FeedForward(self.spec, self.precision, name="feedforward")
+        return x + feedforward(norm("feedforward_norm")(x)), None
+
+
+class Decoder(nn.Module):
+    """The frozen model. Calls: `__call__` for hidden states, `logits` for the head.
+
+    Attributes:
+      spec: sizes and options.
+      remat: what the backward pass keeps: 'named' (fastest measured), 'full' (keeps nothing, the
+        least memory) or 'none' (keeps everything).
+      precision: of the matrix products, e.g. 'highest'; None is the platform's default.
+    """
+
+    spec: Spec
+    remat: str = "named"
+    precision: str | None = None
+
+    def setup(self):
+        spec = self.spec
+        self.embed = nn.Embed(spec.vocabulary, spec.width)
+        block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)
+        self.layers = nn.scan(
+            block,
+            variable_axes={"params": 0, "prefix": 0, "baked": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=spec.layers - 1,
+        )(spec, self.precision)
+        self.last = Block(spec, self.precision)
+        self.final_norm = nn.RMSNorm(epsilon=spec.norm_epsilon)
+        if not spec.tied_head:
+            product = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+            self.head = nn.Dense(
+                spec.vocabulary, use_bias=False, precision=self.precision, dot_general=product
+            )
+
+    def __call__(self, shared, tokens, positions, segments, branches, reads):
+        """Hidden states after the final norm, where they are read.
+
+        Args:
+          shared: int32[S], the front of the input that all rows share; negative ids are slots.
+          tokens, positions, segments, branches: int32[R, T] (`data.batch.Batch`).
+          reads: int32[R, Q], the positions of each row that are needed.
+
+        Returns:
+          `[R, Q, D]` in the dtype of the weights.
+        """
+        start = self.prefix_length()
+        size = shared.shape[0]
+        places = jnp.concatenate([jnp.arange(size), positions.reshape(-1)]) + start
+        mask = jnp.where(jnp.tril(jnp.ones((1, size, size), bool)), 0.0, MASKED)
+        context = Context(*rotary(self.spec, places), mask, row_mask(segments, branches))
+        x = self.vectors(jnp.concatenate([shared, tokens.reshape(-1)]))
+        x, _ = self.layers(x, context)
+        x, _ = self.last(x, context, reads)
+        return self.final_norm(x).astype(x.dtype).reshape(*reads.shape, -1)
+
+    def vectors(self, ids):
+        """`[N, D]` for int32[N] ids: slot j, id -1-j, is vector j of the collection `prompt`."""
+        x = self.embed(jnp.maximum(ids, 0))
+        if not self.has_variable("prompt", "vectors"):
+            return x
+        prompt = self.get_variable("prompt", "vectors").astype(x.dtype)
+        return jnp.where((ids < 0)[:, None], prompt[jnp.maximum(-1 - ids, 0)], x)
+
+    def prefix_length(self):
+        """How many positions the prefix takes: the text's own begin after it."""
+        prefix = self.variables.get("prefix")
+        return prefix["last"]["attention"]["k"].shape[0] if prefix else 0
+
+    def logits(self, hidden):
+        """float32[..., V] for hidden states `[..., D]`."""
+        if not self.spec.tied_head:
+            return self.head(hidden)
+        return jnp.einsum(
+            "...d,vd->...v",
+            hidden,
+            self.embed.embedding,
+            precision=self.precision,
+            preferred_element_type=jnp.float32,
+        )
+
+
+def sites(spec: Spec) -> dict[tuple[str, str], tuple[int | None, ...]]:
+    """All that a method can hand to the model: (collection, leaf) and its shape, None where free."""
+    stack = (spec.layers, None, spec.kv_heads, spec.head_size)
+    return {
+        ("prompt", "vectors"): (None, spec.width),
+        ("prefix", "k"): stack,
+        ("prefix", "v"): stack,
+    }
+
+
+def bind(spec: Spec, collections: Mapping[str, Mapping[str, jax.Array]]) -> dict:
+    """Collections as a method made them (`[L, ...]`), laid out as the module reads them.
+
+    Raises:
+      UserError: a leaf that the model does not consume, or one of another shape.
+    """
+    table = sites(spec)
+    for collection, leaves in collections.items():
+        for leaf, array in leaves.items():
+            check_site(table, collection, leaf, array.shape)
+    bound = {name: dict(leaves) for name, leaves in collections.items()}
+    if "prefix" in bound:
+        if len({array.shape for array in bound["prefix"].values()}) != 1 or len(bound["prefix"]) != 2:
+            raise UserError("a prefix needs 'k' and 'v' of the same shape [L, P, K, d].")
+        bound["prefix"] = {
+            "layers": {"attention": {name: part[:-1] for name, part in bound["prefix"].items()}},
+            "last": {"attention": {name: part[-1] for name, part in bound["prefix"].items()}},
+        }
+    return bound
+
+
+def check_site(table, collection, leaf, shape):
+    """Refuses a leaf that is not in the table of `sites`, or whose shape is not the table's."""
+    if (collection, leaf) not in table:
+        names = [f"{first}/{second}" for first, second in table]
+        path = f"{collection}/{leaf}"
+        raise UserError(
+            f"the model has no place for '{path}'{nearest(path, names)}; it takes {', '.join(names)}."
+        )
+    wanted = table[collection, leaf]
+    if len(shape) != len(wanted) or any(w not in (None, s) for w, s in zip(wanted, shape)):
+        free = tuple("any" if size is None else size for size in wanted)
+        raise UserError(f"'{collection}/{leaf}' has shape {tuple(shape)}, the model takes {free}.")
+
+
+def unbind_baked(baked) -> dict:
+    """The collection `baked` of a call as a prefix of `[L, F, K, d]` keys and values."""
+    layers, last = baked["layers"]["attention"], baked["last"]["attention"]
+    return {name: jnp.concatenate([layers[name], last[name][None]]) for name in ("k", "v")}

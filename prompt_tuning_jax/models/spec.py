@@ -1,0 +1,234 @@
+"""What a frozen model is: its sizes and options, read from a config.json or from GGUF metadata.
+
+Parsed here and nowhere else: an unchecked config is never handed to code that acts on it. A family
+is a row of `FAMILIES`; anything that the decoder would compute otherwise is refused, not ignored.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from prompt_tuning_jax.errors import UserError
+
+FAMILIES = ("llama",)
+ROPE_SCALINGS = ("default", "llama3")
+
+# GGUF holds the result of llama3's scaling, not what it came from. Every released model used these.
+LOW_FREQ_FACTOR, HIGH_FREQ_FACTOR, ORIGINAL_MAX_POSITIONS = 1.0, 4.0, 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Stretching of the rotary embedding's long wavelengths (kind 'llama3', Llama 3.1)."""
+
+    kind: str
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """Sizes and options of a decoder-only model. Hashable, so that a module can hold it.
+
+    Attributes:
+      family: the table of weight names, e.g. 'llama'.
+      layers, width, heads, kv_heads, head_size, feedforward, vocabulary: L, D, H, K, d, F, V.
+      max_positions: how many positions the model was trained to see.
+      rope_theta: base of the rotary embedding.
+      rope_scaling: None, or how its wavelengths are stretched.
+      norm_epsilon: added to the mean square in RMSNorm.
+      tied_head: whether the embedding is the head's kernel too.
+    """
+
+    family: str
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    feedforward: int
+    vocabulary: int
+    max_positions: int
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    norm_epsilon: float
+    tied_head: bool
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise UserError(
+                f"the model has {self.heads} query heads and {self.kv_heads} key heads; expected a "
+                "multiple, so that each key head serves as many queries."
+            )
+        if self.head_size % 2:
+            raise UserError(
+                f"the head size is {self.head_size}; the rotary embedding needs an even one."
+            )
+
+
+def from_config(config: Mapping[str, Any], source: str) -> Spec:
+    """The spec that a Hugging Face `config.json` describes.
+
+    Args:
+      config: the parsed file.
+      source: how errors name it.
+
+    Raises:
+      UserError: a family, option or value that is not supported, or a size that is missing.
+    """
+    check_family(config.get("model_type"), source)
+    refuse_options(config, source)
+    width = positive(config, "hidden_size", int, source)
+    heads = positive(config, "num_attention_heads", int, source)
+    max_positions = positive(config, "max_position_embeddings", int, source, 2048)
+    # transformers 5 keeps base and scaling in one entry, earlier versions in two.
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise UserError(f"{source}: rope_scaling is {rope!r}, expected an object or null.")
+    return Spec(
+        family=config["model_type"],
+        layers=positive(config, "num_hidden_layers", int, source),
+        width=width,
+        heads=heads,
+        kv_heads=positive(config, "num_key_value_heads", int, source, heads),
+        head_size=positive(config, "head_dim", int, source, width // heads),
+        feedforward=positive(config, "intermediate_size", int, source),
+        vocabulary=positive(config, "vocab_size", int, source),
+        max_positions=max_positions,
+        rope_theta=positive({**config, **rope}, "rope_theta", float, source, 10000.0),
+        rope_scaling=read_scaling(rope, max_positions, source),
+        norm_epsilon=positive(config, "rms_norm_eps", float, source, 1e-6),
+        tied_head=config.get("tie_word_embeddings", False) is True,
+    )
+
+
+def from_gguf(
+    fields: Mapping[str, Any], tied_head: bool, factors: np.ndarray | None, source: str
+) -> Spec:
+    """The spec that a GGUF file's metadata describes.
+
+    Args:
+      fields: the metadata, by key.
+      tied_head: whether the file has no head of its own.
+      factors: float32[d/2], what frequencies are divided by (`rope_freqs.weight`), if any.
+      source: how errors name the file.
+
+    Raises:
+      UserError: a family, option or value that is not supported, or a size that is missing.
+    """
+    family = fields.get("general.architecture")
+    check_family(family, source)
+
+    def read(key, kind, default=None):
+        return positive(fields, f"{family}.{key}", kind, source, default)
+
+    if fields.get(f"{family}.expert_count", 0):
+        raise UserError(f"{source} is a mixture of experts; supported: dense {family} models.")
+    scaling = fields.get(f"{family}.rope.scaling.type", "none")
+    if scaling != "none":
+        refuse_scaling(scaling, source)
+    width, heads = read("embedding_length", int), read("attention.head_count", int)
+    rotated = read("rope.dimension_count", int, width // heads)
+    head_size = read("attention.key_length", int, rotated)
+    if {rotated, head_size, read("attention.value_length", int, head_size)} != {head_size}:
+        raise UserError(
+            f"{source} rotates {rotated} of {head_size} dimensions of a head, or its values differ "
+            "in size from its keys; expected all three to be equal."
+        )
+    tokens = fields.get("tokenizer.ggml.tokens", ())
+    theta = read("rope.freq_base", float, 10000.0)
+    original = read("rope.scaling.original_context_length", int, ORIGINAL_MAX_POSITIONS)
+    return Spec(
+        family=str(family),
+        layers=read("block_count", int),
+        width=width,
+        heads=heads,
+        kv_heads=read("attention.head_count_kv", int, heads),
+        head_size=head_size,
+        feedforward=read("feed_forward_length", int),
+        vocabulary=read("vocab_size", int, len(tokens) or None),
+        max_positions=read("context_length", int),
+        rope_theta=theta,
+        rope_scaling=None if factors is None else solve(factors, theta, original, source),
+        norm_epsilon=read("attention.layer_norm_rms_epsilon", float),
+        tied_head=tied_head,
+    )
+
+
+def check_family(family: Any, source: str):
+    if family not in FAMILIES:
+        raise UserError(
+            f"{source} is a model of type {family!r}; supported: {', '.join(FAMILIES)}."
+        )
+
+
+def refuse_options(config: Mapping[str, Any], source: str):
+    """Refuses what a Llama config can switch on and the decoder does not compute."""
+    plain = {
+        "hidden_act": ("silu", "swish"),
+        "attention_bias": (False, None),
+        "mlp_bias": (False, None),
+        "partial_rotary_factor": (1, None),
+        "quantization_config": (None,),
+    }
+    for key, accepted in plain.items():
+        value = config.get(key, accepted[0])
+        if value not in accepted:
+            raise UserError(f"{source}: {key} is {value!r}; supported: {accepted[0]!r}.")
+
+
+def positive(
+    source_of: Mapping[str, Any], key: str, kind: type, source: str, default: Any = None
+) -> Any:
+    """The finite number above 0 under `key`, as `kind`; `default` where it is absent or null."""
+    value = source_of.get(key)
+    if value is None:
+        value = default
+    if value is None:
+        raise UserError(f"{source} does not say {key}.")
+    number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < value < 2**53 or not math.isfinite(value):
+        name = "a whole number" if kind is int else "a number"
+        raise UserError(f"{source}: {key} is {value!r}, expected {name} above 0.")
+    return kind(value)
+
+
+def read_scaling(rope: Mapping[str, Any], max_positions: int, source: str) -> RopeScaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ROPE_SCALINGS:
+        refuse_scaling(kind, source)
+    if kind == "default":
+        return None
+    original = positive(rope, "original_max_position_embeddings", int, source, max_positions)
+    factor, low, high = (
+        positive(rope, key, float, source)
+        for key in ("factor", "low_freq_factor", "high_freq_factor")
+    )
+    return RopeScaling("llama3", factor, low, high, original)
+
+
+def refuse_scaling(kind: Any, source: str):
+    raise UserError(
+        f"{source} has rope scaling of type {kind!r}; supported: {', '.join(ROPE_SCALINGS)}."
+    )
+
+
+def solve(factors: np.ndarray, theta: float, original: int, source: str) -> RopeScaling | None:
+    """The llama3 scaling whose float32[d/2] factors these are; None where they are all 1."""
+    factor = float(factors.max())
+    if np.all(factors == 1):
+        return None
+    half = len(factors)
+    turns = original * theta ** (-np.arange(half) / half) / (2 * np.pi)
+    kept = np.clip((turns - LOW_FREQ_FACTOR) / (HIGH_FREQ_FACTOR - LOW_FREQ_FACTOR), 0, 1)
+    if not np.allclose(factors, 1 / (kept + (1 - kept) / factor), rtol=1e-4):
+        raise UserError(
+            f"{source}: the tensor 'rope_freqs.weight' is not llama3's scaling of {original} "
+            f"positions by {factor:g}; supported rope scalings: {', '.join(ROPE_SCALINGS)}."
+        )
+    return RopeScaling("llama3", factor, LOW_FREQ_FACTOR, HIGH_FREQ_FACTOR, original)

@@ -1,0 +1,216 @@
+"""Text to ids and back: the model's own tokenizer, from GGUF metadata or a Hugging Face folder."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tokenizers
+from tokenizers import processors
+
+from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.models import gguf_file
+from prompt_tuning_jax.models.weights import locate, read_json
+
+CONTROL, USER_DEFINED = 3, 4  # GGUF's token types that are matched whole in a text
+
+
+class Splitting(NamedTuple):
+    """How a byte-level vocabulary cuts text before merging, and whether a word that is in the
+    vocabulary is taken whole; BOS is added where the file does not say."""
+
+    pattern: str | None = None
+    single_digits: bool = False
+    whole_words: bool = False
+    add_bos: bool = False
+
+
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+BYTE_LEVEL = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": False,
+    "use_regex": True,
+}
+# By `tokenizer.ggml.pre`.
+SPLITTINGS = {
+    "smollm": Splitting(single_digits=True),
+    "gpt-2": Splitting(),
+    "llama-bpe": Splitting(LLAMA3_PATTERN, whole_words=True, add_bos=True),
+}
+
+
+class Facts(NamedTuple):
+    """What a tokenizer's files say beside its vocabulary; `add_bos` None: its processor decides."""
+
+    bos: str | int | None
+    eos: str | int | None
+    pad: str | int | None
+    add_bos: bool | None
+    chat_template: str | None
+
+
+class Tokenizer:
+    """A model's tokenizer. Text never becomes a special token, whatever it spells.
+
+    Attributes:
+      specials: markup to id, e.g. '<|im_start|>': 1.
+      bos_id, eos_id, pad_id: None where the model has none.
+      add_bos: whether the model's own tokenizer puts BOS in front of a text.
+      chat_template: the jinja source, None where there is none.
+      fingerprint: SHA-256 of all that decides about ids, the same on every version of the library.
+    """
+
+    def __init__(self, vocabulary: Mapping[str, Any], facts: Facts):
+        """Takes a parsed `tokenizer.json` and the facts beside it."""
+        self.library = tokenizers.Tokenizer.from_str(json.dumps(vocabulary))
+        self.library.no_truncation()
+        self.library.no_padding()
+        self.library.encode_special_tokens = True
+        self.bos_id, self.eos_id, self.pad_id = (
+            self.library.token_to_id(token) if isinstance(token, str) else token
+            for token in (facts.bos, facts.eos, facts.pad)
+        )
+        add_bos = facts.add_bos
+        if add_bos is None:
+            add_bos = self.library.encode("a").ids[:1] == [self.bos_id]
+        self.add_bos: bool = add_bos and self.bos_id is not None
+        self.chat_template = facts.chat_template
+        added = self.library.get_added_tokens_decoder().items()
+        self.specials = {token.content: number for number, token in added if token.special}
+        # A processor that adds nothing: others add BOS, or trim the space off a token's offsets.
+        self.library.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+        decisive = [vocabulary, self.bos_id, self.eos_id, self.pad_id, self.add_bos]
+        canonical = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
+        self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
+
+    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a text, and where each begins and ends in it, in characters.
+
+        Where several tokens make one character, each has that character's offsets.
+        """
+        encoding = self.library.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special ones spelled out; bytes that are not UTF-8 become U+FFFD."""
+        return self.library.decode(list(ids), skip_special_tokens=False)
+
+
+def read(path: str) -> Tokenizer:
+    """Reads the tokenizer of a model.
+
+    Args:
+      path: as for `weights.read`.
+
+    Raises:
+      UserError: the model is missing, or its tokenizer is missing, damaged or not supported.
+    """
+    found = locate(path)
+    vocabulary, facts = from_folder(found) if found.is_dir() else from_gguf(found)
+    try:
+        return Tokenizer(vocabulary, facts)
+    except Exception as error:
+        raise UserError(f"the tokenizer of '{path}' cannot be read: {error}.") from error
+
+
+def from_folder(folder: Path) -> tuple[dict[str, Any], Facts]:
+    """What `tokenizer.json`, `tokenizer_config.json` and `config.json` say."""
+    vocabulary = read_json(folder / "tokenizer.json")
+    named, model = (
+        read_json(folder / file) if (folder / file).exists() else {}
+        for file in ("tokenizer_config.json", "config.json")
+    )
+    # As transformers: either setting replaces what the file's processor would add.
+    decided = {"add_bos_token", "add_eos_token"} & named.keys()
+    return vocabulary, Facts(
+        bos=special(named, model, "bos"),
+        eos=special(named, model, "eos"),
+        pad=special(named, model, "pad"),
+        add_bos=bool(named.get("add_bos_token")) if decided else None,
+        chat_template=read_template(folder, named),
+    )
+
+
+def special(named: Mapping[str, Any], model: Mapping[str, Any], kind: str) -> str | int | None:
+    """BOS, EOS or padding: the token that the tokenizer's config names, or the model's id."""
+    token = named.get(f"{kind}_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    if isinstance(token, str):
+        return token
+    number = model.get(f"{kind}_token_id")
+    number = number[0] if isinstance(number, list) and number else number
+    return number if type(number) is int else None
+
+
+def read_template(folder: Path, named: Mapping[str, Any]) -> str | None:
+    """The chat template: a file of its own, a string, or the one called 'default' in a list."""
+    if (folder / "chat_template.jinja").exists():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
+    template = named.get("chat_template")
+    if isinstance(template, list):
+        entries = [entry for entry in template if isinstance(entry, dict)]
+        template = {entry.get("name"): entry.get("template") for entry in entries}.get("default")
+    return template if isinstance(template, str) else None
+
+
+def from_gguf(path: Path) -> tuple[dict[str, Any], Facts]:
+    """A `tokenizer.json` made of a GGUF file's fields."""
+    fields = gguf_file.read(path).fields
+    model, cut = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
+    splitting = SPLITTINGS.get(cut) if isinstance(cut, str) else None
+    if model != "gpt2" or splitting is None:
+        raise UserError(
+            f"{path} has a tokenizer of model {model!r} that splits text as {cut!r}; supported: "
+            f"model 'gpt2' that splits as {', '.join(SPLITTINGS)}; use the Hugging Face folder."
+        )
+    tokens, merges = (fields.get(f"tokenizer.ggml.{key}") for key in ("tokens", "merges"))
+    if not isinstance(tokens, list) or not isinstance(merges, list):
+        raise UserError(f"{path} has a tokenizer without its tokens or merges.")
+    kinds = fields.get("tokenizer.ggml.token_type", ())
+    vocabulary = {
+        "version": "1.0",
+        "added_tokens": [
+            {
+                "id": number,
+                "content": token,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": bool(kind == CONTROL),
+            }
+            for number, (token, kind) in enumerate(zip(tokens, kinds, strict=False))
+            if kind in (CONTROL, USER_DEFINED)
+        ],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": splitting_steps(splitting)},
+        "decoder": BYTE_LEVEL,
+        "model": {
+            "type": "BPE",
+            "ignore_merges": splitting.whole_words,
+            "vocab": {token: number for number, token in enumerate(tokens)},
+            "merges": merges,
+        },
+    }
+    return vocabulary, Facts(
+        bos=fields.get("tokenizer.ggml.bos_token_id"),
+        eos=fields.get("tokenizer.ggml.eos_token_id"),
+        pad=fields.get("tokenizer.ggml.padding_token_id"),
+        add_bos=bool(fields.get("tokenizer.ggml.add_bos_token", splitting.add_bos)),
+        chat_template=fields.get("tokenizer.chat_template"),
+    )
+
+
+def splitting_steps(splitting: Splitting) -> list[dict[str, Any]]:
+    """The pre-tokenizers, in turn, as `tokenizer.json` spells them."""
+    steps: list[dict[str, Any]] = []
+    if splitting.single_digits:
+        steps.append({"type": "Digits", "individual_digits": True})
+    if splitting.pattern:
+        pattern = {"Regex": splitting.pattern}
+        steps.append({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False})
+    return [*steps, {**BYTE_LEVEL, "use_regex": splitting.pattern is None}]

@@ -1,0 +1,136 @@
+"""What a run shows at its end: the table, `report.json` and the picture of its curves."""
+
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TextIO
+
+from prompt_tuning_jax.workdir import atomic_write, read_metrics
+
+# Okabe and Ito's palette, told apart with any colour vision; dashes and markers say it once more.
+_TRAIN, _VALIDATION = "#0072B2", "#D55E00"
+
+
+class Row(NamedTuple):
+    """A way of using the model, and what it gave.
+
+    Attributes:
+      name: of the way.
+      accuracy: share of examples answered rightly, 0 to 1.
+      trainable_parameters: how many numbers were trained.
+      bytes: to store what was trained or written.
+      seconds: to get there: training, or scoring the candidates.
+    """
+
+    name: str
+    accuracy: float
+    trainable_parameters: int
+    bytes: int
+    seconds: float
+
+
+def table(rows: Sequence[Row], file: TextIO | None = None) -> None:
+    """Prints the rows for people, to stdout unless a file is given."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    shown.add_column("name", overflow="fold")
+    for heading in ("accuracy", "trainable parameters", "bytes", "seconds"):
+        shown.add_column(heading, justify="right")
+    for row in rows:
+        shown.add_row(
+            row.name,
+            f"{100 * row.accuracy:.1f} %",
+            f"{row.trainable_parameters:,}",
+            size(row.bytes),
+            duration(row.seconds),
+        )
+    console = Console(file=file, markup=False, highlight=False)
+    console.print(shown)
+
+
+def size(count: int) -> str:
+    """Bytes for people: '512 B', '36.9 kB', '4.2 MB'."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} B"
+
+
+def duration(seconds: float) -> str:
+    """Time for people: '0.4 s', '12 s', '3 min 05 s', '2 h 10 min'."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def write_report(
+    path: str | os.PathLike, rows: Sequence[Row], more: Mapping[str, Any] | None = None
+) -> None:
+    """Writes `{"rows": [...], **more}` as JSON, the rows as `Row` names their values."""
+    content = {"rows": [row._asdict() for row in rows], **(more or {})}
+    atomic_write(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def curves(metrics: str | os.PathLike, picture: str | os.PathLike) -> None:
+    """Draws loss and accuracy over steps.
+
+    Args:
+      metrics: lines as `workdir.Metrics` writes them; read are `train/loss`, `validation/loss`,
+        `train/accuracy` and `validation/accuracy`, as far as they are there.
+      picture: the PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    lines = read_metrics(metrics)
+    figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
+    for axes, (name, label, scale) in zip(
+        figure.subplots(1, 2),
+        (("loss", "loss (nats per target)", 1), ("accuracy", "accuracy (%)", 100)),
+        strict=True,
+    ):
+        _plot(axes, lines, name, scale)
+        axes.set_xlabel("step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_ylabel(label)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", metadata={"Software": None})
+    atomic_write(picture, data.getvalue())
+
+
+def _plot(axes: Any, lines: Sequence[Mapping[str, Any]], name: str, scale: float) -> None:
+    styles = (
+        ("train", {"color": _TRAIN, "linewidth": 1.2, "marker": "."}),
+        (
+            "validation",
+            {
+                "color": _VALIDATION,
+                "linewidth": 1.8,
+                "linestyle": "--",
+                "marker": "o",
+                "markersize": 5,
+            },
+        ),
+    )
+    for split, style in styles:
+        key = f"{split}/{name}"
+        points = [(line["step"], line[key] * scale) for line in lines if _drawn(line.get(key))]
+        if points:
+            steps, values = zip(*points, strict=True)
+            axes.plot(steps, values, label=split, **style)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.lines:
+        axes.legend(frameon=False)
+
+
+def _drawn(value: Any) -> bool:
+    return value is not None and math.isfinite(value)

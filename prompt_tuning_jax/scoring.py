@@ -1,0 +1,109 @@
+"""Scoring: the log-probability of every answer of every example, and the metrics made of them.
+
+The shared positions are run once and handed back to the model as a prefix; all answers of an example
+share its text's positions; examples are packed. Each is equal to the plain computation.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from prompt_tuning_jax.data.batch import (
+    Batch,
+    evaluation_batches,
+    evaluation_shape,
+    shared_length,
+)
+from prompt_tuning_jax.models import LanguageModel
+from prompt_tuning_jax.models.decoder import Decoder, bind, unbind_baked
+from prompt_tuning_jax.step import make_mesh, place_rows, row_specs, target_scores
+
+
+def score(lm: LanguageModel, examples, collections, devices=None) -> np.ndarray:
+    """Log-probability of each answer of each example.
+
+    Args:
+      lm: the frozen model.
+      examples: `data.template.Example`s, all with the same number of answers C.
+      collections: what a method's `adapt` returned, or {} for the model alone.
+      devices: to spread the rows over; all of them unless given.
+
+    Returns:
+      float32[N, C] nats, in the order of the examples.
+    """
+    devices = jax.devices() if devices is None else devices
+    mesh = make_mesh(devices)
+    answers = len(examples[0].tails)
+    shared = shared_length(examples)
+    front = bake(lm, np.asarray(examples[0].trunk[:shared]), collections)
+    compiled = _compiled(lm.module, mesh)
+    scores = np.zeros((len(examples), answers), np.float32)
+    shape = evaluation_shape(examples, shared, row_multiple=len(devices))
+    for batch, index in evaluation_batches(examples, shared, shape):
+        batch = batch._replace(
+            shared=np.zeros((0,), np.int32), positions=np.maximum(batch.positions - shared, 0)
+        )
+        values = np.asarray(compiled(lm.params, front, place_rows(mesh, batch)))
+        # Tails of several tokens: the sum over their tokens, added in float32 on the host.
+        flat = np.zeros((len(index) * answers,), np.float32)
+        np.add.at(flat, batch.target_example.ravel(), (values * batch.target_weights).ravel())
+        scores[index] = flat.reshape(len(index), answers)
+    return scores
+
+
+def bake(lm: LanguageModel, shared: np.ndarray, collections):
+    """The keys and values of int32[S] shared positions, behind those of a prefix if there is one,
+    as a prefix; every other collection that rows read is kept."""
+    if len(shared) == 0:
+        return collections
+    baked = _baked(lm.module, lm.params, collections, jnp.asarray(shared))
+    return {**collections, "prefix": baked}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _baked(module: Decoder, params, collections, shared):
+    row = jnp.zeros((1, 1), jnp.int32)
+    variables = {"params": params, **bind(module.spec, collections)}
+    _, out = module.apply(variables, shared, row, row, row, row, row, mutable=["baked"])
+    return unbind_baked(out["baked"])
+
+
+@functools.cache
+def _compiled(module: Decoder, mesh):
+    def scores(params, collections, batch: Batch):
+        variables = {"params": params, **bind(module.spec, collections)}
+        return target_scores(module, variables, batch)[0]
+
+    everywhere = PartitionSpec()
+    mapped = jax.shard_map(
+        scores,
+        mesh=mesh,
+        in_specs=(everywhere, everywhere, row_specs()),
+        out_specs=PartitionSpec("data"),
+        check_vma=False,
+    )
+    return jax.jit(mapped)
+
+
+def metrics(scores: np.ndarray, answers: np.ndarray) -> dict[str, float]:
+    """Metrics of float32[N, C] scores against int[N] right answers.
+
+    Returns:
+      loss: mean negative log-likelihood of the right answer, in nats;
+      accuracy: share of examples whose best answer is the right one;
+      examples: how many.
+    """
+    right = scores[np.arange(len(answers)), answers]
+    return {
+        "loss": float(-right.mean()),
+        "accuracy": float((scores.argmax(1) == answers).mean()),
+        "examples": len(answers),
+    }
+
+
+def probabilities(scores: np.ndarray) -> np.ndarray:
+    """float32[N, C] scores as probabilities among the answers."""
+    return np.asarray(jax.nn.softmax(scores, axis=-1))

@@ -1,0 +1,264 @@
+"""The loop: restore or start, step, log, evaluate, save, stop. Read it from top to bottom.
+
+The mathematics is in `step.py`, what is kept on disk in `workdir.py` and `checkpoint.py`.
+"""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from prompt_tuning_jax import artifact as artifacts
+from prompt_tuning_jax import methods, optimizers, scoring
+from prompt_tuning_jax.checkpoint import Checkpoints
+from prompt_tuning_jax.data import batch as batches
+from prompt_tuning_jax.data import task as tasks
+from prompt_tuning_jax.journal import Journal
+from prompt_tuning_jax.models import LanguageModel
+from prompt_tuning_jax.step import Compiled, Parts, State, compile_step, init_state
+from prompt_tuning_jax.workdir import CHECKPOINTS
+
+
+class Data(NamedTuple):
+    """A run's examples, tokenised: those to train on, those to choose by, and the batches' plan."""
+
+    train: list
+    validation: list
+    shared: int
+    order: Any
+    shapes: tuple
+    batch_size: int
+
+    def batch(self, step: int):
+        """The numpy batch of update `step`, counted from 0: a function of the step alone."""
+        chosen = [self.train[index] for index in batches.take(self.order, step, self.batch_size)]
+        return batches.pack(chosen, self.shared, self.shapes, ranked=False)
+
+
+class Best(NamedTuple):
+    """The trainable tree with the lowest validation loss so far, that loss, and its step."""
+
+    trainable: Any
+    loss: float
+    step: int
+
+
+class Result(NamedTuple):
+    """What tuning leaves: the best adaptation as an `artifact.Artifact`, the lines of metrics,
+    whether all steps were taken, how many numbers were trained, and the seconds that the steps and
+    validations took."""
+
+    artifact: artifacts.Artifact
+    history: list[dict]
+    finished: bool
+    trainable_parameters: int
+    seconds: float
+
+
+def tune(lm: LanguageModel, task, config, folder: Path | None = None, log=print) -> Result:
+    """Tailors the frozen model to a task.
+
+    Args:
+      lm: from `models.load`.
+      task: from `data.task.make`.
+      config: with the keys of `config.KEYS`.
+      folder: a claimed run folder (`workdir.py`) for metrics and checkpoints, where a run that was
+        stopped goes on; None keeps nothing.
+      log: takes a line of text.
+
+    Raises:
+      UserError: a setting, template or record that cannot be used.
+      RunError: five updates in a row whose gradient was not finite.
+    """
+    method = methods.make(config.method)
+    parts = Parts(lm.module, method, optimizers.make(config), config.seed, config.microbatches)
+    key = jax.random.key(config.seed)
+    trainable = method.init(key, lm, task)
+    adapt = jax.jit(lambda tree: method.adapt(tree, key, False))
+    log(parameters(trainable, lm))
+    data = prepare(lm, task, config, virtual_tokens(adapt(trainable)), log)
+
+    with contextlib.ExitStack() as opened:
+        checkpoints = opened.enter_context(Checkpoints(folder / CHECKPOINTS)) if folder else None
+        state, best, spent = restore(checkpoints, init_state(parts, trainable), log)
+        start = int(state.step)
+        journal = opened.enter_context(Journal(start, spent, config, folder, log))
+
+        compiled = compile_step(parts, config.parallel)
+        frozen, state = compiled.place(lm.params), compiled.place(state)
+        steps = executables(compiled, state, frozen, data, log) if start < config.steps else {}
+        stopping = opened.enter_context(stop_requested(log))
+        journal.begin()
+        for step in range(start, config.steps):
+            batch = data.batch(step)
+            placed = compiled.place_batch(batch)
+            state, metrics = steps[batch.tokens.shape](state, frozen, placed)
+            journal.add(step + 1, metrics, batch)
+
+            stop, last = bool(stopping), step + 1 == config.steps
+            evaluate_now = last or due(step + 1, config.evaluate_every)
+            save_now = stop or last or due(step + 1, config.save_every)
+            if evaluate_now or save_now:
+                journal.settle()
+            if evaluate_now:
+                current = compiled.fetch(state.trainable)
+                loss = validate(lm, data, adapt(current), step + 1, journal)
+                best = Best(current, loss, step + 1) if loss < best.loss else best
+            if save_now and checkpoints is not None:
+                save(checkpoints, compiled.fetch(state), best, journal.seconds(), log)
+            if stop:
+                break
+
+    finished = int(compiled.fetch(state.step)) == config.steps
+    adaptation = jax.device_get(adapt(best.trainable))
+    made = artifacts.Artifact(adaptation, manifest(lm, task, config, best))
+    size = parameter_count(trainable)
+    return Result(made, journal.lines, finished, size, journal.seconds())
+
+
+def manifest(lm: LanguageModel, task, config, best: Best) -> dict:
+    """What the artifact says of itself."""
+    return artifacts.describe(
+        method=config.method.name,
+        lm=lm,
+        template=task.template,
+        labels=task.labels,
+        max_length=config.task.max_length,
+        add_bos=lm.tokenizer.add_bos,
+        config=config.to_dict(),
+        metrics={"step": best.step, "validation_loss": best.loss},
+    )
+
+
+def restore(checkpoints: Checkpoints | None, state: State, log) -> tuple[State, Best, float]:
+    """The newest state of a run, the best tree so far, and the seconds spent; or the beginning."""
+    best = Best(state.trainable, math.inf, 0)
+    kept = checkpoints.restore((state, best.trainable)) if checkpoints else None
+    if kept is None:
+        return state, best, 0.0
+    if kept.warning:
+        log(f"warning: {kept.warning}")
+    log(f"going on after step {kept.step}")
+    state, trainable = kept.state
+    return state, Best(trainable, kept.extra["best_loss"], kept.extra["best_step"]), kept.extra["seconds"]
+
+
+def save(checkpoints: Checkpoints, state: State, best: Best, seconds: float, log):
+    """Saves all that a run needs to go on; a full disk is a warning, and the run goes on."""
+    extra = {"best_loss": best.loss, "best_step": best.step, "seconds": seconds}
+    warning = checkpoints.save(int(state.step), (state, best.trainable), extra)
+    if warning:
+        log(f"warning: {warning}")
+
+
+def parameter_count(tree) -> int:
+    """How many numbers a tree holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def parameters(trainable, lm: LanguageModel) -> str:
+    """One line: how much is trained, how much is frozen."""
+    trained, frozen = parameter_count(trainable), parameter_count(lm.params)
+    share = trained / (trained + frozen)
+    return f"{trained:,} trainable parameters, {frozen:,} frozen ({share:.4%} trained)"
+
+
+def virtual_tokens(collections) -> int:
+    """P: how many slots the collections fill, 0 where they hold no prompt."""
+    return len(collections["prompt"]["vectors"]) if "prompt" in collections else 0
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens now."""
+    return every > 0 and step % every == 0
+
+
+def prepare(lm: LanguageModel, task, config, num_virtual_tokens: int, log: Callable) -> Data:
+    """Both splits as tokens, and the shapes of every batch of the run."""
+    train, validation = (
+        encode(lm, task, tasks.records(task, split), num_virtual_tokens, config.task.max_length)
+        for split in (config.task.train, config.task.validation)
+    )
+    order = batches.order(len(train), config.seed)
+    planned = np.stack(
+        [batches.take(order, step, config.batch_size) for step in range(config.steps)]
+    )
+    shared = batches.shared_length(train)
+    shapes = batches.plan(
+        train, planned, shared, row_multiple=jax.device_count() * config.microbatches
+    )
+    log(
+        f"{len(train)} examples to train on, {len(validation)} to validate; {shared} shared "
+        f"positions and {' or '.join(f'{s.rows} x {s.length}' for s in shapes)} in rows an update"
+    )
+    for name, encoded in (("training", train), ("validation", validation)):
+        shortened, tokens = tasks.dropped(encoded)
+        if shortened:
+            log(f"warning: {shortened} {name} examples were too long and lost {tokens} tokens")
+    return Data(train, validation, shared, order, shapes, config.batch_size)
+
+
+def encode(lm: LanguageModel, task, rows, num_virtual_tokens, max_length=0, template=None):
+    """`data.task.examples` with what the model asks for: its tokenizer, BOS, and length."""
+    return tasks.examples(
+        task,
+        rows,
+        lm.tokenizer,
+        num_virtual_tokens=num_virtual_tokens,
+        add_bos=lm.tokenizer.add_bos,
+        max_length=min(max_length or lm.spec.max_positions, lm.spec.max_positions),
+        template=template,
+    )
+
+
+def executables(compiled: Compiled, state: State, frozen, data: Data, log: Callable) -> dict:
+    """The step compiled for every shape of the run, by the shape [R, T] of its tokens."""
+    began, made = time.perf_counter(), {}
+    front = data.train[0].trunk[: data.shared]
+    for shape in data.shapes:
+        batch = compiled.place_batch(batches.empty(front, shape))
+        made[shape.rows, shape.length] = compiled.step.lower(state, frozen, batch).compile()
+    log(f"compiled in {time.perf_counter() - began:.1f} s (not counted below)")
+    return made
+
+
+def validate(lm: LanguageModel, data: Data, collections, step: int, journal: Journal) -> float:
+    """The loss on the validation examples, in nats an example; goes into the journal."""
+    began = time.perf_counter()
+    scores = scoring.score(lm, data.validation, collections)
+    answers = np.array([example.answer for example in data.validation])
+    metrics = scoring.metrics(scores, answers)
+    journal.validated(step, metrics, time.perf_counter() - began)
+    return metrics["loss"]
+
+
+@contextlib.contextmanager
+def stop_requested(log: Callable):
+    """Yields a list that is no longer empty once Ctrl-C or SIGTERM asked the run to stop.
+
+    A second Ctrl-C stops at once. Outside the main thread signals are left as they are.
+    """
+    asked: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(number, frame):
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(signal.Signals(number).name)
+        log(f"{asked[-1]}: finishing this step, then saving")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,267 @@
+"""The folder of a run: who may write in it, which config it belongs to, and its metrics.
+
+A run folder holds `config.json`, `metrics.jsonl`, `checkpoints/`, `artifact/`, `tensorboard/`, and
+what the report adds. One process writes in it. Nothing here imports jax.
+"""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from ml_collections import ConfigDict
+
+from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.errors import UserError
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+ARTIFACT = "artifact"
+TENSORBOARD = "tensorboard"
+REPORT = "report.json"
+CURVES = "curves.png"
+RUN = "run.json"
+
+_LOCK = ".lock"
+_OWNER = ".owner"
+_LOCK_SECONDS = 1.0
+_EVENT_SECONDS = 5.0  # between flushes of TensorBoard's file, which wait for the disk
+
+
+def atomic_write(path: str | os.PathLike, data: bytes) -> None:
+    """Writes a file whole or not at all, and durably: a kill or a full disk leaves the old one.
+
+    Raises:
+      OSError: as of any write; nothing is left behind then.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Makes a file's bytes, or a folder's names, outlast a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def claim(folder: str | os.PathLike) -> Iterator[Path]:
+    """Makes the run folder and holds it: another run is refused until this one ends or is killed.
+
+    Yields:
+      the folder.
+
+    Raises:
+      UserError: it cannot be written, is not on a local disk, or another run is in progress there.
+    """
+    if "://" in os.fspath(folder):
+        raise UserError(
+            f"the workdir '{folder}' is remote, where a run cannot be locked: give a local folder."
+        )
+    folder = Path(folder)
+    lock = FileLock(folder / _LOCK, timeout=_LOCK_SECONDS)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        # Beside the lock and not in it: older filelocks empty a file that they only wait for.
+        owner = {"pid": os.getpid(), "host": socket.gethostname()}
+        atomic_write(folder / _OWNER, json.dumps(owner).encode())
+    except Timeout:
+        raise UserError(
+            f"a run is in progress in the workdir '{folder}' ({_owner(folder)}): "
+            "wait for it, end it, or give another --workdir."
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        lock.release()
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"the workdir '{folder}' cannot be written ({reason}): give another --workdir."
+        ) from error
+    try:
+        yield folder
+    finally:
+        (folder / _OWNER).unlink(missing_ok=True)
+        lock.release()
+
+
+def _owner(folder: Path) -> str:
+    try:
+        owner = json.loads((folder / _OWNER).read_bytes())
+        return f"process {owner['pid']} on {owner['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its owner has not written its name yet"
+
+
+def settle(folder: Path, config: ConfigDict, fresh: bool = False) -> None:
+    """Ties the claimed folder to `config`, by the file that `config.load` reads.
+
+    Args:
+      folder: from `claim`.
+      config: of this run.
+      fresh: delete what an earlier run left here; other files stay.
+
+    Raises:
+      UserError: the folder belongs to a run of another config; each difference is a line.
+    """
+    path = folder / CONFIG
+    if fresh:
+        _clear(folder)
+    if path.exists():
+        changes = configs.difference(path.read_text(encoding="utf-8", errors="replace"), config)
+        if changes:
+            lines = "".join(f"\n  {change}" for change in changes)
+            raise UserError(
+                f"the workdir '{folder}' holds a run of another config: give another --workdir, or "
+                f"--fresh to start over here.{lines}"
+            )
+    elif (folder / CHECKPOINTS).exists():
+        raise UserError(
+            f"the workdir '{folder}' has checkpoints and no {CONFIG} that says of what: give "
+            "another --workdir, or --fresh to start over here."
+        )
+    else:
+        atomic_write(path, configs.to_json(config).encode())
+
+
+def _clear(folder: Path) -> None:
+    # The config goes last: a kill on the way leaves a folder that still says whose it was.
+    for name in (CHECKPOINTS, ARTIFACT, TENSORBOARD):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (METRICS, REPORT, CURVES, RUN, CONFIG):
+        (folder / name).unlink(missing_ok=True)
+
+
+class Metrics:
+    """A run's numbers: a JSON object a line, and TensorBoard scalars of the same names.
+
+    A line is `{"step": 10, "train/loss": 0.5, ...}`; a number that is not finite is null. Opened at
+    the step that a run resumes from, it drops the lines of later steps (and one that a kill cut
+    short), so that a resumed run's file equals that of one which never stopped; for the same reason
+    nothing that differs between two runs of a command, such as a time, belongs in it.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, step: int, tensorboard: str | os.PathLike | None = None
+    ):
+        """Opens or makes the file.
+
+        Args:
+          path: of the lines.
+          step: the last step whose lines are kept.
+          tensorboard: folder of its event files, or None for none.
+        """
+        path = Path(path)
+        before = path.read_bytes() if path.exists() else b""
+        kept = list(_until(before, step))
+        if b"".join(kept) != before:
+            atomic_write(path, b"".join(kept))
+        self._file = path.open("ab", buffering=0)
+        self._pending = b""
+        self._events = None if tensorboard is None else _open_events(Path(tensorboard))
+        self._flushed = time.monotonic()
+        for line in kept:
+            self._add_events(json.loads(line))
+
+    def write(self, step: int, values: Mapping[str, Any]) -> str:
+        """Appends a line.
+
+        Returns:
+          "" or, where the disk is full, a sentence. The line is kept and written with the next one;
+          TensorBoard goes without until the run is started again.
+        """
+        line = {"step": int(step)} | {name: _number(value) for name, value in values.items()}
+        self._pending += json.dumps(line, allow_nan=False).encode() + b"\n"
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(self._pending) != len(self._pending):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            os.ftruncate(self._file.fileno(), end)
+            return f"the metrics of step {step} are not on disk yet ({error.strerror})."
+        self._pending = b""
+        return self._add_events(line)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._events is not None:
+            with contextlib.suppress(OSError):
+                self._events.close()
+
+    def _add_events(self, line: Mapping[str, Any]) -> str:
+        if self._events is None:
+            return ""
+        from tensorboardX import summary
+        from tensorboardX.proto.event_pb2 import Event
+
+        try:
+            for name, number in line.items():
+                if name != "step" and number is not None:
+                    scalar = summary.scalar(name, number)
+                    event = Event(wall_time=time.time(), step=line["step"], summary=scalar)
+                    self._events.write_event(event)
+            if time.monotonic() > self._flushed + _EVENT_SECONDS:
+                self._events.flush()
+                self._flushed = time.monotonic()
+        except OSError as error:
+            self._events = None
+            return f"TensorBoard's files end at step {line['step']} ({error.strerror})."
+        return ""
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file, in order."""
+    return [json.loads(line) for line in _until(Path(path).read_bytes(), math.inf)]
+
+
+def _until(data: bytes, step: float) -> Iterator[bytes]:
+    for line in data.splitlines(keepends=True):
+        try:
+            whole = line.endswith(b"\n") and json.loads(line)["step"] <= step
+        except (ValueError, KeyError, TypeError):
+            return
+        if whole:
+            yield line
+
+
+def _number(value: Any) -> int | float | None:
+    number = value if isinstance(value, int) else float(value)
+    return number if math.isfinite(number) else None
+
+
+def _open_events(folder: Path) -> Any:
+    """A new event file in place of an earlier start's.
+
+    Not `SummaryWriter`: its thread dies of a full disk, and the training then waits for it for ever.
+    """
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for earlier in folder.glob("events.out.tfevents.*"):
+        earlier.unlink()
+    writer = EventsWriter(os.fspath(folder / "events"))
+    # A TensorBoard that is looking on forgets what it has read.
+    start = SessionLog(status=SessionLog.START)
+    writer.write_event(Event(wall_time=time.time(), step=0, session_log=start))
+    return writer

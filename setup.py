@@ -1,0 +1,52 @@
+"""Packaging. Floors are the oldest versions that the tests passed with (jax and flax: Colab's)."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="prompt-tuning-jax",
+    version="0.1.0",
+    description="Tailors a frozen language model to a task, exactly and fast, in JAX and Flax.",
+    license="Apache-2.0",
+    packages=find_packages(include=["prompt_tuning_jax", "prompt_tuning_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1,<3",
+        "array_record>=0.8.1,<0.9",
+        "click>=8.1.8,<9",
+        "etils[epath]>=1.12,<2",
+        "filelock>=3.16",
+        "flax>=0.11.2,<0.13",
+        "gguf>=0.17,<0.20",
+        "grain>=0.2.15,<0.3",
+        "jax>=0.7.2,<0.13",
+        "jinja2>=3.1,<4",
+        "matplotlib>=3.9,<4",
+        "ml-collections>=1.0,<2",
+        "numpy>=2.0,<3",
+        "optax>=0.2.5,<0.3",
+        "orbax-checkpoint>=0.11.24,<0.13",
+        "rich>=13.9,<16",
+        "safetensors>=0.5,<0.9",
+        "tensorboardX>=2.6.4,<3",
+        "tensorflow-datasets>=4.9.9,<5",
+        "tokenizers>=0.22.2,<0.24",
+        "tqdm>=4.67,<5",
+        "transformers>=5,<6",
+    ],
+    extras_require={
+        # Beside the two demo packages of requirements/demo.txt: what runs the notebook at home.
+        "quickstart": ["ipykernel>=6.29"],
+        "cuda": ["jax[cuda12]>=0.7.2,<0.13"],
+        "tpu": ["jax[tpu]>=0.7.2,<0.13"],
+        "test": [
+            "hypothesis>=6.130,<7",
+            "ipykernel>=6.29",
+            "mypy==2.4.1",
+            "nbclient>=0.10,<0.12",
+            "pytest>=8.3,<10",
+            "ruff==0.17.6",
+        ],
+        "bench": ["accelerate==1.15.0", "peft==0.21.2", "torch==2.13.0", "transformers==5.23.0"],
+    },
+    entry_points={"console_scripts": ["prompt-tuning=prompt_tuning_jax.main:main"]},
+)

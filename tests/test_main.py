@@ -1,0 +1,286 @@
+"""The command line: what reaches the library, what is refused, exit statuses, time to answer."""
+
+import importlib.util
+import json
+import os
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import types
+
+import pytest
+
+import prompt_tuning_jax
+from prompt_tuning_jax.errors import RunError, UserError
+from prompt_tuning_jax.main import run
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+QUICKSTART = os.path.join(ROOT, "configs", "quickstart.py")
+TRAIN = ["train", "--config", QUICKSTART, "--workdir"]
+# The library, replaced by what a test says, in a process of its own.
+STAND_IN = """
+import sys, types
+api = sys.modules["prompt_tuning_jax.api"] = types.ModuleType("prompt_tuning_jax.api")
+{}
+from prompt_tuning_jax.main import main
+main()
+"""
+
+
+def command(*arguments, stand_in="", **options):
+    """Runs the command in a process of its own, from the repository's root."""
+    program = ["-c", STAND_IN.format(stand_in)] if stand_in else ["-m", "prompt_tuning_jax.main"]
+    return subprocess.run(
+        [sys.executable, *program, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        **options,
+    )
+
+
+@pytest.fixture
+def api(monkeypatch):
+    """A stand-in for the library that keeps what it was handed in `calls`."""
+    made = types.ModuleType("prompt_tuning_jax.api")
+    made.calls = []
+
+    def train_command(config, workdir, fresh):
+        made.calls.append((config, workdir, fresh))
+        print("a table")
+        os.makedirs(workdir, exist_ok=True)
+        with open(os.path.join(workdir, "report.json"), "w", encoding="utf-8") as file:
+            json.dump({"rows": []}, file)
+        return 0
+
+    def evaluate_command(config, artifact, prompt, split):
+        made.calls.append((config, artifact, prompt, split))
+        print("a log line")
+        return {"accuracy": 0.5, "examples": 4}
+
+    def predict_command(artifact, lines):
+        for line in lines:
+            if line == "bad":
+                raise UserError("a bad line")
+            yield {"label": line, "probabilities": {"é": 1.0}}
+
+    made.train_command = train_command
+    made.evaluate_command = evaluate_command
+    made.predict_command = predict_command
+    monkeypatch.setitem(sys.modules, "prompt_tuning_jax.api", made)
+    monkeypatch.setattr(prompt_tuning_jax, "api", made, raising=False)
+    return made
+
+
+def refused(capsys, *arguments):
+    assert run(list(arguments)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    return captured.err.removeprefix("error: ").rstrip()
+
+
+def test_train_hands_over_config_workdir_and_fresh(api, tmp_path, capsys):
+    workdir = str(tmp_path / "run")
+    assert run([*TRAIN, workdir, "--config.steps=7", "--config.model.path=a.gguf", "--fresh"]) == 0
+    [(config, given, fresh)] = api.calls
+    assert (config.steps, config.model.path, given, fresh) == (7, "a.gguf", workdir, True)
+    assert capsys.readouterr().out == "a table\n"
+
+
+def test_train_json_leaves_only_json_on_stdout(api, tmp_path, capsys):
+    assert run([*TRAIN, str(tmp_path), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"rows": []}
+    assert captured.err == "a table\n"
+
+
+def test_the_exit_status_of_training_is_the_commands(api, tmp_path, capsys):
+    api.train_command = lambda config, workdir, fresh: 75
+    assert run([*TRAIN, str(tmp_path)]) == 75
+    assert run([*TRAIN, str(tmp_path), "--json"]) == 75
+    assert capsys.readouterr().out == ""
+
+
+def test_a_failed_run_is_one_sentence_and_status_1(api, tmp_path, capsys):
+    def fail(config, workdir, fresh):
+        raise RunError("five gradients in a row were not finite")
+
+    api.train_command = fail
+    assert run([*TRAIN, str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "error: five gradients in a row were not finite\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["tran"], "'tran' is not a command (did you mean 'train'?)"),
+        (["evalute", "--prompt", "x"], "did you mean 'evaluate'?"),
+        (["train", "--workdr", "x"], "--workdir"),
+        (["train", "--confg=x"], "--config"),
+        (["train", "--confg.steps=3"], "--config"),
+        (["train", "--config", QUICKSTART], "needs both --config FILE and --workdir DIR"),
+        (["train", "--workdir", "x"], "needs both --config FILE and --workdir DIR"),
+        (["train", "--config.steps", "3"], "write --config.steps=VALUE as one word"),
+        ([*TRAIN, "x", "extra"], "extra"),
+        ([*TRAIN, "x", "--config.stepz=3"], "config.stepz is not a known key (did you mean 'ste"),
+        ([*TRAIN, "x", "--config.steps=ten"], "config.steps is 'ten': expected a whole number"),
+        (["train", "--config", "no.py", "--workdir", "x"], "'no.py' does not exist"),
+        (["evaluate", "--artifact", "x", "--prompt", "y"], "not both"),
+        (["evaluate", "--artifact", "x", "--config.seed=1"], "give --config FILE"),
+        (["evaluate", "--splt", "test"], "--split"),
+        (["predict"], "predict needs --artifact DIR"),
+        (["predict", "--artifact", "x", "--config.seed=1"], "predict takes no '--config.seed=1'"),
+        (["predict", "--artifact", "x", "no-such-file"], "no-such-file"),
+        (["predict", "--artifact", "x", QUICKSTART, "--output", "no/such/out"], "cannot write"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_status_2(api, capsys, arguments, part):
+    assert part in refused(capsys, *arguments)
+    assert api.calls == []
+
+
+def test_debug_shows_the_traceback_of_a_refusal(capsys):
+    assert run(["train", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "artifact", "prompt", "split", "has_config"),
+    [
+        ([], None, None, "test", True),
+        (["--artifact", "a"], "a", None, "test", False),
+        (["--artifact", "a", "--config", QUICKSTART, "--config.seed=1"], "a", None, "test", True),
+        (["--prompt", "{text}:", "--split", "validation"], None, "{text}:", "validation", True),
+    ],
+)
+def test_evaluate(api, capsys, arguments, artifact, prompt, split, has_config):
+    assert run(["evaluate", *arguments, "--json"]) == 0
+    [(config, *rest)] = api.calls
+    assert (config is not None) == has_config
+    assert rest == [artifact, prompt, split]
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"accuracy": 0.5, "examples": 4}
+    assert captured.err == "a log line\n"
+
+
+def test_evaluate_prints_names_and_values(api, capsys):
+    assert run(["evaluate"]) == 0
+    assert capsys.readouterr().out == "accuracy: 0.5\nexamples: 4\n"
+
+
+def test_predict_writes_a_json_line_for_each_line(api, tmp_path, capsys):
+    source = tmp_path / "lines.txt"
+    source.write_bytes("\ufefffirst\r\nsécond\n\nlast".encode())
+    assert run(["predict", "--artifact", "a", str(source)]) == 0
+    out = capsys.readouterr().out
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["label"] for row in rows] == ["first", "sécond", "", "last"]
+    assert "sécond" in out
+    assert run(["predict", "--artifact", "a", str(source), "--output", str(tmp_path / "o")]) == 0
+    assert (tmp_path / "o").read_text(encoding="utf-8") == out
+
+
+@pytest.mark.parametrize(("bad", "part"), [(b"bad", "a bad line"), (b"\xff", "line 2: not UTF-8")])
+def test_predict_leaves_no_half_written_output(api, tmp_path, capsys, bad, part):
+    source = tmp_path / "lines.txt"
+    source.write_bytes(b"good\n" + bad)
+    output = tmp_path / "out.jsonl"
+    output.write_text("before")
+    assert part in refused(
+        capsys, "predict", "--artifact", "a", str(source), "--output", str(output)
+    )
+    assert output.read_text() == "before"
+    assert sorted(os.listdir(tmp_path)) == ["lines.txt", "out.jsonl"]
+
+
+def test_help_lists_what_there_is():
+    shown = command("--help")
+    assert shown.returncode == 0
+    for name in ("train", "evaluate", "predict"):
+        assert f"\n  {name} " in shown.stdout
+    assert "--config.KEY=VALUE" in command("train", "--help").stdout
+    assert command().stdout == shown.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], [*TRAIN, "x", "--config.stepz=3"]]
+)
+def test_answers_within_a_third_of_a_second(arguments):
+    def seconds():
+        # Time on a processor, not on the wall: other processes on the machine do not count.
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command(*arguments)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert statistics.median(seconds() for _ in range(5)) < 0.3
+
+
+def test_parsing_imports_nothing_heavy():
+    program = (
+        "import sys, prompt_tuning_jax.config, prompt_tuning_jax.main as m\n"
+        f"m.run(['train', '--config', {QUICKSTART!r}, '--workdir', 'x', '--config.a=1'])\n"
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    heavy = {"jax", "flax", "numpy", "optax", "orbax", "grain", "transformers", "tokenizers"}
+    heavy |= {"tensorflow_datasets", "matplotlib", "rich", "torch"}
+    assert "config.a is not a known key" in shown.stderr
+    assert not heavy & set(shown.stdout.split())
+
+
+def test_a_failure_is_one_line_and_status_1_and_debug_shows_where(tmp_path):
+    fail = "def fail(*a): raise ZeroDivisionError('first\\nsecond')\napi.train_command = fail"
+    shown = command(*TRAIN, str(tmp_path), stand_in=fail)
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert shown.stderr == "error: ZeroDivisionError: first (--debug shows the traceback)\n"
+    shown = command(*TRAIN, str(tmp_path), "--debug", stand_in=fail)
+    assert shown.returncode == 1
+    assert "Traceback" in shown.stderr and "second" in shown.stderr
+
+
+def test_ctrl_c_is_one_word(tmp_path):
+    stop = "import os, signal\napi.train_command = lambda *a: os.kill(os.getpid(), signal.SIGINT)"
+    # A process in the background ignores the signal from birth: its default is set again.
+    shown = command(
+        *TRAIN,
+        str(tmp_path),
+        stand_in="import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n" + stop,
+    )
+    assert (shown.returncode, shown.stderr) == (128 + signal.SIGINT, "interrupted\n")
+
+
+def test_a_closed_stdout_is_quiet(tmp_path):
+    many = "api.predict_command = lambda a, lines: ({'label': i} for i in range(100000))"
+    program = STAND_IN.format(many)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "predict", "--artifact", "x", QUICKSTART],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stdout.readline() == '{"label": 0}\n'
+    process.stdout.close()
+    with process.stderr as stderr:
+        assert stderr.read() == ""
+    assert process.wait() == 1
+
+
+def test_the_five_names_come_from_the_api(api):
+    assert set(prompt_tuning_jax.__all__) == {"evaluate", "load", "predict", "save", "tune"}
+    assert set(prompt_tuning_jax.__all__) <= set(dir(prompt_tuning_jax))
+    for name in prompt_tuning_jax.__all__:
+        # A module of that name would stand in the function's place once imported.
+        assert importlib.util.find_spec(f"prompt_tuning_jax.{name}") is None, name
+        made = object()
+        setattr(api, name, made)
+        assert getattr(prompt_tuning_jax, name) is made
+    with pytest.raises(AttributeError, match="no attribute 'tuen'"):
+        _ = prompt_tuning_jax.tuen
