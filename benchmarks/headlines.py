@@ -1,11 +1,15 @@
-"""The real data: BBC headlines as `train` reads them."""
+"""The real data: BBC headlines as `train` reads them, and what a prompt makes of them."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import inputs
+import jax
+import numpy as np
 
+from prompt_tuning_jax import artifact as artifacts
 from prompt_tuning_jax import config as configs
+from prompt_tuning_jax import methods, models, scoring
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.batch import order, take
 from prompt_tuning_jax.data.template import Example
@@ -15,6 +19,22 @@ from prompt_tuning_jax.models import tokenizer
 def settings(path: str | None = None, overrides: Sequence[str] = ()) -> Any:
     """A config file, or the defaults, which are the headlines and a soft prompt."""
     return configs.load(path, [f"--config.{each}" for each in overrides])
+
+
+def model(config: Any) -> models.LanguageModel:
+    """The frozen model that the config names."""
+    settings = config.model
+    return models.load(
+        settings.path,
+        dtype=settings.dtype,
+        remat=settings.remat,
+        matmul_precision=settings.matmul_precision,
+    )
+
+
+def dtype(lm: models.LanguageModel) -> str:
+    """The name of the frozen model's dtype."""
+    return str(jax.tree.leaves(lm.params)[0].dtype)
 
 
 def examples(config: Any, split: str) -> list[Example]:
@@ -34,8 +54,50 @@ def examples(config: Any, split: str) -> list[Example]:
 
 def updates(config: Any, made: Sequence[Example], count: int) -> list[list[inputs.Case]]:
     """The first `count` updates of a run with this config, in its order."""
-    sequence, slots = order(len(made), config.seed), config.method.num_virtual_tokens
+    sequence, cases = order(len(made), config.seed), answered(config, made)
     return [
-        [inputs.case(made[index], slots) for index in take(sequence, step, config.batch_size)]
-        for step in range(count)
+        [cases[index] for index in take(sequence, step, config.batch_size)] for step in range(count)
     ]
+
+
+def answered(config: Any, made: Sequence[Example]) -> list[inputs.Case]:
+    """The examples with their right answers."""
+    return [inputs.case(each, config.method.num_virtual_tokens) for each in made]
+
+
+def questions(
+    config: Any, made: Sequence[Example]
+) -> tuple[list[inputs.Case], list[tuple[int, ...]]]:
+    """The examples without their answers, and the tokens of each answer.
+
+    Raises ValueError where an answer's tokens differ between examples.
+    """
+    slots = config.method.num_virtual_tokens
+    answers = {tuple(map(tuple, (tail.tolist() for tail in each.tails))) for each in made}
+    if len(answers) != 1:
+        raise ValueError("the answers' tokens differ between examples")
+    return [inputs.case(each, slots, answered=False) for each in made], list(*answers)
+
+
+def prompt(config: Any, lm: models.LanguageModel, artifact: str | None = None) -> np.ndarray:
+    """float32[P, D]: an artifact's prompt, or the one that a run with this config begins with."""
+    if artifact:
+        kept = artifacts.load(artifact)
+        artifacts.check(kept, lm)
+        return kept.collections["prompt"]["vectors"]
+    method = methods.make(config.method)
+    first = method.init(jax.random.key(config.seed), lm, tasks.make(config.task))
+    return np.asarray(method.adapt(first, jax.random.key(0), False)["prompt"]["vectors"])
+
+
+def accuracies(config: Any, lm: models.LanguageModel, vectors: np.ndarray) -> dict[str, float]:
+    """Accuracy of a prompt on both held-out splits, and its loss on the one that chooses."""
+    result = {}
+    for split in ("validation", "test"):
+        made = examples(config, split)
+        scores = scoring.score(lm, made, {"prompt": {"vectors": vectors}})
+        found = scoring.metrics(scores, np.array([each.answer for each in made]))
+        result[f"{split}_accuracy"] = found["accuracy"]
+        if split == "validation":
+            result["validation_loss"] = found["loss"]
+    return result

@@ -3,9 +3,12 @@
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+QUICKSTART = str(Path(__file__).resolve().parent.parent / "configs" / "quickstart.py")
 
 
 class Shape(NamedTuple):

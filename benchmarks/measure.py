@@ -10,6 +10,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+LOAD_AT_START = os.getloadavg()[0]
+QUIET = 0.5  # processes that wanted to run, a mean of the last minute
+
 
 def use_cores(threads: int) -> None:
     """Binds the process to `threads` cores, before a library starts its pools of threads.
@@ -21,6 +24,14 @@ def use_cores(threads: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     # A GPU's memory is shared by both sides: XLA would take three quarters of it at the start.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
+def warn_if_busy() -> None:
+    """Says so where something else was running: torch's threads wait for each other in a loop, and
+    beside other work they crawl."""
+    if LOAD_AT_START > QUIET:
+        load = f"the load average is {LOAD_AT_START:.1f}"
+        print(f"{load}: if other work is going on, ratios do not hold", file=sys.stderr)
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -92,8 +103,7 @@ def machine() -> dict[str, Any]:
     import jax
 
     found = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count()}
-    # torch's threads wait for each other in a loop: with anything else running they crawl.
-    found["load_average"] = os.getloadavg()[0]
+    found["load_at_start"] = LOAD_AT_START
     found["python"] = platform.python_version()
     for package in ("jax", "flax", "torch", "transformers", "peft"):
         try:

@@ -94,9 +94,12 @@ def example(case: inputs.Case, num_virtual_tokens: int) -> Example:
     return Example(trunk, (tail,), 0, num_virtual_tokens + case.constant, 0)
 
 
-def stepper(training: Training, parallel: str = "jit") -> Callable[[int], float]:
-    """A function from the number of an update to its loss, when all of it is done."""
-    compiled = compile_step(training.parts, parallel)
+def stepper(training: Training) -> Callable[[int], float]:
+    """A function from the number of an update to its loss, when all of it is done.
+
+    On one device, as PEFT's side.
+    """
+    compiled = compile_step(training.parts, "jit", jax.devices()[:1])
     frozen = compiled.place(training.model.params)
     placed = [compiled.place_batch(batch) for batch in training.batches]
     state = compiled.place(training.state)

@@ -80,6 +80,11 @@ def prompt(wrapped) -> torch.nn.Parameter:
     return wrapped.prompt_encoder["default"].embedding.weight
 
 
+def vectors(wrapped) -> np.ndarray:
+    """A copy of the trained vectors, float32[P, D]."""
+    return prompt(wrapped).detach().cpu().numpy().copy()
+
+
 def batch(cases: Sequence[inputs.Case]) -> dict[str, torch.Tensor]:
     """The cases padded to the longest of them, on the device."""
     arrays = inputs.padded(cases)

@@ -76,6 +76,7 @@ def main() -> int:
     if options.memory_of:
         print(json.dumps({"bytes": own_peak(options)}))
         return 0
+    measure.warn_if_busy()
     with tempfile.TemporaryDirectory() as folder:
         prepare(options, folder)
         result = compare(options)

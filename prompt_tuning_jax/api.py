@@ -16,7 +16,7 @@ from prompt_tuning_jax.data.template import with_prompt
 from prompt_tuning_jax.models import LanguageModel, load
 from prompt_tuning_jax.train import Result, encode, tune, virtual_tokens
 
-__all__ = ("evaluate", "load", "predict", "save", "tune", "Result")
+__all__ = ("Result", "evaluate", "load", "predict", "save", "tune")
 
 PREDICTED_AT_ONCE = 256  # records of a call; memory does not grow with how many there are
 
@@ -78,8 +78,9 @@ def predict(
         rows = [_fields(task, record) for record in chunk]
         examples = encode(lm, task, rows, virtual_tokens(collections), max_length, template)
         for row in scoring.probabilities(scoring.score(lm, examples, collections)):
-            shares = {value: round(float(share), 6) for value, share in zip(values, row)}
-            yield {"label": values[int(row.argmax())], "probabilities": shares}
+            shares = [round(float(share), 6) for share in row]
+            probabilities = dict(zip(values, shares, strict=True))
+            yield {"label": values[int(row.argmax())], "probabilities": probabilities}
 
 
 def save(artifact: Artifact, folder: str | os.PathLike) -> None:

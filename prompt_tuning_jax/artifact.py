@@ -34,7 +34,7 @@ MANIFEST, TENSORS = "manifest.json", "adaptation.safetensors"
 # Bounds that no real artifact comes near, so that a hostile one costs nothing to refuse.
 _MANIFEST_BYTES, _HEADER_BYTES = 1 << 20, 1 << 16
 _DIMENSIONS, _DEPTH = 8, 5
-_LEAF = re.compile(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+)+")
+_LEAF = re.compile(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+){1,9}")
 _METHOD = re.compile(r"[a-z0-9_]+")
 _KINDS: dict[str, type] = {
     "format": int,
@@ -48,6 +48,7 @@ _KINDS: dict[str, type] = {
     "config": dict,
     "metrics": dict,
     "versions": dict,
+    "tensors_sha256": str,
 }
 _MODEL = {"name": str, "fingerprint": str, "spec": dict}
 _AGAIN = "copy the artifact again, or train it again"
@@ -177,17 +178,14 @@ def load(folder: str | os.PathLike) -> Artifact:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"the artifact '{folder}' does not exist: give the folder of one.")
-    path = folder / MANIFEST
-    manifest = _read_manifest(path)
-    if manifest["format"] != FORMAT:
+    try:
+        manifest = _read_manifest(folder / MANIFEST)
+        arrays = _read_tensors(folder / TENSORS, manifest.pop("tensors_sha256"))
+    except OSError as error:
         raise UserError(
-            f"{path} is of format {manifest['format']} and this version reads {FORMAT}: "
-            "use the version of prompt-tuning-jax that wrote it."
-        )
-    digest = manifest.pop("tensors_sha256")
-    _check_manifest(manifest, path)
-    arrays = _read_tensors(folder / TENSORS, digest)
-    return Artifact(_nested(arrays, folder / TENSORS), manifest)
+            f"{error.filename} cannot be read ({error.strerror}): give the folder of an artifact."
+        ) from error
+    return Artifact(_nested(arrays), manifest)
 
 
 def check(artifact: Artifact, lm: Any) -> None:
@@ -232,11 +230,11 @@ def _dump(manifest: Mapping[str, Any]) -> bytes:
 
 
 def _sealed(manifest: Mapping[str, Any], tensors_sha256: str, path: Path) -> bytes:
-    manifest = json.loads(json.dumps(manifest))  # tuples to lists, as reading it gives them
-    _check_manifest(manifest, path)
-    sealed = {**manifest, "tensors_sha256": tensors_sha256}
+    content = json.loads(json.dumps(manifest))  # tuples to lists, as reading it gives them
+    content["tensors_sha256"] = tensors_sha256
+    _check_manifest(content, path)
     try:
-        return _dump({**sealed, "sha256": hashlib.sha256(_dump(sealed)).hexdigest()})
+        return _dump({**content, "sha256": hashlib.sha256(_dump(content)).hexdigest()})
     except ValueError as error:
         raise UserError(f"the manifest of '{path}' cannot be written as JSON ({error}).") from error
 
@@ -250,24 +248,23 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         whole = (
             hashlib.sha256(_dump(manifest)).hexdigest() == digest
             and _dump({**manifest, "sha256": digest}) == data
-            and type(manifest["format"]) is int
-            and type(manifest["tensors_sha256"]) is str
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: it is not what `save` writes; {_AGAIN}.") from error
     if not whole:
         raise UserError(f"{path} is damaged or was edited: its checksum is wrong; {_AGAIN}.")
+    if type(manifest.get("format")) is int and manifest["format"] != FORMAT:
+        raise UserError(
+            f"{path} is of format {_short(manifest['format'])} and this version reads {FORMAT}: "
+            "use the version of prompt-tuning-jax that wrote it."
+        )
+    _check_manifest(manifest, path)
     return manifest
 
 
 def _check_file(path: Path, most: float) -> None:
     """A plain file of the folder itself: a link could lead anywhere, a pipe could wait for ever."""
-    try:
-        status = path.lstat()
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}): give the folder of an artifact."
-        ) from error
+    status = path.lstat()
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path} is not a plain file, and only such are read; {_AGAIN}.")
     if status.st_size > most:
@@ -298,7 +295,7 @@ def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
         if not isinstance(pair, list) or list(map(type, pair)) != [str, str]:
             yield f"'labels' has {_short(pair)}, expected pairs of texts"
     if manifest["max_length"] < 0:
-        yield f"'max_length' is {manifest['max_length']}, expected at least 0"
+        yield f"'max_length' is {_short(manifest['max_length'])}, expected at least 0"
     yield from _unknown(flatten(manifest["config"]), KEYS, "config.")
 
 
@@ -327,17 +324,13 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, np
             yield f"{prefix}{name}", np.asarray(value)
 
 
-def _nested(arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
+def _nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name, array in arrays.items():
         *parents, last = name.split("/")
         place = tree
         for parent in parents:
             place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                raise UserError(f"{path} has both a leaf and a branch at '{name}'; {_AGAIN}.")
-        if last in place:
-            raise UserError(f"{path} has both a leaf and a branch at '{name}'; {_AGAIN}.")
         place[last] = array
     return tree
 
@@ -382,3 +375,5 @@ def _check_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
         _check_leaf(name, names.get(array.dtype, str(array.dtype)), array.shape, path)
         if not np.isfinite(array).all():
             raise UserError(f"{path}: '{name}' has values that are not finite; train it again.")
+        if any(other.startswith(f"{name}/") for other in arrays):
+            raise UserError(f"{path}: '{name}' is both a leaf and a branch; {_AGAIN}.")

@@ -5,11 +5,16 @@ It has no checksum over values, so each step carries a SHA-256 of its own.
 """
 
 import contextlib
+import functools
+import gc
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,9 +53,10 @@ class Checkpoints:
 
         self._ocp = ocp
         self._folder = Path(folder).absolute()
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
-        )
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = functools.partial(_unless_loop_closed, self._hook)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        self._sweep()
         with _quiet():
             self._manager = ocp.CheckpointManager(
                 self._folder, options=options, item_names=(_STATE, _EXTRA)
@@ -65,6 +71,12 @@ class Checkpoints:
     def close(self) -> None:
         with _quiet():
             self._manager.close()
+        sys.unraisablehook = self._hook
+
+    def _sweep(self) -> None:
+        # Orbax's own sweep is in the background, and a save that failed would keep its space.
+        for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(partial, ignore_errors=True)
 
     def latest(self) -> int | None:
         """The newest step, or None."""
@@ -84,15 +96,18 @@ class Checkpoints:
                 _EXTRA: self._ocp.args.JsonSave(extra),
             }
         )
-        try:
-            with _quiet():
+        with _quiet():
+            try:
                 self._manager.save(step, args=items, force=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            if not isinstance(error, OSError) and "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            reason = getattr(error, "strerror", None) or "no space left on device"
-            return f"the checkpoint of step {step} could not be saved: {reason}."
-        return ""
+                return ""
+            except (OSError, ValueError, RuntimeError) as error:
+                code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's
+                if not isinstance(error, OSError) and code is None:
+                    raise
+                reason = os.strerror(int(code[1])) if code else error.strerror
+            self._sweep()
+            gc.collect()
+        return f"the checkpoint of step {step} could not be saved ({reason})."
 
     def restore(self, target: Any) -> Restored | None:
         """The newest state that is whole; newer ones that are damaged are deleted.
@@ -108,9 +123,8 @@ class Checkpoints:
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for place, step in enumerate(steps):
-            try:
-                state, extra = self._read(step, target)
-            except _DAMAGE:
+            found = self._read_whole(step, target)
+            if found is None:
                 continue
             damaged = steps[:place]
             with _quiet():
@@ -118,7 +132,7 @@ class Checkpoints:
                     self._manager.delete(newer)
             names = ", ".join(map(str, damaged))
             warning = f"damaged checkpoints of step {names} are deleted; going on from step {step}."
-            return Restored(step, state, extra, warning if damaged else "")
+            return Restored(step, *found, warning if damaged else "")
         if steps:
             raise UserError(
                 f"no checkpoint in '{self._folder}' can be read (steps "
@@ -127,13 +141,21 @@ class Checkpoints:
             )
         return None
 
+    def _read_whole(self, step: int, target: Any) -> tuple[Any, dict[str, Any]] | None:
+        with _quiet():
+            try:
+                return self._read(step, target)
+            except _DAMAGE:
+                pass
+            gc.collect()
+        return None
+
     def _read(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
         like = jax.tree.map(lambda leaf: np.zeros(np.shape(leaf), leaf.dtype), target)
         items = self._ocp.args.Composite(
             **{_STATE: self._ocp.args.StandardRestore(like), _EXTRA: self._ocp.args.JsonRestore()}
         )
-        with _quiet():
-            read = self._manager.restore(step, args=items)
+        read = self._manager.restore(step, args=items)
         state, extra = read[_STATE], read[_EXTRA]["extra"]
         for was, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True):
             if (was.shape, was.dtype) != (wanted.shape, wanted.dtype):
@@ -153,11 +175,20 @@ def _digest(state: Any, extra: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax logs tracebacks and advice to absl; what matters of it is returned or raised here."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    """Without what orbax logs through absl, and what asyncio logs of the failures that were not the
+    first, once they are garbage: what matters of it is returned or raised here."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _unless_loop_closed(hook: Callable[[Any], None], fault: Any) -> None:
+    """After a failure tensorstore's threads call back into an event loop that orbax has closed."""
+    if not (isinstance(fault.exc_value, RuntimeError) and "loop is closed" in str(fault.exc_value)):
+        hook(fault)

@@ -1,6 +1,5 @@
 """What the commands do, once the command line is understood. Text for people goes to stdout."""
 
-
 import platform
 import shlex
 import time
@@ -9,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import jaxlib
 
-from prompt_tuning_jax import api, artifact, cache, config as configs, report, workdir
+from prompt_tuning_jax import api, artifact, cache, report, workdir
+from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data import task as tasks
-from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models import LanguageModel, load
-from prompt_tuning_jax.train import Result, parameter_count
+from prompt_tuning_jax.train import Result
 
 INTERRUPTED = 75
 
@@ -37,6 +37,7 @@ def train(config, folder: str, fresh: bool, command: list[str]) -> int:
         task = tasks.make(config.task)
         lm = load_model(config)
         workdir.settle(run, config, fresh)
+        say(machine(lm))
         result = api.tune(lm, task, config, run, say)
         if not result.finished:
             say(f"saved; this goes on from here:\n  {shlex.join(command)}")
@@ -67,9 +68,9 @@ def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list
         began = time.perf_counter()
         best = max(
             config.prompts,
-            key=lambda prompt: api.evaluate(
-                lm, task, split=config.task.validation, prompt=prompt
-            )["accuracy"],
+            key=lambda prompt: api.evaluate(lm, task, split=config.task.validation, prompt=prompt)[
+                "accuracy"
+            ],
         )
         ranked = time.perf_counter() - began if len(config.prompts) > 1 else 0.0
         size = len(best.encode())
@@ -101,8 +102,26 @@ def predict(folder: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     yield from api.predict(load_model(config), task, lines, made)
 
 
-def own_config(made: artifact.Artifact):
-    """The config that an artifact was made with."""
+def machine(lm: LanguageModel) -> str:
+    """One line: the devices, and the rate at which one multiplies large matrices of the model's
+    dtype, which is what bounds a step. Takes a tenth of a second."""
+    size, dtype = 1536, lm.params["embed"]["embedding"].dtype
+    square = jnp.ones((size, size), dtype)
+    multiply = jax.jit(jnp.matmul)
+    seconds = []
+    for _ in range(4):
+        began = time.perf_counter()
+        multiply(square, square).block_until_ready()
+        seconds.append(time.perf_counter() - began)
+    kind, count = jax.devices()[0].device_kind, jax.device_count()
+    rate = 2 * size**3 / min(seconds) / 1e9
+    return f"{count} x {kind}, {dtype} matrix products at {rate:,.0f} GFLOP/s"
+
+
+def own_config(made: artifact.Artifact | None):
+    """The config that an artifact was made with, or the defaults."""
+    if made is None:
+        return configs.build({})
     return configs.build(made.manifest["config"])
 
 

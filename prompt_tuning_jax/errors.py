@@ -18,10 +18,6 @@ class RunError(Exception):
     """
 
 
-class RunError(Exception):
-    """What went wrong in a run that was asked for rightly: one sentence, exit status 1."""
-
-
 def nearest(word: str, words: Iterable[str]) -> str:
     """Returns " (did you mean 'steps'?)" for the closest of `words`, or "" if none is close."""
     close = difflib.get_close_matches(word, list(words), n=1)

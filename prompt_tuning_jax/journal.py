@@ -64,7 +64,7 @@ class Journal:
         self._log(f"step {step}: validation loss {loss:.4f}, accuracy {accuracy:.1%}")
 
     def seconds(self) -> float:
-        """Seconds that the run has taken without compilation, earlier starts and validation included."""
+        """Seconds of steps and validation, those of earlier starts included."""
         return self._spent + time.perf_counter() - self._began
 
     def _read(self):

@@ -29,11 +29,11 @@ _config = click.option(
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="prompt-tuning")
-def commands() -> None:
+def program() -> None:
     """Tailors a frozen language model to a task."""
 
 
-@commands.command(options_metavar="--config FILE --workdir DIR [--config.KEY=VALUE]... [OPTIONS]")
+@program.command(options_metavar="--config FILE --workdir DIR [--config.KEY=VALUE]... [OPTIONS]")
 @_config
 @click.option("--workdir", metavar="DIR", help="Where the run is kept; typed again, it goes on.")
 @click.option("--fresh", is_flag=True, help="Start over in a workdir that holds a run.")
@@ -51,12 +51,12 @@ def train(
     if config_path is None or workdir is None:
         raise UserError("train needs both --config FILE and --workdir DIR")
     config = load(config_path, overrides)
-    from prompt_tuning_jax import commands as run_commands
+    from prompt_tuning_jax import commands
 
     if not as_json:
-        return run_commands.train(config, workdir, fresh, sys.argv)
+        return commands.train(config, workdir, fresh, sys.argv)
     with contextlib.redirect_stdout(sys.stderr):
-        status = run_commands.train(config, workdir, fresh, sys.argv)
+        status = commands.train(config, workdir, fresh, sys.argv)
     report = os.path.join(workdir, "report.json")
     if status == 0:
         with open(report, encoding="utf-8") as file:
@@ -64,7 +64,7 @@ def train(
     return status
 
 
-@commands.command(
+@program.command(
     options_metavar="[--artifact DIR | --prompt TEXT] [--config.KEY=VALUE]... [OPTIONS]"
 )
 @click.option("--artifact", metavar="DIR", help="The artifact of a run; it brings its own config.")
@@ -96,17 +96,17 @@ def evaluate(
         )
     alone = artifact is not None and config_path is None
     config = None if alone else load(config_path, overrides)
-    from prompt_tuning_jax import commands as run_commands
+    from prompt_tuning_jax import commands
 
     with contextlib.redirect_stdout(sys.stderr):
-        result = run_commands.evaluate(config, artifact, prompt, split)
+        result = commands.evaluate(config, artifact, prompt, split)
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
     else:
         click.echo("\n".join(f"{name}: {value}" for name, value in result.items()))
 
 
-@commands.command(options_metavar="--artifact DIR [OPTIONS]")
+@program.command(options_metavar="--artifact DIR [OPTIONS]")
 @click.argument("lines", metavar="[FILE]", type=click.File("rb"), default="-")
 @click.option("--artifact", metavar="DIR", help="The artifact of a run.")
 @click.option("--output", metavar="FILE", help="Where to write, whole or not at all; else stdout.")
@@ -121,9 +121,9 @@ def predict(
     if overrides:
         raise UserError(f"predict takes no {overrides[0]!r}: the artifact brings its own config")
     with _output(output) as stream:
-        from prompt_tuning_jax import commands as run_commands
+        from prompt_tuning_jax import commands
 
-        for row in run_commands.predict(artifact, _decoded(lines)):
+        for row in commands.predict(artifact, _decoded(lines)):
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
             if output is None:
                 stream.flush()
@@ -138,8 +138,8 @@ def run(arguments: list[str]) -> int:
     """
     try:
         overrides, words = _split(arguments)
-        with commands.make_context("prompt-tuning", words or ["--help"], obj=overrides) as context:
-            return commands.invoke(context) or 0
+        with program.make_context("prompt-tuning", words or ["--help"], obj=overrides) as context:
+            return program.invoke(context) or 0
     except click.exceptions.Exit as finished:
         return finished.exit_code
     except (RunError, UserError, click.ClickException) as error:
@@ -174,9 +174,9 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     for word in overrides:
         if "=" not in word:
             raise UserError(f"{word!r} has no value: write {word}=VALUE as one word")
-    if words and not words[0].startswith("-") and words[0] not in commands.commands:
-        known = ", ".join(commands.commands)
-        hint = nearest(words[0], commands.commands)
+    if words and not words[0].startswith("-") and words[0] not in program.commands:
+        known = ", ".join(program.commands)
+        hint = nearest(words[0], program.commands)
         raise UserError(f"{words[0]!r} is not a command{hint}: there are {known}")
     return overrides, words
 

@@ -23,7 +23,9 @@ def make(config) -> optax.GradientTransformation:
     """The optimizer that `config.optimizer` names; gradients are clipped first where asked."""
     settings, rate = config.optimizer, schedule(config)
     made = {
-        "adamw": lambda: optax.adamw(rate, settings.b1, settings.b2, weight_decay=settings.weight_decay),
+        "adamw": lambda: optax.adamw(
+            rate, settings.b1, settings.b2, weight_decay=settings.weight_decay
+        ),
         "adam": lambda: optax.adam(rate, settings.b1, settings.b2),
         "sgd": lambda: optax.sgd(rate, settings.b1),
         # Lester et al. 2021 in optax's terms: 0.3, constant, no parameter scaling, decay_offset

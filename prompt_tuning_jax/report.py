@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TextIO
 from prompt_tuning_jax.workdir import atomic_write, read_metrics
 
 # Okabe and Ito's palette, told apart with any colour vision; dashes and markers say it once more.
-_TRAIN, _VALIDATION = "#0072B2", "#D55E00"
+TRAIN_COLOR, VALIDATION_COLOR = "#0072B2", "#D55E00"
 
 
 class Row(NamedTuple):
@@ -55,7 +55,7 @@ def table(rows: Sequence[Row], file: TextIO | None = None) -> None:
 def size(count: int) -> str:
     """Bytes for people: '512 B', '36.9 kB', '4.2 MB'."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= scale:
+        if count >= 0.99995 * scale:  # what would be shown as 1000.0 of the smaller unit
             return f"{count / scale:.1f} {unit}"
     return f"{count} B"
 
@@ -108,11 +108,11 @@ def curves(metrics: str | os.PathLike, picture: str | os.PathLike) -> None:
 
 def _plot(axes: Any, lines: Sequence[Mapping[str, Any]], name: str, scale: float) -> None:
     styles = (
-        ("train", {"color": _TRAIN, "linewidth": 1.2, "marker": "."}),
+        ("train", {"color": TRAIN_COLOR, "linewidth": 1.2, "marker": "."}),
         (
             "validation",
             {
-                "color": _VALIDATION,
+                "color": VALIDATION_COLOR,
                 "linewidth": 1.8,
                 "linestyle": "--",
                 "marker": "o",

@@ -1,7 +1,7 @@
 """Scoring: the log-probability of every answer of every example, and the metrics made of them.
 
-The shared positions are run once and handed back to the model as a prefix; all answers of an example
-share its text's positions; examples are packed. Each is equal to the plain computation.
+The shared positions are run once and handed back to the model as a prefix; all answers of an
+example share its text's positions; examples are packed. Each equals the plain computation.
 """
 
 import functools

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -44,8 +45,8 @@ class State(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """float32[] sums over targets, so that parts of a batch can be added: negative log-likelihood in
-    nats, weights of the targets, targets that the model ranks first of its vocabulary."""
+    """float32[] sums over targets, so that parts of a batch can be added: negative log-likelihood
+    in nats, weights of the targets, targets that the model ranks first of its vocabulary."""
 
     loss: Any
     targets: Any
@@ -60,7 +61,7 @@ def init_state(parts: Parts, trainable) -> State:
 
 
 def target_scores(module: Decoder, variables, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of every target, float32[R, M] nats, and whether it is the likeliest token."""
+    """Log-probability of every target, float32[R, M] nats, and whether no token is likelier."""
     hidden = module.apply(
         variables,
         batch.shared,
@@ -120,7 +121,8 @@ def train_step(state: State, frozen, batch: Batch, parts: Parts, axis: str | Non
 
     Returns:
       The next state, and a dict of float32[]: loss (mean nats a target), accuracy (of the whole
-      vocabulary), targets, gradient_norm, refused_in_a_row. An update whose gradient is not finite is left out.
+      vocabulary), targets, gradient_norm, refused_in_a_row. An update whose gradient is not finite
+      is left out.
     """
     rng = jax.random.fold_in(jax.random.key(parts.seed), state.step)
     total = gradients(state.trainable, frozen, batch, rng, parts)
@@ -171,7 +173,7 @@ class Compiled(NamedTuple):
       fetch: a placed tree back as numpy.
     """
 
-    step: Callable
+    step: Any
     place: Callable
     place_batch: Callable
     fetch: Callable
@@ -197,7 +199,7 @@ def make_mesh(devices):
 
 
 def place_rows(mesh, batch: Batch) -> Batch:
-    """A numpy batch on the mesh; every process holds the whole batch and hands over its own rows."""
+    """A numpy batch on the mesh; every process has the whole batch and hands over its rows."""
 
     def put(array, spec):
         sharding = NamedSharding(mesh, spec)
@@ -221,7 +223,8 @@ def _over_mesh(step, devices):
         jax.jit(mapped, donate_argnums=0),
         lambda tree: jax.device_put(tree, everywhere),
         functools.partial(place_rows, mesh),
-        jax.device_get,
+        # Copies: on a CPU numpy would look into memory that the next step takes over.
+        functools.partial(jax.tree.map, np.array),
     )
 
 
@@ -235,6 +238,6 @@ def _over_pmap(step, devices):
 
     def fetch(tree):
         # The first device's copy without slicing the array, which costs milliseconds.
-        return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0))[0], tree)
+        return jax.tree.map(lambda leaf: np.array(leaf.addressable_data(0))[0], tree)
 
     return Compiled(mapped, lambda tree: jax_utils.replicate(tree, devices), spread, fetch)

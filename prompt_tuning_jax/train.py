@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from prompt_tuning_jax import artifact as artifacts
+from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import methods, optimizers, scoring
 from prompt_tuning_jax.checkpoint import Checkpoints
 from prompt_tuning_jax.data import batch as batches
@@ -77,6 +78,7 @@ def tune(lm: LanguageModel, task, config, folder: Path | None = None, log=print)
       UserError: a setting, template or record that cannot be used.
       RunError: five updates in a row whose gradient was not finite.
     """
+    configs.validate(config)
     method = methods.make(config.method)
     parts = Parts(lm.module, method, optimizers.make(config), config.seed, config.microbatches)
     key = jax.random.key(config.seed)
@@ -86,6 +88,7 @@ def tune(lm: LanguageModel, task, config, folder: Path | None = None, log=print)
     data = prepare(lm, task, config, virtual_tokens(adapt(trainable)), log)
 
     with contextlib.ExitStack() as opened:
+        stopping = opened.enter_context(stop_requested(log))
         checkpoints = opened.enter_context(Checkpoints(folder / CHECKPOINTS)) if folder else None
         state, best, spent = restore(checkpoints, init_state(parts, trainable), log)
         start = int(state.step)
@@ -94,7 +97,6 @@ def tune(lm: LanguageModel, task, config, folder: Path | None = None, log=print)
         compiled = compile_step(parts, config.parallel)
         frozen, state = compiled.place(lm.params), compiled.place(state)
         steps = executables(compiled, state, frozen, data, log) if start < config.steps else {}
-        stopping = opened.enter_context(stop_requested(log))
         journal.begin()
         for step in range(start, config.steps):
             batch = data.batch(step)
@@ -139,7 +141,7 @@ def manifest(lm: LanguageModel, task, config, best: Best) -> dict:
 
 def restore(checkpoints: Checkpoints | None, state: State, log) -> tuple[State, Best, float]:
     """The newest state of a run, the best tree so far, and the seconds spent; or the beginning."""
-    best = Best(state.trainable, math.inf, 0)
+    best = Best(jax.tree.map(np.array, state.trainable), math.inf, 0)
     kept = checkpoints.restore((state, best.trainable)) if checkpoints else None
     if kept is None:
         return state, best, 0.0
@@ -147,7 +149,11 @@ def restore(checkpoints: Checkpoints | None, state: State, log) -> tuple[State, 
         log(f"warning: {kept.warning}")
     log(f"going on after step {kept.step}")
     state, trainable = kept.state
-    return state, Best(trainable, kept.extra["best_loss"], kept.extra["best_step"]), kept.extra["seconds"]
+    return (
+        state,
+        Best(trainable, kept.extra["best_loss"], kept.extra["best_step"]),
+        kept.extra["seconds"],
+    )
 
 
 def save(checkpoints: Checkpoints, state: State, best: Best, seconds: float, log):
@@ -220,12 +226,13 @@ def encode(lm: LanguageModel, task, rows, num_virtual_tokens, max_length=0, temp
 
 def executables(compiled: Compiled, state: State, frozen, data: Data, log: Callable) -> dict:
     """The step compiled for every shape of the run, by the shape [R, T] of its tokens."""
+    log("compiling the step, once for each shape of rows")
     began, made = time.perf_counter(), {}
     front = data.train[0].trunk[: data.shared]
     for shape in data.shapes:
         batch = compiled.place_batch(batches.empty(front, shape))
         made[shape.rows, shape.length] = compiled.step.lower(state, frozen, batch).compile()
-    log(f"compiled in {time.perf_counter() - began:.1f} s (not counted below)")
+    log(f"compiled in {time.perf_counter() - began:.1f} s, which the rates below leave out")
     return made
 
 

@@ -212,13 +212,15 @@ class Metrics:
         if self._events is None:
             return ""
         from tensorboardX import summary
-        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto import event_pb2
 
         try:
             for name, number in line.items():
                 if name != "step" and number is not None:
                     scalar = summary.scalar(name, number)
-                    event = Event(wall_time=time.time(), step=line["step"], summary=scalar)
+                    event = event_pb2.Event(
+                        wall_time=time.time(), step=line["step"], summary=scalar
+                    )
                     self._events.write_event(event)
             if time.monotonic() > self._flushed + _EVENT_SECONDS:
                 self._events.flush()
@@ -252,16 +254,16 @@ def _number(value: Any) -> int | float | None:
 def _open_events(folder: Path) -> Any:
     """A new event file in place of an earlier start's.
 
-    Not `SummaryWriter`: its thread dies of a full disk, and the training then waits for it for ever.
+    Not a `SummaryWriter`: its thread dies of a full disk, and then training waits for it for ever.
     """
     from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto import event_pb2
 
     folder.mkdir(parents=True, exist_ok=True)
     for earlier in folder.glob("events.out.tfevents.*"):
         earlier.unlink()
     writer = EventsWriter(os.fspath(folder / "events"))
     # A TensorBoard that is looking on forgets what it has read.
-    start = SessionLog(status=SessionLog.START)
-    writer.write_event(Event(wall_time=time.time(), step=0, session_log=start))
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    writer.write_event(event_pb2.Event(wall_time=time.time(), step=0, session_log=start))
     return writer

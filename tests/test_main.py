@@ -19,10 +19,11 @@ from prompt_tuning_jax.main import run
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 QUICKSTART = os.path.join(ROOT, "configs", "quickstart.py")
 TRAIN = ["train", "--config", QUICKSTART, "--workdir"]
-# The library, replaced by what a test says, in a process of its own.
+# What the commands do, replaced by what a test says, in a process of its own.
 STAND_IN = """
 import sys, types
-api = sys.modules["prompt_tuning_jax.api"] = types.ModuleType("prompt_tuning_jax.api")
+commands = types.ModuleType("prompt_tuning_jax.commands")
+sys.modules["prompt_tuning_jax.commands"] = commands
 {}
 from prompt_tuning_jax.main import main
 main()
@@ -43,12 +44,12 @@ def command(*arguments, stand_in="", **options):
 
 
 @pytest.fixture
-def api(monkeypatch):
-    """A stand-in for the library that keeps what it was handed in `calls`."""
-    made = types.ModuleType("prompt_tuning_jax.api")
+def commands(monkeypatch):
+    """A stand-in for what the commands do, that keeps what it was handed in `calls`."""
+    made = types.ModuleType("prompt_tuning_jax.commands")
     made.calls = []
 
-    def train_command(config, workdir, fresh):
+    def train(config, workdir, fresh, command):
         made.calls.append((config, workdir, fresh))
         print("a table")
         os.makedirs(workdir, exist_ok=True)
@@ -56,22 +57,22 @@ def api(monkeypatch):
             json.dump({"rows": []}, file)
         return 0
 
-    def evaluate_command(config, artifact, prompt, split):
+    def evaluate(config, artifact, prompt, split):
         made.calls.append((config, artifact, prompt, split))
         print("a log line")
         return {"accuracy": 0.5, "examples": 4}
 
-    def predict_command(artifact, lines):
+    def predict(artifact, lines):
         for line in lines:
             if line == "bad":
                 raise UserError("a bad line")
             yield {"label": line, "probabilities": {"é": 1.0}}
 
-    made.train_command = train_command
-    made.evaluate_command = evaluate_command
-    made.predict_command = predict_command
-    monkeypatch.setitem(sys.modules, "prompt_tuning_jax.api", made)
-    monkeypatch.setattr(prompt_tuning_jax, "api", made, raising=False)
+    made.train = train
+    made.evaluate = evaluate
+    made.predict = predict
+    monkeypatch.setitem(sys.modules, "prompt_tuning_jax.commands", made)
+    monkeypatch.setattr(prompt_tuning_jax, "commands", made, raising=False)
     return made
 
 
@@ -83,33 +84,33 @@ def refused(capsys, *arguments):
     return captured.err.removeprefix("error: ").rstrip()
 
 
-def test_train_hands_over_config_workdir_and_fresh(api, tmp_path, capsys):
+def test_train_hands_over_config_workdir_and_fresh(commands, tmp_path, capsys):
     workdir = str(tmp_path / "run")
     assert run([*TRAIN, workdir, "--config.steps=7", "--config.model.path=a.gguf", "--fresh"]) == 0
-    [(config, given, fresh)] = api.calls
+    [(config, given, fresh)] = commands.calls
     assert (config.steps, config.model.path, given, fresh) == (7, "a.gguf", workdir, True)
     assert capsys.readouterr().out == "a table\n"
 
 
-def test_train_json_leaves_only_json_on_stdout(api, tmp_path, capsys):
+def test_train_json_leaves_only_json_on_stdout(commands, tmp_path, capsys):
     assert run([*TRAIN, str(tmp_path), "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"rows": []}
     assert captured.err == "a table\n"
 
 
-def test_the_exit_status_of_training_is_the_commands(api, tmp_path, capsys):
-    api.train_command = lambda config, workdir, fresh: 75
+def test_the_exit_status_of_training_is_the_commands(commands, tmp_path, capsys):
+    commands.train = lambda config, workdir, fresh, command: 75
     assert run([*TRAIN, str(tmp_path)]) == 75
     assert run([*TRAIN, str(tmp_path), "--json"]) == 75
     assert capsys.readouterr().out == ""
 
 
-def test_a_failed_run_is_one_sentence_and_status_1(api, tmp_path, capsys):
-    def fail(config, workdir, fresh):
+def test_a_failed_run_is_one_sentence_and_status_1(commands, tmp_path, capsys):
+    def fail(config, workdir, fresh, command):
         raise RunError("five gradients in a row were not finite")
 
-    api.train_command = fail
+    commands.train = fail
     assert run([*TRAIN, str(tmp_path)]) == 1
     assert capsys.readouterr().err == "error: five gradients in a row were not finite\n"
 
@@ -138,9 +139,9 @@ def test_a_failed_run_is_one_sentence_and_status_1(api, tmp_path, capsys):
         (["predict", "--artifact", "x", QUICKSTART, "--output", "no/such/out"], "cannot write"),
     ],
 )
-def test_wrong_usage_is_one_sentence_and_status_2(api, capsys, arguments, part):
+def test_wrong_usage_is_one_sentence_and_status_2(commands, capsys, arguments, part):
     assert part in refused(capsys, *arguments)
-    assert api.calls == []
+    assert commands.calls == []
 
 
 def test_debug_shows_the_traceback_of_a_refusal(capsys):
@@ -157,9 +158,9 @@ def test_debug_shows_the_traceback_of_a_refusal(capsys):
         (["--prompt", "{text}:", "--split", "validation"], None, "{text}:", "validation", True),
     ],
 )
-def test_evaluate(api, capsys, arguments, artifact, prompt, split, has_config):
+def test_evaluate(commands, capsys, arguments, artifact, prompt, split, has_config):
     assert run(["evaluate", *arguments, "--json"]) == 0
-    [(config, *rest)] = api.calls
+    [(config, *rest)] = commands.calls
     assert (config is not None) == has_config
     assert rest == [artifact, prompt, split]
     captured = capsys.readouterr()
@@ -167,12 +168,12 @@ def test_evaluate(api, capsys, arguments, artifact, prompt, split, has_config):
     assert captured.err == "a log line\n"
 
 
-def test_evaluate_prints_names_and_values(api, capsys):
+def test_evaluate_prints_names_and_values(commands, capsys):
     assert run(["evaluate"]) == 0
     assert capsys.readouterr().out == "accuracy: 0.5\nexamples: 4\n"
 
 
-def test_predict_writes_a_json_line_for_each_line(api, tmp_path, capsys):
+def test_predict_writes_a_json_line_for_each_line(commands, tmp_path, capsys):
     source = tmp_path / "lines.txt"
     source.write_bytes("\ufefffirst\r\nsécond\n\nlast".encode())
     assert run(["predict", "--artifact", "a", str(source)]) == 0
@@ -185,7 +186,7 @@ def test_predict_writes_a_json_line_for_each_line(api, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("bad", "part"), [(b"bad", "a bad line"), (b"\xff", "line 2: not UTF-8")])
-def test_predict_leaves_no_half_written_output(api, tmp_path, capsys, bad, part):
+def test_predict_leaves_no_half_written_output(commands, tmp_path, capsys, bad, part):
     source = tmp_path / "lines.txt"
     source.write_bytes(b"good\n" + bad)
     output = tmp_path / "out.jsonl"
@@ -236,7 +237,7 @@ def test_parsing_imports_nothing_heavy():
 
 
 def test_a_failure_is_one_line_and_status_1_and_debug_shows_where(tmp_path):
-    fail = "def fail(*a): raise ZeroDivisionError('first\\nsecond')\napi.train_command = fail"
+    fail = "def fail(*a): raise ZeroDivisionError('first\\nsecond')\ncommands.train = fail"
     shown = command(*TRAIN, str(tmp_path), stand_in=fail)
     assert (shown.returncode, shown.stdout) == (1, "")
     assert shown.stderr == "error: ZeroDivisionError: first (--debug shows the traceback)\n"
@@ -246,7 +247,7 @@ def test_a_failure_is_one_line_and_status_1_and_debug_shows_where(tmp_path):
 
 
 def test_ctrl_c_is_one_word(tmp_path):
-    stop = "import os, signal\napi.train_command = lambda *a: os.kill(os.getpid(), signal.SIGINT)"
+    stop = "import os, signal\ncommands.train = lambda *a: os.kill(os.getpid(), signal.SIGINT)"
     # A process in the background ignores the signal from birth: its default is set again.
     shown = command(
         *TRAIN,
@@ -256,8 +257,10 @@ def test_ctrl_c_is_one_word(tmp_path):
     assert (shown.returncode, shown.stderr) == (128 + signal.SIGINT, "interrupted\n")
 
 
-def test_a_closed_stdout_is_quiet(tmp_path):
-    many = "api.predict_command = lambda a, lines: ({'label': i} for i in range(100000))"
+def test_a_closed_stdout_is_quiet(monkeypatch):
+    # With a buffer there is something left to write when the interpreter ends.
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    many = "commands.predict = lambda a, lines: ({'label': i} for i in range(100000))"
     program = STAND_IN.format(many)
     process = subprocess.Popen(
         [sys.executable, "-c", program, "predict", "--artifact", "x", QUICKSTART],
@@ -273,7 +276,9 @@ def test_a_closed_stdout_is_quiet(tmp_path):
     assert process.wait() == 1
 
 
-def test_the_five_names_come_from_the_api(api):
+def test_the_five_names_come_from_the_api(monkeypatch):
+    api = types.ModuleType("prompt_tuning_jax.api")
+    monkeypatch.setitem(sys.modules, "prompt_tuning_jax.api", api)
     assert set(prompt_tuning_jax.__all__) == {"evaluate", "load", "predict", "save", "tune"}
     assert set(prompt_tuning_jax.__all__) <= set(dir(prompt_tuning_jax))
     for name in prompt_tuning_jax.__all__:

@@ -181,9 +181,9 @@ def write_gguf(
     fields: dict[str, str] | None = None,
     pre: str = "gpt-2",
 ) -> Path:
-    """A GGUF file as llama.cpp's converter writes it; `fields` are strings to add or put instead."""
+    """A GGUF file as llama.cpp's converter writes it, with `fields`, strings by key, beside."""
     arrays = tensors(spec) if arrays is None else arrays
-    fields = fields or {}
+    fields = dict(fields or {})
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, fields.pop("general.architecture", "llama"))
     writer.add_block_count(spec.layers)
@@ -228,18 +228,20 @@ def write_gguf(
 
 
 def expected(spec: Spec, arrays: dict[str, np.ndarray], dtype=np.float32) -> dict:
-    """The tree that reading these tensors should give, written out the slow way."""
-    tree: dict = {}
+    """The leaves, by path, that reading these tensors should give, made the slow way."""
+    leaves: dict = {}
     for name, slot in names.wanted(spec, "folder"):
         leaf = arrays[name].T if slot.name.ours.endswith("kernel") else arrays[name]
-        last = slot.layer == spec.layers - 1
-        stem = "" if slot.layer is None else "last/" if last else "layers/"
-        tree.setdefault(stem + slot.name.ours, []).append(leaf.astype(dtype))
-    stacked = {
-        path: np.stack(leaves) if path.startswith("layers/") else leaves[0]
-        for path, leaves in tree.items()
-    }
-    return stacked
+        leaf = leaf.astype(dtype)
+        if slot.layer is None:
+            leaves[slot.name.ours] = leaf
+        elif slot.layer == spec.layers - 1:
+            leaves[f"last/{slot.name.ours}"] = leaf
+            leaves.setdefault(f"layers/{slot.name.ours}", np.zeros((0, *leaf.shape), dtype))
+        else:
+            stack = leaves.get(f"layers/{slot.name.ours}", np.zeros((0, *leaf.shape), dtype))
+            leaves[f"layers/{slot.name.ours}"] = np.concatenate([stack, leaf[None]])
+    return leaves
 
 
 def flatten(tree: dict, stem: str = "") -> dict[str, np.ndarray]:

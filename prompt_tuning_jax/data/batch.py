@@ -5,7 +5,7 @@ hold what differs. Several short examples share a row; segments keep them apart.
 example share its trunk; branches keep them apart.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,8 @@ from prompt_tuning_jax.data.template import Example
 _ATTENTION_LENGTH = 600
 _SAMPLE = 256  # batches that decide on the number of rows
 _CANDIDATES = 16  # numbers of rows that are compared
+
+Array = Any  # what stands in a batch: numpy, jax, or how an array is to be placed
 
 
 class Shape(NamedTuple):
@@ -31,16 +33,16 @@ class Shape(NamedTuple):
 class Batch(NamedTuple):
     """What a step reads; int32 unless said. Nothing is indexed across rows."""
 
-    shared: np.ndarray  # [S], the front that is the same for all examples
-    tokens: np.ndarray  # [R, T]
-    positions: np.ndarray  # [R, T], the first after the shared ones is S
-    segments: np.ndarray  # [R, T], 0 is padding, examples count from 1 within a row
-    branches: np.ndarray  # [R, T], 0 is the trunk, c + 1 the tail of answer c
-    reads: np.ndarray  # [R, Q], places in the row whose hidden state is needed, each once
-    targets: np.ndarray  # [R, M], which of the row's reads predicts the target
-    target_ids: np.ndarray  # [R, M]
-    target_weights: np.ndarray  # float32[R, M], 0 is padding
-    target_example: np.ndarray  # [R, M], example in the batch; if ranked, example * C + answer
+    shared: Array  # [S], the front that is the same for all examples
+    tokens: Array  # [R, T]
+    positions: Array  # [R, T], the first after the shared ones is S
+    segments: Array  # [R, T], 0 is padding, examples count from 1 within a row
+    branches: Array  # [R, T], 0 is the trunk, c + 1 the tail of answer c
+    reads: Array  # [R, Q], places in the row whose hidden state is needed, each once
+    targets: Array  # [R, M], which of the row's reads predicts the target
+    target_ids: Array  # [R, M]
+    target_weights: Array  # float32[R, M], 0 is padding
+    target_example: Array  # [R, M], example in the batch; if ranked, example * C + answer
 
 
 def shared_length(examples: Sequence[Example]) -> int:
@@ -65,8 +67,8 @@ def plan(
 ) -> tuple[Shape, ...]:
     """Chooses the shapes of a run, the shortest first, such that every batch of it fits one.
 
-    All have the same number of rows, the one that costs least; their lengths are those with the
-    least padding.
+    All have the same number of rows. That and the lengths are those that cost least, a position
+    costing more the longer its row is.
 
     Args:
         examples: n examples.
@@ -79,18 +81,18 @@ def plan(
     sizes = _sizes(examples, shared, ranked)[batches]
     sample = sizes[:: -(-len(sizes) // _SAMPLE)]
 
+    def prices(lengths: np.ndarray) -> np.ndarray:
+        return lengths * (1 + (shared + lengths) / _ATTENTION_LENGTH)
+
     def cost(rows: int) -> float:
-        loads = _loads(sample, rows)[..., 0].max(axis=1)
-        lengths = _lengths(loads, max_shapes)
-        length = lengths[np.searchsorted(lengths, loads)]
-        return float((rows * length * (1 + (shared + length) / _ATTENTION_LENGTH)).sum())
+        return rows * _lengths(_loads(sample, rows)[..., 0].max(axis=1), prices, max_shapes)[1]
 
     rows = min(_row_candidates(batches.shape[1], row_multiple), key=cost)
     largest = _loads(sizes, rows).max(axis=1)
     shapes = []
-    for length in _lengths(largest[:, 0], max_shapes):
+    for length in _lengths(largest[:, 0], prices, max_shapes)[0]:
         _, reads, targets = largest[largest[:, 0] <= length].max(axis=0)
-        shapes.append(Shape(rows, int(length), int(reads), int(targets)))
+        shapes.append(Shape(rows, length, int(reads), int(targets)))
     return tuple(shapes)
 
 
@@ -251,28 +253,29 @@ def _row_candidates(size: int, multiple: int) -> list[int]:
     return [multiple * int(number) for number in np.unique(spaced)]
 
 
-def _lengths(loads: np.ndarray, most: int) -> np.ndarray:
-    """Returns at most `most` lengths, ascending, that hold all loads with the least padding.
+def _lengths(
+    loads: np.ndarray, prices: Callable[[np.ndarray], np.ndarray], most: int
+) -> tuple[list[int], float]:
+    """Returns at most `most` lengths, ascending, that hold all loads for the least sum of prices.
 
     Each load takes the shortest length that holds it. By dynamic programming over the distinct
-    loads: `best[j]` is the least total of the loads up to the j-th with one more length, which is
-    the j-th load itself.
+    loads: `best[j]` is the least price of the loads up to the j-th, which is the last length.
     """
     values, counts = np.unique(loads, return_counts=True)
     below = np.concatenate([[0], np.cumsum(counts)])
-    # total[i, j]: the loads from the i-th to the j-th, all as long as the j-th.
-    total = (below[None, 1:] - below[:-1, None]) * values[None, :].astype(np.float64)
-    total[np.tril_indices(len(values), -1)] = np.inf
-    best, choices = total[0], []
+    # together[i, j]: the loads from the i-th to the j-th, all in the j-th's length.
+    together = (below[None, 1:] - below[:-1, None]) * prices(values)[None, :]
+    together[np.tril_indices(len(values), -1)] = np.inf
+    best, firsts = together[0], []
     for _ in range(min(most, len(values)) - 1):
-        through = np.concatenate([[np.inf], best[:-1]])[:, None] + total
-        choices.append(through.argmin(axis=0))
-        best = through.min(axis=0)
+        choices = np.concatenate([[np.inf], best[:-1]])[:, None] + together
+        firsts.append(choices.argmin(axis=0))
+        best = choices.min(axis=0)
     lengths, last = [], len(values) - 1
-    for choice in reversed(choices):
-        lengths.append(values[last])
-        last = choice[last] - 1
-    return np.array([*lengths, values[last]])[::-1]
+    for first in reversed(firsts):
+        lengths.append(int(values[last]))
+        last = first[last] - 1
+    return [*lengths, int(values[last])][::-1], float(best[-1])
 
 
 def _fill(

@@ -175,9 +175,8 @@ def dropped(encoded: Sequence[Example]) -> tuple[int, int]:
     return int((lost > 0).sum()), int(lost.sum())
 
 
-_SPLIT = re.compile(
-    r"(?P<name>\w+)(?:\[(?P<start>-?\d{1,18}%?)?:(?P<stop>-?\d{1,18}%?)?\])?", re.ASCII
-)
+_BOUND = r"-?(?:\d{1,18}|\d{1,2}%|100%)"
+_SPLIT = re.compile(rf"(?P<name>\w+)(?:\[(?P<start>{_BOUND})?:(?P<stop>{_BOUND})?\])?", re.ASCII)
 
 
 def _bound(text: str | None, default: int, count: int) -> int:

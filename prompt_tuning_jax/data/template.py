@@ -63,7 +63,7 @@ class Example(NamedTuple):
     tails: tuple[np.ndarray, ...]  # int32[m] each, m >= 1: what each answer adds, all of it targets
     answer: int  # index of the right answer in tails, -1 if unknown
     constant: int  # how many front tokens lie wholly before the first field
-    dropped: int  # tokens that the longest field lost because the example was too long
+    dropped: int  # tokens lost with the end of the longest field: the example was too long
 
 
 _PARTS = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|\\[nt]|[^{}\\]+|\\")
@@ -113,8 +113,10 @@ def with_prompt(text: str, prompt: str) -> str:
     slots = [piece for piece in parse(text).pieces if isinstance(piece, Slot)]
     if not slots:
         return prompt + text
-    first, *others = re.split(r"\{soft(?::\d+)?\}", text)
-    return first + prompt + "".join(others)
+    for slot in reversed(slots):
+        written = prompt if slot is slots[0] else ""
+        text = text[: slot.place - 1] + written + text[text.index("}", slot.place) + 1 :]
+    return text
 
 
 def encode(
@@ -157,7 +159,7 @@ def encode(
         rendered = _render(layout, fields, tokenizer, bos)
         trunk, tails = _answered(rendered, answers, tokenizer)
         length = len(trunk.ids) + max(map(len, tails)) - 1
-        whole = whole or len(trunk.ids)
+        whole = whole or length
         if length <= max_length:
             break
         shortened = shortened or _longest(rendered.spans, trunk)
@@ -181,7 +183,7 @@ def encode(
         tuple(np.array(tail, np.int32) for tail in tails),
         answer,
         constant,
-        whole - len(trunk.ids),
+        whole - length,
     )
 
 
@@ -349,9 +351,8 @@ def _cut(span: tuple[int, int], tokens: _Tokens, excess: int) -> int:
     kept = len(numbers) - excess
     if kept <= 0:
         return 0
-    # A character that several tokens share goes with the first of them that is dropped.
-    stop = min(tokens.ends[numbers[kept - 1]], tokens.starts[numbers[kept]])
-    return max(min(stop, end - 1) - start, 0)
+    # A character of several tokens may go on past the last that is kept: then it stays at first.
+    return max(min(tokens.ends[numbers[kept - 1]], end - 1) - start, 0)
 
 
 def _bos(template: Template, tokenizer: Any, add_bos: bool) -> list[int]:

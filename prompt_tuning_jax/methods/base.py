@@ -11,10 +11,10 @@ class Method(NamedTuple):
     """Two pure functions.
 
     Attributes:
-      init: `(rng, lm, task) -> trainable`; may read the frozen model's weights and the task's words.
+      init: `(rng, lm, task) -> trainable`; may read the model's weights and the task's words.
       adapt: `(trainable, rng, train) -> collections`, what the model is handed beside `params`. It
-        runs inside the step; a network that makes the prompt runs here, and the artifact stores only
-        what comes out.
+        runs inside the step; a network that makes the prompt runs here, and the artifact stores
+        only what comes out.
     """
 
     init: Callable[..., Trainable]

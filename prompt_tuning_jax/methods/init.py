@@ -15,18 +15,20 @@ from prompt_tuning_jax.errors import UserError
 
 
 def uniform(rng, settings, lm, task):
-    """Uniform in ±`method.init_scale`; Lester et al. take 0.5, which is tiny for a T5 and huge for a
-    Llama: compare it with the embeddings' own root mean square."""
+    """Uniform in ±`method.init_scale`. Lester et al. take 0.5, which is tiny beside a T5's
+    embeddings and huge beside a Llama's."""
     shape = (settings.num_virtual_tokens, lm.spec.width)
     return jax.random.uniform(rng, shape, jnp.float32, -1, 1) * settings.init_scale
 
 
 def vocabulary(rng, settings, lm, task):
-    """Embeddings of tokens drawn without repetition from the `method.init_vocabulary` lowest ids (0:
-    all). Vocabularies are in order of frequency, near enough; special tokens are left out."""
+    """Embeddings of tokens drawn without repetition from the `method.init_vocabulary` lowest ids,
+    0 for all. Ids are in order of frequency, near enough; special tokens are left out."""
     size = settings.init_vocabulary or lm.spec.vocabulary
     special = set(lm.tokenizer.specials.values())
-    ids = np.array([index for index in range(min(size, lm.spec.vocabulary)) if index not in special])
+    ids = np.array(
+        [index for index in range(min(size, lm.spec.vocabulary)) if index not in special]
+    )
     if len(ids) < settings.num_virtual_tokens:
         raise UserError(
             f"method.init_vocabulary={size} leaves {len(ids)} tokens for "
@@ -40,7 +42,9 @@ def labels(rng, settings, lm, task):
     """The task's label words, a word of several tokens as their mean; the rest as `vocabulary`."""
     words = [lm.tokenizer.encode(" " + label.word)[0] for label in task.labels]
     if not words:
-        raise UserError("method.init='labels' needs a task with labels; take 'vocabulary' or 'text'.")
+        raise UserError(
+            "method.init='labels' needs a task with labels; take 'vocabulary' or 'text'."
+        )
     rows = jnp.stack([_embeddings(lm, np.array(ids)).mean(0) for ids in words])
     rest = vocabulary(rng, settings, lm, task)
     return jnp.concatenate([rows, rest])[: settings.num_virtual_tokens]

@@ -11,7 +11,7 @@ layer's own). `sites` is the table of all that the model consumes and `bind` ref
 
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,11 +92,9 @@ def attend(query, front, own, mask, precision):
     own_key, own_value = own
     # Heads lead, so that one layout of the queries serves both products without a copy.
     query = query.transpose(2, 0, 3, 1, 4)
-    scores = (
-        jnp.einsum("krgtd,fkd->krgtf", query, front_key, precision=precision),
-        jnp.einsum("krgtd,rukd->krgtu", query, own_key, precision=precision),
-    )
-    scores = jnp.concatenate(scores, axis=-1).astype(jnp.float32)
+    to_front = jnp.einsum("krgtd,fkd->krgtf", query, front_key, precision=precision)
+    to_own = jnp.einsum("krgtd,rukd->krgtu", query, own_key, precision=precision)
+    scores = jnp.concatenate([to_front, to_own], axis=-1).astype(jnp.float32)
     front_size = front_key.shape[0]
     scores += jnp.pad(mask, ((0, 0), (0, 0), (front_size, 0)))[:, None]
     weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
@@ -117,7 +115,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x, context, reads=None):
-        """`[N, D]` to `[N, D]`, or to `[R*Q, D]` where `reads` int32[R, Q] says which are needed."""
+        """`[N, D]` to `[N, D]`, or to `[R*Q, D]` if `reads` int32[R, Q] says which are needed."""
         spec, shared = self.spec, context.shared_mask.shape[1]
         rows, length = context.row_mask.shape[:2]
 
@@ -296,7 +294,7 @@ class Decoder(nn.Module):
 
 
 def sites(spec: Spec) -> dict[tuple[str, str], tuple[int | None, ...]]:
-    """All that a method can hand to the model: (collection, leaf) and its shape, None where free."""
+    """All that a method can hand to the model: (collection, leaf) to shape, None where free."""
     stack = (spec.layers, None, spec.kv_heads, spec.head_size)
     return {
         ("prompt", "vectors"): (None, spec.width),
@@ -315,9 +313,12 @@ def bind(spec: Spec, collections: Mapping[str, Mapping[str, jax.Array]]) -> dict
     for collection, leaves in collections.items():
         for leaf, array in leaves.items():
             check_site(table, collection, leaf, array.shape)
-    bound = {name: dict(leaves) for name, leaves in collections.items()}
+    bound: dict[str, Any] = {name: dict(leaves) for name, leaves in collections.items()}
     if "prefix" in bound:
-        if len({array.shape for array in bound["prefix"].values()}) != 1 or len(bound["prefix"]) != 2:
+        if (
+            len({array.shape for array in bound["prefix"].values()}) != 1
+            or len(bound["prefix"]) != 2
+        ):
             raise UserError("a prefix needs 'k' and 'v' of the same shape [L, P, K, d].")
         bound["prefix"] = {
             "layers": {"attention": {name: part[:-1] for name, part in bound["prefix"].items()}},
@@ -332,10 +333,13 @@ def check_site(table, collection, leaf, shape):
         names = [f"{first}/{second}" for first, second in table]
         path = f"{collection}/{leaf}"
         raise UserError(
-            f"the model has no place for '{path}'{nearest(path, names)}; it takes {', '.join(names)}."
+            f"the model has no place for '{path}'{nearest(path, names)}: "
+            f"it takes {', '.join(names)}."
         )
     wanted = table[collection, leaf]
-    if len(shape) != len(wanted) or any(w not in (None, s) for w, s in zip(wanted, shape)):
+    if len(shape) != len(wanted) or any(
+        size not in (None, given) for size, given in zip(wanted, shape, strict=True)
+    ):
         free = tuple("any" if size is None else size for size in wanted)
         raise UserError(f"'{collection}/{leaf}' has shape {tuple(shape)}, the model takes {free}.")
 

@@ -32,7 +32,7 @@ NUMBERS = {
     12: "d",
 }
 MAX_TEXT = 1 << 24  # bytes of one string
-MAX_STRINGS = 1 << 20  # of one array: the largest vocabularies have a quarter of it
+MAX_ITEMS = 1 << 20  # of one array: the largest vocabularies have a quarter of it
 MAX_DIMENSIONS = 4
 
 
@@ -46,7 +46,7 @@ class Tensor(NamedTuple):
 
 
 class Gguf(NamedTuple):
-    """Metadata by key (arrays of numbers as numpy, of strings as list) and tensors by name."""
+    """Metadata by key, as plain values and lists of them, and tensors by name."""
 
     path: Path
     fields: dict[str, Any]
@@ -84,16 +84,16 @@ class Cursor:
             self.refuse("a string that is not UTF-8")
             raise
 
-    def array(self) -> Any:
+    def array(self) -> list[Any]:
         kind, count = self.number("I"), self.number("Q")
-        if kind == STRING:
-            if count > min(MAX_STRINGS, self.left // 8):
-                self.refuse(f"an array of {count} strings")
-            return [self.text() for _ in range(count)]
-        if kind not in NUMBERS:
+        if kind != STRING and kind not in NUMBERS:
             self.refuse(f"an array of type {kind}")
-        data = self.take(count * struct.calcsize(NUMBERS[kind]))
-        return np.frombuffer(data, np.dtype(NUMBERS[kind]).newbyteorder("<"))
+        if count > min(MAX_ITEMS, self.left):
+            self.refuse(f"an array of {count} values")
+        if kind == STRING:
+            return [self.text() for _ in range(count)]
+        code = NUMBERS[kind]
+        return list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(code))))
 
     def value(self) -> Any:
         kind = self.number("I")

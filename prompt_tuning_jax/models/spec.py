@@ -140,7 +140,7 @@ def from_gguf(
             f"{source} rotates {rotated} of {head_size} dimensions of a head, or its values differ "
             "in size from its keys; expected all three to be equal."
         )
-    tokens = fields.get("tokenizer.ggml.tokens", ())
+    tokens = fields.get("tokenizer.ggml.tokens")
     theta = read("rope.freq_base", float, 10000.0)
     original = read("rope.scaling.original_context_length", int, ORIGINAL_MAX_POSITIONS)
     return Spec(
@@ -151,7 +151,7 @@ def from_gguf(
         kv_heads=read("attention.head_count_kv", int, heads),
         head_size=head_size,
         feedforward=read("feed_forward_length", int),
-        vocabulary=read("vocab_size", int, len(tokens) or None),
+        vocabulary=read("vocab_size", int, len(tokens) if isinstance(tokens, list) else None),
         max_positions=read("context_length", int),
         rope_theta=theta,
         rope_scaling=None if factors is None else solve(factors, theta, original, source),

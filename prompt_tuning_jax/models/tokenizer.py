@@ -58,6 +58,7 @@ class Tokenizer:
     """A model's tokenizer. Text never becomes a special token, whatever it spells.
 
     Attributes:
+      size: how many ids there are; a model may have embeddings for more.
       specials: markup to id, e.g. '<|im_start|>': 1.
       bos_id, eos_id, pad_id: None where the model has none.
       add_bos: whether the model's own tokenizer puts BOS in front of a text.
@@ -75,6 +76,10 @@ class Tokenizer:
             self.library.token_to_id(token) if isinstance(token, str) else token
             for token in (facts.bos, facts.eos, facts.pad)
         )
+        self.size = self.library.get_vocab_size()
+        for number in (self.bos_id, self.eos_id, self.pad_id):
+            if number is not None and number >= self.size:
+                raise ValueError(f"it names id {number} and has {self.size}")
         add_bos = facts.add_bos
         if add_bos is None:
             add_bos = self.library.encode("a").ids[:1] == [self.bos_id]
@@ -144,7 +149,7 @@ def special(named: Mapping[str, Any], model: Mapping[str, Any], kind: str) -> st
         return token
     number = model.get(f"{kind}_token_id")
     number = number[0] if isinstance(number, list) and number else number
-    return number if type(number) is int else None
+    return number if type(number) is int and number >= 0 else None
 
 
 def read_template(folder: Path, named: Mapping[str, Any]) -> str | None:
@@ -168,10 +173,11 @@ def from_gguf(path: Path) -> tuple[dict[str, Any], Facts]:
             f"{path} has a tokenizer of model {model!r} that splits text as {cut!r}; supported: "
             f"model 'gpt2' that splits as {', '.join(SPLITTINGS)}; use the Hugging Face folder."
         )
-    tokens, merges = (fields.get(f"tokenizer.ggml.{key}") for key in ("tokens", "merges"))
-    if not isinstance(tokens, list) or not isinstance(merges, list):
-        raise UserError(f"{path} has a tokenizer without its tokens or merges.")
-    kinds = fields.get("tokenizer.ggml.token_type", ())
+    tokens, merges, kinds = (
+        fields.get(f"tokenizer.ggml.{key}", []) for key in ("tokens", "merges", "token_type")
+    )
+    if not all(isinstance(part, list) for part in (tokens, merges, kinds)) or not tokens:
+        raise UserError(f"{path} has a tokenizer without a list of tokens, merges or token types.")
     vocabulary = {
         "version": "1.0",
         "added_tokens": [
@@ -196,12 +202,14 @@ def from_gguf(path: Path) -> tuple[dict[str, Any], Facts]:
             "merges": merges,
         },
     }
+    prefix, template = "tokenizer.ggml.", fields.get("tokenizer.chat_template")
+    named = {key.removeprefix(prefix): value for key, value in fields.items()}
     return vocabulary, Facts(
-        bos=fields.get("tokenizer.ggml.bos_token_id"),
-        eos=fields.get("tokenizer.ggml.eos_token_id"),
-        pad=fields.get("tokenizer.ggml.padding_token_id"),
+        bos=special({}, named, "bos"),
+        eos=special({}, named, "eos"),
+        pad=special({}, named, "padding"),
         add_bos=bool(fields.get("tokenizer.ggml.add_bos_token", splitting.add_bos)),
-        chat_template=fields.get("tokenizer.chat_template"),
+        chat_template=template if isinstance(template, str) else None,
     )
 
 

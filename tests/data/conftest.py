@@ -35,10 +35,9 @@ class Trimmed:
         return encoding.ids, encoding.offsets
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
+def train(**splitting) -> Tokenizer:
     library = tokenizers.Tokenizer(models.BPE())
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, **splitting)
     library.decoder = decoders.ByteLevel()
     library.train_from_iterator(
         LINES,
@@ -51,6 +50,17 @@ def tokenizer() -> Tokenizer:
     )
     facts = Facts(bos=0, eos=1, pad=1, add_bos=False, chat_template=None)
     return Tokenizer(json.loads(library.to_str()), facts)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return train()
+
+
+@pytest.fixture(scope="session")
+def unsplit() -> Tokenizer:
+    """Has tokens such as `: s` that reach from one word into the next."""
+    return train(use_regex=False)
 
 
 @pytest.fixture(scope="session")

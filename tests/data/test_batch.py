@@ -202,21 +202,20 @@ def price(rows, length, shared):
 
 
 def best_price(examples, batches, shared, ranked, rows, max_shapes):
-    """Returns the least price over every choice of lengths, the padding alone deciding."""
+    """Returns the least price over every choice of lengths."""
     lengths = np.array(
         [[sizes(examples[i], shared, ranked)[0] for i in batch] for batch in batches]
     )
     loads = []
     for batch, chosen in zip(lengths, assign(lengths, rows), strict=True):
         loads.append(np.bincount(chosen, batch, rows).max().astype(int))
-    totals = {}
+    least = np.inf
     for count in range(1, max_shapes + 1):
         for choice in itertools.combinations(sorted(set(loads)), count):
             if choice[-1] >= max(loads):
                 fitted = [min(length for length in choice if length >= load) for load in loads]
-                totals[choice] = (sum(fitted), sum(price(rows, T, shared) for T in fitted))
-    least = min(total for total, _ in totals.values())
-    return min(cost for total, cost in totals.values() if total == least)
+                least = min(least, sum(price(rows, length, shared) for length in fitted))
+    return least
 
 
 @given(example_lists(most=40), st.booleans(), st.sampled_from([1, 2, 8]), st.integers(1, 200))
@@ -225,10 +224,10 @@ def test_evaluation_holds_every_example_exactly_once_in_one_shape(
 ):
     examples, shared = drawn
     arguments = {"ranked": ranked, "row_multiple": row_multiple, "positions": positions}
-    shape = evaluation_shape(examples, shared, **arguments)
-    assert shape.rows % row_multiple == 0
+    planned = evaluation_shape(examples, shared, **arguments)
+    assert planned.rows % row_multiple == 0
     # A shape that other examples were planned with does too.
-    for shape in (shape, Shape(row_multiple, 40, 16, 16)):
+    for shape in (planned, Shape(row_multiple, 40, 16, 16)):
         seen = []
         for batch, chosen in evaluation_batches(examples, shared, shape, ranked=ranked):
             assert batch.tokens.shape == shape[:2]
@@ -259,7 +258,7 @@ def test_what_does_not_fit_is_refused():
 @pytest.mark.parametrize("size", [1, 7, 16, 100])
 def test_order_shuffles_each_epoch_anew_without_a_gap(size):
     number = 37
-    first = [take(order(number, 3), step, size) for step in range(0, -(-3 * number // size))]
+    first = [take(order(number, 3), step, size) for step in range(-(-3 * number // size))]
     assert all(batch.shape == (size,) for batch in first)
     run = np.concatenate(first)
     epochs = [run[start : start + number].tolist() for start in (0, number, 2 * number)]
@@ -279,19 +278,19 @@ def filled(batches):
 def test_the_headlines_leave_little_padding_and_take_little_time(smollm2, bbc_config, capsys):
     task = tasks.make(bbc_config)
     records = tasks.records(task, "train") + tasks.records(task, "test")
-    start = time.perf_counter()
+    start = time.process_time()
     examples = tasks.examples(
         task, records, smollm2, num_virtual_tokens=16, add_bos=False, max_length=2048
     )
-    encoding = time.perf_counter() - start
+    encoding = time.process_time() - start
     shared = shared_length(examples)
     assert shared == 16 + len(smollm2.encode("Headline:")[0])
     train, test = examples[:1296], examples[1296:]
     sequence = order(len(train), 0)
     batches = np.stack([take(sequence, step, 16) for step in range(300)])
-    start = time.perf_counter()
+    start = time.process_time()
     shapes = plan(train, batches, shared)
-    planning = time.perf_counter() - start
+    planning = time.process_time() - start
     packed = [pack([train[i] for i in batch], shared, shapes, ranked=False) for batch in batches]
     shape = evaluation_shape(test, shared)
     evaluated = [batch for batch, _ in evaluation_batches(test, shared, shape)]
@@ -304,5 +303,5 @@ def test_the_headlines_leave_little_padding_and_take_little_time(smollm2, bbc_co
     assert filled(packed) >= 0.9
     assert filled(evaluated) >= 0.95
     assert all(batch.target_weights.all() for batch in packed)
-    assert encoding < 8
+    assert encoding < 5
     assert planning < 3

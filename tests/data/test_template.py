@@ -1,9 +1,12 @@
+import json
 import re
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Library
+from tokenizers import models
 
 from prompt_tuning_jax.data.template import (
     Constant,
@@ -12,8 +15,10 @@ from prompt_tuning_jax.data.template import (
     Special,
     encode,
     parse,
+    with_prompt,
 )
 from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.models.tokenizer import Facts, Tokenizer
 
 FIXTURES = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 # What a field may hold: words that the tokenizer knows, markup that must stay text, characters of
@@ -145,10 +150,11 @@ def test_parse_refuses_what_is_no_field_or_slot_at_its_position(text, position):
 
 
 @FIXTURES
-@given(templates(), TEXTS, TEXTS, WORDS, st.booleans())
+@given(templates(), TEXTS, TEXTS, WORDS, st.booleans(), st.booleans())
 def test_the_whole_text_is_tokenised_between_slots_and_specials(
-    tokenizer, trimmed, template, text, other, words, add_bos
+    tokenizer, unsplit, trimmed, template, text, other, words, add_bos, crossing
 ):
+    tokenizer = unsplit if crossing else tokenizer
     template, num_virtual_tokens = template
     record = {"text": text, "other": other}
     parsed = parse(template, tokenizer.specials)
@@ -163,7 +169,7 @@ def test_the_whole_text_is_tokenised_between_slots_and_specials(
     except UserError:
         # Only an answer with nothing in front of it is refused.
         assert not expected_front
-        assert not rendered.strip(" ")
+        assert crossing or not rendered.strip(" ")
         return
     assert example.trunk.dtype == np.int32
     for word, tail in zip(words, example.tails, strict=True):
@@ -179,10 +185,56 @@ def test_the_whole_text_is_tokenised_between_slots_and_specials(
     firsts = {tail[0] for tail in example.tails}
     if len(firsts) == 1:
         assert not rendered.encode().startswith(to_bytes([*last, *firsts], tokenizer))
+    if crossing:
+        return
     # A tokenizer that leaves spaces out of its offsets makes no difference.
     other_habit = encode(parsed, record, words, trimmed, **arguments)
     assert [*other_habit.trunk] == [*example.trunk]
     assert [[*tail] for tail in other_habit.tails] == [[*tail] for tail in example.tails]
+
+
+def test_the_trunk_ends_where_answers_begin_to_merge_with_the_text(unsplit):
+    example = encode(
+        parse("{text}\nTopic:"),
+        {"text": "Labour plans maternity pay rise"},
+        ["sports", "business", "xy"],
+        unsplit,
+        num_virtual_tokens=0,
+        add_bos=False,
+        max_length=100,
+    )
+    trunk = unsplit.decode(example.trunk.tolist())
+    tails = [unsplit.decode(tail.tolist()) for tail in example.tails]
+    assert len(trunk) < len("Labour plans maternity pay rise\nTopic:")
+    assert [trunk + tail for tail in tails] == [
+        f"Labour plans maternity pay rise\nTopic: {word}" for word in ("sports", "business", "xy")
+    ]
+
+
+def test_the_trunk_ends_where_answers_change_the_tokens_in_front_of_them(unsplit):
+    def with_merges(*merges):
+        characters = [*"abxsp", chr(288)]
+        vocabulary = {token: i for i, token in enumerate([*characters, *map("".join, merges)])}
+        library = Library(models.BPE(vocabulary, [*merges]))
+        library.pre_tokenizer = unsplit.library.pre_tokenizer
+        return Tokenizer(json.loads(library.to_str()), Facts(None, None, None, False, None))
+
+    space = chr(288)
+    tokenizer = with_merges((space, "s"), ("b", space), ("a", "b"))
+    example = encode(
+        parse("xab"),
+        {},
+        ["s", "p"],
+        tokenizer,
+        num_virtual_tokens=0,
+        add_bos=False,
+        max_length=100,
+    )
+    tokens = [
+        [tokenizer.library.id_to_token(i) for i in ids.tolist()]
+        for ids in (example.trunk, *example.tails)
+    ]
+    assert tokens == [["x"], ["ab", f"{space}s"], ["a", f"b{space}", "p"]]
 
 
 def to_bytes(ids, tokenizer):
@@ -265,7 +317,7 @@ def test_too_long_examples_lose_the_end_of_their_longest_field(
         assert max(shortest) > max_length
         return
     assert length(example) <= max_length
-    assert example.dropped == len(whole.trunk) - len(example.trunk)
+    assert example.dropped == length(whole) - length(example)
     assert (length(whole) <= max_length) == (example.dropped == 0 and same(example, whole))
     # It is exactly the example of a record one of whose fields is shorter at its end.
     cuts = [
@@ -302,7 +354,12 @@ def test_a_field_is_cut_between_characters_and_every_occurrence_alike(tokenizer)
     for limit in range(6, 25):
         example = encode(parsed, record, ["no"], tokenizer, max_length=limit, **arguments)
         text = tokenizer.decode(example.trunk.tolist())
-        assert re.fullmatch("(ꙮ*) and \\1:", text)
+        match = re.fullmatch("(ꙮ*) and \\1:", text)
+        assert match
+        if len(match[1]) < 3:
+            longer = {"text": match[1] + "ꙮ"}
+            more = encode(parsed, longer, ["no"], tokenizer, max_length=99, **arguments)
+            assert len(more.trunk) + len(more.tails[0]) - 1 > limit
 
 
 @pytest.mark.parametrize(
@@ -343,9 +400,9 @@ def test_an_answer_follows_one_space_or_the_white_space_that_is_there(
 
 def test_a_plain_slot_without_virtual_tokens_is_nothing(tokenizer):
     arguments = {"add_bos": False, "max_length": 100}
-    plain = encode(parse("AnswerTopic:"), {}, ["a"], tokenizer, num_virtual_tokens=0, **arguments)
+    plain = encode(parse("Answer Topic:"), {}, ["a"], tokenizer, num_virtual_tokens=0, **arguments)
     slot = encode(
-        parse("Answer{soft}Topic:"), {}, ["a"], tokenizer, num_virtual_tokens=0, **arguments
+        parse("Ans{soft}wer Topic:"), {}, ["a"], tokenizer, num_virtual_tokens=0, **arguments
     )
     assert [*slot.trunk] == [*plain.trunk]
 
@@ -397,3 +454,17 @@ def test_bos_comes_first_and_once(tokenizer):
     assert front("{soft}Answer:") == [0, -1, -2, *answer][:4]
     assert front("<|im_start|>{soft}Answer:") == [0, -1, -2, *answer][:4]
     assert front("{soft}<|im_start|>Answer:") == [-1, -2, 0, *answer][:4]
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "expected"),
+    [
+        ("{soft}Headline: {text}", "Classify. ", "Classify. Headline: {text}"),
+        ("{soft:8}A {text} {soft:4}B", "P ", "P A {text} B"),
+        ("{{soft}} {text}{soft}:", "P", "{{soft}} {text}P:"),
+        ("Headline: {text}", "P ", "P Headline: {text}"),
+        ("{soft}Headline: {text}", "Is '{text}' sport?", "Is '{text}' sport?"),
+    ],
+)
+def test_a_written_prompt_takes_the_place_of_the_slots(template, prompt, expected):
+    assert with_prompt(template, prompt) == expected

@@ -1,0 +1,107 @@
+"""What a recipe reaches on the headlines, trained by PEFT on torch or by us.
+
+    python benchmarks/accuracy.py --side ours --seeds 0,1,2
+    python benchmarks/accuracy.py --side peft --seeds 0,1,2 --override steps=200
+
+Both sides run the config's recipe: the same first vectors, order of batches, learning rate by step,
+clipping and AdamW, and keep the prompt with the lowest loss on the validation split.
+"""
+
+import argparse
+import math
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import inputs
+import measure
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config", default=inputs.QUICKSTART)
+    add("--override", action="append", default=[], metavar="KEY=VALUE", help="of the config")
+    add("--side", choices=("ours", "peft"), required=True)
+    add("--seeds", default="0,1,2")
+    add("--threads", type=int, default=2)
+    add("--json", action="store_true", help="one object a line on stdout")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Trains once for each seed."""
+    options = parse()
+    measure.use_cores(options.threads)
+    measure.warn_if_busy()
+    import headlines
+
+    train = {"ours": ours, "peft": peft}[options.side]
+    results = []
+    for seed in options.seeds.split(","):
+        config = headlines.settings(options.config, [*options.override, f"seed={seed}"])
+        result = {"side": options.side, "seed": config.seed} | train(config, options.threads)
+        measure.show(f"seed {seed}", result, options.json)
+        results.append(result)
+    means = {
+        name: statistics.mean(result[name] for result in results)
+        for name in ("validation_accuracy", "test_accuracy", "seconds")
+    }
+    measure.show(f"mean of {len(results)}", {"side": options.side, **means}, options.json)
+    return 0
+
+
+def ours(config: Any, threads: int) -> dict[str, Any]:
+    """One run of `tune`; its seconds are those of steps and validation."""
+    import headlines
+
+    from prompt_tuning_jax import train
+    from prompt_tuning_jax.data import task as tasks
+
+    lm = headlines.model(config)
+    task = tasks.make(config.task)
+    result = train.tune(lm, task, config, log=lambda line: print(line, file=sys.stderr))
+    vectors = result.artifact.collections["prompt"]["vectors"]
+    return {"seconds": result.seconds} | headlines.accuracies(config, lm, vectors)
+
+
+def peft(config: Any, threads: int) -> dict[str, Any]:
+    """The same recipe with PEFT; its prompt is then scored by the same code as ours."""
+    import headlines
+    import peft_side
+
+    from prompt_tuning_jax import optimizers
+    from prompt_tuning_jax.models import weights
+
+    if config.optimizer.name != "adamw" or config.optimizer.weight_decay:
+        raise SystemExit("PEFT's side knows AdamW without decay only")
+    peft_side.use_threads(threads)
+    lm = headlines.model(config)
+    path = str(weights.locate(config.model.path))
+    base = peft_side.base(path, headlines.dtype(lm))
+    wrapped = peft_side.tuned(base, headlines.prompt(config, lm))
+    schedule = optimizers.schedule(config)
+    step = peft_side.trainer(
+        wrapped, lambda done: float(schedule(done)), config.optimizer.clip_norm
+    )
+    updates = headlines.updates(config, headlines.examples(config, "train"), config.steps)
+    held_out = headlines.answered(config, headlines.examples(config, "validation"))
+    lowest, vectors, began = math.inf, None, time.perf_counter()
+    for number, update in enumerate(updates, start=1):
+        loss = step(peft_side.batch(update))
+        if number % (config.evaluate_every or config.steps) == 0 or number == config.steps:
+            validation = peft_side.mean_loss(wrapped, held_out)
+            print(f"step {number}: loss {loss:.4f}, validation {validation:.4f}", file=sys.stderr)
+            if validation < lowest:
+                lowest, vectors = validation, peft_side.vectors(wrapped)
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds} | headlines.accuracies(config, lm, vectors)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

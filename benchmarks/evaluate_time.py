@@ -1,0 +1,96 @@
+"""Scoring the test headlines: PEFT's forward over padded batches, and ours, in one run.
+
+    python benchmarks/evaluate_time.py
+    python benchmarks/evaluate_time.py --artifact runs/quickstart/artifact --json
+
+PEFT's side sorts the headlines by length and pads batches of 16 of about equal length; ours packs
+them behind a prompt whose keys and values are computed once. Both have the same prompt and tokens.
+Tokenising is left out on both sides, padding and packing are not.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import inputs
+import measure
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config", default=inputs.QUICKSTART, help="says model, task and first prompt")
+    add("--override", action="append", default=[], metavar="KEY=VALUE", help="of the config")
+    add("--artifact", help="a trained prompt instead of the config's first one")
+    add("--split", default="test", help="test, validation or train")
+    add("--batch_size", type=int, default=16, help="of PEFT's side")
+    add("--rounds", type=int, default=3)
+    add("--threads", type=int, default=2)
+    add("--skip_peft", action="store_true", help="our side alone, without torch")
+    add("--json", action="store_true", help="one object on stdout")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Runs the comparison."""
+    options = parse()
+    measure.use_cores(options.threads)
+    measure.warn_if_busy()
+    measure.show("scoring headlines", compare(options), options.json)
+    return 0
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything that is printed."""
+    import headlines
+    import numpy as np
+
+    from prompt_tuning_jax import scoring
+
+    config = headlines.settings(options.config, options.override)
+    lm = headlines.model(config)
+    vectors = headlines.prompt(config, lm, options.artifact)
+    examples = headlines.examples(config, options.split)
+    answers = np.array([example.answer for example in examples])
+    scores: dict[str, np.ndarray] = {}
+    sides = {}
+    if not options.skip_peft:
+        score = peft_scorer(options, config, lm, vectors, examples)
+        sides["peft"] = lambda _: scores.update(peft=score())
+    prompt = {"prompt": {"vectors": vectors}}
+    sides["ours"] = lambda _: scores.update(ours=scoring.score(lm, examples, prompt))
+    times = measure.interleave(sides, range(options.rounds), warmup=[0])
+
+    result: dict[str, Any] = {"examples": len(examples), "threads": options.threads}
+    for side, found in scores.items():
+        result[f"{side}_seconds"] = statistics.median(times[side])
+        result[f"{side}_accuracy"] = scoring.metrics(found, answers)["accuracy"]
+    if "peft" in scores:
+        peft, ours = scores["peft"], scores["ours"]
+        result["ratio"] = result["peft_seconds"] / result["ours_seconds"]
+        result["same_answers"] = float((peft.argmax(1) == ours.argmax(1)).mean())
+        result["largest_difference"] = float(abs(peft - ours).max())
+    return result | measure.machine()
+
+
+def peft_scorer(options: argparse.Namespace, config, lm, vectors, examples):
+    """A function of no arguments that scores the examples with PEFT."""
+    import headlines
+    import peft_side
+
+    from prompt_tuning_jax.models import weights
+
+    peft_side.use_threads(options.threads)
+    base = peft_side.base(str(weights.locate(config.model.path)), headlines.dtype(lm))
+    wrapped = peft_side.tuned(base, vectors)
+    cases, answers = headlines.questions(config, examples)
+    return lambda: peft_side.answer_scores(wrapped, cases, answers, options.batch_size)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""Writes tests/fixtures: reference numbers from transformers on torch, which `make test` lacks.
+
+    python tests/make_fixtures.py
+
+needs `pip install -e .[test,bench]` and the two demo packages; about a minute. Every number comes
+from transformers in float32; `tests/models` compares ours with the files, `tests/reference` makes
+them anew and compares with that.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import numpy as np
+import reference_lines
+import torch
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from prompt_tuning_jax.models import weights
+
+FIXTURES = Path(__file__).parent / "fixtures"
+SMOLLM2 = "smollm2-135m-instruct"
+SENTENCES = (
+    "Headline: Ink helps drive democracy in Asia\nTopic:",
+    "The capital of France is Paris, and the capital of Italy is",
+)
+TOP = 24  # ids whose logits are kept at each position of SmolLM2
+SLOTS = 4  # vectors in front of the text
+LENGTHS = (12, 5, 9)  # real tokens of each example of a batch
+
+BASE = {
+    "vocab_size": 61,
+    "hidden_size": 24,
+    "intermediate_size": 28,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 10,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "initializer_range": 0.3,
+    "tie_word_embeddings": False,
+    "attn_implementation": "eager",
+}
+# Wavelengths are short enough that each of llama3's three ranges holds some of them.
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+CASES: dict[str, dict[str, Any]] = {
+    "grouped": BASE,
+    "plain_tied": BASE | {"num_key_value_heads": 4, "head_dim": 6, "tie_word_embeddings": True},
+    "one_key_head_llama3": BASE
+    | {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 16}
+    | {"rope_parameters": LLAMA3, "tie_word_embeddings": True},
+}
+
+
+class Reference(NamedTuple):
+    """Inputs and what transformers on torch makes of them; B examples, P vectors.
+
+    Attributes:
+      tokens: int32[B, T], padding on the right.
+      lengths: int32[B], real tokens of each.
+      prompt: float32[P, D], put in front of every example.
+      right, left: float32[B, T, V], logits padded on the right and on the left, without the prompt;
+        those of padding are 0.
+      prompted: float32[B, T, V], logits of the tokens behind the prompt.
+      loss: float32[], mean negative log-likelihood of every real token behind the prompt.
+      gradient: float32[P, D] of the loss.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    prompt: np.ndarray
+    right: np.ndarray
+    left: np.ndarray
+    prompted: np.ndarray
+    loss: np.ndarray
+    gradient: np.ndarray
+
+
+def make_model(case: dict[str, Any], seed: int) -> LlamaForCausalLM:
+    """A random Llama whose weights float16 can hold, so that the files are half as big."""
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**case)).eval().to(torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter += 0.3 * torch.randn_like(parameter)
+            parameter.copy_(parameter.to(torch.float16).to(torch.float32))
+    return model
+
+
+def compute(model: LlamaForCausalLM, seed: int) -> Reference:
+    """What `Reference` says, for random inputs."""
+    rng = np.random.default_rng(seed)
+    size, longest = model.config.vocab_size, max(LENGTHS)
+    tokens = rng.integers(0, size, (len(LENGTHS), longest)).astype(np.int32)
+    lengths = np.array(LENGTHS, np.int32)
+    mask = np.arange(longest) < lengths[:, None]
+    tokens *= mask
+    prompt = rng.normal(0, 0.3, (SLOTS, model.config.hidden_size)).astype(np.float32)
+
+    right = run(model, tokens, mask)
+    turned = [np.roll(row, longest - n) for row, n in zip(tokens, lengths, strict=True)]
+    left = run(model, np.stack(turned), mask[:, ::-1].copy())
+    vectors = torch.tensor(prompt, requires_grad=True)
+    prompted = run_prompted(model, tokens, mask, vectors)
+    scores = torch.log_softmax(prompted[:, SLOTS - 1 : -1], dim=-1)
+    chosen = scores.gather(-1, torch.tensor(tokens).long()[..., None])[..., 0]
+    loss = -chosen[torch.tensor(mask)].mean()
+    loss.backward()
+    assert vectors.grad is not None
+    return Reference(
+        tokens,
+        lengths,
+        prompt,
+        right,
+        left,
+        prompted[:, SLOTS:].detach().numpy() * mask[..., None],
+        np.asarray(loss.item(), np.float32),
+        vectors.grad.numpy(),
+    )
+
+
+def run(model, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Logits float32[B, T, V] where `mask` is true, else 0; positions count the real tokens."""
+    positions = torch.tensor(np.maximum(mask.cumsum(1) - 1, 0))
+    with torch.no_grad():
+        logits = model(
+            input_ids=torch.tensor(tokens).long(),
+            attention_mask=torch.tensor(mask).long(),
+            position_ids=positions,
+        ).logits
+    return logits.numpy() * mask[..., None]
+
+
+def run_prompted(model, tokens, mask, vectors) -> torch.Tensor:
+    """Logits float32[B, P + T, V] of each example behind the vectors."""
+    embedded = model.get_input_embeddings()(torch.tensor(tokens).long())
+    front = vectors[None].expand(len(tokens), -1, -1)
+    seen = torch.cat([torch.ones(len(tokens), len(vectors)), torch.tensor(mask)], 1).long()
+    return model(inputs_embeds=torch.cat([front, embedded], 1), attention_mask=seen).logits
+
+
+def load_smollm2() -> tuple[Any, Any]:
+    """SmolLM2 and its tokenizer from the embedded GGUF, as transformers reads them, in float32.
+
+    transformers' reading of GGUF leaves out that digits are cut off first, which the published
+    tokenizer and llama.cpp do: on real text the ids are the same, `tests/reference` holds that.
+    """
+    path = weights.locate(SMOLLM2)
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    )
+    words = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    words.backend_tokenizer.encode_special_tokens = True
+    return model.eval(), words
+
+
+def cut_digits(words: Any) -> None:
+    """Makes transformers' tokenizer cut digits as the published one."""
+    words.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+
+
+def compute_smollm2(model: Any, words: Any) -> dict[str, np.ndarray]:
+    """For each sentence: its ids, and at every position the `TOP` best ids and their logits."""
+    found = {}
+    for number, sentence in enumerate(SENTENCES):
+        ids = words.backend_tokenizer.encode(sentence, add_special_tokens=False).ids
+        with torch.no_grad():
+            top = model(input_ids=torch.tensor([ids])).logits[0].topk(TOP)
+        found[f"tokens{number}"] = np.array(ids, np.int32)
+        found[f"ids{number}"] = top.indices.numpy().astype(np.int32)
+        found[f"logits{number}"] = top.values.numpy()
+    return found
+
+
+def main() -> int:
+    FIXTURES.mkdir(exist_ok=True)
+    for seed, (name, case) in enumerate(CASES.items()):
+        model = make_model(case, seed)
+        reference = compute(model, seed)
+        model.to(torch.float16).save_pretrained(FIXTURES / name)
+        (FIXTURES / name / "generation_config.json").unlink()
+        np.savez_compressed(FIXTURES / name / "reference.npz", **reference._asdict())
+    model, words = load_smollm2()
+    np.savez_compressed(FIXTURES / "smollm2_logits.npz", **compute_smollm2(model, words))
+    cut_digits(words)
+    ids = [
+        words.backend_tokenizer.encode(line, add_special_tokens=False).ids
+        for line in reference_lines.few()
+    ]
+    np.savez_compressed(
+        reference_lines.FIXTURE,
+        ids=np.array([number for row in ids for number in row], np.uint16),
+        lengths=np.array([len(row) for row in ids], np.uint16),
+    )
+    size = sum(file.stat().st_size for file in FIXTURES.rglob("*") if file.is_file())
+    print(f"{size / 1000:.0f} kB in {FIXTURES}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,322 @@
+"""The model against a plain one that runs one sequence at a time: `plain_llama`."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import plain_llama
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plain_llama import LLAMA3
+from tiny_models import SPEC, changed
+
+from prompt_tuning_jax import scoring
+from prompt_tuning_jax.data.batch import Batch, Shape, pack
+from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.models import decoder
+from prompt_tuning_jax.models.decoder import REMAT, bind, sites
+
+# One shape of rows for all tests, so that little is compiled: a row, and one for packing tests.
+ROWS, LENGTH, SLOTS = 2, 16, 3
+FRONT = (1, -1, 77)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return plain_llama.make()
+
+
+@functools.partial(
+    jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": "0"}
+)
+def run(module, params, collections, batch):
+    """Hidden states [R, Q, D] where `batch` reads, and their logits float32[R, Q, V]."""
+    variables = {"params": params, **bind(module.spec, collections)}
+    hidden = module.apply(variables, *batch[:6])
+    return hidden, module.apply(variables, hidden, method="logits")
+
+
+def one_row(ids, shared=0):
+    """A batch of one sequence, nothing packed, everything read, and a row of padding."""
+    ids = np.array(ids, np.int32)
+    size = len(ids) - shared
+    tokens, segments = np.zeros((2, ROWS, LENGTH), np.int32)
+    tokens[0, :size], segments[0, :size] = ids[shared:], 1
+    reads = np.tile(np.arange(LENGTH), (ROWS, 1))
+    return Batch(ids[:shared], tokens, reads + shared, segments, 0 * tokens, reads, *[tokens] * 4)
+
+
+def hidden_of(lm, collections, ids, shared=0):
+    """Hidden states [n - S, D] of one sequence."""
+    hidden = run(lm.module, lm.params, collections, one_row(ids, shared))[0]
+    return np.asarray(hidden[0, : len(ids) - shared])
+
+
+def close(ours, plain, tolerance=1e-5):
+    np.testing.assert_allclose(np.asarray(ours, np.float64), plain, rtol=0, atol=tolerance)
+
+
+@st.composite
+def layouts(draw):
+    """For each row: (padding in front, trunk length, tail lengths) of each example in it."""
+    rows = []
+    for _ in range(ROWS):
+        examples, left = [], LENGTH
+        while left and draw(st.integers(0, 4)):
+            padding = draw(st.integers(0, min(3, left - 1)))
+            trunk = draw(st.integers(1, left - padding))
+            left -= padding + trunk
+            tails = []
+            while left and draw(st.booleans()):
+                tails.append(draw(st.integers(1, min(4, left))))
+                left -= tails[-1]
+            examples.append((padding, trunk, tails))
+        rows.append(examples)
+    return rows
+
+
+class Filled:
+    """Rows written position by position, and what stands at each: the sequence it ends."""
+
+    def __init__(self, seed):
+        self.rng = np.random.default_rng(seed)
+        arrays = [np.zeros((ROWS, LENGTH), np.int32) for _ in range(4)]
+        self.tokens, self.positions, self.segments, self.branches = arrays
+        self.expected = np.zeros((ROWS, LENGTH, SPEC.width))
+
+    def write(self, row, start, length, before, segment, branch):
+        """Random tokens behind the sequence `before`; returns that sequence with them."""
+        ids = self.rng.integers(-SLOTS, SPEC.vocabulary, length)
+        here = (row, slice(start, start + length))
+        self.tokens[here], self.segments[here], self.branches[here] = ids, segment, branch
+        self.positions[here] = len(before) + np.arange(length)
+        return [*before, *ids.tolist()]
+
+
+@settings(max_examples=40)
+@given(layouts(), st.sampled_from([(), FRONT]), st.integers(0, 2**32 - 1))
+def test_packed_padded_branched_and_shared_is_one_sequence_at_a_time(rows, front, seed):
+    lm, plain = plain_llama.make()
+    collections = plain_llama.random_collections(0, SPEC, "prompt", "prefix", size=SLOTS)
+    filled = Filled(seed)
+    for row, examples in enumerate(rows):
+        place = 0
+        for segment, (padding, length, tails) in enumerate(examples, 1):
+            place += padding
+            trunk = filled.write(row, place, length, front, segment, 0)
+            found = plain_llama.states(plain, trunk, collections)
+            filled.expected[row, place : place + length] = found[len(front) :]
+            place += length
+            for branch, size in enumerate(tails, 1):
+                whole = filled.write(row, place, size, trunk, segment, branch)
+                found = plain_llama.states(plain, whole, collections)
+                filled.expected[row, place : place + size] = found[len(trunk) :]
+                place += size
+    reads = np.tile(np.arange(LENGTH), (ROWS, 1))
+    arrays = (filled.tokens, filled.positions, filled.segments, filled.branches, reads)
+    batch = Batch(np.array(front, np.int32), *arrays, *[reads] * 4)
+    ours = np.asarray(run(lm.module, lm.params, collections, batch)[0])
+    assert np.isfinite(ours).all()
+    real = filled.segments > 0
+    close(ours[real], filled.expected[real])
+
+
+@pytest.mark.parametrize(
+    ("spec", "shared"),
+    [
+        (changed(layers=1), 3),
+        (changed(layers=2, kv_heads=4, tied_head=False), 0),
+        (changed(layers=4, kv_heads=1), 3),
+        (changed(rope_scaling=LLAMA3, rope_theta=1000.0), 3),
+    ],
+    ids=["one layer", "untied, a key head each", "four layers, one key head", "llama3"],
+)
+def test_logits_of_every_position_are_the_plain_loop_over_layers(spec, shared):
+    lm, plain = plain_llama.make(spec)
+    ids = np.random.default_rng(0).integers(0, spec.vocabulary, 12)
+    collections = plain_llama.random_collections(1, spec, "prefix")
+    logits = run(lm.module, lm.params, collections, one_row(ids, shared))[1]
+    assert logits.dtype == jnp.float32
+    wanted = plain_llama.log_probabilities(plain, ids, collections)[shared:]
+    close(jax.nn.log_softmax(logits[0, : len(wanted)]), wanted)
+
+
+def test_shared_positions_are_those_of_each_example(model):
+    lm, _ = model
+    examples = plain_llama.random_examples(2, 2, FRONT)
+    collections = plain_llama.random_collections(2, SPEC, "prompt")
+    found = []
+    for shared in (0, len(FRONT)):
+        batch = pack(examples, shared, [Shape(ROWS, LENGTH, LENGTH, LENGTH)], ranked=False)
+        hidden = np.asarray(run(lm.module, lm.params, collections, batch)[0])
+        row, place = np.nonzero(batch.target_weights)
+        found.append(hidden[row, batch.targets[row, place]])
+    close(*found)
+
+
+def test_the_last_layer_where_it_is_read_is_the_whole_layer(model):
+    lm, plain = model
+    collections = plain_llama.random_collections(3, SPEC, "prompt", "prefix")
+    ids = [*FRONT, *range(90, 101)]
+    batch = one_row(ids, len(FRONT))
+    whole = plain_llama.states(plain, ids, collections)[len(FRONT) :]
+    for some in ([10], [0, 3, 10], [7, 7, 2, 0]):
+        reads = np.resize(some, (ROWS, LENGTH))
+        found = run(lm.module, lm.params, collections, batch._replace(reads=reads))[0]
+        close(found[0], whole[reads[0]])
+
+
+def test_a_text_is_a_soft_prompt_of_its_embeddings_is_a_prefix_of_its_keys_and_values(model):
+    lm, plain = model
+    text, slots, rest = [1, 60, 61], [-1, -2, -3], [99, 98, 97, 96]
+    prompt = {"prompt": {"vectors": lm.params["embed"]["embedding"][np.array(text)]}}
+    prefix = scoring.bake(lm, np.array(text, np.int32), {})
+    baked_prompt = scoring.bake(lm, np.array(slots, np.int32), prompt)
+    assert prefix["prefix"]["k"].shape == (SPEC.layers, len(text), SPEC.kv_heads, SPEC.head_size)
+    wanted = plain_llama.states(plain, text + rest)
+    for shared in (0, 3):
+        close(hidden_of(lm, {}, text + rest, shared), wanted[shared:])
+        close(hidden_of(lm, prompt, slots + rest, shared), wanted[shared:])
+    close(hidden_of(lm, prefix, rest), wanted[3:])
+    close(hidden_of(lm, {"prefix": baked_prompt["prefix"]}, rest), wanted[3:])
+    close(plain_llama.states(plain, rest, prefix), wanted[3:])
+
+
+def test_baked_shared_positions_are_the_unbaked_behind_a_prefix_too(model):
+    lm, plain = model
+    collections = plain_llama.random_collections(4, SPEC, "prompt", "prefix")
+    ids = [*FRONT, 120, 121, -3, 50]
+    baked = scoring.bake(lm, np.array(FRONT, np.int32), collections)
+    assert baked["prefix"]["k"].shape[1] == 3 + len(FRONT)
+    after = hidden_of(lm, baked, ids[len(FRONT) :])
+    close(after, hidden_of(lm, collections, ids, len(FRONT)), 2e-6)
+    close(after, plain_llama.states(plain, ids, collections)[len(FRONT) :])
+    assert scoring.bake(lm, np.zeros(0, np.int32), collections) is collections
+
+
+def test_a_prompt_of_one_vector_acts_wherever_its_slot_stands(model):
+    lm, plain = model
+    collections = plain_llama.random_collections(5, SPEC, "prompt", size=1)
+    for ids in ([-1, 50, 51], [50, -1, 51], [50, 51, -1]):
+        close(hidden_of(lm, collections, ids), plain_llama.states(plain, ids, collections))
+
+
+@pytest.fixture(scope="module")
+def by_remat():
+    """For each policy: value and gradient, and the bytes that the backward pass works in."""
+    spec = changed(layers=8, feedforward=200)
+    collections = plain_llama.random_collections(6, spec, "prompt", "prefix")
+    batch = one_row([*FRONT, *range(50, 60)], len(FRONT))
+    found = {}
+    for remat in REMAT:
+        lm, _ = plain_llama.make(spec, remat=remat)
+
+        def value(collections, params, module=lm.module):
+            variables = {"params": params, **bind(spec, collections)}
+            return jnp.sin(module.apply(variables, *batch[:6])).sum()
+
+        compiled = jax.jit(jax.value_and_grad(value)).lower(collections, lm.params).compile()
+        made = jax.device_get(compiled(collections, lm.params))
+        found[remat] = made, compiled.memory_analysis().temp_size_in_bytes
+    return found
+
+
+@pytest.mark.parametrize("remat", ["named", "full"])
+def test_remat_changes_no_value_and_no_gradient(by_remat, remat):
+    wanted, ours = by_remat["none"][0], by_remat[remat][0]
+    for one, other in zip(jax.tree.leaves(wanted), jax.tree.leaves(ours), strict=True):
+        assert np.abs(one).max() > 1e-2
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_remat_decides_what_is_kept(by_remat):
+    sizes = {remat: size for remat, (_, size) in by_remat.items()}
+    assert sizes["full"] < sizes["named"] < sizes["none"], sizes
+
+
+def test_llama3_scaling_is_its_published_formula():
+    spec = changed(head_size=16, rope_theta=1000.0, rope_scaling=LLAMA3)
+    scaled = plain_llama.frequencies(spec)
+    unscaled = plain_llama.frequencies(dataclasses.replace(spec, rope_scaling=None))
+    ratios = {round(one / other, 6) for one, other in zip(scaled, unscaled, strict=True)}
+    # Kept, stretched by the whole factor, and something between the two.
+    assert {1.0, 1 / 8} < ratios
+    positions = np.arange(0, 100, 7)
+    cosine, sine = decoder.rotary(spec, positions)
+    assert cosine.shape == sine.shape == (len(positions), 1, 8)
+    angles = np.outer(positions, scaled)
+    close(cosine[:, 0], np.cos(angles), 2e-5)
+    close(sine[:, 0], np.sin(angles), 2e-5)
+
+
+def test_a_half_precision_model_reads_a_float32_prompt(model):
+    lm, plain = model
+    half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), lm.params)
+    collections = plain_llama.random_collections(7, SPEC, "prompt", "prefix")
+    ids = [*FRONT, 90, 91, 92]
+    hidden, logits = run(lm.module, half, collections, one_row(ids, 3))
+    assert (hidden.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
+    wanted = plain_llama.log_probabilities(plain, ids, collections)[3:]
+    close(jax.nn.log_softmax(logits[0, :3]), wanted, 0.2)
+
+
+def test_a_matmul_precision_reaches_every_product():
+    lm, _ = plain_llama.make(changed(tied_head=False), precision="highest")
+    collections = plain_llama.random_collections(8, SPEC, "prefix")
+    made = jax.make_jaxpr(run, static_argnums=0)(
+        lm.module, lm.params, collections, one_row([1, 50, 51, 52], 3)
+    )
+    products = str(made).count("dot_general[")
+    # Two layers' bodies of 7 weights and 8 products of attention, less what the last one cuts; the head.
+    assert products > 20
+    assert str(made).count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == products
+
+
+@pytest.mark.parametrize(
+    ("collections", "message"),
+    [
+        ({"promt": {"vectors": (3, 24)}}, r"'promt/vectors' \(did you mean 'prompt/vectors'\?\)"),
+        ({"prompt": {"vector": (3, 24)}}, r"'prompt/vector' \(did you mean 'prompt/vectors'\?\)"),
+        ({"prefix": {"key": (3, 2, 2, 10)}}, r"'prefix/key'.*prefix/k, prefix/v"),
+        ({"lora": {"a": (3, 24, 4)}}, r"no place for 'lora/a'"),
+        ({"prompt": {"vectors": (3, 25)}}, r"'prompt/vectors' has shape \(3, 25\).*\('any', 24\)"),
+        ({"prompt": {"vectors": (24,)}}, r"shape \(24,\)"),
+        (
+            {"prefix": {"k": (2, 5, 2, 10), "v": (2, 5, 2, 10)}},
+            r"'prefix/k' has shape \(2, 5, 2, 10\).*\(3, 'any', 2, 10\)",
+        ),
+        ({"prefix": {"k": (3, 5, 2, 10)}}, r"'k' and 'v' of the same shape"),
+        ({"prefix": {"k": (3, 5, 2, 10), "v": (3, 4, 2, 10)}}, r"'k' and 'v' of the same shape"),
+    ],
+)
+def test_a_leaf_without_a_place_is_refused_by_name(collections, message):
+    arrays = {
+        name: {leaf: np.zeros(shape, np.float32) for leaf, shape in leaves.items()}
+        for name, leaves in collections.items()
+    }
+    with pytest.raises(UserError, match=message):
+        bind(SPEC, arrays)
+
+
+def test_every_site_changes_the_answer(model):
+    lm, _ = model
+    ids = [*FRONT, 90, 91]
+    collections = plain_llama.random_collections(9, SPEC, "prompt", "prefix")
+    assert {(name, leaf) for name in collections for leaf in collections[name]} == set(sites(SPEC))
+    before = hidden_of(lm, collections, ids, 3)
+    for name, leaf in sites(SPEC):
+        moved = {key: dict(value) for key, value in collections.items()}
+        moved[name][leaf] = moved[name][leaf] + 0.5
+        assert np.abs(hidden_of(lm, moved, ids, 3) - before).max() > 1e-2, (name, leaf)
+
+
+@pytest.mark.parametrize("names", [(), ("prefix",), ("prompt",)])
+@pytest.mark.parametrize("shared", [0, 3])
+def test_a_slot_without_a_vector_is_never_read_as_another_token(model, names, shared):
+    lm, _ = model
+    collections = plain_llama.random_collections(10, SPEC, *names)
+    found = hidden_of(lm, collections, [1, 40, -4, 41, 42, 43], shared)
+    assert np.isnan(found[-1]).all()

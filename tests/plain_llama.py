@@ -1,0 +1,193 @@
+"""A Llama written out in float64 numpy for one sequence at a time: what the tests compare with.
+
+It reads tensors by their names in a Hugging Face folder, and knows nothing of rows, segments, reads,
+scans or parameter trees.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tiny_models
+from flax import traverse_util
+from jax import tree
+
+from prompt_tuning_jax.data.template import Example
+from prompt_tuning_jax.models import LanguageModel
+from prompt_tuning_jax.models.decoder import Decoder
+from prompt_tuning_jax.models.spec import RopeScaling, Spec
+from prompt_tuning_jax.models.tokenizer import Facts, Tokenizer
+
+# Wavelengths from 2 pi on, so that llama3's three ranges are all there in a head of 10.
+LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 32)
+
+
+class Plain(NamedTuple):
+    """Sizes, and tensors by name, kernels as [out, in]."""
+
+    spec: Spec
+    arrays: dict[str, np.ndarray]
+
+
+def make(spec: Spec = tiny_models.SPEC, **options) -> tuple[LanguageModel, Plain]:
+    """The same small random model twice: the package's, with the options of `Decoder`, and ours."""
+    arrays = tiny_models.tensors(spec)
+    params = traverse_util.unflatten_dict(tiny_models.expected(spec, arrays), sep="/")
+    facts = Facts(bos=1, eos=2, pad=0, add_bos=True, chat_template=None)
+    words = Tokenizer(tiny_models.tokenizer_json(), facts)
+    lm = LanguageModel("tiny", spec, Decoder(spec, **options), params, words, "fingerprint")
+    return lm, Plain(spec, {name: array.astype(np.float64) for name, array in arrays.items()})
+
+
+def frequencies(spec: Spec) -> list[float]:
+    """Angle by which each pair of a head turns from one position to the next.
+
+    Llama 3.1's scaling is written down as its authors published it (`apply_scaling`).
+    """
+    found = []
+    for pair in range(spec.head_size // 2):
+        frequency = spec.rope_theta ** (-2 * pair / spec.head_size)
+        if spec.rope_scaling is not None:
+            scaling = spec.rope_scaling
+            wavelength = 2 * np.pi / frequency
+            longest = scaling.original_max_positions / scaling.low_freq_factor
+            shortest = scaling.original_max_positions / scaling.high_freq_factor
+            if wavelength > longest:
+                frequency /= scaling.factor
+            elif wavelength > shortest:
+                smooth = scaling.original_max_positions / wavelength - scaling.low_freq_factor
+                smooth /= scaling.high_freq_factor - scaling.low_freq_factor
+                frequency = (1 - smooth) * frequency / scaling.factor + smooth * frequency
+        found.append(frequency)
+    return found
+
+
+def turn(vectors: np.ndarray, positions: np.ndarray, spec: Spec) -> np.ndarray:
+    """The rotary embedding of [n, d]: entries i and i + d/2 are the two parts of a complex number."""
+    half = spec.head_size // 2
+    numbers = vectors[:, :half] + 1j * vectors[:, half:]
+    numbers = numbers * np.exp(1j * np.outer(positions, frequencies(spec)))
+    return np.concatenate([numbers.real, numbers.imag], axis=1)
+
+
+def normalise(x: np.ndarray, scale: np.ndarray, spec: Spec) -> np.ndarray:
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + spec.norm_epsilon) * scale
+
+
+def attend(x, layer: str, plain: Plain, prefix) -> np.ndarray:
+    """Causal attention [n, D]; every position also sees the prefix's keys and values [P, K, d]."""
+    spec, arrays = plain
+    front = 0 if prefix is None else len(prefix[0])
+    positions = front + np.arange(len(x))
+    hidden = np.triu(np.ones((len(x), front + len(x)), bool), front + 1)
+    q, k, v = (
+        (x @ arrays[f"{layer}.self_attn.{name}_proj.weight"].T).reshape(len(x), -1, spec.head_size)
+        for name in "qkv"
+    )
+    seen = []
+    for head in range(spec.heads):
+        group = head // (spec.heads // spec.kv_heads)
+        query, key = (turn(part, positions, spec) for part in (q[:, head], k[:, group]))
+        value = v[:, group]
+        if prefix is not None:
+            key = np.concatenate([prefix[0][:, group], key])
+            value = np.concatenate([prefix[1][:, group], value])
+        scores = np.where(hidden, -np.inf, query @ key.T / np.sqrt(spec.head_size))
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        seen.append(weights / weights.sum(axis=1, keepdims=True) @ value)
+    return np.concatenate(seen, axis=1) @ arrays[f"{layer}.self_attn.o_proj.weight"].T
+
+
+def states(plain: Plain, ids: Sequence[int], collections=None) -> np.ndarray:
+    """Hidden states float64[n, D] after the final norm; id -1 - j is vector j of the prompt."""
+    spec, arrays = plain
+    given = tree.map(lambda leaf: np.asarray(leaf, np.float64), collections or {})
+    prompt = given.get("prompt", {}).get("vectors")
+    x = np.stack([prompt[-1 - i] if i < 0 else arrays["model.embed_tokens.weight"][i] for i in ids])
+    for number in range(spec.layers):
+        layer = f"model.layers.{number}"
+        prefix = [given["prefix"][name][number] for name in "kv"] if "prefix" in given else None
+        normed = normalise(x, arrays[f"{layer}.input_layernorm.weight"], spec)
+        x = x + attend(normed, layer, plain, prefix)
+        normed = normalise(x, arrays[f"{layer}.post_attention_layernorm.weight"], spec)
+        gate, up, down = (
+            arrays[f"{layer}.mlp.{name}_proj.weight"] for name in ("gate", "up", "down")
+        )
+        gated = normed @ gate.T
+        x = x + (gated / (1 + np.exp(-gated)) * (normed @ up.T)) @ down.T
+    return normalise(x, arrays["model.norm.weight"], spec)
+
+
+def log_probabilities(plain: Plain, ids: Sequence[int], collections=None) -> np.ndarray:
+    """float64[n, V] nats: of each token after each position."""
+    name = "model.embed_tokens.weight" if plain.spec.tied_head else "lm_head.weight"
+    logits = states(plain, ids, collections) @ plain.arrays[name].T
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def target_scores(plain: Plain, example: Example, answer: int, collections=None) -> np.ndarray:
+    """Log-probability float64[m] of each token of an answer."""
+    tail = example.tails[answer]
+    ids = [*example.trunk, *tail[:-1]]
+    predictions = log_probabilities(plain, ids, collections)[len(example.trunk) - 1 :]
+    return predictions[np.arange(len(tail)), tail]
+
+
+def answer_scores(plain: Plain, examples: Sequence[Example], collections=None) -> np.ndarray:
+    """Log-probability float64[N, C] of each answer of each example."""
+    return np.array(
+        [
+            [target_scores(plain, example, c, collections).sum() for c in range(len(example.tails))]
+            for example in examples
+        ]
+    )
+
+
+def loss(plain: Plain, examples: Sequence[Example], collections=None) -> float:
+    """Summed negative log-likelihood of the right answers, in nats."""
+    right = (target_scores(plain, each, each.answer, collections).sum() for each in examples)
+    return -float(sum(right))
+
+
+def slope(function, leaf: np.ndarray, step: float = 1e-5) -> np.ndarray:
+    """The gradient of `function` of an array, by central differences; the array stays as it is."""
+    found = np.zeros(leaf.shape)
+    for place in np.ndindex(leaf.shape):
+        beside = np.array(leaf, np.float64)
+        beside[place] += step
+        above = function(beside)
+        beside[place] -= 2 * step
+        found[place] = (above - function(beside)) / (2 * step)
+    return found
+
+
+def random_examples(
+    seed: int,
+    count: int,
+    front: Sequence[int] = (1, -1, -2, -3, 40),
+    *,
+    back: Sequence[int] = (),
+    answers: int = 3,
+    longest_tail: int = 3,
+) -> list[Example]:
+    """Examples with `front` before and `back` behind a random text; answers of unequal length."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        text = rng.integers(3, 260, rng.integers(1, 7))
+        trunk = np.array([*front, *text, *back], np.int32)
+        lengths = rng.integers(1, longest_tail + 1, answers)
+        tails = tuple(rng.integers(3, 260, length).astype(np.int32) for length in lengths)
+        found.append(Example(trunk, tails, int(rng.integers(answers)), len(front), 0))
+    return found
+
+
+def random_collections(seed: int, spec: Spec, *names: str, size: int = 3) -> dict:
+    """A prompt, a prefix, or both, of `size` random vectors, float32."""
+    rng = np.random.default_rng(seed)
+    shape = (spec.layers, size, spec.kv_heads, spec.head_size)
+    made = {
+        "prompt": {"vectors": rng.normal(0, 0.3, (size, spec.width))},
+        "prefix": {"k": rng.normal(0, 1, shape), "v": rng.normal(0, 1, shape)},
+    }
+    return tree.map(np.float32, {name: made[name] for name in names})

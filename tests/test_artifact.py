@@ -1,0 +1,407 @@
+"""Artifacts: what is saved is what is loaded, and nothing else is."""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import sys
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays_of
+
+from prompt_tuning_jax import artifact as artifacts
+from prompt_tuning_jax.artifact import MANIFEST, TENSORS, Artifact
+from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.models import safetensors_file
+from prompt_tuning_jax.models.spec import Spec
+
+SPEC = Spec("llama", 3, 8, 2, 1, 4, 16, 32, 64, 1e4, None, 1e-5, True)
+MODEL = SimpleNamespace(
+    name="tiny",
+    fingerprint="a" * 64,
+    spec=SPEC,
+    tokenizer=SimpleNamespace(fingerprint="b" * 64),
+)
+FILES = (MANIFEST, TENSORS)
+
+
+def make(vectors=None, **changes):
+    vectors = np.linspace(-1, 1, 24, dtype=np.float32).reshape(3, 8) if vectors is None else vectors
+    described = artifacts.describe(
+        method="soft_prompt",
+        lm=MODEL,
+        template="{soft}Headline: {text}\nTopic:",
+        labels=(("sport", "sports"), ("tech", "Technik & Überraschung")),
+        max_length=0,
+        add_bos=False,
+        config={"seed": 1, "method": {"num_virtual_tokens": 3}, "prompts": ("a", "b")},
+        metrics={"validation": {"loss": 0.5}},
+    )
+    return Artifact({"prompt": {"vectors": vectors}}, {**described, **changes})
+
+
+def seal(manifest):
+    """Bytes whose checksums are right, as an attacker would make them; not through the package."""
+
+    def dump(content):
+        return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+    return dump({**manifest, "sha256": hashlib.sha256(dump(manifest)).hexdigest()})
+
+
+def plant(folder, change=None, tensors=None):
+    """Writes a sound artifact, then changes its manifest or its tensors and seals it again."""
+    artifacts.save(make(), folder)
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    del manifest["sha256"]
+    if tensors is not None:
+        (folder / TENSORS).write_bytes(tensors)
+        manifest["tensors_sha256"] = hashlib.sha256(tensors).hexdigest()
+    (folder / MANIFEST).write_bytes(seal({**manifest, **(change or {})}))
+    return folder
+
+
+def safetensors(header, data=b""):
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(header).to_bytes(8, "little") + header + data
+
+
+def entry(shape=(1,), start=0, stop=4, dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
+
+
+def refusal(folder):
+    with pytest.raises(UserError) as caught:
+        artifacts.load(folder)
+    return str(caught.value)
+
+
+LEAVES = st.one_of(
+    *(
+        arrays_of.arrays(
+            dtype,
+            arrays_of.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4),
+            elements=st.floats(-100, 100, width=16),
+        )
+        for dtype in (np.float32, np.float16)
+    )
+)
+NAMES = st.text("abkv_0", min_size=1, max_size=5)
+
+
+@settings(max_examples=20)
+@given(st.dictionaries(NAMES, st.dictionaries(NAMES, LEAVES, min_size=1), min_size=1))
+def test_loading_gives_what_was_saved(tmp_path_factory, collections):
+    folder = tmp_path_factory.mktemp("a") / "artifact"
+    saved = make()._replace(collections=collections)
+    artifacts.save(saved, folder)
+    loaded = artifacts.load(folder)
+    assert loaded.collections.keys() == collections.keys()
+    for collection, leaves in collections.items():
+        assert loaded.collections[collection].keys() == leaves.keys()
+        for leaf, array in leaves.items():
+            again = loaded.collections[collection][leaf]
+            assert (again.dtype, again.shape) == (array.dtype, array.shape)
+            assert again.tobytes() == array.tobytes()
+
+
+def test_jax_arrays_nested_leaves_and_the_manifest_come_back(tmp_path):
+    collections = {
+        "prompt": {"vectors": jnp.arange(6, dtype=jnp.float32).reshape(2, 3)[:, ::-1]},
+        "lora": {"attention": {"q": {"a": jnp.ones((2, 3), jnp.bfloat16)}}},
+    }
+    saved = make()._replace(collections=collections)
+    artifacts.save(saved, tmp_path / "a b ü")
+    loaded = artifacts.load(tmp_path / "a b ü")
+    np.testing.assert_array_equal(loaded.collections["prompt"]["vectors"], [[2, 1, 0], [5, 4, 3]])
+    assert loaded.collections["lora"]["attention"]["q"]["a"].dtype == ml_dtypes.bfloat16
+    for name, value in loaded.manifest.items():
+        assert value == json.loads(json.dumps(saved.manifest[name])), name
+    assert loaded.manifest.keys() == saved.manifest.keys()
+
+
+def test_saving_twice_writes_the_same_bytes_and_nothing_beside(tmp_path):
+    for name in ("a", "b", "b"):
+        artifacts.save(make(), tmp_path / name)
+    for name in FILES:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+    assert sorted(os.listdir(tmp_path / "b")) == sorted(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_bit_flip_and_every_truncation_is_refused_and_named(tmp_path, name):
+    small = {"config": {}, "metrics": {}, "versions": {}, "labels": [], "template": "{soft}{text}"}
+    small["model"] = {"name": "m", "fingerprint": "f", "spec": {"layers": 3, "width": 8}}
+    artifacts.save(make(**small, tokenizer="t"), tmp_path / "a")
+    path = tmp_path / "a" / name
+    data = path.read_bytes()
+    # In place: a file system may flush a file that is emptied and written again, 10,000 times here.
+    with path.open("r+b", buffering=0) as file:
+        for place, byte in enumerate(data):
+            for bit in range(8):
+                os.pwrite(file.fileno(), bytes([byte ^ 1 << bit]), place)
+                assert str(path) in refusal(tmp_path / "a"), (place, bit)
+            os.pwrite(file.fileno(), bytes([byte]), place)
+        artifacts.load(tmp_path / "a")
+        for more in (b"\0", b"\n"):
+            os.pwrite(file.fileno(), more, len(data))
+            assert str(path) in refusal(tmp_path / "a"), more
+        for size in reversed(range(len(data))):
+            file.truncate(size)
+            assert str(path) in refusal(tmp_path / "a"), size
+
+
+@pytest.mark.parametrize("value", (np.nan, np.inf, -np.inf))
+def test_values_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path, value):
+    vectors = np.zeros((3, 8), np.float32)
+    vectors[1, 2] = value
+    with pytest.raises(UserError, match=r"prompt/vectors.*not finite"):
+        artifacts.save(make(vectors), tmp_path / "a")
+    assert os.listdir(tmp_path) == []
+    table = {"prompt/vectors": entry((3, 8), 0, 96)}
+    planted = plant(tmp_path / "a", tensors=safetensors(table, vectors.tobytes()))
+    assert "not finite" in refusal(planted)
+
+
+DEEP = "x"
+for _ in range(200):
+    DEEP = [DEEP]
+
+MANIFESTS = {
+    "a key that is not known": {"tokenizer_kwargs": {"auto_map": "evil.Code"}},
+    "a mistyped key": {"templates": "{text}"},
+    "a method that is code": {"method": "os.system"},
+    "a method that is a path": {"method": "../../evil"},
+    "a method that is a URL": {"method": "https://example.org/evil"},
+    "a method that is an object": {"method": {"$import": "os"}},
+    "a config key that names code": {"config": {"model": {"trust_remote_code": True}}},
+    "a config key that names a file": {"config": {"../../etc/passwd": 1}},
+    "a config that is a list": {"config": ["seed"]},
+    "a config nested deeply": {"config": {"seed": DEEP}},
+    "metrics nested deeply": {"metrics": {"loss": DEEP}},
+    "labels nested deeply": {"labels": DEEP},
+    "labels that are no pairs": {"labels": [["sport"]]},
+    "labels of numbers": {"labels": [[1, 2]]},
+    "a model without a fingerprint": {"model": {"name": "m", "spec": {}}},
+    "a model with a loader": {
+        "model": {"name": "m", "fingerprint": "f", "spec": {}, "loader": "evil"}
+    },
+    "a model that is a URL": {"model": "https://example.org/model"},
+    "a template that is a number": {"template": 7},
+    "a length below 0": {"max_length": -1},
+    "a length that is 2^4000": {"max_length": -(2**4000)},
+    "a switch that is a number": {"add_bos": 1},
+    "a later format": {"format": 2},
+    "a format that is a text": {"format": "1"},
+    "versions that are a list": {"versions": []},
+    "a checksum that is a list": {"tensors_sha256": ["0"]},
+    "another tensors file": {"tensors": "../other.safetensors"},
+}
+
+RAW = {
+    "10 MB": b'{"format": "' + b"x" * 10_000_000 + b'"}',
+    "nested 500,000 deep": b"[" * 500_000,
+    "objects nested 100,000 deep": b'{"a":' * 100_000,
+    "an empty file": b"",
+    "a number": b"1",
+    "a list": b"[]",
+    "NaN": b'{"format": NaN}',
+    "a number of 5,000 digits": b'{"format": ' + b"9" * 5000 + b"}",
+    "not UTF-8": b"\xff\xfe{}",
+    "UTF-16": '{"format": 1}'.encode("utf-16"),
+    "a lone surrogate": seal({"format": 1, "template": "x"}).replace(b'"x"', b'"\\ud800"'),
+}
+
+HEADERS = {
+    "a shape of 2^62": {"prompt/vectors": entry((2**62,), 0, 2**64)},
+    "a shape of 2^62 and no bytes": {"prompt/vectors": entry((2**62, 0), 0, 0)},
+    "a shape that wraps around to 4 bytes": {"prompt/vectors": entry((2**62 + 1,), 0, 4)},
+    "a shape of 10,000 axes": {"prompt/vectors": entry((1,) * 10_000)},
+    "a size below 0": {"prompt/vectors": entry((-1,), 0, 4)},
+    "an end beyond the file": {"prompt/vectors": entry((10**9,), 0, 4 * 10**9)},
+    "an end before the start": {"prompt/vectors": entry((1,), 4, 0)},
+    "tensors over each other": {"a/b": entry((1,), 0, 4), "a/c": entry((1,), 0, 4)},
+    "a type that is not known": {"prompt/vectors": entry(dtype="PICKLE")},
+    "integers": {"prompt/vectors": entry(dtype="I32")},
+    "a path upwards": {"../../evil": entry()},
+    "an absolute path": {"/etc/passwd": entry()},
+    "a name of 20,000 parts": {"a/" * 20_000 + "b": entry()},
+    "a leaf that is a branch": {"a/b": entry((1,), 0, 4), "a/b/c": entry((0,), 4, 4)},
+    "no collection": {"vectors": entry()},
+    "no tensor": {},
+    "a list": [],
+    "a shape that is a text": {"prompt/vectors": {**entry(), "shape": "ab"}},
+    "no shape": {"prompt/vectors": {"dtype": "F32", "data_offsets": [0, 4]}},
+    "nested deeply": b"[" * 60_000,
+    "duplicate keys": b'{"a/b": %b, "a/b": %b}'
+    % (json.dumps(entry((1,), 0, 4)).encode(), json.dumps(entry((0,), 4, 4)).encode()),
+    "100 KB": {"prompt/" + "x" * 100_000: entry()},
+}
+
+_watched: list | None = None
+
+
+def _watch(event, arguments):
+    if _watched is not None and (
+        event in ("open", "exec", "compile", "import", "marshal.loads", "pickle.find_class")
+        or event.split(".")[0] in ("subprocess", "socket", "urllib", "ctypes")
+        or event in ("os.system", "os.exec", "os.posix_spawn", "os.listdir")
+    ):
+        _watched.append((event, arguments))
+
+
+sys.addaudithook(_watch)
+
+
+def refused_without_touching_anything(folder):
+    """Loads `folder` under an audit hook: it is refused and only its own two files are opened."""
+    global _watched
+    with pytest.raises(UserError):
+        artifacts.load(folder)  # whatever is imported late is imported now
+    _watched = seen = []
+    try:
+        message = refusal(folder)
+    finally:
+        _watched = None
+    inside = {str(folder / name) for name in FILES}
+    assert seen
+    for event, arguments in seen:
+        assert event == "open" and str(arguments[0]) in inside, (event, arguments)
+    assert len(message) < 1000
+    return message
+
+
+@pytest.mark.parametrize("what", MANIFESTS)
+def test_hostile_manifests_are_refused(tmp_path, what):
+    change = MANIFESTS[what]
+    message = refused_without_touching_anything(plant(tmp_path / "a", change))
+    assert MANIFEST in message and "checksum" not in message
+
+
+@pytest.mark.parametrize("what", RAW)
+def test_manifests_that_are_no_sound_json_are_refused(tmp_path, what):
+    artifacts.save(make(), tmp_path / "a")
+    (tmp_path / "a" / MANIFEST).write_bytes(RAW[what])
+    # A manifest that is too large is refused unopened, so there is nothing to watch.
+    if len(RAW[what]) > 1 << 20:
+        assert MANIFEST in refusal(tmp_path / "a")
+    else:
+        assert MANIFEST in refused_without_touching_anything(tmp_path / "a")
+
+
+def test_a_manifest_that_says_a_key_twice_is_refused(tmp_path):
+    artifacts.save(make(), tmp_path / "a")
+    path = tmp_path / "a" / MANIFEST
+    path.write_bytes(path.read_bytes().replace(b"{\n", b'{\n "method": "other",\n', 1))
+    assert str(path) in refusal(tmp_path / "a")
+
+
+@pytest.mark.parametrize("what", HEADERS)
+def test_hostile_tensor_headers_are_refused(tmp_path, what):
+    planted = plant(tmp_path / "a", tensors=safetensors(HEADERS[what], b"\0" * 4))
+    assert TENSORS in refused_without_touching_anything(planted)
+
+
+def test_sizes_are_checked_before_memory_is_taken(tmp_path, monkeypatch):
+    header = {"prompt/vectors": entry((2**40,), 0, 2**42)}
+    planted = plant(tmp_path / "a", tensors=safetensors(header, b"\0" * 4))
+    monkeypatch.setattr(safetensors_file, "read_whole", lambda path: pytest.fail("was read"))
+    assert TENSORS in refusal(planted)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_links_and_pipes_are_refused(tmp_path, name):
+    for make_other in (lambda path: path.symlink_to(tmp_path / "outside"), os.mkfifo):
+        artifacts.save(make(), tmp_path / "a")
+        path = tmp_path / "a" / name
+        path.replace(tmp_path / "outside")
+        make_other(path)
+        assert str(path) in refusal(tmp_path / "a")
+        path.unlink()
+
+
+def test_a_missing_folder_or_file_is_named(tmp_path):
+    assert str(tmp_path / "none") in refusal(tmp_path / "none")
+    for name in FILES:
+        artifacts.save(make(), tmp_path / "a")
+        (tmp_path / "a" / name).unlink()
+        assert str(tmp_path / "a" / name) in refusal(tmp_path / "a")
+
+
+def test_another_model_or_tokenizer_is_refused_in_a_sentence_that_names_both(tmp_path):
+    artifacts.save(make(), tmp_path / "a")
+    loaded = artifacts.load(tmp_path / "a")
+    artifacts.check(loaded, MODEL)
+
+    def refused(**changes):
+        with pytest.raises(UserError) as caught:
+            artifacts.check(loaded, SimpleNamespace(**{**vars(MODEL), **changes}))
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    other = refused(name="other", fingerprint="c" * 64)
+    assert "'tiny'" in other and "'other'" in other and "a" * 12 in other and "c" * 12 in other
+    layers = refused(spec=dataclasses.replace(SPEC, layers=4))
+    assert "3 layers" in layers and "4 layers" in layers
+    width = refused(spec=dataclasses.replace(SPEC, width=16))
+    assert "width 8" in width and "width 16" in width
+    assert "theta" not in refused(spec=dataclasses.replace(SPEC, rope_theta=5.0))
+    tokenizer = refused(tokenizer=SimpleNamespace(fingerprint="d" * 64))
+    assert "b" * 12 in tokenizer and "d" * 12 in tokenizer
+
+
+def test_leaves_that_the_model_has_no_place_for_are_refused(tmp_path):
+    for collections in (
+        {"prompt": {"vectors": np.zeros((3, 9), np.float32)}},
+        {"prompt": {"vector": np.zeros((3, 8), np.float32)}},
+        {"promt": {"vectors": np.zeros((3, 8), np.float32)}},
+    ):
+        artifacts.save(make()._replace(collections=collections), tmp_path / "a")
+        with pytest.raises(UserError):
+            artifacts.check(artifacts.load(tmp_path / "a"), MODEL)
+
+
+def test_a_folder_of_other_files_is_not_replaced(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"thesis\.tex"):
+        artifacts.save(make(), tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    with pytest.raises(UserError, match="cannot be written"):
+        artifacts.save(make(), tmp_path / "thesis.tex")
+    with pytest.raises(UserError, match="cannot be written"):
+        artifacts.save(make(), tmp_path / "thesis.tex" / "a")
+
+
+def test_a_manifest_that_could_not_be_loaded_is_not_saved(tmp_path):
+    for change in ({"method": "Soft Prompt"}, {"extra": 1}, {"metrics": {"loss": float("nan")}}):
+        with pytest.raises(UserError):
+            artifacts.save(make(**change), tmp_path / "a")
+        assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("failing", ("write", "sync", "replace"))
+def test_a_full_disk_leaves_the_artifact_that_was_there(tmp_path, monkeypatch, failing):
+    artifacts.save(make(), tmp_path / "a")
+    replace, calls = os.replace, []
+
+    def fail(*arguments):
+        calls.append(arguments)
+        if failing == "replace" and len(calls) != 2:
+            return replace(*arguments)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    target = {"write": safetensors_file, "sync": artifacts, "replace": os}[failing]
+    with monkeypatch.context() as patched:
+        patched.setattr(target, failing, fail)
+        with pytest.raises(OSError, match="No space left"):
+            artifacts.save(make(np.ones((3, 8), np.float32)), tmp_path / "a")
+    assert os.listdir(tmp_path) == ["a"]
+    assert artifacts.load(tmp_path / "a").collections["prompt"]["vectors"][0, 0] == -1

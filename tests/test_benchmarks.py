@@ -1,0 +1,207 @@
+"""The benchmarks' own arithmetic and inputs, at tiny sizes and without torch."""
+
+import importlib
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prompt_tuning_jax.data.template import Example
+from prompt_tuning_jax.models.spec import Spec
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+# They are scripts that import each other by name, not a package.
+sys.path.insert(0, str(FOLDER))
+flops, inputs, measure = map(importlib.import_module, ("flops", "inputs", "measure"))
+our_side, products, step_time = map(importlib.import_module, ("our_side", "products", "step_time"))
+
+SHAPE = inputs.Shape(3, width=24, heads=4, kv_heads=2, feedforward=36, vocabulary=50)
+SLOTS = 4
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = inputs.random_llama(str(tmp_path_factory.mktemp("llama")), SHAPE)
+    return our_side.load(folder, "float32", "named")
+
+
+def training(model, updates):
+    return our_side.prepare(model, updates, SLOTS, 1e-2)
+
+
+def test_operations_of_a_scan_are_those_of_all_its_turns():
+    def function(stack, x):
+        def layer(x, matrix):
+            return jax.checkpoint(lambda x: jnp.tanh(x @ matrix))(x), None
+
+        return jax.jit(lambda x: jax.lax.scan(layer, x, stack)[0])(x)
+
+    stack, x = jnp.ones((5, 4, 6)) @ jnp.ones((6, 4)), jnp.ones((7, 4))
+    once = 5 * 2 * 7 * 4 * 4
+    assert flops.of_function(function, stack, x) == once
+    # Forward, forward again for tanh's derivative (the checkpoint keeps nothing), and backward.
+    assert flops.of_function(jax.grad(lambda x: function(stack, x).sum()), x) == 3 * once
+
+
+def test_operations_of_a_batched_product():
+    def function(a, b):
+        return jnp.einsum("bik,bkj->bij", a, b)
+
+    shapes = jnp.ones((3, 2, 5)), jnp.ones((3, 5, 7))
+    assert flops.of_function(function, *shapes) == 2 * 3 * 2 * 5 * 7
+
+
+def test_operations_inside_an_unbounded_loop_are_refused():
+    def function(x):
+        return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, x)
+
+    with pytest.raises(ValueError, match="while"):
+        flops.of_function(function, jnp.ones((2, 2)))
+
+
+def least_by_counting(spec, shared, lengths, targets):
+    """The fewest operations, one position, matrix and pair after another."""
+    width, inner, keys = spec.width, spec.heads * spec.head_size, spec.kv_heads * spec.head_size
+    kept = 2 * [width * keys]
+    rest = 2 * [width * inner] + 3 * [width * spec.feedforward]
+    total = 0
+    for layer in range(spec.layers):
+        last = layer == spec.layers - 1
+        for example, length in [(None, shared), *enumerate(lengths)]:
+            for place in range(length):
+                before = place if example is None else shared + place
+                read = example is not None and place >= length - targets[example]
+                total += sum(4 * matrix for matrix in kept)
+                if last and not read:
+                    continue
+                total += sum(4 * matrix for matrix in rest)
+                # Scores and weighted values, each once forward and twice backward.
+                total += (before + 1) * spec.heads * 6 * 2 * spec.head_size
+    return total + sum(targets) * 2 * 2 * spec.width * spec.vocabulary
+
+
+@given(
+    st.integers(0, 5),
+    st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4),
+    st.integers(1, 3),
+)
+@settings(max_examples=50)
+def test_the_least_is_what_counting_one_by_one_gives(shared, sizes, layers):
+    spec = Spec("llama", layers, 24, 4, 2, 6, 36, 50, 64, 1e4, None, 1e-5, True)
+    lengths = [max(size) for size in sizes]
+    targets = [min(size) for size in sizes]
+    counted = least_by_counting(spec, shared, lengths, targets)
+    assert flops.least(spec, shared, lengths, targets) == counted
+
+
+def test_bare_products_are_the_least_without_attention(model):
+    positions, reads = 37, 5
+
+    def run(params, x, cotangent):
+        logits, pull = jax.vjp(lambda x: products.forward(params, model.spec, x, reads, reads), x)
+        return logits, pull(cotangent)
+
+    arrays = jnp.ones((positions, SHAPE.width)), jnp.ones((reads, SHAPE.vocabulary))
+    counted = flops.of_function(run, model.params, *arrays)
+    spec, shared = model.spec, positions - reads
+    attention = flops.least(spec, shared, [1] * reads, [1] * reads) - counted
+    inner = spec.heads * spec.head_size
+    pairs = 2 * (shared * (shared + 1) // 2) + 3 * reads * (shared + 1)
+    assert attention == 12 * inner * pairs
+
+
+def test_every_bare_product_is_run(model):
+    """XLA leaves out what reaches no result: none of the products may be among it."""
+
+    def run(x):
+        return products.forward(model.params, model.spec, x, 5, 5)
+
+    compiled = jax.jit(run).lower(jnp.ones((37, SHAPE.width))).compile()
+    # Seven in the scan's body, seven in the last layer, and the head.
+    assert len(re.findall(r" dot\(|custom-call\(.*matmul", compiled.as_text())) == 15
+
+
+def test_the_step_does_hardly_more_than_the_least(model):
+    made = training(model, inputs.random_updates(4, 12, 1, SHAPE.vocabulary))
+    work = our_side.work(made, [0, 0])
+    assert work.flops - work.recomputed >= work.least > 0
+    assert 0 < work.recomputed < work.flops / 4
+    once = our_side.work(made, [0])
+    assert work == tuple(2 * part for part in once)
+
+
+def test_sides_take_turns():
+    calls = []
+    sides = {name: lambda number, name=name: calls.append((name, number)) for name in "ab"}
+    times = measure.interleave(sides, [1, 2], warmup=[0])
+    assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    assert {name: len(each) for name, each in times.items()} == {"a": 2, "b": 2}
+
+
+def test_random_llama_is_the_model_asked_for(model):
+    spec = model.spec
+    assert (spec.layers, spec.width, spec.heads, spec.kv_heads) == SHAPE[:4]
+    assert (spec.feedforward, spec.vocabulary, spec.tied_head) == (*SHAPE[4:], True)
+
+
+def test_a_case_is_the_example_without_its_slots():
+    trunk, tails = np.array([-1, -2, 7, 8, 9]), (np.array([3]), np.array([4, 5]))
+    example = Example(trunk, tails, 1, 4, 0)
+    found = inputs.case(example, 2)
+    assert found == inputs.Case([7, 8, 9, 4, 5], 2, 2)
+    assert inputs.case(example, 2, answered=False) == inputs.Case([7, 8, 9], 0, 2)
+    again = our_side.example(found, 2)
+    assert np.array_equal(again.trunk, trunk)
+    assert np.array_equal(again.tails[0], tails[1])
+    assert again.constant == 4
+
+
+def test_slots_that_peft_cannot_place_are_refused():
+    example = Example(np.array([7, -1, -2]), (np.array([3]),), 0, 3, 0)
+    with pytest.raises(ValueError, match="virtual tokens stand before everything"):
+        inputs.case(example, 2)
+
+
+def test_padding_is_on_the_right_and_no_target():
+    arrays = inputs.padded([inputs.Case([5, 6, 7], 2), inputs.Case([8], 1)], pad_id=9)
+    assert arrays["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert arrays["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert arrays["labels"].tolist() == [[-100, 6, 7], [8, -100, -100]]
+
+
+def commands():
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    return re.findall(r"python benchmarks/(\w+)\.py([^`\n|]*)", text)
+
+
+def test_every_command_of_the_readme_is_understood():
+    assert len(commands()) >= 6
+    for script, arguments in commands():
+        importlib.import_module(script).parse(shlex.split(arguments))
+
+
+def test_the_script_prints_our_side_alone(model, capsys, monkeypatch):
+    monkeypatch.setattr(measure, "use_cores", lambda threads: None)
+    sizes = [f"--{name}={value}" for name, value in SHAPE._asdict().items()]
+    small = "--num_virtual_tokens 4 --batch_size 2 --length 9 --rounds 1 --matrix_size 32".split()
+    flags = ["--skip_peft", "--skip_memory", "--json"]
+    monkeypatch.setattr(sys, "argv", ["step_time.py", *sizes, *small, *flags])
+    assert step_time.main() == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["shared_positions"] == SLOTS
+    assert {"ours_seconds", "step_over_products", "flops_ratio", "least_flops"} <= result.keys()
+    # Random weights know nothing: every token is about as likely.
+    assert result["ours_first_loss"] == pytest.approx(np.log(SHAPE.vocabulary), abs=0.3)
+    assert "ratio" not in result
+
+
+def test_peak_memory_is_this_process_own():
+    assert 2**20 < measure.peak_host_bytes() < 2**40

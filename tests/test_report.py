@@ -1,0 +1,118 @@
+"""What a run shows at its end."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from matplotlib import image
+
+from prompt_tuning_jax import report
+from prompt_tuning_jax.report import Row
+from prompt_tuning_jax.workdir import Metrics
+
+ROWS = (
+    Row("no prompt", 0.558, 0, 0, 0.0),
+    Row("written prompt [bold]", 0.612, 0, 120, 12.34),
+    Row("soft prompt", 0.84449, 9216, 38122, 243.2),
+)
+
+
+def test_the_table_reads_well():
+    out = io.StringIO()
+    report.table(ROWS, out)
+    lines = [line.split("  ") for line in out.getvalue().splitlines()]
+    cells = [[cell.strip() for cell in line if cell.strip()] for line in lines]
+    assert cells == [
+        ["name", "accuracy", "trainable parameters", "bytes", "seconds"],
+        ["no prompt", "55.8 %", "0", "0 B", "0.0 s"],
+        ["written prompt [bold]", "61.2 %", "0", "120 B", "12 s"],
+        ["soft prompt", "84.4 %", "9,216", "38.1 kB", "4 min 03 s"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    (
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (36_864, "36.9 kB"),
+        (999_949, "999.9 kB"),
+        (999_950, "1.0 MB"),
+        (4_200_000, "4.2 MB"),
+        (7 * 10**9, "7.0 GB"),
+        (12 * 10**12, "12000.0 GB"),
+    ),
+)
+def test_sizes(count, text):
+    assert report.size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    (
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (185, "3 min 05 s"),
+        (3599.6, "1 h 00 min"),
+        (7980, "2 h 13 min"),
+    ),
+)
+def test_durations(seconds, text):
+    assert report.duration(seconds) == text
+
+
+def test_the_report_has_exactly_these_keys_and_what_is_added(tmp_path):
+    report.write_report(tmp_path / "report.json", ROWS)
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert list(content) == ["rows"]
+    names = ["name", "accuracy", "trainable_parameters", "bytes", "seconds"]
+    assert [list(row) for row in content["rows"]] == [names] * 3
+    assert content["rows"][2] == {
+        "name": "soft prompt",
+        "accuracy": 0.84449,
+        "trainable_parameters": 9216,
+        "bytes": 38122,
+        "seconds": 243.2,
+    }
+    report.write_report(tmp_path / "report.json", ROWS, {"picture": "curves.png"})
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content["picture"] == "curves.png" and len(content["rows"]) == 3
+
+
+def drawn(folder, lines):
+    metrics = Metrics(folder / "m", 0)
+    for step, values in lines:
+        metrics.write(step, values)
+    metrics.close()
+    report.curves(folder / "m", folder / "curves.png")
+    pixels = image.imread(folder / "curves.png")[..., :3]
+
+    def share(color):
+        """How many pixels of the left and of the right half have the colour."""
+        wanted = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        found = (np.abs(pixels - wanted) < 0.05).all(-1)
+        left, right = np.array_split(found, 2, axis=1)
+        return left.sum(), right.sum()
+
+    return pixels.shape, share(report.TRAIN_COLOR), share(report.VALIDATION_COLOR)
+
+
+def test_the_picture_shows_each_curve_in_its_place(tmp_path):
+    train = [(step, {"train/loss": 2 / step, "train/accuracy": 0.5}) for step in range(1, 40)]
+    train.insert(20, (20, {"train/loss": float("nan"), "train/accuracy": None or 0.1}))
+    validation = [(20, {"validation/loss": 0.4}), (40, {"validation/loss": 0.3})]
+    shape, *curves = drawn(tmp_path, train + validation)
+    assert min(shape[:2]) >= 400
+    assert curves[0][0] > 200 and curves[0][1] > 200
+    assert curves[1][0] > 200 and curves[1][1] == 0
+
+
+@pytest.mark.parametrize("lines", ((), ((1, {"train/loss": 1.0}),), ((1, {"train/loss": np.nan}),)))
+def test_a_picture_of_little_is_still_a_picture(tmp_path, lines):
+    shape, train, validation = drawn(tmp_path, lines)
+    assert len(shape) == 3 and validation == (0, 0) and train[1] == 0

