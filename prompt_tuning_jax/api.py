@@ -47,7 +47,7 @@ def evaluate(
     """
     collections, template, max_length = _adaptation(lm, task, artifact)
     if prompt is not None:
-        template = with_prompt(template, prompt)
+        template = with_prompt(task.template, prompt)
     rows = tasks.records(task, split)
     examples = encode(lm, task, rows, virtual_tokens(collections), max_length, template)
     scores = scoring.score(lm, examples, collections)
@@ -90,7 +90,7 @@ def save(artifact: Artifact, folder: str | os.PathLike) -> None:
 
 def _adaptation(lm, task, artifact):
     if artifact is None:
-        return {}, task.template, 0
+        return {}, with_prompt(task.template, ""), 0
     artifacts.check(artifact, lm)
     return artifact.collections, artifact.manifest["template"], artifact.manifest["max_length"]
 

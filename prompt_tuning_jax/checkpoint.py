@@ -104,7 +104,7 @@ class Checkpoints:
                 code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's
                 if not isinstance(error, OSError) and code is None:
                     raise
-                reason = os.strerror(int(code[1])) if code else error.strerror
+                reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", "")
             self._sweep()
             gc.collect()
         return f"the checkpoint of step {step} could not be saved ({reason})."

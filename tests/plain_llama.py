@@ -1,7 +1,7 @@
 """A Llama written out in float64 numpy for one sequence at a time: what the tests compare with.
 
-It reads tensors by their names in a Hugging Face folder, and knows nothing of rows, segments, reads,
-scans or parameter trees.
+It reads tensors by their names in a Hugging Face folder, and knows nothing of rows, segments,
+reads, scans or parameter trees.
 """
 
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ def frequencies(spec: Spec) -> list[float]:
 
 
 def turn(vectors: np.ndarray, positions: np.ndarray, spec: Spec) -> np.ndarray:
-    """The rotary embedding of [n, d]: entries i and i + d/2 are the two parts of a complex number."""
+    """The rotary embedding of [n, d]: entries i and i + d/2 are parts of one complex number."""
     half = spec.head_size // 2
     numbers = vectors[:, :half] + 1j * vectors[:, half:]
     numbers = numbers * np.exp(1j * np.outer(positions, frequencies(spec)))

@@ -96,7 +96,7 @@ LEAVES = st.one_of(
 NAMES = st.text("abkv_0", min_size=1, max_size=5)
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(st.dictionaries(NAMES, st.dictionaries(NAMES, LEAVES, min_size=1), min_size=1))
 def test_loading_gives_what_was_saved(tmp_path_factory, collections):
     folder = tmp_path_factory.mktemp("a") / "artifact"

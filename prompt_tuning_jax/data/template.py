@@ -73,9 +73,9 @@ _WRITTEN = {"{{": "{", "}}": "}", "\\n": "\n", "\\t": "\t"}
 def parse(text: str, specials: Iterable[str] = ()) -> Template:
     """Parses a template such as '{soft}Headline: {text}\\nTopic:'.
 
-    `{name}` is a field, `{soft}` all virtual tokens, `{soft:8}` eight of them, `{{` and `}}` are
-    braces, `\\n` and `\\t` as typed in a shell are a new line and a tab, and each of `specials`
-    (`<|im_start|>`) is that special token. All else is text.
+    `{name}` is a field, `{soft:8}` eight virtual tokens, `{soft}` all that no other slot takes,
+    `{{` and `}}` are braces, `\\n` and `\\t` as typed in a shell are a new line and a tab, and each
+    of `specials` (`<|im_start|>`) is that special token. All else is text.
 
     Raises:
         UserError: a brace without its partner, anything but a plain name as a field, or more than
@@ -97,10 +97,10 @@ def parse(text: str, specials: Iterable[str] = ()) -> Template:
         else:
             constant += part
     pieces += _split_at_specials(constant, markups)
-    slots = [piece for piece in pieces if isinstance(piece, Slot)]
-    if len(slots) > 1 and any(slot.size is None for slot in slots):
+    plain = [piece for piece in pieces if isinstance(piece, Slot) and piece.size is None]
+    if len(plain) > 1:
         raise _misplaced(
-            text, slots[1].place, "{soft} is all virtual tokens: write {soft:8} for a part of them"
+            text, plain[1].place, "a second {soft}: write {soft:8} for a part of the virtual tokens"
         )
     return Template(text, tuple(pieces))
 
@@ -218,7 +218,7 @@ def _layout(template: Template, num_virtual_tokens: int) -> tuple[_Run | Special
 
     The last item is a run, empty if the template ends in a slot or a special token.
     """
-    _check_slots(template, num_virtual_tokens)
+    rest = _rest(template, num_virtual_tokens)
     layout: list[_Run | Special | range] = []
     run: list[Constant | Field] = []
     used = 0
@@ -228,7 +228,7 @@ def _layout(template: Template, num_virtual_tokens: int) -> tuple[_Run | Special
             continue
         slots = range(0)
         if isinstance(piece, Slot):
-            slots = range(used, used + (num_virtual_tokens if piece.size is None else piece.size))
+            slots = range(used, used + (rest if piece.size is None else piece.size))
             used = slots.stop
             if not slots:
                 continue
@@ -239,7 +239,8 @@ def _layout(template: Template, num_virtual_tokens: int) -> tuple[_Run | Special
     return (*layout, tuple(run))
 
 
-def _check_slots(template: Template, num_virtual_tokens: int) -> None:
+def _rest(template: Template, num_virtual_tokens: int) -> int:
+    """How many virtual tokens a plain `{soft}` stands for: those that no other slot takes."""
     slots = [piece for piece in template.pieces if isinstance(piece, Slot)]
     if not slots and num_virtual_tokens:
         raise UserError(
@@ -247,13 +248,15 @@ def _check_slots(template: Template, num_virtual_tokens: int) -> None:
             " write {soft} where they stand"
         )
     counts = [slot.size for slot in slots if slot.size is not None]
-    if counts and sum(counts) != num_virtual_tokens:
+    rest = num_virtual_tokens - sum(counts)
+    if counts and (rest < 0 or (rest and len(counts) == len(slots))):
         raise _misplaced(
             template.text,
             slots[-1].place,
             f"the slots add up to {sum(counts)} virtual tokens, expected num_virtual_tokens,"
-            f" {num_virtual_tokens}: change one of them",
+            f" {num_virtual_tokens}: change one of them, or write a plain {{soft}} for the rest",
         )
+    return rest
 
 
 def _render(

@@ -40,7 +40,7 @@ def vocabulary(rng, settings, lm, task):
 
 def labels(rng, settings, lm, task):
     """The task's label words, a word of several tokens as their mean; the rest as `vocabulary`."""
-    words = [lm.tokenizer.encode(" " + label.word)[0] for label in task.labels]
+    words = [lm.tokenizer.encode(" " + word)[0] for _, word in task.labels]
     if not words:
         raise UserError(
             "method.init='labels' needs a task with labels; take 'vocabulary' or 'text'."

@@ -268,12 +268,16 @@ class Decoder(nn.Module):
         return self.final_norm(x).astype(x.dtype).reshape(*reads.shape, -1)
 
     def vectors(self, ids):
-        """`[N, D]` for int32[N] ids: slot j, id -1-j, is vector j of the collection `prompt`."""
+        """`[N, D]` for int32[N] ids: slot j, id -1-j, is vector j of the collection `prompt`.
+
+        A slot that no vector fills is NaN: any number would be a model that nobody asked for.
+        """
         x = self.embed(jnp.maximum(ids, 0))
-        if not self.has_variable("prompt", "vectors"):
-            return x
-        prompt = self.get_variable("prompt", "vectors").astype(x.dtype)
-        return jnp.where((ids < 0)[:, None], prompt[jnp.maximum(-1 - ids, 0)], x)
+        slots = jnp.full_like(x, jnp.nan)
+        if self.has_variable("prompt", "vectors"):
+            prompt = self.get_variable("prompt", "vectors").astype(x.dtype)
+            slots = prompt.at[jnp.maximum(-1 - ids, 0)].get(mode="fill", fill_value=jnp.nan)
+        return jnp.where((ids < 0)[:, None], slots, x)
 
     def prefix_length(self):
         """How many positions the prefix takes: the text's own begin after it."""

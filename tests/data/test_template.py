@@ -141,7 +141,6 @@ def test_parse_finds_the_pieces():
         ("{soft:}", 1),
         ("{soft:99999999999999}", 1),
         ("{soft} {text}{soft}", 14),
-        ("{soft:3} {soft}", 10),
     ],
 )
 def test_parse_refuses_what_is_no_field_or_slot_at_its_position(text, position):
@@ -407,12 +406,29 @@ def test_a_plain_slot_without_virtual_tokens_is_nothing(tokenizer):
     assert [*slot.trunk] == [*plain.trunk]
 
 
+@pytest.mark.parametrize("num_virtual_tokens", [2, 5])
+def test_a_plain_slot_takes_what_the_others_leave(tokenizer, num_virtual_tokens):
+    example = encode(
+        parse("{soft}Topic:{soft:2}"),
+        {},
+        ["a"],
+        tokenizer,
+        num_virtual_tokens=num_virtual_tokens,
+        add_bos=False,
+        max_length=100,
+    )
+    slots = [-1 - slot for slot in range(num_virtual_tokens)]
+    words = tokenizer.encode("Topic:")[0]
+    assert [*example.trunk] == [*slots[:-2], *words, *slots[-2:]]
+
+
 @pytest.mark.parametrize(
     ("template", "num_virtual_tokens", "message"),
     [
         ("{text}:", 4, "no slot for the 4 virtual tokens"),
         ("{soft:2} {text}{soft:1}", 4, "position 16: the slots add up to 3"),
         ("{soft:2} {text}", 0, "position 1: the slots add up to 2"),
+        ("{soft} {text}{soft:3}", 2, "position 14: the slots add up to 3"),
         ("{soft}{txet}", 2, r"position 7: the data has no field 'txet' \(did you mean 'text'\?\)"),
         ("{soft}", 0, "nothing before the answer"),
         ("{other}", 0, "nothing before the answer"),
