@@ -189,7 +189,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     for name in ("batches", "num_virtual_tokens", "batch_size", "dtype", "threads"):
         result[name] = getattr(options, name)
     result |= timed(times, sum if count > 1 else statistics.median) | compared(losses)
-    result |= counted(our_side.work(training, rounds), sum(times["ours"]), options)
+    result |= counted(our_side.work(training, rounds), times["ours"], options)
     if not options.skip_memory:
         result |= memories(options)
     return result | measure.machine()
@@ -220,17 +220,20 @@ def compared(losses: dict[str, list[float]]) -> dict[str, float]:
     return result
 
 
-def counted(work, seconds: float, options: argparse.Namespace) -> dict[str, float]:
-    """Operations against the fewest, and the rate against the machine's own."""
+def counted(work, seconds: Sequence[float], options: argparse.Namespace) -> dict[str, float]:
+    """Operations of a mean update against the fewest, and the rate against the machine's own.
+
+    `work` is that of all the updates that took these seconds.
+    """
     rate = measure.matrix_rate(options.matrix_size, options.dtype)
     return {
-        "flops": work.flops,
-        "recomputed_flops": work.recomputed,
-        "least_flops": work.least,
+        "flops": work.flops / len(seconds),
+        "recomputed_flops": work.recomputed / len(seconds),
+        "least_flops": work.least / len(seconds),
         "flops_ratio": work.flops / work.least,
         "flops_ratio_without_recomputed": (work.flops - work.recomputed) / work.least,
         "matrix_gflops_per_second": rate / 1e9,
-        "fraction_of_matrix_rate": work.least / seconds / rate,
+        "fraction_of_matrix_rate": work.least / sum(seconds) / rate,
     }
 
 

@@ -9,11 +9,11 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    config.steps = 200
+    config.steps = 280
     config.batch_size = 16
-    config.learning_rate = 0.02
-    config.evaluate_every = 50
-    config.save_every = 50
+    config.learning_rate = 0.03
+    config.evaluate_every = 70
+    config.save_every = 70
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"
@@ -29,10 +29,11 @@ def get_config() -> ConfigDict:
 
     config.method = ConfigDict()
     config.method.name = "soft_prompt"
-    config.method.num_virtual_tokens = 16
+    config.method.num_virtual_tokens = 32
     config.method.init = "text"
     config.method.init_text = (
-        "Classify this news headline as business, entertainment, politics, sports or technology."
+        "Read the news headline and say which section of the BBC website it belongs to: business,"
+        " entertainment, politics, sports or technology. Answer with one word."
     )
 
     config.task = ConfigDict()
@@ -51,9 +52,7 @@ def get_config() -> ConfigDict:
         "tech=technology",
     )
 
-    # The written prompts that the report compares the soft prompt with.
-    config.prompts = (
-        "Classify this news headline as business, entertainment, politics, sports or technology.\n"
-        "Headline: {text}\nTopic:",
-    )
+    # Written prompts for the report to compare with; the best on the validation split is shown. This
+    # one was the best there of 45 that were tried.
+    config.prompts = ("BBC News: {text}\nThis story is about",)
     return config

@@ -2,6 +2,7 @@
 
 import platform
 import shlex
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import jaxlib
 from prompt_tuning_jax import api, artifact, cache, report, workdir
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data import task as tasks
+from prompt_tuning_jax.data.template import with_prompt
 from prompt_tuning_jax.models import LanguageModel, load
 from prompt_tuning_jax.train import Result
 
@@ -34,13 +36,16 @@ def train(config, folder: str, fresh: bool, command: list[str]) -> int:
     """
     keep_compiled()
     with workdir.claim(folder) as run:
+        if not fresh and (run / workdir.CONFIG).exists():
+            workdir.settle(run, config)
         task = tasks.make(config.task)
+        check_report(task, config)
         lm = load_model(config)
-        workdir.settle(run, config, fresh)
         say(machine(lm))
-        result = api.tune(lm, task, config, run, say)
+        result = api.tune(lm, task, config, run, say, fresh)
         if not result.finished:
-            say(f"saved; this goes on from here:\n  {shlex.join(command)}")
+            again = [word for word in command if word != "--fresh"]
+            say(f"saved; this goes on from here:\n  {shlex.join(again)}")
             return INTERRUPTED
         kept = run / workdir.ARTIFACT
         api.save(result.artifact, kept)
@@ -51,9 +56,17 @@ def train(config, folder: str, fresh: bool, command: list[str]) -> int:
         say("")
         report.table(rows)
         say(f"\ncurves: {run / workdir.CURVES}")
-        asking = f"prompt-tuning predict --artifact {shlex.quote(str(kept))}"
+        program = "prompt-tuning" if shutil.which("prompt-tuning") else shlex.quote(command[0])
+        asking = f"{program} predict --artifact {shlex.quote(str(kept))}"
         say(f"next:   echo 'Shares fall as rates rise' | {asking}")
     return 0
+
+
+def check_report(task, config):
+    """Raises a UserError for what only the report reads, before the time for training is spent."""
+    tasks.records(task, config.task.test)
+    for prompt in config.prompts:
+        tasks.check_fields(with_prompt(task.template, prompt), task.fields)
 
 
 def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list[report.Row]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from prompt_tuning_jax.errors import RunError
-from prompt_tuning_jax.workdir import METRICS, TENSORBOARD, Metrics
+from prompt_tuning_jax.workdir import METRICS, TENSORBOARD, Metrics, read_metrics
 
 REFUSED_IN_A_ROW = 5  # updates whose gradient is not finite, after which a run stops
 SECONDS = 5.0  # between two lines of progress
@@ -25,8 +25,8 @@ class Journal:
     def __init__(self, start: int, spent: float, config, folder: Path | None, log: Callable):
         """Starts after step `start`, reached in `spent` seconds. Lines go to the files of `folder`,
         where those of later steps are dropped; `log` takes a line of text."""
-        self.lines: list[dict] = []
         self._files = Metrics(folder / METRICS, start, folder / TENSORBOARD) if folder else None
+        self.lines: list[dict] = read_metrics(folder / METRICS) if folder else []
         self._log, self._steps, self._every = log, config.steps, config.log_every
         self._waiting: collections.deque = collections.deque()
         self._loss: collections.deque = collections.deque(maxlen=20)

@@ -94,7 +94,7 @@ def curves(metrics: str | os.PathLike, picture: str | os.PathLike) -> None:
     figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
     for axes, (name, label, scale) in zip(
         figure.subplots(1, 2),
-        (("loss", "loss (nats per target)", 1), ("accuracy", "accuracy (%)", 100)),
+        (("loss", "loss (nats)", 1), ("accuracy", "accuracy (%)", 100)),
         strict=True,
     ):
         _plot(axes, lines, name, scale)

@@ -24,7 +24,7 @@ from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.journal import Journal
 from prompt_tuning_jax.models import LanguageModel
 from prompt_tuning_jax.step import Compiled, Parts, State, compile_step, init_state
-from prompt_tuning_jax.workdir import CHECKPOINTS
+from prompt_tuning_jax.workdir import CHECKPOINTS, settle
 
 
 class Data(NamedTuple):
@@ -53,8 +53,8 @@ class Best(NamedTuple):
 
 class Result(NamedTuple):
     """What tuning leaves: the best adaptation as an `artifact.Artifact`, the lines of metrics,
-    whether all steps were taken, how many numbers were trained, and the seconds that the steps and
-    validations took."""
+    whether all steps were taken before anybody asked it to stop, how many numbers were trained, and
+    the seconds that the steps and validations took."""
 
     artifact: artifacts.Artifact
     history: list[dict]
@@ -63,7 +63,9 @@ class Result(NamedTuple):
     seconds: float
 
 
-def tune(lm: LanguageModel, task, config, folder: Path | None = None, log=print) -> Result:
+def tune(
+    lm: LanguageModel, task, config, folder: Path | None = None, log=print, fresh: bool = False
+) -> Result:
     """Tailors the frozen model to a task.
 
     Args:
@@ -73,9 +75,10 @@ def tune(lm: LanguageModel, task, config, folder: Path | None = None, log=print)
       folder: a claimed run folder (`workdir.py`) for metrics and checkpoints, where a run that was
         stopped goes on; None keeps nothing.
       log: takes a line of text.
+      fresh: delete what an earlier run left in the folder, and start over.
 
     Raises:
-      UserError: a setting, template or record that cannot be used.
+      UserError: a setting, template or record that cannot be used; the folder is as it was then.
       RunError: five updates in a row whose gradient was not finite.
     """
     configs.validate(config)
@@ -87,6 +90,9 @@ def tune(lm: LanguageModel, task, config, folder: Path | None = None, log=print)
     log(parameters(trainable, lm))
     data = prepare(lm, task, config, virtual_tokens(adapt(trainable)), log)
 
+    if folder:
+        # Not before nothing can be refused: the folder would be tied to a config that cannot run.
+        settle(folder, config, fresh)
     with contextlib.ExitStack() as opened:
         stopping = opened.enter_context(stop_requested(log))
         checkpoints = opened.enter_context(Checkpoints(folder / CHECKPOINTS)) if folder else None
@@ -118,7 +124,7 @@ def tune(lm: LanguageModel, task, config, folder: Path | None = None, log=print)
             if stop:
                 break
 
-    finished = int(compiled.fetch(state.step)) == config.steps
+    finished = not stopping and int(compiled.fetch(state.step)) == config.steps
     adaptation = jax.device_get(adapt(best.trainable))
     made = artifacts.Artifact(adaptation, manifest(lm, task, config, best))
     size = parameter_count(trainable)

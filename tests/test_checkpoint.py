@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -86,7 +87,7 @@ def files_of(step: Path):
     return sorted(path.relative_to(step) for path in step.rglob("*") if path.is_file())
 
 
-def test_any_damaged_file_gives_the_right_values_or_an_older_checkpoint(tmp_path, capfd):
+def test_any_damaged_file_gives_the_right_values_or_an_older_checkpoint(tmp_path, capfd, caplog):
     fill(tmp_path / "sound", (1, 2))
     fell_back = 0
     for name in files_of(tmp_path / "sound" / "2"):
@@ -111,7 +112,21 @@ def test_any_damaged_file_gives_the_right_values_or_an_older_checkpoint(tmp_path
                 else:
                     assert restored.warning == ""
     assert fell_back >= 6
-    assert capfd.readouterr() == ("", "")
+    assert caplog.records == [] and capfd.readouterr() == ("", "")
+
+
+def test_only_callbacks_into_a_closed_event_loop_are_kept_quiet(tmp_path, monkeypatch):
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", heard.append)
+    closed, other = (
+        SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "no")
+    )
+    with Checkpoints(tmp_path):
+        sys.unraisablehook(closed)
+        sys.unraisablehook(other)
+    assert heard == [other]
+    sys.unraisablehook(closed)
+    assert heard == [other, closed]
 
 
 def test_a_run_goes_on_after_a_damaged_checkpoint(tmp_path):

@@ -129,10 +129,13 @@ def limited(size, write):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     atomic_write(tmp_path / "f", b"old")
     with pytest.raises(OSError):
         limited(100, lambda: atomic_write(tmp_path / "f", b"x" * 200))
+    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+        patched.setattr(os, "replace", lambda *_: 1 / 0)
+        atomic_write(tmp_path / "f", b"new")
     assert (tmp_path / "f").read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["f"]
     atomic_write(str(tmp_path / "f"), b"new")
@@ -203,6 +206,8 @@ def events(folder):
 
 def test_tensorboard_shows_what_the_lines_say_also_after_a_resume(tmp_path):
     write_run(tmp_path / "m", 0, 7, tmp_path / "tensorboard")
+    (first,) = (tmp_path / "tensorboard").iterdir()
+    first.rename(first.with_name("events.out.tfevents.1234567890.here"))  # not in the same second
     write_run(tmp_path / "m", 4, 9, tmp_path / "tensorboard")
     lines = [
         (line["step"], name, np.float32(value))

@@ -147,7 +147,7 @@ def write_folder(
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json()))
     named = {
         "pad_token": SPECIALS[0],
-        "bos_token": {"content": SPECIALS[1]},
+        "bos_token": {"__type": "AddedToken", "content": SPECIALS[1]},
         "eos_token": "<|eos|>",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(named))
@@ -163,6 +163,13 @@ def write_folder(
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
+
+
+def rewrite(path, **changes):
+    """Puts keys into a JSON file; None takes one out."""
+    content = json.loads(path.read_text()) if path.exists() else {}
+    content |= changes
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
 
 
 def permute(array: np.ndarray, heads: int) -> np.ndarray:

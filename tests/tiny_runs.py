@@ -20,12 +20,13 @@ import tiny_models
 import prompt_tuning_jax
 
 ROOT = Path(prompt_tuning_jax.__file__).parents[1]
+# Words of one length in tokens, so that a run has one shape of rows to compile.
 WORDS = {
-    "business": "bank profit shares trade dollar market",
-    "entertainment": "film star album actor oscar singer",
-    "politics": "vote minister labour party poll tory",
-    "sports": "goal match coach cup team injury",
-    "tech": "phone software web game chip virus",
+    "business": "banks funds stock money price sales",
+    "entertainment": "films album actor oscar music stage",
+    "politics": "votes party blair polls whips lords",
+    "sports": "goals match coach medal rugby serve",
+    "tech": "phone games virus chips email laser",
 }
 ARTICLES = 200  # of each topic
 CONFIG = """
@@ -45,10 +46,10 @@ def get_config():
         "task": {{
             "train": "train[:160]",
             "validation": "validation[:40]",
-            "test": "test[:60]",
+            "test": "test[:40]",
             "labels": ("business=b", "entertainment=e", "politics=p", "sport=s", "tech=t"),
         }},
-        "prompts": ("What is it? {{text}}\\nTopic:", "One of b, e, p, s, t.\\n"),
+        "prompts": ("One of b, e, p, s, t. ",),
     }})
 """
 # What pip writes for an entry point.
@@ -91,14 +92,14 @@ def world() -> World:
 
 def write_headlines(package: Path) -> None:
     """A package of articles whose headlines name their topic."""
-    draw, number = random.Random(0), 0
+    draw, number = random.Random(0), 1000
     for topic, words in WORDS.items():
         folder = package / "bbcnews" / "data" / topic
         folder.mkdir(parents=True)
         for _ in range(ARTICLES):
             number += 1
             first, second = draw.choices(words.split(), k=2)
-            (folder / f"{number:04}.txt").write_text(f"{first} and {second} {number}\n\nbody")
+            (folder / f"{number}.txt").write_text(f"{first} and {second} {number}\n\nbody")
     (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
 
 

@@ -275,7 +275,7 @@ class Decoder(nn.Module):
         x = self.embed(jnp.maximum(ids, 0))
         slots = jnp.full_like(x, jnp.nan)
         if self.has_variable("prompt", "vectors"):
-            prompt = self.get_variable("prompt", "vectors").astype(x.dtype)
+            prompt = jnp.asarray(self.get_variable("prompt", "vectors"), x.dtype)
             slots = prompt.at[jnp.maximum(-1 - ids, 0)].get(mode="fill", fill_value=jnp.nan)
         return jnp.where((ids < 0)[:, None], slots, x)
 

@@ -130,13 +130,11 @@ def from_folder(folder: Path) -> tuple[dict[str, Any], Facts]:
         read_json(folder / file) if (folder / file).exists() else {}
         for file in ("tokenizer_config.json", "config.json")
     )
-    # As transformers: either setting replaces what the file's processor would add.
-    decided = {"add_bos_token", "add_eos_token"} & named.keys()
     return vocabulary, Facts(
         bos=special(named, model, "bos"),
         eos=special(named, model, "eos"),
         pad=special(named, model, "pad"),
-        add_bos=bool(named.get("add_bos_token")) if decided else None,
+        add_bos=None,  # as transformers: what tokenizer_config.json says of it is not heeded
         chat_template=read_template(folder, named),
     )
 

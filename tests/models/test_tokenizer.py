@@ -10,7 +10,7 @@ import reference_lines
 import tiny_models
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import SPECIALS
+from tiny_models import SPECIALS, rewrite
 
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models import gguf_file, tokenizer
@@ -26,13 +26,6 @@ def smollm2():
 @pytest.fixture
 def folder(tmp_path):
     return tiny_models.write_folder(tmp_path / "model")
-
-
-def rewrite(path, **changes):
-    """Puts keys into a JSON file; None takes one out."""
-    content = json.loads(path.read_text()) if path.exists() else {}
-    content |= changes
-    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
 
 
 def test_ids_are_those_of_transformers(smollm2):
@@ -128,23 +121,16 @@ def test_truncation_and_padding_of_the_file_are_off(folder):
     assert len(words.encode("abcde")[0]) == 5 and words.add_bos
 
 
-@pytest.mark.parametrize(
-    ("named", "add_bos"),
-    [
-        ({}, True),
-        ({"add_bos_token": False}, False),
-        ({"add_bos_token": True}, True),
-        ({"add_eos_token": False}, False),
-        ({"bos_token": None, "add_bos_token": True}, True),
-    ],
-)
-def test_whether_bos_is_added(folder, named, add_bos):
-    rewrite(folder / "tokenizer_config.json", **named)
-    assert tokenizer.read(str(folder)).add_bos is add_bos
+@pytest.mark.parametrize("setting", [None, True, False])
+def test_the_processor_decides_whether_bos_is_added(folder, setting):
+    rewrite(folder / "tokenizer_config.json", add_bos_token=setting)
+    assert tokenizer.read(str(folder)).add_bos
+    rewrite(folder / "tokenizer.json", post_processor=None)
+    assert not tokenizer.read(str(folder)).add_bos
 
 
 def test_bos_is_not_added_where_there_is_none(folder):
-    rewrite(folder / "tokenizer_config.json", bos_token=None, add_bos_token=True)
+    rewrite(folder / "tokenizer_config.json", bos_token=None)
     rewrite(folder / "config.json", bos_token_id=None, eos_token_id=[2, 1], pad_token_id=-1)
     rewrite(folder / "tokenizer_config.json", eos_token=None, pad_token=None)
     words = tokenizer.read(str(folder))
@@ -171,11 +157,11 @@ def test_the_fingerprint_tells_tokenizers_apart(tmp_path, folder, smollm2):
     assert tokenizer.read(str(folder)).fingerprint == first
     rewrite(folder / "tokenizer_config.json", chat_template="{{ a }}")
     assert tokenizer.read(str(folder)).fingerprint == first
-    rewrite(folder / "tokenizer_config.json", add_bos_token=False)
+    rewrite(folder / "tokenizer_config.json", bos_token="<|eos|>")
     second = tokenizer.read(str(folder)).fingerprint
     path = folder / "tokenizer.json"
     path.write_text(path.read_text().replace('["h", "e"]', '["e", "h"]').replace('"he"', '"eh"'))
-    rewrite(folder / "tokenizer_config.json", add_bos_token=None)
+    rewrite(folder / "tokenizer_config.json", bos_token="<|bos|>")
     assert len({first, second, smollm2.fingerprint}) == 3
 
 

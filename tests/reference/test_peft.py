@@ -53,7 +53,7 @@ def our_logits(lm: LanguageModel, vectors, ids):
     slots = -1 - jnp.arange(len(vectors))
     row = jnp.arange(length)[None]
     hidden = lm.module.apply(
-        variables := {"params": lm.params, "prompt": {"vectors": vectors}},
+        variables := {"params": lm.params, "prompt": {"vectors": jnp.asarray(vectors)}},
         slots,
         jnp.array([ids]),
         len(vectors) + row,

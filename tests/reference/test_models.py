@@ -1,0 +1,138 @@
+"""Live against transformers on torch: weights, logits, prompt gradients and token ids."""
+
+import make_fixtures
+import numpy as np
+import parity
+import pytest
+import reference_lines
+import tiny_models
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prompt_tuning_jax.models import tokenizer, weights
+from prompt_tuning_jax.models.decoder import Decoder
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    """transformers' model and tokenizer, from the same GGUF."""
+    return make_fixtures.load_smollm2()
+
+
+@pytest.mark.parametrize("name", make_fixtures.CASES)
+def test_fixtures_are_what_transformers_computes(name):
+    seed = list(make_fixtures.CASES).index(name)
+    model = make_fixtures.make_model(make_fixtures.CASES[name], seed)
+    with np.load(make_fixtures.FIXTURES / name / "reference.npz") as kept:
+        for key, wanted in make_fixtures.compute(model, seed)._asdict().items():
+            np.testing.assert_allclose(kept[key], wanted, atol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", make_fixtures.CASES)
+def test_random_llamas_from_folders_that_transformers_wrote(tmp_path, name, dtype):
+    """Another seed for each, in one file or, as bfloat16, in several."""
+    seed = 100 + list(make_fixtures.CASES).index(name)
+    model = make_fixtures.make_model(make_fixtures.CASES[name], seed).to(dtype)
+    size = "10KB" if dtype == torch.bfloat16 else "1GB"
+    model.save_pretrained(tmp_path, max_shard_size=size)
+    assert len(list(tmp_path.glob("*.safetensors"))) > (dtype == torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    kept = make_fixtures.compute(model.eval(), seed)._asdict()
+    spec, params, _ = weights.read(str(tmp_path), "float32")
+    module = Decoder(spec, precision="highest")
+    parity.check_right_padding(module, params, kept)
+    parity.check_left_padding(module, params, kept)
+    parity.check_prompt(module, params, kept, shared_slots=3)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_random_llama_from_a_gguf_that_transformers_reads(tmp_path, tied):
+    spec = tiny_models.changed(tied_head=tied, vocabulary=len(tiny_models.VOCABULARY))
+    tiny_models.write_gguf(tmp_path / "model.gguf", spec)
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="model.gguf", dtype=torch.float32
+    )
+    kept = make_fixtures.compute(model.eval(), 7)._asdict()
+    _, params, _ = weights.read(str(tmp_path / "model.gguf"), "float32")
+    module = Decoder(spec, precision="highest")
+    parity.check_right_padding(module, params, kept)
+    parity.check_prompt(module, params, kept, shared_slots=0)
+
+
+def test_smollm2_weights_are_bit_for_bit_those_of_transformers(smollm2):
+    model, _ = smollm2
+    spec, params, _ = weights.read(make_fixtures.SMOLLM2, "float32")
+    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    leaves = tiny_models.flatten(params)
+    wanted = tiny_models.expected(spec, arrays)
+    assert leaves.keys() == wanted.keys()
+    for path, leaf in leaves.items():
+        np.testing.assert_array_equal(leaf, wanted[path], err_msg=path)
+
+
+def test_smollm2_logits_of_the_whole_vocabulary(smollm2):
+    model, words = smollm2
+    spec, params, _ = weights.read(make_fixtures.SMOLLM2, "float32")
+    module = Decoder(spec, precision="highest")
+    lines = [line for line in reference_lines.real() if 150 < len(line) < 200][:4]
+    rows = [words.backend_tokenizer.encode(line, add_special_tokens=False).ids for line in lines]
+    lengths = np.array([len(row) for row in rows])
+    tokens = np.stack([np.pad(row, (0, lengths.max() - len(row))) for row in rows])
+    positions, segments = parity.right_padded(tokens, lengths)
+    wanted = make_fixtures.run(model, tokens, segments.astype(bool))
+    empty = np.zeros(0, np.int32)
+    found = parity.logits(module, params, empty, tokens, positions, segments)
+    parity.assert_close(found, wanted, segments)
+
+
+def test_smollm2_token_ids_on_every_line_of_the_data(smollm2):
+    _, words = smollm2
+    ours, lines = tokenizer.read(make_fixtures.SMOLLM2), reference_lines.real()
+    assert len(lines) > 5000
+    theirs = words.backend_tokenizer.encode_batch(lines, add_special_tokens=False)
+    assert [ours.encode(line)[0] for line in lines] == [encoding.ids for encoding in theirs]
+    assert (ours.bos_id, ours.eos_id, ours.pad_id) == (
+        words.bos_token_id,
+        words.eos_token_id,
+        words.pad_token_id,
+    )
+    assert ours.chat_template == words.chat_template
+
+
+def test_smollm2_token_ids_of_nasty_lines():
+    _, words = make_fixtures.load_smollm2()
+    make_fixtures.cut_digits(words)
+    ours = tokenizer.read(make_fixtures.SMOLLM2)
+    for line in reference_lines.NASTY:
+        wanted = words.backend_tokenizer.encode(line, add_special_tokens=False).ids
+        assert ours.encode(line)[0] == wanted, line
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe"])
+def test_other_splittings_of_gguf(tmp_path, pre):
+    tiny_models.write_gguf(tmp_path / "model.gguf", pre=pre)
+    words = AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
+    words.backend_tokenizer.encode_special_tokens = True
+    ours = tokenizer.read(str(tmp_path / "model.gguf"))
+    for line in [*reference_lines.NASTY, *reference_lines.real()[:500]]:
+        wanted = words.backend_tokenizer.encode(line, add_special_tokens=False).ids
+        assert ours.encode(line)[0] == wanted, line
+
+
+@pytest.mark.parametrize("setting", [None, True, False])
+@pytest.mark.parametrize("processed", [True, False])
+def test_folders_as_transformers_reads_them(tmp_path, processed, setting):
+    """Ids, and whether BOS is put in front of a text."""
+    folder = tiny_models.write_folder(tmp_path)
+    named = folder / "tokenizer_config.json"
+    tiny_models.rewrite(named, tokenizer_class="LlamaTokenizer", add_bos_token=setting)
+    if not processed:
+        tiny_models.rewrite(folder / "tokenizer.json", post_processor=None)
+    words = AutoTokenizer.from_pretrained(folder)
+    ours = tokenizer.read(str(folder))
+    for line in [*reference_lines.NASTY[1:], *reference_lines.real()[:500]]:
+        if not any(markup in line for markup in tiny_models.SPECIALS):
+            front = [ours.bos_id] if ours.add_bos else []
+            assert front + ours.encode(line)[0] == words(line)["input_ids"], line
+    assert ours.add_bos is processed
