@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
         "tech=technology",
     )
 
-    # Written prompts for the report to compare with; the best on the validation split is shown. This
-    # one was the best there of 45 that were tried.
+    # Written prompts for the report to compare with; the best on the validation split is shown.
+    # This one was the best there of 45 that were tried.
     config.prompts = ("BBC News: {text}\nThis story is about",)
     return config
