@@ -18,6 +18,8 @@ setup(
         "flax>=0.11.2,<0.13",
         "gguf>=0.17,<0.20",
         "grain>=0.2.15,<0.3",
+        # etils imports it without asking for it.
+        "importlib_resources>=6,<8",
         "jax>=0.7.2,<0.13",
         "jinja2>=3.1,<4",
         "matplotlib>=3.9,<4",

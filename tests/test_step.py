@@ -20,7 +20,6 @@ from prompt_tuning_jax.step import (
     Parts,
     compile_step,
     init_state,
-    loss_fn,
     target_scores,
     train_step,
 )
@@ -128,18 +127,18 @@ def test_targets_score_as_in_one_sequence_at_a_time(rows):
 
 def test_the_likeliest_tokens_are_counted():
     """Random targets are never the likeliest: answers made of what the model would say are."""
-    collections = ONE_LEAF
     examples = []
     for number, example in enumerate(EXAMPLES[:4]):
         ids, said = list(example.trunk), []
         for _ in range(2):
-            said.append(int(plain_llama.log_probabilities(PLAIN, ids, collections)[-1].argmax()))
+            scores = plain_llama.log_probabilities(PLAIN, ids, THREE_LEAVES)[-1]
+            said.append(int(scores.argmax()))
             ids.append(said[-1])
         tail = np.array(said, np.int32) if number else np.array([said[0], 250], np.int32)
         examples.append(example._replace(tails=(tail,), answer=0))
     batch = pack(examples, len(FRONT), [SHAPE], ranked=False)
-    _, sums = loss_fn(collections, MODEL.params, batch, jax.random.key(0), PARTS)
-    assert (float(sums.targets), float(sums.correct)) == (8, 7)
+    _, metrics = one_step(init_state(PARTS, THREE_LEAVES), MODEL.params, batch, parts=PARTS)
+    assert (metrics["targets"], metrics["accuracy"]) == (8, 7 / 8)
 
 
 def test_a_step_follows_the_plain_models_gradient():
@@ -160,11 +159,10 @@ def test_a_step_follows_the_plain_models_gradient():
     ways = np.random.default_rng(0).standard_normal((5, sum(sizes)))
 
     def along(amounts):
-        shifts = np.split(amounts @ ways, split)
+        shifts = np.split(amounts @ ways, np.cumsum(sizes)[:-1])
         leaves, structure = jax.tree.flatten(tree)
-        moved = [
-            leaf + shift.reshape(leaf.shape) for leaf, shift in zip(leaves, shifts, strict=True)
-        ]
+        pairs = zip(leaves, shifts, strict=True)
+        moved = [leaf + shift.reshape(leaf.shape) for leaf, shift in pairs]
         return plain_llama.loss(PLAIN, EXAMPLES, jax.tree.unflatten(structure, moved))
 
     slope = plain_llama.slope(along, np.zeros(5)) / targets
@@ -227,8 +225,9 @@ def test_a_shape_is_compiled_once_with_one_collective_for_one_leaf(parallel):
     for batch in (BATCH, others, BATCH):
         state, _ = made.step(state, frozen, made.place_batch(batch))
         traces.append(len(TRACES))
-    # What pmap returns is not placed as what is handed to its first call.
-    assert traces[2] == traces[1] == traces[0] + (parallel == "pmap")
+    # To newer versions of jax, what pmap returns is placed otherwise than its first call's input.
+    assert traces[0] <= traces[1] <= traces[0] + (parallel == "pmap")
+    assert traces[2] == traces[1]
 
 
 @pytest.mark.parametrize("how", [("jit", 8), ("pmap", 8)])
