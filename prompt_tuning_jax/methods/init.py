@@ -66,14 +66,15 @@ def file(rng, settings, lm, task):
             raise UserError(f"method.init_file='{path}' is not there.")
         try:
             vectors = np.load(path, allow_pickle=False)
-        except ValueError as error:
+        except (ValueError, EOFError) as error:
             raise UserError(f"method.init_file='{path}' is not a .npy array ({error}).") from error
     else:
         vectors = artifact.load(path).collections.get("prompt", {}).get("vectors")
         if vectors is None:
             raise UserError(f"the artifact '{path}' holds no soft prompt to start from.")
     wanted = (settings.num_virtual_tokens, lm.spec.width)
-    if vectors.shape != wanted or not np.isfinite(vectors).all():
+    real = np.can_cast(vectors.dtype, np.float64)
+    if vectors.shape != wanted or not real or not np.isfinite(vectors).all():
         raise UserError(
             f"method.init_file='{path}' holds {vectors.shape}; finite numbers {wanted} are needed "
             "(method.num_virtual_tokens and the model's width)."

@@ -1,0 +1,98 @@
+"""Scores of all answers against the plain model, one answer of one example at a time."""
+
+import jax
+import numpy as np
+import plain_llama
+import pytest
+from tiny_models import SPEC
+
+from prompt_tuning_jax import scoring
+from prompt_tuning_jax.data import batch as batches
+
+MODEL, PLAIN = plain_llama.make()
+FRONT = (1, -1, -2, 40)
+COUNT = 61  # fills no number of batches
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The indexes of the examples in each batch that is run; batches are small."""
+    indexes = []
+
+    def small(*given, **named):
+        return batches.evaluation_shape(*given, **named, positions=60)
+
+    def noted(*given, **named):
+        for batch, index in batches.evaluation_batches(*given, **named):
+            indexes.append(index)
+            yield batch, index
+
+    monkeypatch.setattr(scoring, "evaluation_shape", small)
+    monkeypatch.setattr(scoring, "evaluation_batches", noted)
+    return indexes
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("names", [("prompt",), ("prompt", "prefix")])
+def test_scores_are_those_of_each_answer_alone(seen, names, devices):
+    collections = plain_llama.random_collections(1, SPEC, *names, size=2)
+    examples = plain_llama.random_examples(2, COUNT, FRONT, back=(-1, 50), answers=4)
+    found = scoring.score(MODEL, examples, collections, jax.devices()[:devices])
+    assert found.shape == (COUNT, 4) and found.dtype == np.float32
+    wanted = plain_llama.answer_scores(PLAIN, examples, collections)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+    assert len(seen) >= 2 and len({len(index) for index in seen}) > 1
+    assert sorted(np.concatenate(seen)) == list(range(COUNT))
+
+
+def test_nothing_shared_and_nothing_trained(seen):
+    examples = plain_llama.random_examples(3, 9, (), answers=2)
+    found = scoring.score(MODEL, examples, {}, jax.devices()[:1])
+    wanted = plain_llama.answer_scores(PLAIN, examples)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_one_example_over_more_devices_than_rows(seen):
+    examples = plain_llama.random_examples(4, 1, FRONT, back=(-1, 50), answers=4)
+    collections = plain_llama.random_collections(1, SPEC, "prompt", size=2)
+    found = scoring.score(MODEL, examples, collections)
+    wanted = plain_llama.answer_scores(PLAIN, examples, collections)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_devices_and_calls_change_no_bit_of_the_order(seen):
+    """The same examples turned round give the same scores turned round."""
+    collections = plain_llama.random_collections(1, SPEC, "prompt", size=2)
+    examples = plain_llama.random_examples(2, COUNT, FRONT, back=(-1, 50), answers=4)
+    found = scoring.score(MODEL, examples, collections)
+    turned = scoring.score(MODEL, examples[::-1], collections)
+    np.testing.assert_allclose(turned[::-1], found, rtol=0, atol=2e-6)
+    again = scoring.score(MODEL, examples, collections)
+    np.testing.assert_array_equal(again, found)
+
+
+def test_the_same_shape_is_compiled_once(seen):
+    collections = plain_llama.random_collections(1, SPEC, "prompt", size=2)
+    examples = plain_llama.random_examples(2, COUNT, FRONT, back=(-1, 50), answers=4)
+    scoring.score(MODEL, examples, collections)
+    compiled = scoring._compiled(MODEL.module, scoring.make_mesh(jax.devices()))
+    before = compiled._cache_size(), scoring._baked._cache_size()
+    others = jax.tree.map(lambda leaf: leaf + 1, collections)
+    scoring.score(MODEL, examples, others)
+    assert (compiled._cache_size(), scoring._baked._cache_size()) == before
+
+
+def test_metrics_are_those_of_hand():
+    scores = np.log(np.array([[0.5, 0.2], [0.1, 0.4], [0.25, 0.125]], np.float32))
+    found = scoring.metrics(scores, np.array([0, 0, 0]))
+    assert found["examples"] == 3
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    # Whole words' log-probabilities, not what is left of them among the answers.
+    assert found["loss"] == pytest.approx(-np.log(0.5 * 0.1 * 0.25) / 3)
+    assert all(type(value) in (int, float) for value in found.values())
+
+
+def test_probabilities_are_shares_among_the_answers():
+    scores = np.array([[-1000.0, -1000.0 + np.log(3.0)], [np.log(0.1), np.log(0.4)]], np.float32)
+    found = scoring.probabilities(scores)
+    np.testing.assert_allclose(found, [[0.25, 0.75], [0.2, 0.8]], rtol=1e-4)

@@ -1,0 +1,402 @@
+"""Runs from beginning to end: killed, stopped, refused, on a full disk; what they leave behind."""
+
+import errno
+import functools
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+import tiny_runs
+
+from prompt_tuning_jax import api, artifact, commands, main, methods, optimizers, train, workdir
+from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.checkpoint import Checkpoints
+from prompt_tuning_jax.data import task as tasks
+from prompt_tuning_jax.errors import RunError, UserError
+from prompt_tuning_jax.step import Parts, init_state
+
+STEPS = 45
+PATIENCE = 300.0  # seconds that a busy machine may take for what takes one or two
+# In front of the path: the process kills itself inside a save, before the call that TEST_KILL_AT
+# counts to. Orbax makes three folders and renames three of them in each.
+KILLS_ITSELF = """
+import os, signal
+
+left = int(os.environ["TEST_KILL_AT"])
+
+
+def counted(call):
+    def wrapped(path, *rest, **more):
+        global left
+        if ".orbax-checkpoint-tmp" in str(path):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return call(path, *rest, **more)
+
+    return wrapped
+
+
+os.mkdir, os.rename = counted(os.mkdir), counted(os.rename)
+"""
+
+
+def wait(process, happened):
+    """Waits until something has happened, while the process runs."""
+    end = time.monotonic() + PATIENCE
+    while not happened():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.002)
+
+
+def wrote(run, least):
+    """Whether a run has written so many lines of metrics."""
+    path = run / workdir.METRICS
+    return path.exists() and path.read_bytes().count(b"\n") >= least
+
+
+def finish(command):
+    """Runs a command to its end."""
+    process = tiny_runs.start(command)
+    output = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """The folder of a run that nothing stopped, and what it printed."""
+    run = tmp_path_factory.mktemp("unbroken") / "run"
+    return run, finish(tiny_runs.train(run))
+
+
+def left_behind(run):
+    """All that a run leaves, without times: bytes and numbers by name."""
+    config = configs.load(str(run / workdir.CONFIG))
+    lm, task = commands.load_model(config), tasks.make(config.task)
+    method = methods.make(config.method)
+    parts = Parts(lm.module, method, optimizers.make(config), config.seed, config.microbatches)
+    trainable = method.init(jax.random.key(config.seed), lm, task)
+    with Checkpoints(run / workdir.CHECKPOINTS) as checkpoints:
+        kept = checkpoints.restore((init_state(parts, trainable), trainable))
+    assert kept is not None and (kept.step, kept.warning) == (config.steps, "")
+    state = {
+        jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(kept.state)
+    }
+    assert any("optimizer_state" in name for name in state)
+    report = json.loads((run / workdir.REPORT).read_text())
+    for row in report["rows"]:
+        del row["seconds"]
+    made = run / workdir.ARTIFACT
+    return {
+        "state": state,
+        "best": {name: kept.extra[name] for name in ("best_loss", "best_step")},
+        "metrics": (run / workdir.METRICS).read_text(),
+        "config": (run / workdir.CONFIG).read_text(),
+        "manifest": (made / artifact.MANIFEST).read_text(),
+        "tensors": (made / artifact.TENSORS).read_bytes(),
+        "report": report,
+    }
+
+
+def test_killed_five_times_it_ends_as_if_never_stopped(unbroken, tmp_path):
+    draw = random.Random(5)
+    run, shim = tmp_path / "run", tmp_path / "shim"
+    shim.mkdir()
+    (shim / "sitecustomize.py").write_text(KILLS_ITSELF)
+
+    def kill_when(happened, most):
+        process = tiny_runs.start(tiny_runs.train(run))
+        wait(process, happened)
+        time.sleep(draw.uniform(0, most))
+        process.kill()
+        process.communicate()
+
+    def kill_in_a_save():
+        place = draw.randrange(1, 7)
+        saves = draw.randrange(0, 3)
+        env = tiny_runs.environment(shim, TEST_KILL_AT=str(6 * saves + place))
+        process = tiny_runs.start(tiny_runs.train(run), env=env)
+        output = process.communicate(timeout=PATIENCE)[0]
+        assert process.returncode == -signal.SIGKILL, output
+        partial = list((run / workdir.CHECKPOINTS).glob("*.orbax-checkpoint-tmp"))
+        assert len(partial) == (place > 1), "it was not killed inside a save"
+
+    kill_when((run / workdir.CONFIG).exists, 1.0)
+    kill_in_a_save()
+    kill_when(lambda: wrote(run, 22), 0.1)
+    kill_in_a_save()
+    kill_when((run / workdir.ARTIFACT).exists, 0.5)
+    output = finish(tiny_runs.train(run))
+    assert f"going on after step {STEPS}" in output
+    assert left_behind(run) == left_behind(unbroken[0])
+
+
+def test_asked_to_stop_it_saves_and_the_printed_command_goes_on(unbroken, tmp_path, capsys):
+    run = tmp_path / "run"
+    command = tiny_runs.train(run)
+    enough = 4
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = tiny_runs.start(command)
+        wait(process, (run / "checkpoints").exists)
+        if number == signal.SIGTERM:
+            refuse_a_second(run, process.pid, capsys)
+        wait(process, functools.partial(wrote, run, enough))
+        process.send_signal(number)
+        output = process.communicate(timeout=PATIENCE)[0]
+        assert process.returncode == 75, output
+        assert f"{signal.Signals(number).name}: finishing this step, then saving" in output
+        assert not (run / workdir.ARTIFACT).exists()
+        command = tiny_runs.printed_command(output)
+        saved = max(int(path.name) for path in (run / workdir.CHECKPOINTS).glob("[0-9]*"))
+        steps = [line["step"] for line in workdir.read_metrics(run / workdir.METRICS)]
+        assert saved == steps[-1] < STEPS, "steps were lost"
+        enough = len(steps) + 3
+    output = finish(command)
+    assert f"going on after step {saved}" in output
+    assert left_behind(run) == left_behind(unbroken[0])
+
+
+def refuse_a_second(run, owner, capsys):
+    began = time.monotonic()
+    assert main.run(tiny_runs.training(run)) == 2
+    assert time.monotonic() - began < 2.0
+    refusal = capsys.readouterr().err
+    assert "a run is in progress" in refusal and f"process {owner} " in refusal
+
+
+def test_the_last_lines_are_the_table_the_picture_and_what_to_type_next(unbroken):
+    run, output = unbroken
+    rows = json.loads((run / workdir.REPORT).read_text())["rows"]
+    assert [row["name"] for row in rows] == ["no prompt", "written prompt", "soft prompt"]
+    assert [row["trainable_parameters"] for row in rows] == [0, 0, 96]
+    assert rows[-1]["bytes"] == (run / workdir.ARTIFACT / artifact.TENSORS).stat().st_size
+    table = output[output.index("\nname ") :]
+    for row in rows:
+        assert row["name"] in table and f"{100 * row['accuracy']:.1f} %" in table
+    *_, picture, following = table.splitlines()
+    assert picture == f"curves: {run / workdir.CURVES}"
+    assert (run / workdir.CURVES).read_bytes().startswith(b"\x89PNG")
+    asked = subprocess.run(
+        following.removeprefix("next:"),
+        shell=True,
+        env=tiny_runs.environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    [answer] = [json.loads(line) for line in asked.stdout.splitlines()]
+    assert answer["label"] in answer["probabilities"]
+
+
+def test_trainable_parameters_come_first_and_compilation_is_said(unbroken):
+    before, after = unbroken[1].split("compiled in", 1)
+    assert "96 trainable parameters, 22,920 frozen (0.4171% trained)" in before
+    assert "160 examples to train on, 40 to validate" in before
+    assert f"step {STEPS}/{STEPS}  loss " in after and " steps/s " in after
+
+
+def test_the_artifact_is_the_best_by_validation_loss(unbroken):
+    run, _ = unbroken
+    key = "validation/loss"
+    found = [line for line in workdir.read_metrics(run / workdir.METRICS) if key in line]
+    best = min(found, key=lambda line: line[key])
+    metrics = artifact.load(run / workdir.ARTIFACT).manifest["metrics"]
+    assert metrics == {"step": best["step"], "validation_loss": best[key]}
+    assert [line["step"] for line in found] == [10, 20, 30, 40, 45]
+
+
+def test_the_artifact_evaluates_to_the_numbers_that_training_printed(unbroken):
+    run, output = unbroken
+    metrics = artifact.load(run / workdir.ARTIFACT).manifest["metrics"]
+    rows = json.loads((run / workdir.REPORT).read_text())["rows"]
+    typed = ["evaluate", "--artifact", str(run / workdir.ARTIFACT), "--json", "--split"]
+    shown = tiny_runs.start(
+        [str(tiny_runs.world().program), *typed, "validation[:40]"], stderr=subprocess.DEVNULL
+    )
+    result = json.loads(shown.communicate(timeout=PATIENCE)[0])
+    assert result["loss"] == metrics["validation_loss"]
+    printed = f"step {metrics['step']}: validation loss {result['loss']:.4f}, "
+    assert f"{printed}accuracy {result['accuracy']:.1%}" in output
+    made = artifact.load(run / workdir.ARTIFACT)
+    config = configs.build(made.manifest["config"])
+    scored = api.evaluate(
+        commands.load_model(config), tasks.make(config.task), made, split=config.task.test
+    )
+    assert scored["accuracy"] == rows[-1]["accuracy"]
+
+
+# The rest runs in this process, on its eight devices.
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch):
+    with tiny_runs.at_home(monkeypatch):
+        yield
+
+
+@functools.cache
+def tiny(*overrides):
+    """A model, its task and a config of few steps."""
+    config = configs.load(
+        str(tiny_runs.world().config),
+        ["--config.steps=12", "--config.microbatches=1", *overrides],
+    )
+    return commands.load_model(config), tasks.make(config.task), config
+
+
+def tune(*overrides, folder=None):
+    """What tuning returns, and the lines that it logged."""
+    log = []
+    return api.tune(*tiny(*overrides), folder, log.append), log
+
+
+@pytest.fixture(scope="module")
+def plain():
+    with pytest.MonkeyPatch.context() as patch, tiny_runs.at_home(patch):
+        return tune()[0]
+
+
+def vectors(result):
+    return result.artifact.collections["prompt"]["vectors"]
+
+
+def values(result):
+    """All numbers of a history, in order."""
+    return np.array([value for line in result.history for value in line.values()])
+
+
+def test_the_same_twice_gives_the_same(plain):
+    again, _ = tune()
+    assert again.history == plain.history
+    assert vectors(again).tobytes() == vectors(plain).tobytes()
+    assert again.artifact.manifest == plain.artifact.manifest
+
+
+def test_another_seed_gives_another_order_and_start(plain):
+    assert tune("--config.seed=1")[0].history != plain.history
+
+
+def test_pmap_gives_what_jit_gives(plain):
+    mapped, _ = tune("--config.parallel=pmap")
+    np.testing.assert_allclose(values(mapped), values(plain), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(vectors(mapped), vectors(plain), rtol=0, atol=1e-6)
+
+
+def test_the_loss_falls():
+    result, _ = tune("--config.steps=40", "--config.learning_rate=0.3")
+    losses = [line["train/loss"] for line in result.history if "train/loss" in line]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 1.0
+    checked = [line["validation/loss"] for line in result.history if "validation/loss" in line]
+    assert checked[-1] < checked[0] - 0.5
+    assert result.finished and result.trainable_parameters == 96
+
+
+def test_an_earlier_best_is_kept_when_validation_gets_worse(monkeypatch):
+    seen = {}
+
+    def validate(lm, data, collections, step, journal):
+        seen[step] = np.array(collections["prompt"]["vectors"])
+        return {4: 2.0, 8: 1.0, 12: 3.0}[step]
+
+    monkeypatch.setattr(train, "validate", validate)
+    result, _ = tune("--config.evaluate_every=4")
+    assert result.artifact.manifest["metrics"] == {"step": 8, "validation_loss": 1.0}
+    assert vectors(result).tobytes() == seen[8].tobytes() != seen[12].tobytes()
+
+
+def test_a_full_disk_is_a_warning_and_training_goes_on(plain, tmp_path, monkeypatch):
+    rename, refused = os.rename, []
+
+    def full(source, *rest, **more):
+        if f"{workdir.CHECKPOINTS}/8" in str(source):
+            refused.append(source)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source))
+        return rename(source, *rest, **more)
+
+    with workdir.claim(tmp_path / "run") as run:
+        monkeypatch.setattr(os, "rename", full)
+        result, log = tune(folder=run)
+    warnings = [line for line in log if "warning" in line]
+    expected = "warning: the checkpoint of step 8 could not be saved (No space left on device)."
+    assert refused and warnings == [expected]
+    assert sorted(os.listdir(run / workdir.CHECKPOINTS)) == ["12", "4"]
+    assert result.history == plain.history
+    assert vectors(result).tobytes() == vectors(plain).tobytes()
+
+
+def test_five_gradients_in_a_row_that_are_not_finite_stop_the_run(tmp_path):
+    overrides = ["--config.learning_rate=1e30", "--config.save_every=1"]
+    with workdir.claim(tmp_path / "run") as run:
+        with pytest.raises(RunError, match=r"5 updates in a row, to step 6.*lower learning_rate"):
+            tune(*overrides, folder=run)
+        with Checkpoints(run / workdir.CHECKPOINTS) as kept:
+            assert kept.latest() == 5
+        lines = workdir.read_metrics(run / workdir.METRICS)
+    assert lines[0]["train/loss"] is not None
+
+
+def test_a_resumed_history_is_the_whole_one(plain, tmp_path, monkeypatch):
+    with workdir.claim(tmp_path / "run") as run:
+        due = train.due
+        asked = []
+
+        def stop_at_six(step, every):
+            if step == 6 and not asked:
+                asked.append(step)
+                os.kill(os.getpid(), signal.SIGTERM)
+            return due(step, every)
+
+        monkeypatch.setattr(train, "due", stop_at_six)
+        stopped, _ = tune(folder=run)
+        assert not stopped.finished and stopped.history[-1]["step"] < 12
+        went_on, log = tune(folder=run)
+    assert f"going on after step {stopped.history[-1]['step']}" in log
+    assert went_on.finished and went_on.history == plain.history
+    assert vectors(went_on).tobytes() == vectors(plain).tobytes()
+
+
+def test_a_changed_config_is_refused_and_fresh_starts_over(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(commands, "compare", lambda *_: [])
+    run = tmp_path / "run"
+    assert main.run([*tiny_runs.training(run), "--config.steps=3"]) == 0
+    before = tiny_runs.listing(run)
+    capsys.readouterr()
+    changed = [*tiny_runs.training(run), "--config.steps=4", "--config.task.template={text}{soft}:"]
+    assert main.run(changed) == 2
+    refusal = capsys.readouterr().err
+    assert "config.steps was 3 and is 4 now" in refusal
+    assert "config.task.template was" in refusal and "--fresh" in refusal
+    assert tiny_runs.listing(run) == before
+    assert main.run([*changed, "--fresh"]) == 0
+    output = capsys.readouterr().out
+    assert "going on" not in output and "step 4/4" in output
+    assert json.loads((run / workdir.CONFIG).read_text())["steps"] == 4
+    assert os.listdir(run / workdir.CHECKPOINTS) == ["4"]
+
+
+def test_a_refused_config_leaves_an_earlier_run_as_it_was(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(commands, "compare", lambda *_: [])
+    run = tmp_path / "run"
+    assert main.run([*tiny_runs.training(run), "--config.steps=3"]) == 0
+    before = tiny_runs.listing(run)
+    wrong = ["--config.steps=3", "--config.method.num_virtual_tokens=200", "--fresh"]
+    assert main.run([*tiny_runs.training(run), *wrong]) == 2
+    assert "200 positions" in capsys.readouterr().err
+    assert tiny_runs.listing(run) == before
+
+
+def test_a_folder_of_another_config_is_refused_from_python_too(plain, tmp_path):
+    with workdir.claim(tmp_path / "run") as run:
+        tune("--config.steps=3", folder=run)
+        with pytest.raises(UserError, match=r"config.steps was 3 and is 12 now"):
+            tune(folder=run)
