@@ -77,6 +77,7 @@ def test_the_same_shape_is_compiled_once(seen):
     scoring.score(MODEL, examples, collections)
     compiled = scoring._compiled(MODEL.module, scoring.make_mesh(jax.devices()))
     before = compiled._cache_size(), scoring._baked._cache_size()
+    assert min(before) > 0
     others = jax.tree.map(lambda leaf: leaf + 1, collections)
     scoring.score(MODEL, examples, others)
     assert (compiled._cache_size(), scoring._baked._cache_size()) == before

@@ -235,6 +235,14 @@ def test_the_artifact_evaluates_to_the_numbers_that_training_printed(unbroken):
     assert scored["accuracy"] == rows[-1]["accuracy"]
 
 
+def test_the_loss_falls(unbroken):
+    found = workdir.read_metrics(unbroken[0] / workdir.METRICS)
+    losses = [line["train/loss"] for line in found if "train/loss" in line]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.5
+    checked = [line["validation/loss"] for line in found if "validation/loss" in line]
+    assert checked[-1] < checked[0] - 0.5
+
+
 # The rest runs in this process, on its eight devices.
 
 
@@ -247,10 +255,7 @@ def home(monkeypatch):
 @functools.cache
 def tiny(*overrides):
     """A model, its task and a config of few steps."""
-    config = configs.load(
-        str(tiny_runs.world().config),
-        ["--config.steps=12", "--config.microbatches=1", *overrides],
-    )
+    config = configs.load(str(tiny_runs.world().config), [*tiny_runs.FEW, *overrides])
     return commands.load_model(config), tasks.make(config.task), config
 
 
@@ -292,15 +297,6 @@ def test_pmap_gives_what_jit_gives(plain):
     np.testing.assert_allclose(vectors(mapped), vectors(plain), rtol=0, atol=1e-6)
 
 
-def test_the_loss_falls():
-    result, _ = tune("--config.steps=40", "--config.learning_rate=0.3")
-    losses = [line["train/loss"] for line in result.history if "train/loss" in line]
-    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 1.0
-    checked = [line["validation/loss"] for line in result.history if "validation/loss" in line]
-    assert checked[-1] < checked[0] - 0.5
-    assert result.finished and result.trainable_parameters == 96
-
-
 def test_an_earlier_best_is_kept_when_validation_gets_worse(monkeypatch):
     seen = {}
 
@@ -334,15 +330,45 @@ def test_a_full_disk_is_a_warning_and_training_goes_on(plain, tmp_path, monkeypa
     assert vectors(result).tobytes() == vectors(plain).tobytes()
 
 
-def test_five_gradients_in_a_row_that_are_not_finite_stop_the_run(tmp_path):
-    overrides = ["--config.learning_rate=1e30", "--config.save_every=1"]
+@pytest.fixture
+def poison(monkeypatch):
+    """Makes the loss of some updates, counted from 1, no number."""
+    batch = train.Data.batch
+
+    def spoil(steps):
+        def spoilt(data, step):
+            made = batch(data, step)
+            factor = np.float32("nan" if step + 1 in steps else 1)
+            return made._replace(target_weights=made.target_weights * factor)
+
+        monkeypatch.setattr(train.Data, "batch", spoilt)
+
+    return spoil
+
+
+def test_a_gradient_that_is_not_finite_is_left_out_and_said(plain, poison):
+    poison({4, 9, 10, 11, 12})
+    result, log = tune()
+    left_out = [line for line in log if "not finite" in line]
+    assert left_out[0] == "warning: the gradient of step 4 is not finite: the update is left out"
+    assert len(left_out) == 5 and result.finished
+    assert np.isfinite(vectors(result)).all()
+    assert result.history[:3] == plain.history[:3]
+
+
+def test_five_such_gradients_in_a_row_stop_the_run_and_the_last_checkpoint_is_kept(
+    poison, tmp_path
+):
+    poison(range(6, 13))
     with workdir.claim(tmp_path / "run") as run:
-        with pytest.raises(RunError, match=r"5 updates in a row, to step 6.*lower learning_rate"):
-            tune(*overrides, folder=run)
+        with pytest.raises(RunError, match=r"5 updates in a row, to step 10.*lower learning_rate"):
+            tune("--config.save_every=4", folder=run)
         with Checkpoints(run / workdir.CHECKPOINTS) as kept:
-            assert kept.latest() == 5
-        lines = workdir.read_metrics(run / workdir.METRICS)
-    assert lines[0]["train/loss"] is not None
+            assert kept.latest() == 8
+        spoilt = {
+            line["step"]: line["train/loss"] for line in workdir.read_metrics(run / workdir.METRICS)
+        }
+    assert spoilt[5] > 0 and spoilt[6] is None
 
 
 def test_a_resumed_history_is_the_whole_one(plain, tmp_path, monkeypatch):
@@ -368,35 +394,30 @@ def test_a_resumed_history_is_the_whole_one(plain, tmp_path, monkeypatch):
 def test_a_changed_config_is_refused_and_fresh_starts_over(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(commands, "compare", lambda *_: [])
     run = tmp_path / "run"
-    assert main.run([*tiny_runs.training(run), "--config.steps=3"]) == 0
+    command = tiny_runs.training(run, *tiny_runs.FEW)
+    assert main.run(command) == 0
     before = tiny_runs.listing(run)
+    changed = [*command, "--config.save_every=5", "--config.log_every=6"]
     capsys.readouterr()
-    changed = [*tiny_runs.training(run), "--config.steps=4", "--config.task.template={text}{soft}:"]
     assert main.run(changed) == 2
     refusal = capsys.readouterr().err
-    assert "config.steps was 3 and is 4 now" in refusal
-    assert "config.task.template was" in refusal and "--fresh" in refusal
+    assert "config.save_every was 4 and is 5 now" in refusal
+    assert "config.log_every was 1 and is 6 now" in refusal and "--fresh" in refusal
+    # What cannot run is refused before anything of the earlier run is deleted.
+    assert main.run([*command, "--config.method.num_virtual_tokens=200", "--fresh"]) == 2
+    assert "takes 218 positions and 128 are allowed" in capsys.readouterr().err
     assert tiny_runs.listing(run) == before
     assert main.run([*changed, "--fresh"]) == 0
     output = capsys.readouterr().out
-    assert "going on" not in output and "step 4/4" in output
-    assert json.loads((run / workdir.CONFIG).read_text())["steps"] == 4
-    assert os.listdir(run / workdir.CHECKPOINTS) == ["4"]
+    assert "going on" not in output and "step 12/12" in output
+    assert json.loads((run / workdir.CONFIG).read_text())["save_every"] == 5
+    assert sorted(os.listdir(run / workdir.CHECKPOINTS)) == ["10", "12"]
+    steps = [line["step"] for line in workdir.read_metrics(run / workdir.METRICS)]
+    assert steps == [6, 10, 12, 12]
 
 
-def test_a_refused_config_leaves_an_earlier_run_as_it_was(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(commands, "compare", lambda *_: [])
-    run = tmp_path / "run"
-    assert main.run([*tiny_runs.training(run), "--config.steps=3"]) == 0
-    before = tiny_runs.listing(run)
-    wrong = ["--config.steps=3", "--config.method.num_virtual_tokens=200", "--fresh"]
-    assert main.run([*tiny_runs.training(run), *wrong]) == 2
-    assert "200 positions" in capsys.readouterr().err
-    assert tiny_runs.listing(run) == before
-
-
-def test_a_folder_of_another_config_is_refused_from_python_too(plain, tmp_path):
+def test_a_folder_of_another_config_is_refused_from_python_too(tmp_path):
     with workdir.claim(tmp_path / "run") as run:
-        tune("--config.steps=3", folder=run)
+        workdir.settle(run, tiny("--config.steps=3")[-1])
         with pytest.raises(UserError, match=r"config.steps was 3 and is 12 now"):
             tune(folder=run)

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import tiny_models
 
 import prompt_tuning_jax
@@ -52,6 +53,8 @@ def get_config():
         "prompts": ("One of b, e, p, s, t. ",),
     }})
 """
+# For runs in the tests' own process: all the same, so that they compile once.
+FEW = ("--config.steps=12", "--config.microbatches=1")
 # What pip writes for an entry point.
 SCRIPT = """#!{python}
 import sys
@@ -161,3 +164,18 @@ def printed_command(output: str) -> list[str]:
     """The words of the indented line that a stopped run prints."""
     [line] = [line for line in output.splitlines() if line.startswith("  ") and "train" in line]
     return shlex.split(line)
+
+
+@functools.cache
+def artifact() -> Path:
+    """An artifact that a few steps on the tiny model made, once in a process."""
+    from prompt_tuning_jax import api, commands
+    from prompt_tuning_jax import config as configs
+    from prompt_tuning_jax.data import task as tasks
+
+    config = configs.load(str(world().config), FEW)
+    folder = world().cache.with_name("artifact")
+    with pytest.MonkeyPatch.context() as changed, at_home(changed):
+        made = api.tune(commands.load_model(config), tasks.make(config.task), config, log=print)
+    api.save(made.artifact, folder)
+    return folder

@@ -35,62 +35,58 @@ def text(value):
     return struct.pack("<Q", len(value)) + value
 
 
-HOSTILE = {
-    "an array of 2**40 numbers": HEADER
-    + struct.pack("<QQ", 0, 1)
-    + text(b"a")
-    + struct.pack("<IIQ", 9, 4, 2**40),
-    "an array of 2**40 strings": HEADER
-    + struct.pack("<QQ", 0, 1)
-    + text(b"a")
-    + struct.pack("<IIQ", 9, 8, 2**40),
-    "an array of arrays": HEADER
-    + struct.pack("<QQ", 0, 1)
-    + text(b"a")
-    + struct.pack("<IIQ", 9, 9, 3),
-    "2**60 fields": HEADER + struct.pack("<QQ", 0, 2**60),
-    "2**60 tensors": HEADER + struct.pack("<QQ", 2**60, 0),
-    "a long key": HEADER + struct.pack("<QQQ", 0, 1, 2**63),
-    "a type that is none": HEADER + struct.pack("<QQ", 0, 1) + text(b"a") + struct.pack("<I", 77),
-    "a key twice": HEADER + struct.pack("<QQ", 0, 2) + 2 * (text(b"a") + struct.pack("<II", 4, 1)),
-    "a key that is not UTF-8": HEADER
-    + struct.pack("<QQ", 0, 1)
-    + text(b"\xff")
-    + struct.pack("<II", 4, 1),
-    "an alignment of 3": HEADER
-    + struct.pack("<QQ", 0, 1)
-    + text(b"general.alignment")
-    + struct.pack("<II", 4, 3),
-    "version 1": b"GGUF" + struct.pack("<IQQ", 1, 0, 0),
-    "the other byte order": b"GGUF" + struct.pack(">IQQ", 3, 0, 0),
-    "a tensor of 2**62 numbers": HEADER
-    + struct.pack("<QQ", 1, 0)
-    + text(b"a")
-    + struct.pack("<IQIQ", 1, 2**62, 0, 0),
-    "a tensor of 2**31 dimensions": HEADER
-    + struct.pack("<QQ", 1, 0)
-    + text(b"a")
-    + struct.pack("<IQQQ", 2**31, 1, 1, 1),
-    "a tensor of unknown type": HEADER
-    + struct.pack("<QQ", 1, 0)
-    + text(b"a")
-    + struct.pack("<IQIQ", 1, 1, 999, 0),
-    "a tensor in half a block": HEADER
-    + struct.pack("<QQ", 1, 0)
-    + text(b"a")
-    + struct.pack("<IQIQ", 1, 33, 8, 0),
-    "a tensor twice": HEADER
-    + struct.pack("<QQ", 2, 0)
-    + 2 * (text(b"a") + struct.pack("<IQIQ", 1, 1, 0, 0))
-    + bytes(64),
-}
+def field(kind, *parts):
+    """The counts of a file of one field 'a', and that field."""
+    return struct.pack("<QQ", 0, 1) + text(b"a") + struct.pack("<I", kind) + b"".join(parts)
 
 
-@pytest.mark.parametrize("what", HOSTILE)
-def test_hostile_gguf_headers(tmp_path, what):
+def tensor(*dimensions, kind=0, name=b"a"):
+    """The entry of a tensor whose data begin at once."""
+    sizes = struct.pack(f"<{len(dimensions)}Q", *dimensions)
+    return text(name) + struct.pack("<I", len(dimensions)) + sizes + struct.pack("<IQ", kind, 0)
+
+
+def tensors(*entries):
+    return struct.pack("<QQ", len(entries), 0) + b"".join(entries) + bytes(256)
+
+
+HOSTILE = [
+    (field(9, struct.pack("<IQ", 4, 2**40)), f"an array of {2**40} values"),
+    (field(9, struct.pack("<IQ", 8, 2**40)), f"an array of {2**40} values"),
+    (field(9, struct.pack("<IQ", 9, 3)), "an array of type 9"),
+    (field(8, struct.pack("<Q", 2**63)), f"a string of {2**63} bytes"),
+    (field(8, struct.pack("<Q", 9)), "it declares 9 more bytes where 0 are left"),
+    (field(8, text(b"\xff")), "a string that is not UTF-8"),
+    (field(77), "a value of type 77"),
+    (struct.pack("<QQ", 0, 2**60), "it declares 8 more bytes where 0 are left"),
+    (struct.pack("<QQ", 2**60, 0), f"{2**60} tensors"),
+    (struct.pack("<QQ", 0, 2) + 2 * (text(b"a") + struct.pack("<II", 4, 1)), "the key 'a' twice"),
+    (
+        struct.pack("<QQ", 0, 1) + text(b"general.alignment") + struct.pack("<II", 4, 3),
+        "an alignment of 3",
+    ),
+    (tensors(tensor(2**62)), "the tensor 'a' ends at byte 18446744073709551"),
+    (tensors(tensor(1, 1, 1, 1, 1)), "5 dimensions for the tensor 'a'"),
+    (tensors(tensor(1, kind=999)), "type 999 for the tensor 'a'"),
+    (tensors(tensor(33, kind=8)), r"shape \(33,\) for the tensor 'a', in blocks of 32"),
+    (tensors(tensor()), r"shape \(\) for the tensor 'a'"),
+    (tensors(tensor(1), tensor(1)), "the tensor 'a' twice"),
+]
+
+
+@pytest.mark.parametrize(("rest", "message"), HOSTILE, ids=[what for _, what in HOSTILE])
+def test_hostile_headers(tmp_path, rest, message):
     path = tmp_path / "model.gguf"
-    path.write_bytes(HOSTILE[what])
-    with pytest.raises(UserError, match=r"model.gguf is "):
+    path.write_bytes(HEADER + rest)
+    with pytest.raises(UserError, match=rf"model\.gguf is .*{message}"):
+        gguf_file.read(path)
+
+
+@pytest.mark.parametrize("order", ["<IQQ", ">IQQ"])
+def test_other_versions_and_byte_orders(tmp_path, order):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF" + struct.pack(order, 1 if order[0] == "<" else 3, 0, 0))
+    with pytest.raises(UserError, match=r"is GGUF of version \d+; supported: 2 and 3, little"):
         weights.read(str(path), "float32")
 
 

@@ -420,6 +420,23 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, caplog):
     assert "is not kept" in caplog.text
 
 
+def test_another_process_finishes_while_this_one_writes(tmp_path, cache, monkeypatch, caplog):
+    path = str(tiny_models.write_gguf(tmp_path / "model.gguf"))
+    write = safetensors_file.write
+
+    def write_and_be_overtaken(file, leaves):
+        digest = write(file, leaves)
+        monkeypatch.setattr(safetensors_file, "write", write)
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        weights.read(path, "float32")
+        return digest
+
+    monkeypatch.setattr(safetensors_file, "write", write_and_be_overtaken)
+    weights.read(path, "float32")
+    assert not caplog.records
+    assert len(list(converted(cache).iterdir())) == 2
+
+
 def test_two_processes_convert_at_once(tmp_path, cache):
     big = changed(vocabulary=20_000, width=64)
     path = tiny_models.write_gguf(tmp_path / "model.gguf", big)

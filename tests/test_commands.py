@@ -1,0 +1,341 @@
+"""The commands as they are typed: what they answer, and one sentence for whatever is wrong."""
+
+import io
+import json
+import os
+import re
+import shutil
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny_models
+import tiny_runs
+from safetensors.numpy import load_file, save_file
+
+from prompt_tuning_jax import api, artifact, commands, main, report, workdir
+from prompt_tuning_jax import config as configs
+
+LINES = [
+    "banks and funds 1",
+    "films {text} {soft} {",
+    "votes <|eos|> <|im_end|>",
+    "",
+    "naïve 日本 🙂",
+]
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch, tmp_path):
+    """An empty current folder, in which nothing is written unless a test says so."""
+    monkeypatch.chdir(tmp_path)
+    with tiny_runs.at_home(monkeypatch):
+        yield tmp_path
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    """Types a command: exit status, stdout, stderr."""
+
+    def type_(*arguments, stdin=b""):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        status = main.run([str(word) for word in arguments])
+        shown = capsys.readouterr()
+        return SimpleNamespace(status=status, out=shown.out, err=shown.err)
+
+    return type_
+
+
+@pytest.fixture
+def refused(typed, home):
+    """Types a command that is refused in one sentence, and nothing is written."""
+
+    def refuse(*arguments, **options):
+        before = tiny_runs.listing(home)
+        shown = typed(*arguments, **options)
+        assert shown.status == 2, shown
+        assert shown.err.startswith("error: ") and shown.err.count("\n") == 1, shown.err
+        assert len(shown.err) < 500
+        # A new workdir is claimed by its lock before the model is read.
+        left = set(tiny_runs.listing(home)) - set(before)
+        assert left <= {"run", "run/.lock"}, left
+        after = tiny_runs.listing(home)
+        assert all(after[name] == was for name, was in before.items() if name != ".")
+        return shown.err
+
+    return refuse
+
+
+def train(*overrides):
+    """Words that train in the folder `run` of the current folder, with overrides."""
+    return [*tiny_runs.training("run"), *(f"--config.{word}" for word in overrides)]
+
+
+FEW = [*train(), *tiny_runs.FEW]
+# Command lines and parts of the sentence that refuses them.
+MISTAKES = {
+    "command": (["trian"], "'trian' is not a command", "did you mean 'train'?"),
+    "option": ([*train(), "--frsh"], "No such option", "--frsh"),
+    "no workdir": (["train", "--config", "x.py"], "needs both --config FILE and --workdir DIR"),
+    "key": (train("method.num_virtual_token=3"), "did you mean 'method.num_virtual_tokens'?"),
+    "section": (train("optimizer=sgd"), "config.optimizer is a section"),
+    "type": (train("steps=many"), "config.steps is 'many': expected a whole number"),
+    "range": (train("learning_rate=-1"), "config.learning_rate is -1.0: expected a number above 0"),
+    "choice": (
+        train("optimizer.name=adamv"),
+        "expected one of 'adafactor'",
+        "did you mean 'adam'?",
+    ),
+    "misfit": (train("microbatches=9"), "config.microbatches is 9", "config.batch_size, 8"),
+    "no config": (["train", "--config", "no.py", "--workdir", "run"], "'no.py' does not exist"),
+    "folder as config": (["train", "--config", ".", "--workdir", "run"], "'.' does not exist"),
+    "no model": (train("model.path=no/such"), "'no/such' does not exist", "smollm2-135m-instruct"),
+    "no task": (train("task.name=bbc_new"), "'bbc_new'", "did you mean 'bbc_news'?"),
+    "field": (train("task.template={soft}{txt}"), "{txt}", "did you mean 'text'?", "position 7"),
+    "no slots": (train("task.template={text}:"), "no slot for the 4 virtual tokens", "{soft}"),
+    "slots": (train("task.template={soft:3}{text}"), "add up to 3", "num_virtual_tokens, 4"),
+    "brace": (train("task.template={soft}{text"), "'{' without its partner", "position 7"),
+    "long prompt": (train("method.num_virtual_tokens=200"), "takes 218 positions and 128"),
+    "short": (train("task.max_length=9"), "9 are allowed", "task.max_length"),
+    "no tokens": (train("method.num_virtual_tokens=0"), "needs at least 1"),
+    "init": (train("method.init=vocabulry"), "'vocabulry'", "did you mean 'vocabulary'?"),
+    "init file": (train("method.init=file", "method.init_file=x.npy"), "'x.npy'"),
+    "init text": (train("method.init=text"), "config.method.init_text is empty"),
+    "few tokens": (train("method.init_vocabulary=3"), "leaves 0 tokens for 4 virtual tokens"),
+    "split": (train("task.train=trian"), "split 'trian'", "did you mean 'train'?"),
+    "test split": (train("task.test=tset"), "split 'tset'", "did you mean 'test'?"),
+    "empty split": (train("task.validation=validation[5:5]"), "'validation[5:5]'", "300 records"),
+    "label": (train('task.labels=("business=b","sport=s")'), "'politics'", "business, sport"),
+    "same label": (train('task.labels=("business=b","sport=b")'), "the word 'b' already"),
+    "written prompt": (train('prompts=("About {subject}:",)'), "{subject}", "{text}"),
+    "both": (["evaluate", "--artifact", "a", "--prompt", "b"], "not both"),
+    "no artifact": (["evaluate", "--artifact", "none"], "'none' does not exist"),
+    "prompt's field": (["evaluate", "--prompt", "{txt}:"], "{txt}", "did you mean 'text'?"),
+    "evaluated split": (["evaluate", "--prompt", "It:", "--split", "tset"], "split 'tset'"),
+    "predict": (["predict"], "predict needs --artifact DIR"),
+    "predicted file": (["predict", "--artifact", "a", "none.txt"], "'none.txt'", "No such file"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_and_status_2(refused, mistake):
+    words, *parts = MISTAKES[mistake]
+    if "--prompt" in words:
+        words = [*words, f"--config.model.path={tiny_runs.world().model}"]
+    sentence = refused(*words)
+    assert all(part in sentence for part in parts), sentence
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+
+def without(path, name):
+    tensors = load_file(path)
+    del tensors[name]
+    save_file(tensors, path)
+
+
+def reshaped(path, name):
+    tensors = load_file(path)
+    tensors[name] = np.ascontiguousarray(tensors[name][:, :-1])
+    save_file(tensors, path)
+
+
+QUERY = "model.layers.1.self_attn.q_proj.weight"
+# What is done to a model's folder or file, and parts of the sentence.
+MODELS = {
+    "truncated safetensors": (lambda m: cut(m / "model.safetensors"), "model.safetensors"),
+    "truncated gguf": (cut, "m.gguf"),
+    "neither": (lambda m: m.write_text("weights" * 9), "m.gguf", "is not a GGUF file"),
+    "empty folder": (lambda m: (m / "config.json").unlink(), "without config.json"),
+    "no weights": (lambda m: (m / "model.safetensors").unlink(), "model.safetensors"),
+    "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), "tokenizer.json does not exist"),
+    "config": (lambda m: (m / "config.json").write_text("{"), "config.json is not valid JSON"),
+    "missing tensor": (lambda m: without(m / "model.safetensors", QUERY), QUERY, "is missing"),
+    "shape": (lambda m: reshaped(m / "model.safetensors", QUERY), QUERY, "(40, 23)", "(40, 24)"),
+    "architecture": (
+        lambda m: tiny_models.rewrite(m / "config.json", model_type="t5"),
+        "t5",
+        "llama",
+    ),
+    "rope": (
+        lambda m: tiny_models.rewrite(m / "config.json", rope_scaling={"rope_type": "yarn"}),
+        "yarn",
+        "llama3",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MODELS)
+def test_a_model_that_cannot_be_used_is_refused(refused, home, what):
+    break_it, *parts = MODELS[what]
+    model = home / ("m.gguf" if "gguf" in what or what == "neither" else "m")
+    write = tiny_models.write_gguf if model.suffix else tiny_models.write_folder
+    break_it(write(model))
+    sentence = refused(*train(f"model.path={model}"))
+    assert all(part in sentence for part in parts), sentence
+
+
+def test_an_artifact_that_is_damaged_or_for_another_model_is_refused(refused, home):
+    shutil.copytree(tiny_runs.artifact(), home / "damaged")
+    tensors = home / "damaged" / artifact.TENSORS
+    tensors.write_bytes(tensors.read_bytes()[:-1] + b"!")
+    for words in (["evaluate"], ["predict"]):
+        assert "adaptation.safetensors is damaged" in refused(*words, "--artifact", "damaged")
+    other = tiny_models.write_folder(home / "other", tiny_models.changed(layers=2))
+    sentence = refused(
+        *["evaluate", "--artifact", tiny_runs.artifact(), "--config", tiny_runs.world().config],
+        f"--config.model.path={other}",
+    )
+    assert "3 layers of width 24" in sentence and "2 layers of width 24" in sentence
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(refused, home):
+    (home / "file").write_text("")
+    for place in ("file", "file/below", "/proc/run"):
+        words = ["train", "--config", tiny_runs.world().config, "--workdir", place]
+        assert f"the workdir '{place}' cannot be written" in refused(*words)
+
+
+def test_a_workdir_of_a_run_in_progress_is_refused(refused, home):
+    with workdir.claim("run"):
+        assert f"a run is in progress in the workdir 'run' (process {os.getpid()}" in refused(
+            *train()
+        )
+
+
+def test_after_a_mistake_the_right_command_goes_on_in_the_same_workdir(refused, typed, monkeypatch):
+    refused(*train("task.template={text}:"))
+    monkeypatch.setattr(commands, "compare", lambda *_: [])
+    assert typed(*FEW).status == 0
+
+
+def test_json_keeps_stdout_clean(typed, home, monkeypatch):
+    row = report.Row("soft prompt", 0.5, 96, 512, 1.0)
+    monkeypatch.setattr(commands, "compare", lambda *_: [row])
+    shown = typed(*FEW, "--json")
+    assert json.loads(shown.out) == {"rows": [row._asdict()]}
+    assert "step 12/12" in shown.err
+    assert json.loads((home / "run" / "report.json").read_text()) == json.loads(shown.out)
+
+
+def test_a_run_that_started_over_does_not_tell_to_start_over_again(typed, monkeypatch):
+    tune = api.tune
+
+    def interrupted(*arguments):
+        return tune(*arguments)._replace(finished=False)
+
+    monkeypatch.setattr(api, "tune", interrupted)
+    words = [*FEW, "--fresh"]
+    monkeypatch.setattr(sys, "argv", ["prompt tuning", *words])
+    shown = typed(*words)
+    assert shown.status == 75
+    assert tiny_runs.printed_command(shown.out) == ["prompt tuning", *words[:-1]]
+
+
+def test_the_written_prompt_of_the_report_is_the_best_on_validation(monkeypatch, home):
+    config = configs.load(
+        str(tiny_runs.world().config), ['--config.prompts=("one","twelve","six")']
+    )
+    scores = {("validation[:40]", "one"): 0.2, ("validation[:40]", "twelve"): 0.9}
+    scores |= {("validation[:40]", "six"): 0.5, ("test[:40]", "twelve"): 0.4}
+
+    def evaluate(lm, task, artifact=None, *, split, prompt=None):
+        return {"accuracy": scores[split, prompt] if prompt else 0.7 if artifact else 0.1}
+
+    monkeypatch.setattr(api, "evaluate", evaluate)
+    result = SimpleNamespace(artifact="made", trainable_parameters=96, seconds=3.0)
+    (home / artifact.TENSORS).write_bytes(b"1234")
+    rows = commands.compare(None, None, config, result, home)
+    assert [row._replace(seconds=0) for row in rows] == [
+        ("no prompt", 0.1, 0, 0, 0),
+        ("written prompt", 0.4, 0, len("twelve"), 0),
+        ("soft prompt", 0.7, 96, 4, 0),
+    ]
+    assert rows[0].seconds == 0 < rows[1].seconds and rows[2].seconds == 3.0
+
+
+def test_evaluate_an_artifact_a_written_prompt_or_neither(typed):
+    def result(*words):
+        shown = typed("evaluate", *words, "--split", "test[:30]", "--json")
+        assert shown.status == 0, shown.err
+        return json.loads(shown.out)
+
+    tiny = ["--config", tiny_runs.world().config]
+    prompt = r"One of b, e, p, s, t.\n"
+    tuned, alone = result("--artifact", tiny_runs.artifact()), result(*tiny)
+    whole = result(*tiny, "--prompt", prompt + r"Headline: {text}\nTopic:")
+    for found in (tuned, alone, whole):
+        assert found.keys() == {"loss", "accuracy", "examples"}
+        assert found["examples"] == 30 and 0 <= found["accuracy"] <= 1
+    assert len({tuned["loss"], alone["loss"], whole["loss"]}) == 3
+    # A prompt that names no field takes the place of the template's slots.
+    assert result(*tiny, "--prompt", prompt) == whole
+    lines = typed("evaluate", *tiny, "--split", "test[:30]").out.splitlines()
+    assert lines == [f"{name}: {value}" for name, value in alone.items()]
+
+
+def test_predict_from_a_file_stdin_and_to_a_file(typed, home):
+    text = "\n".join(LINES) + "\n"
+    (home / "lines.txt").write_bytes(text.encode())
+    words = ["predict", "--artifact", tiny_runs.artifact()]
+    shown = typed(*words, "lines.txt")
+    assert (shown.status, shown.err) == (0, "")
+    rows = [json.loads(line) for line in shown.out.splitlines()]
+    assert len(rows) == len(LINES)
+    for row in rows:
+        assert row.keys() == {"label", "probabilities"}
+        shares = row["probabilities"]
+        assert list(shares) == ["business", "entertainment", "politics", "sport", "tech"]
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
+        assert shares[row["label"]] == max(shares.values())
+    assert len({str(row) for row in rows}) > 1
+    assert typed(*words, stdin=text.encode()).out == shown.out
+    silent = typed(*words, "lines.txt", "--output", "out.jsonl")
+    assert (silent.status, silent.out) == (0, "")
+    assert (home / "out.jsonl").read_text(encoding="utf-8") == shown.out
+
+
+def test_a_line_means_what_it_says_and_no_markup(typed):
+    words = ["predict", "--artifact", tiny_runs.artifact()]
+
+    def answers(*lines):
+        return typed(*words, stdin="\n".join(lines).encode()).out.splitlines()
+
+    plain, special, empty, slot = answers("a  b", "a <|eos|> b", "", "a {soft} b")
+    assert len({plain, special, empty, slot}) == 4
+    # Each is answered as if it stood alone.
+    [alone] = answers("a <|eos|> b")
+    shares = [json.loads(answer)["probabilities"] for answer in (alone, special)]
+    assert shares[0] == pytest.approx(shares[1], abs=2e-6)
+
+
+def test_a_line_that_is_too_long_is_shortened(typed):
+    [answer] = typed(
+        "predict", "--artifact", tiny_runs.artifact(), stdin=b"banks " * 500
+    ).out.splitlines()
+    assert json.loads(answer)["label"]
+
+
+def test_nothing_in_nothing_out(typed):
+    shown = typed("predict", "--artifact", tiny_runs.artifact())
+    assert (shown.status, shown.out, shown.err) == (0, "", "")
+
+
+def test_invalid_utf8_names_the_line_and_leaves_no_output(typed, home):
+    (home / "lines.txt").write_bytes(b"banks\nfunds \xff\n")
+    words = ["predict", "--artifact", tiny_runs.artifact(), "lines.txt", "--output", "out.jsonl"]
+    shown = typed(*words)
+    assert shown.status == 2
+    assert re.fullmatch(r"error: lines\.txt, line 2: not UTF-8 at byte 6: .*\n", shown.err)
+    assert os.listdir(home) == ["lines.txt"]
+
+
+def test_what_xla_compiles_is_kept_for_the_next_time():
+    import jax
+
+    commands.keep_compiled()
+    kept = jax.config.jax_compilation_cache_dir
+    assert os.path.dirname(kept) == str(tiny_runs.world().cache / "compiled")
