@@ -111,7 +111,9 @@ def tune(
             journal.add(step + 1, metrics, batch)
 
             stop, last = bool(stopping), step + 1 == config.steps
-            evaluate_now = last or due(step + 1, config.evaluate_every)
+            # Stopped without a folder, a run cannot go on: what it has learnt is its result.
+            ended = last or (stop and folder is None)
+            evaluate_now = ended or due(step + 1, config.evaluate_every)
             save_now = stop or last or due(step + 1, config.save_every)
             if evaluate_now or save_now:
                 journal.settle()

@@ -17,7 +17,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import numpy as np
 import reference_lines
 import torch
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from prompt_tuning_jax.models import weights
@@ -152,36 +152,39 @@ def run_prompted(model, tokens, mask, vectors) -> torch.Tensor:
     return model(inputs_embeds=torch.cat([front, embedded], 1), attention_mask=seen).logits
 
 
-def load_smollm2() -> tuple[Any, Any]:
-    """SmolLM2 and its tokenizer from the embedded GGUF, as transformers reads them, in float32.
+def load_smollm2() -> Any:
+    """SmolLM2 from the embedded GGUF, as transformers reads it, in float32."""
+    path = weights.locate(SMOLLM2)
+    return AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    ).eval()
 
-    transformers' reading of GGUF leaves out that digits are cut off first, which the published
-    tokenizer and llama.cpp do: on real text the ids are the same, `tests/reference` holds that.
+
+def load_words(*, single_digits: bool) -> Tokenizer:
+    """SmolLM2's tokenizer from the embedded GGUF, as transformers reads it.
+
+    That reading leaves out that digits are cut off first, as the published tokenizer and llama.cpp
+    do; `single_digits` puts it back. On real text the ids are the same (`tests/reference`).
     """
     path = weights.locate(SMOLLM2)
-    model = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
-    )
-    words = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    words.backend_tokenizer.encode_special_tokens = True
-    return model.eval(), words
+    words = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).backend_tokenizer
+    words.encode_special_tokens = True
+    if single_digits:
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        words.pre_tokenizer = pre_tokenizers.Sequence([digits, level])
+    return words
 
 
-def cut_digits(words: Any) -> None:
-    """Makes transformers' tokenizer cut digits as the published one."""
-    words.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+def encode(words: Tokenizer, text: str) -> list[int]:
+    return words.encode(text, add_special_tokens=False).ids
 
 
-def compute_smollm2(model: Any, words: Any) -> dict[str, np.ndarray]:
+def compute_smollm2(model: Any, words: Tokenizer) -> dict[str, np.ndarray]:
     """For each sentence: its ids, and at every position the `TOP` best ids and their logits."""
     found = {}
     for number, sentence in enumerate(SENTENCES):
-        ids = words.backend_tokenizer.encode(sentence, add_special_tokens=False).ids
+        ids = encode(words, sentence)
         with torch.no_grad():
             top = model(input_ids=torch.tensor([ids])).logits[0].topk(TOP)
         found[f"tokens{number}"] = np.array(ids, np.int32)
@@ -198,13 +201,9 @@ def main() -> int:
         model.to(torch.float16).save_pretrained(FIXTURES / name)
         (FIXTURES / name / "generation_config.json").unlink()
         np.savez_compressed(FIXTURES / name / "reference.npz", **reference._asdict())
-    model, words = load_smollm2()
-    np.savez_compressed(FIXTURES / "smollm2_logits.npz", **compute_smollm2(model, words))
-    cut_digits(words)
-    ids = [
-        words.backend_tokenizer.encode(line, add_special_tokens=False).ids
-        for line in reference_lines.few()
-    ]
+    words = load_words(single_digits=True)
+    np.savez_compressed(FIXTURES / "smollm2_logits.npz", **compute_smollm2(load_smollm2(), words))
+    ids = [encode(words, line) for line in reference_lines.few()]
     np.savez_compressed(
         reference_lines.FIXTURE,
         ids=np.array([number for row in ids for number in row], np.uint16),

@@ -15,7 +15,7 @@ from prompt_tuning_jax.models.decoder import Decoder
 
 @pytest.fixture(scope="module")
 def smollm2():
-    """transformers' model and tokenizer, from the same GGUF."""
+    """transformers' model from the same GGUF."""
     return make_fixtures.load_smollm2()
 
 
@@ -61,9 +61,8 @@ def test_random_llama_from_a_gguf_that_transformers_reads(tmp_path, tied):
 
 
 def test_smollm2_weights_are_bit_for_bit_those_of_transformers(smollm2):
-    model, _ = smollm2
     spec, params, _ = weights.read(make_fixtures.SMOLLM2, "float32")
-    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    arrays = {name: tensor.numpy() for name, tensor in smollm2.state_dict().items()}
     leaves = tiny_models.flatten(params)
     wanted = tiny_models.expected(spec, arrays)
     assert leaves.keys() == wanted.keys()
@@ -72,41 +71,46 @@ def test_smollm2_weights_are_bit_for_bit_those_of_transformers(smollm2):
 
 
 def test_smollm2_logits_of_the_whole_vocabulary(smollm2):
-    model, words = smollm2
+    words = tokenizer.read(make_fixtures.SMOLLM2)
     spec, params, _ = weights.read(make_fixtures.SMOLLM2, "float32")
     module = Decoder(spec, precision="highest")
     lines = [line for line in reference_lines.real() if 150 < len(line) < 200][:4]
-    rows = [words.backend_tokenizer.encode(line, add_special_tokens=False).ids for line in lines]
+    rows = [words.encode(line)[0] for line in lines]
     lengths = np.array([len(row) for row in rows])
     tokens = np.stack([np.pad(row, (0, lengths.max() - len(row))) for row in rows])
     positions, segments = parity.right_padded(tokens, lengths)
-    wanted = make_fixtures.run(model, tokens, segments.astype(bool))
+    wanted = make_fixtures.run(smollm2, tokens, segments.astype(bool))
     empty = np.zeros(0, np.int32)
     found = parity.logits(module, params, empty, tokens, positions, segments)
     parity.assert_close(found, wanted, segments)
 
 
-def test_smollm2_token_ids_on_every_line_of_the_data(smollm2):
-    _, words = smollm2
-    ours, lines = tokenizer.read(make_fixtures.SMOLLM2), reference_lines.real()
-    assert len(lines) > 5000
-    theirs = words.backend_tokenizer.encode_batch(lines, add_special_tokens=False)
-    assert [ours.encode(line)[0] for line in lines] == [encoding.ids for encoding in theirs]
-    assert (ours.bos_id, ours.eos_id, ours.pad_id) == (
-        words.bos_token_id,
-        words.eos_token_id,
-        words.pad_token_id,
+def test_smollm2_token_ids_on_every_line_of_the_data():
+    words, ours = (
+        make_fixtures.load_words(single_digits=False),
+        tokenizer.read(make_fixtures.SMOLLM2),
     )
-    assert ours.chat_template == words.chat_template
+    lines = reference_lines.real()
+    assert len(lines) > 5000
+    theirs = words.encode_batch(lines, add_special_tokens=False)
+    assert [ours.encode(line)[0] for line in lines] == [encoding.ids for encoding in theirs]
 
 
 def test_smollm2_token_ids_of_nasty_lines():
-    _, words = make_fixtures.load_smollm2()
-    make_fixtures.cut_digits(words)
-    ours = tokenizer.read(make_fixtures.SMOLLM2)
+    words, ours = (
+        make_fixtures.load_words(single_digits=True),
+        tokenizer.read(make_fixtures.SMOLLM2),
+    )
     for line in reference_lines.NASTY:
-        wanted = words.backend_tokenizer.encode(line, add_special_tokens=False).ids
-        assert ours.encode(line)[0] == wanted, line
+        assert ours.encode(line)[0] == make_fixtures.encode(words, line), line
+
+
+def test_what_smollm2s_file_says_of_its_tokenizer():
+    path, ours = weights.locate(make_fixtures.SMOLLM2), tokenizer.read(make_fixtures.SMOLLM2)
+    words = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    ids = (words.bos_token_id, words.eos_token_id, words.pad_token_id)
+    assert (ours.bos_id, ours.eos_id, ours.pad_id) == ids
+    assert ours.chat_template == words.chat_template
 
 
 @pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe"])

@@ -1,0 +1,161 @@
+"""The five names, as a notebook calls them."""
+
+import itertools
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+import tiny_models
+import tiny_runs
+
+import prompt_tuning_jax
+from prompt_tuning_jax import api, artifact, commands, train
+from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.data import task as tasks
+from prompt_tuning_jax.errors import UserError
+
+TEXTS = ["banks and funds", "phone games {text}", ""]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home():
+    with pytest.MonkeyPatch.context() as changed, tiny_runs.at_home(changed):
+        yield
+
+
+@pytest.fixture(scope="module")
+def given():
+    """A model, a task and a config."""
+    config = configs.load(str(tiny_runs.world().config), tiny_runs.FEW)
+    return commands.load_model(config), tasks.make(config.task), config
+
+
+@pytest.fixture(scope="module")
+def made():
+    return artifact.load(tiny_runs.artifact())
+
+
+def test_the_names_are_the_packages(given):
+    for name in prompt_tuning_jax.__all__:
+        assert getattr(prompt_tuning_jax, name) is getattr(api, name)
+
+
+def test_a_model_that_was_loaded_by_name_is_what_a_config_loads(given):
+    lm = prompt_tuning_jax.load(str(tiny_runs.world().model))
+    assert lm.fingerprint == given[0].fingerprint and lm.spec == given[0].spec
+
+
+def test_tune_writes_nothing_without_a_folder(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    log = []
+    result = api.tune(*given, log=log.append)
+    assert os.listdir(tmp_path) == []
+    assert result.finished and len(log) > 3
+    api.save(result.artifact, "kept/artifact")
+    assert sorted(os.listdir("kept/artifact")) == [artifact.TENSORS, artifact.MANIFEST]
+    assert os.listdir("kept") == ["artifact"]
+
+
+def test_saved_and_loaded_it_scores_and_answers_the_same(given, made, tmp_path):
+    lm, task, _ = given
+    api.save(made, tmp_path / "a")
+    again = artifact.load(tmp_path / "a")
+    scores = [api.evaluate(lm, task, kept, split="test[:20]") for kept in (made, again)]
+    answers = [list(api.predict(lm, task, TEXTS, kept)) for kept in (made, again)]
+    assert scores[0] == scores[1] and answers[0] == answers[1]
+    assert scores[0]["examples"] == 20
+    assert scores[0] != api.evaluate(lm, task, split="test[:20]")
+    assert answers[0] != list(api.predict(lm, task, TEXTS))
+
+
+def test_predictions_are_right_as_often_as_evaluate_says(given, made):
+    lm, task, _ = given
+    rows = tasks.records(task, "test[:20]")
+    answers = list(api.predict(lm, task, rows, made))
+    right = sum(answer["label"] == row["label"] for answer, row in zip(answers, rows, strict=True))
+    assert right / 20 == api.evaluate(lm, task, made, split="test[:20]")["accuracy"]
+
+
+def test_records_may_be_fields_or_text_and_their_label_is_not_looked_at(given, made):
+    lm, task, _ = given
+    texts = list(api.predict(lm, task, TEXTS, made))
+    fields = list(api.predict(lm, task, [{"text": text} for text in TEXTS], made))
+    labelled = [{"text": text, "label": "no such topic"} for text in TEXTS]
+    assert texts == fields == list(api.predict(lm, task, labelled, made))
+    with pytest.raises(UserError, match="text"):
+        list(api.predict(lm, task, [{"txt": "banks"}], made))
+
+
+def test_records_are_read_as_answers_are_asked_for(given, made):
+    lm, task, _ = given
+    read = itertools.count()
+    endless = (f"banks and funds {next(read)}" for _ in itertools.repeat(None))
+    answers = api.predict(lm, task, endless, made)
+    first = list(itertools.islice(answers, 300))
+    assert len(first) == 300 and next(read) <= 2 * api.PREDICTED_AT_ONCE
+    assert list(first[0]["probabilities"]) == [value for value, _ in task.labels]
+
+
+def test_a_prompt_stands_for_the_slots_or_for_the_whole_template(given):
+    lm, task, _ = given
+    split = "test[:20]"
+    front = api.evaluate(lm, task, prompt="Which one? ", split=split)
+    whole = api.evaluate(lm, task, prompt="Which one? Headline: {text}\nTopic:", split=split)
+    assert front == whole != api.evaluate(lm, task, split=split)
+    with pytest.raises(UserError, match=r"unknown field \{headline\}"):
+        api.evaluate(lm, task, prompt="{headline}:", split=split)
+
+
+def test_another_model_is_refused(given, made, tmp_path):
+    _, task, _ = given
+    folder = tiny_models.write_folder(tmp_path / "other", tiny_models.changed(layers=2))
+    other = prompt_tuning_jax.load(str(folder))
+    with pytest.raises(UserError, match="the artifact is for the model"):
+        api.evaluate(other, task, made)
+    with pytest.raises(UserError, match="the artifact is for the model"):
+        next(api.predict(other, task, TEXTS, made))
+
+
+def test_a_config_of_ones_own_is_checked(given):
+    lm, task, config = given
+    wrong = config.copy_and_resolve_references()
+    with wrong.unlocked():
+        wrong.stepz = 3
+    with pytest.raises(UserError, match="stepz"):
+        api.tune(lm, task, wrong)
+
+
+def test_stopped_without_a_folder_the_result_is_what_was_learnt(given, monkeypatch, tmp_path):
+    due = train.due
+
+    def interrupt(step, every):
+        if step == 6 and every == given[2].evaluate_every:
+            os.kill(os.getpid(), signal.SIGINT)
+        return due(step, every)
+
+    monkeypatch.setattr(train, "due", interrupt)
+    log = []
+    result = api.tune(*given, log=log.append)
+    assert not result.finished and any(line.startswith("SIGINT: finishing") for line in log)
+    [checked] = [line for line in result.history if "validation/loss" in line]
+    assert result.history[-1] == checked and checked["step"] < 12
+    manifest = result.artifact.manifest
+    assert manifest["metrics"] == {
+        "step": checked["step"],
+        "validation_loss": checked["validation/loss"],
+    }
+    api.save(result.artifact, tmp_path / "kept")
+
+
+def test_tuning_in_another_thread_leaves_signals_alone(given, made):
+    results = []
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    thread = threading.Thread(target=lambda: results.append(api.tune(*given, log=str)))
+    thread.start()
+    while thread.is_alive():
+        assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        thread.join(0.01)
+    vectors = [kept.collections["prompt"]["vectors"] for kept in (results[0].artifact, made)]
+    np.testing.assert_array_equal(*vectors)
