@@ -3,8 +3,8 @@
 Command: prompt-tuning train --config configs/quickstart.py --workdir runs/quickstart
 Hardware and time: 2 CPU cores, float32, 182 GFLOP/s in matrix products, other work beside it: five
   and a half minutes, 4 min 34 s of them steps and validation.
-Expected: 87.7 % on the validation split, 85.2 % on the 500 test headlines (seed 0, split seed 0, run
-  here). Prompt length, text, steps, batch and learning rate were chosen by the validation loss.
+Expected: 87.7 % on the validation split, 85.2 % on the 500 test headlines (seed 0, split seed 0,
+  run here). Prompt length, text, steps, batch and learning rate were chosen by the validation loss.
 """
 
 from ml_collections import ConfigDict
