@@ -19,13 +19,14 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from prompt_tuning_jax.errors import UserError, nearest
+from prompt_tuning_jax.models.attention import attend
 from prompt_tuning_jax.models.spec import Spec
 
 MASKED = -1e30  # finite, so that a row of nothing but padding does not turn into NaN
 
 # What the backward pass keeps of a layer. Named values beat "every matrix product": the attention's
 # output costs little to keep and much to compute again, the last product of a layer is never read.
-SAVED = ("query", "key", "value", "attended", "middle", "gate", "up")
+SAVED = ("query", "key", "value", "attended", "normalizer", "middle", "gate", "up")
 REMAT = {
     "named": jax.checkpoint_policies.save_only_these_names(*SAVED),
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -73,35 +74,6 @@ def row_mask(segments: jax.Array, branches: jax.Array) -> jax.Array:
     segment = segments[:, :, None] == segments[:, None, :]
     branch = (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
     return jnp.where(causal & segment & branch, 0.0, MASKED)
-
-
-def attend(query, front, own, mask, precision):
-    """Attention of `[R, Tq, K, G, d]` queries to a front that all rows share and to their own row.
-
-    Args:
-      query: already scaled by d**-0.5; G query heads use each of the K key heads.
-      front: keys and values `[F, K, d]`, all of them visible; F may be 0.
-      own: keys and values `[R, T, K, d]`.
-      mask: additive float32[R, Tq, T].
-      precision: of the products.
-
-    Returns:
-      `[R, Tq, K, G, d]`; the softmax is float32.
-    """
-    front_key, front_value = front
-    own_key, own_value = own
-    # Heads lead, so that one layout of the queries serves both products without a copy.
-    query = query.transpose(2, 0, 3, 1, 4)
-    to_front = jnp.einsum("krgtd,fkd->krgtf", query, front_key, precision=precision)
-    to_own = jnp.einsum("krgtd,rukd->krgtu", query, own_key, precision=precision)
-    scores = jnp.concatenate([to_front, to_own], axis=-1).astype(jnp.float32)
-    front_size = front_key.shape[0]
-    scores += jnp.pad(mask, ((0, 0), (0, 0), (front_size, 0)))[:, None]
-    weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
-    from_front, from_own = jnp.split(weights, (front_size,), axis=-1)
-    seen = jnp.einsum("krgtf,fkd->krgtd", from_front, front_value, precision=precision)
-    seen += jnp.einsum("krgtu,rukd->krgtd", from_own, own_value, precision=precision)
-    return seen.transpose(1, 3, 0, 2, 4)
 
 
 def take_rows(x: jax.Array, reads: jax.Array) -> jax.Array:
@@ -155,7 +127,7 @@ class Attention(nn.Module):
             among = (key[None, :shared], value[None, :shared])
             first = attend(query[None, :before], prefix, among, context.shared_mask, self.precision)
             seen = jnp.concatenate([first[0], seen])
-        seen = checkpoint_name(seen.reshape(len(seen), -1), "attended")
+        seen = seen.reshape(len(seen), -1)
         output = nn.Dense(
             spec.width, use_bias=False, dtype=x.dtype, precision=self.precision, name="o"
         )
