@@ -1,4 +1,4 @@
-"""Attention of packed rows to a front that all of them share and to themselves, with its gradient.
+"""Attention to a front that all rows share and within the rows, with its gradient.
 
 The gradient is written out because the plain one keeps or repeats too much: here the backward pass
 needs the arguments, the output and one number a query (the log of its softmax's sum), and computes
@@ -11,47 +11,46 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+MASKED = -1e30  # finite, so that a row of nothing but padding does not turn into NaN
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def attend(query, front, own, mask, precision):
-    """Attention of every query to the whole front and to the keys of its own row that it may see.
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def attend(query, front, own, mask, shared, precision):
+    """What every query sees: the front, and the keys of its own row that the mask leaves it.
 
     Args:
-      query: `[R, Tq, K, G, d]`, already scaled by d**-0.5; G query heads use each of K key heads.
-      front: keys and values `[F, K, d]`, all of them visible; F may be 0.
+      query: `[S + R*Tq, K, G, d]`, scaled by d**-0.5: of the shared positions, which see the front
+        up to themselves and no row, then of the rows, which see all of it. G query heads use each
+        of K key heads.
+      front: keys and values `[F, K, d]`; the shared positions' own are the last. F may be 0.
       own: keys and values `[R, T, K, d]`.
       mask: additive float32[R, Tq, T]; every query sees one key at least.
+      shared: S, 0 where nothing reads the shared positions.
       precision: of the products.
 
     Returns:
-      `[R, Tq, K, G, d]`; the softmax is float32. The backward pass needs this, named "attended" for
-      remat, and "normalizer", float32[K, R, Tq*G, 1].
+      `[S + R*Tq, K, G, d]`; the softmax is float32. The backward pass needs this, named "attended"
+      for remat, and "normalizer", float32[K, (S + R*Tq) * G, 1].
     """
-    return _forward(query, front, own, mask, precision)[0]
+    return _forward(query, front, own, mask, shared, precision)[0]
 
 
-def _forward(query, front, own, mask, precision):
-    rows, length, heads, group, size = query.shape
-    additive = jnp.repeat(mask, group, axis=1)
-    one = functools.partial(_forward_head, additive, precision)
-    stacks = _queries(query), *_fronts(front), *_owns(own)
-    seen, normalizer = _each_head(one, stacks)
-    seen = seen.reshape(heads, rows, length, group, size).transpose(1, 2, 0, 3, 4)
-    seen = checkpoint_name(seen, "attended")
+def _forward(query, front, own, mask, shared, precision):
+    head = functools.partial(_head_forward, *_masks(query, front, mask, shared), precision)
+    seen, normalizer = _each_head(head, (_queries(query), *_fronts(front), *_owns(own)))
+    seen = checkpoint_name(_unqueries(seen, query.shape), "attended")
     normalizer = checkpoint_name(normalizer, "normalizer")
     return seen, (query, front, own, mask, seen, normalizer)
 
 
-def _backward(precision, kept, cotangent):
+def _backward(shared, precision, kept, given):
     query, front, own, mask, seen, normalizer = kept
-    rows, length, heads, group, size = query.shape
-    additive = jnp.repeat(mask, group, axis=1)
-    one = functools.partial(_backward_head, additive, precision)
+    head = functools.partial(_head_backward, *_masks(query, front, mask, shared), precision)
     stacks = _queries(query), *_fronts(front), *_owns(own)
-    parts = _each_head(one, (*stacks, _queries(seen), normalizer, _queries(cotangent)))
+    parts = _each_head(head, (*stacks, _queries(seen), normalizer, _queries(given)))
     to_query, front_key, front_value, own_key, own_value = parts
     return (
-        to_query.reshape(heads, rows, length, group, size).transpose(1, 2, 0, 3, 4),
+        _unqueries(to_query, query.shape),
         (front_key.swapaxes(0, 1), front_value.swapaxes(0, 1)),
         (own_key.transpose(1, 2, 0, 3), own_value.transpose(1, 2, 0, 3)),
         None,
@@ -61,51 +60,60 @@ def _backward(precision, kept, cotangent):
 attend.defvjp(_forward, _backward)
 
 
-def _forward_head(additive, precision, query, front_key, front_value, own_key, own_value):
-    """`_forward` for one key head: `[R, N, d]` queries, N = Tq*G, `[F, d]` and `[R, T, d]` keys and
-    values, additive float32[R, N, T]. Returns `[R, N, d]` and float32[R, N, 1]."""
+def _head_forward(front_mask, mask, precision, query, front_key, front_value, own_key, own_value):
+    """`attend` of one key head: `[M, d]` queries, M = (S + R*Tq) * G, keys and values `[F, d]` and
+    `[R, T, d]`, additive float32[M, F] or None and float32[R, Tq*G, T]. Returns `[M, d]` and
+    float32[M, 1]."""
     product = functools.partial(_product, precision)
-    to_front = product("md,fd->mf", _flat(query), front_key)
-    to_own = product("rnd,rud->rnu", query, own_key) + additive
-    highest = to_own.max(axis=-1, keepdims=True)
+    own = product("rnd,rud->rnu", _rows(query, mask), own_key) + mask
+    highest = _after_shared(own.max(axis=-1, keepdims=True), query, MASKED)
+    front = product("md,fd->mf", query, front_key)
     if front_key.shape[0]:
-        most = to_front.max(axis=-1, keepdims=True)
-        highest = jnp.maximum(highest, most.reshape(highest.shape))
-    front, own = jnp.exp(to_front - _flat(highest)), jnp.exp(to_own - highest)
-    total = own.sum(axis=-1, keepdims=True)
-    total += front.sum(axis=-1, keepdims=True).reshape(total.shape)
-    seen = product("rnu,rud->rnd", own, own_value)
-    seen += product("mf,fd->md", front, front_value).reshape(seen.shape)
+        front = front if front_mask is None else front + front_mask
+        highest = jnp.maximum(highest, front.max(axis=-1, keepdims=True))
+    front, own = jnp.exp(front - highest), jnp.exp(own - _rows(highest, mask))
+    total = front.sum(axis=-1, keepdims=True)
+    total += _after_shared(own.sum(axis=-1, keepdims=True), query, 0.0)
+    seen = product("mf,fd->md", front, front_value)
+    seen += _after_shared(product("rnu,rud->rnd", own, own_value), query, 0.0)
     return (seen / total).astype(query.dtype), highest + jnp.log(total)
 
 
-def _backward_head(
-    additive, precision, query, front_key, front_value, own_key, own_value, seen, normalizer, given
+def _head_backward(
+    front_mask,
+    mask,
+    precision,
+    query,
+    front_key,
+    front_value,
+    own_key,
+    own_value,
+    seen,
+    normalizer,
+    given,
 ):
-    """Gradients of `_forward_head` in its last five arguments; `given` is that of what it saw."""
+    """Gradients of `_head_forward` in its last five arguments, from `given`, that of its result."""
     product = functools.partial(_product, precision)
     # The same for every key: the mean of the weights' gradients, weighted by the weights.
     mean = (seen.astype(jnp.float32) * given).sum(axis=-1, keepdims=True)
-    flat_query, flat_given = _flat(query), _flat(given)
-    front = jnp.exp(product("md,fd->mf", flat_query, front_key) - _flat(normalizer))
-    own = jnp.exp(product("rnd,rud->rnu", query, own_key) + additive - normalizer)
-    front_scores = front * (product("md,fd->mf", flat_given, front_value) - _flat(mean))
-    own_scores = own * (product("rnd,rud->rnu", given, own_value) - mean)
-    to_query = product("rnu,rud->rnd", own_scores, own_key)
-    to_query += product("mf,fd->md", front_scores, front_key).reshape(to_query.shape)
+    front = product("md,fd->mf", query, front_key) - normalizer
+    front = jnp.exp(front if front_mask is None else front + front_mask)
+    front_scores = front * (product("md,fd->mf", given, front_value) - mean)
+    own_query, own_given, own_normalizer, own_mean = (
+        _rows(part, mask) for part in (query, given, normalizer, mean)
+    )
+    own = jnp.exp(product("rnd,rud->rnu", own_query, own_key) + mask - own_normalizer)
+    own_scores = own * (product("rnd,rud->rnu", own_given, own_value) - own_mean)
+    to_query = product("mf,fd->md", front_scores, front_key)
+    to_query += _after_shared(product("rnu,rud->rnd", own_scores, own_key), query, 0.0)
     gradients = (
         to_query,
-        product("mf,md->fd", front_scores, flat_query),
-        product("mf,md->fd", front, flat_given),
-        product("rnu,rnd->rud", own_scores, query),
-        product("rnu,rnd->rud", own, given),
+        product("mf,md->fd", front_scores, query),
+        product("mf,md->fd", front, given),
+        product("rnu,rnd->rud", own_scores, own_query),
+        product("rnu,rnd->rud", own, own_given),
     )
     return tuple(gradient.astype(query.dtype) for gradient in gradients)
-
-
-def _flat(rows):
-    """`[R, N, d]` as `[R*N, d]`: the front is the same for all rows, so theirs is one product."""
-    return rows.reshape(-1, rows.shape[-1])
 
 
 def _product(precision, axes, left, right):
@@ -123,7 +131,7 @@ def _each_head(function, stacks):
     """`function` of each key head's slice of the stacks, its results stacked.
 
     A CPU runs a batch of small products on one core, one after the other; heads that are products
-    of their own run side by side (a step at 100 virtual tokens is a tenth faster on two cores).
+    of their own run side by side.
     """
     if jax.default_backend() != "cpu":
         return jax.vmap(function)(*stacks)
@@ -131,10 +139,39 @@ def _each_head(function, stacks):
     return tuple(jnp.stack(parts) for parts in zip(*heads, strict=True))
 
 
+def _masks(query, front, mask, shared):
+    """Additive masks of one key head's queries: float32[M, F] for the front, None where all of it
+    is visible to all, and float32[R, Tq*G, T] for the rows."""
+    positions, group, size = query.shape[0], query.shape[2], front[0].shape[0]
+    mask = jnp.repeat(mask, group, axis=1)
+    if not shared:
+        return None, mask
+    last = size - shared + jnp.arange(positions * group) // group
+    return jnp.where(jnp.arange(size) <= last[:, None], 0.0, MASKED), mask
+
+
+def _rows(flat, mask):
+    """The rows' part of `[M, ...]`, as `[R, Tq*G, ...]`."""
+    rows, length = mask.shape[:2]
+    return flat[len(flat) - rows * length :].reshape(rows, length, -1)
+
+
+def _after_shared(rows, query, value):
+    """`[R, Tq*G, ...]` as `[M, ...]`, with `value` for the shared positions."""
+    flat = rows.reshape(-1, rows.shape[-1])
+    return jnp.pad(flat, ((len(query) - len(flat), 0), (0, 0)), constant_values=value)
+
+
 def _queries(query):
-    """`[R, Tq, K, G, d]` as `[K, R, Tq*G, d]`."""
-    rows, length, heads, group, size = query.shape
-    return query.transpose(2, 0, 1, 3, 4).reshape(heads, rows, length * group, size)
+    """`[N, K, G, d]` as `[K, N*G, d]`."""
+    positions, heads, group, size = query.shape
+    return query.swapaxes(0, 1).reshape(heads, positions * group, size)
+
+
+def _unqueries(flat, shape):
+    """`[K, N*G, d]` as `[N, K, G, d]`."""
+    positions, heads, group, size = shape
+    return flat.reshape(heads, positions, group, size).swapaxes(0, 1)
 
 
 def _fronts(front):

@@ -19,10 +19,8 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from prompt_tuning_jax.errors import UserError, nearest
-from prompt_tuning_jax.models.attention import attend
+from prompt_tuning_jax.models.attention import MASKED, attend
 from prompt_tuning_jax.models.spec import Spec
-
-MASKED = -1e30  # finite, so that a row of nothing but padding does not turn into NaN
 
 # What the backward pass keeps of a layer. Named values beat "every matrix product": the attention's
 # output costs little to keep and much to compute again, the last product of a layer is never read.
@@ -35,12 +33,11 @@ REMAT = {
 
 
 class Context(NamedTuple):
-    """What every layer reads and none changes: rotary tables float32[N, 1, d/2], additive masks
-    float32[1, S, S] among the shared positions and float32[R, T, T] within the rows."""
+    """What every layer reads and none changes: rotary tables float32[N, 1, d/2], and the additive
+    mask float32[R, T, T] within the rows."""
 
     cosine: jax.Array
     sine: jax.Array
-    shared_mask: jax.Array
     row_mask: jax.Array
 
 
@@ -88,8 +85,9 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x, context, reads=None):
         """`[N, D]` to `[N, D]`, or to `[R*Q, D]` if `reads` int32[R, Q] says which are needed."""
-        spec, shared = self.spec, context.shared_mask.shape[1]
+        spec = self.spec
         rows, length = context.row_mask.shape[:2]
+        shared = x.shape[0] - rows * length
 
         def project(name, x, heads):
             dense = nn.Dense(
@@ -118,20 +116,12 @@ class Attention(nn.Module):
         query = rotate(project("q", x, spec.heads), cosine, sine) * spec.head_size**-0.5
         query = checkpoint_name(query, "query")
         query = query.reshape(-1, spec.kv_heads, spec.heads // spec.kv_heads, spec.head_size)
-
         before = shared if reads is None else 0
-        in_rows = query[before:].reshape(rows, -1, *query.shape[1:])
-        seen = attend(in_rows, front, own, mask, self.precision).reshape(-1, *query.shape[1:])
-        if before:
-            prefix = tuple(part[: part.shape[0] - shared] for part in front)
-            among = (key[None, :shared], value[None, :shared])
-            first = attend(query[None, :before], prefix, among, context.shared_mask, self.precision)
-            seen = jnp.concatenate([first[0], seen])
-        seen = seen.reshape(len(seen), -1)
+        seen = attend(query, front, own, mask, before, self.precision)
         output = nn.Dense(
             spec.width, use_bias=False, dtype=x.dtype, precision=self.precision, name="o"
         )
-        return output(seen)
+        return output(seen.reshape(len(seen), -1))
 
     def front(self, key, value):
         """The prefix's keys and values, then the shared positions': `[F, K, d]` each.
@@ -232,8 +222,7 @@ class Decoder(nn.Module):
         start = self.prefix_length()
         size = shared.shape[0]
         places = jnp.concatenate([jnp.arange(size), positions.reshape(-1)]) + start
-        mask = jnp.where(jnp.tril(jnp.ones((1, size, size), bool)), 0.0, MASKED)
-        context = Context(*rotary(self.spec, places), mask, row_mask(segments, branches))
+        context = Context(*rotary(self.spec, places), row_mask(segments, branches))
         x = self.vectors(jnp.concatenate([shared, tokens.reshape(-1)]))
         x, _ = self.layers(x, context)
         x, _ = self.last(x, context, reads)
