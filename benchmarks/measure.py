@@ -12,6 +12,7 @@ from typing import Any
 
 LOAD_AT_START = os.getloadavg()[0]
 QUIET = 0.5  # processes that wanted to run, a mean of the last minute
+REST = 0.2  # seconds before a timed call: the threads of the side before it may still be spinning
 
 
 def use_cores(threads: int) -> None:
@@ -55,6 +56,7 @@ def interleave(
     times: dict[str, list[float]] = {name: [] for name in sides}
     for number in rounds:
         for name, call in sides.items():
+            time.sleep(REST)
             times[name].append(seconds(functools.partial(call, number)))
     return times
 
