@@ -14,7 +14,7 @@ from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.task import Task
 from prompt_tuning_jax.data.template import with_prompt
 from prompt_tuning_jax.models import LanguageModel, load
-from prompt_tuning_jax.train import Result, encode, tune, virtual_tokens
+from prompt_tuning_jax.train import Result, encode, tune
 
 __all__ = ("Result", "evaluate", "load", "predict", "save", "tune")
 
@@ -49,7 +49,7 @@ def evaluate(
     if prompt is not None:
         template = with_prompt(task.template, prompt)
     rows = tasks.records(task, split)
-    examples = encode(lm, task, rows, virtual_tokens(collections), max_length, template)
+    examples = encode(lm, task, rows, collections, max_length, template)
     scores = scoring.score(lm, examples, collections)
     return scoring.metrics(scores, np.array([example.answer for example in examples]))
 
@@ -76,7 +76,7 @@ def predict(
     waiting = iter(records)
     while chunk := list(islice(waiting, PREDICTED_AT_ONCE)):
         rows = [_fields(task, record) for record in chunk]
-        examples = encode(lm, task, rows, virtual_tokens(collections), max_length, template)
+        examples = encode(lm, task, rows, collections, max_length, template)
         for row in scoring.probabilities(scoring.score(lm, examples, collections)):
             shares = [round(float(share), 6) for share in row]
             probabilities = dict(zip(values, shares, strict=True))

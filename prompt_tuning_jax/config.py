@@ -134,15 +134,17 @@ KEYS: dict[str, Key] = {
     "model.matmul_precision": _among("highest", ("", "default", "high", "highest")),
     # What the backward pass keeps: the names in models/decoder.py.
     "model.remat": _among("named", ("named", "full", "none")),
-    "method.name": _among("soft_prompt", METHODS),
-    "method.num_virtual_tokens": _whole(16, 0),
+    "method.name": _among(next(iter(METHODS)), METHODS),
+    "method.num_virtual_tokens": _whole(16, 1),
     "method.init": _text("vocabulary", least=1),
-    # The half-width of 'uniform'.
+    # The half-width of 'uniform', the deviation of 'random'.
     "method.init_scale": _number(0.5),
     "method.init_text": _text(""),
     # Sample from the first n tokens of the vocabulary only; 0 is all of it.
     "method.init_vocabulary": _whole(0, 0),
     "method.init_file": _text(""),
+    # Width of the network that a method trains and then leaves out; 0 is the method's own choice.
+    "method.hidden_size": _whole(0, 0),
     "task.name": _text("bbc_news", least=1),
     "task.split_seed": _whole(0, 0),
     "task.train": _text("train", least=1),
@@ -381,17 +383,27 @@ def _misfits(values: Mapping[str, Any]) -> list[str]:
         for init in ("text", "file")
         if values["method.init"] == init and not values[f"method.init_{init}"]
     ]
-    return misfits + _unread_optimizer_keys(values)
+    init, inits = values["method.init"], METHODS[values["method.name"]].inits
+    if init not in inits:
+        misfits.append(
+            f"config.method.init is {init!r}: expected one of {', '.join(map(repr, inits))} for"
+            f" {values['method.name']!r}{nearest(init, inits)}"
+        )
+    misfits += _unread(values, "method", {name: line.keys for name, line in METHODS.items()})
+    return misfits + _unread(values, "optimizer", OPTIMIZERS)
 
 
-def _unread_optimizer_keys(values: Mapping[str, Any]) -> list[str]:
-    optimizer = values["optimizer.name"]
-    optional = {key for keys in OPTIMIZERS.values() for key in keys}
+def _unread(
+    values: Mapping[str, Any], section: str, reads: Mapping[str, tuple[str, ...]]
+) -> list[str]:
+    """Returns the faults of keys set in vain: `reads` has what each name of a section reads."""
+    name, optional = values[f"{section}.name"], {key for keys in reads.values() for key in keys}
+    unread = sorted(f"{section}.{key}" for key in optional.difference(reads[name]))
     return [
-        f"config.optimizer.{key} is {values[f'optimizer.{key}']!r} and {optimizer!r} has no such"
-        f" setting: leave it at {KEYS[f'optimizer.{key}'].default!r}"
-        for key in sorted(optional.difference(OPTIMIZERS[optimizer]))
-        if values[f"optimizer.{key}"] != KEYS[f"optimizer.{key}"].default
+        f"config.{key} is {values[key]!r} and {name!r} has no such setting: leave it at"
+        f" {KEYS[key].default!r}"
+        for key in unread
+        if values[key] != KEYS[key].default
     ]
 
 

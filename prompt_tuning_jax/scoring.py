@@ -7,7 +7,6 @@ example share its text's positions; examples are packed. Each equals the plain c
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
@@ -17,8 +16,8 @@ from prompt_tuning_jax.data.batch import (
     evaluation_shape,
     shared_length,
 )
-from prompt_tuning_jax.models import LanguageModel
-from prompt_tuning_jax.models.decoder import Decoder, bind, unbind_baked
+from prompt_tuning_jax.models import LanguageModel, bake
+from prompt_tuning_jax.models.decoder import Decoder, bind
 from prompt_tuning_jax.step import make_mesh, place_rows, row_specs, target_scores
 
 
@@ -52,23 +51,6 @@ def score(lm: LanguageModel, examples, collections, devices=None) -> np.ndarray:
         np.add.at(flat, batch.target_example.ravel(), (values * batch.target_weights).ravel())
         scores[index] = flat.reshape(len(index), answers)
     return scores
-
-
-def bake(lm: LanguageModel, shared: np.ndarray, collections):
-    """The keys and values of int32[S] shared positions, behind those of a prefix if there is one,
-    as a prefix; every other collection that rows read is kept."""
-    if len(shared) == 0:
-        return collections
-    baked = _baked(lm.module, lm.params, collections, jnp.asarray(shared))
-    return {**collections, "prefix": baked}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _baked(module: Decoder, params, collections, shared):
-    row = jnp.zeros((1, 1), jnp.int32)
-    variables = {"params": params, **bind(module.spec, collections)}
-    _, out = module.apply(variables, shared, row, row, row, row, row, mutable=["baked"])
-    return unbind_baked(out["baked"])
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from prompt_tuning_jax import methods, optimizers, scoring
 from prompt_tuning_jax.checkpoint import Checkpoints
 from prompt_tuning_jax.data import batch as batches
 from prompt_tuning_jax.data import task as tasks
+from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.journal import Journal
 from prompt_tuning_jax.models import LanguageModel
 from prompt_tuning_jax.step import Compiled, Parts, State, compile_step, init_state
@@ -88,7 +89,7 @@ def tune(
     trainable = method.init(key, lm, task)
     adapt = jax.jit(lambda tree: method.adapt(tree, key, False))
     log(parameters(trainable, lm))
-    data = prepare(lm, task, config, virtual_tokens(adapt(trainable)), log)
+    data = prepare(lm, task, config, adapt(trainable), log)
 
     if folder:
         # Not before nothing can be refused: the folder would be tied to a config that cannot run.
@@ -189,15 +190,20 @@ def virtual_tokens(collections) -> int:
     return len(collections["prompt"]["vectors"]) if "prompt" in collections else 0
 
 
+def prefix_length(collections) -> int:
+    """How many positions of the model the collections take in front of every text."""
+    return collections["prefix"]["k"].shape[1] if "prefix" in collections else 0
+
+
 def due(step: int, every: int) -> bool:
     """Whether something that happens every so many steps (0: never) happens now."""
     return every > 0 and step % every == 0
 
 
-def prepare(lm: LanguageModel, task, config, num_virtual_tokens: int, log: Callable) -> Data:
+def prepare(lm: LanguageModel, task, config, collections, log: Callable) -> Data:
     """Both splits as tokens, and the shapes of every batch of the run."""
     train, validation = (
-        encode(lm, task, tasks.records(task, split), num_virtual_tokens, config.task.max_length)
+        encode(lm, task, tasks.records(task, split), collections, config.task.max_length)
         for split in (config.task.train, config.task.validation)
     )
     order = batches.order(len(train), config.seed)
@@ -219,15 +225,23 @@ def prepare(lm: LanguageModel, task, config, num_virtual_tokens: int, log: Calla
     return Data(train, validation, shared, order, shapes, config.batch_size)
 
 
-def encode(lm: LanguageModel, task, rows, num_virtual_tokens, max_length=0, template=None):
-    """`data.task.examples` with what the model asks for: its tokenizer, BOS, and length."""
+def encode(lm: LanguageModel, task, rows, collections, max_length=0, template=None):
+    """`data.task.examples` with what the model asks for: its tokenizer, BOS, and the positions that
+    it has behind a prefix."""
+    taken = prefix_length(collections)
+    room = lm.spec.max_positions - taken
+    if room < 1:
+        raise UserError(
+            f"the prefix takes {taken} positions and the model has {lm.spec.max_positions}: train "
+            "one with fewer method.num_virtual_tokens."
+        )
     return tasks.examples(
         task,
         rows,
         lm.tokenizer,
-        num_virtual_tokens=num_virtual_tokens,
+        num_virtual_tokens=virtual_tokens(collections),
         add_bos=lm.tokenizer.add_bos,
-        max_length=min(max_length or lm.spec.max_positions, lm.spec.max_positions),
+        max_length=min(max_length or room, room),
         template=template,
     )
 

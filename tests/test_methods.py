@@ -1,249 +1,156 @@
-"""Methods: what each starts from, and what every one of them has to keep to."""
+"""What every method has to keep to: a row each in `ROWS`."""
+
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import plain_llama
 import pytest
-from tiny_models import SPEC, SPECIALS, VOCABULARY
+import tiny_methods
+from test_step import assert_near, assert_same
+from tiny_methods import TASK
+from tiny_models import changed
 
-from prompt_tuning_jax import artifact as artifacts
-from prompt_tuning_jax import config as configs
-from prompt_tuning_jax import methods
-from prompt_tuning_jax.data.task import Task
-from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax import methods, scoring, train
+from prompt_tuning_jax.data.batch import Shape, pack
+from prompt_tuning_jax.methods.base import Method
 from prompt_tuning_jax.models.decoder import bind
+from prompt_tuning_jax.step import Parts, compile_step, init_state
 
-LM, _ = plain_llama.make()
-EMBEDDINGS = LM.params["embed"]["embedding"]
-SPECIAL_IDS = range(len(SPECIALS))
-# " the" and " t" are a token each, " bin" is "Ġ", "b", "in".
-LABELS = (("0", "the"), ("1", "bin"), ("2", "t"))
-TASK = Task("made_up", "{soft}{text}", LABELS, ("accuracy",), ("text",), lambda: None)
-INITS = ("uniform", "vocabulary", "labels", "text", "file")
-
-
-def ids(*tokens):
-    return [VOCABULARY.index(token) for token in tokens]
-
-
-def method(**settings):
-    return methods.make(configs.build({"method": settings}).method)
-
-
-def vectors(size, kind, seed=0, task=TASK, lm=LM, **settings):
-    """The first vectors of `size` virtual tokens, checked for what they always are."""
-    settings = {f"init_{name}": value for name, value in settings.items()}
-    made = method(num_virtual_tokens=size, init=kind, **settings)
-    trainable = made.init(jax.random.key(seed), lm, task)
-    assert trainable.keys() == {"vectors"}
-    found = trainable["vectors"]
-    assert found.shape == (size, SPEC.width) and found.dtype == jnp.float32
-    return np.asarray(found)
-
-
-def drawn(rows):
-    """The ids whose embeddings these are."""
-    found = [np.flatnonzero((row == EMBEDDINGS).all(axis=1)) for row in rows]
-    assert all(len(places) == 1 for places in found)
-    return [int(places[0]) for places in found]
-
-
-@pytest.mark.parametrize("scale", [0.5, 0.01])
-def test_uniform_fills_the_range_on_both_sides(scale):
-    found = vectors(40, "uniform", scale=scale)
-    assert -scale <= found.min() < -0.99 * scale and 0.99 * scale < found.max() <= scale
-    assert abs(found.mean()) < 0.05 * scale
-    assert found.std() == pytest.approx(scale / np.sqrt(3), rel=0.05)
-
-
-def test_vocabulary_draws_embeddings_without_repetition_and_no_special_tokens():
-    everything = len(VOCABULARY) - len(SPECIALS)
-    found = drawn(vectors(everything, "vocabulary"))
-    assert sorted(found) == list(range(len(SPECIALS), len(VOCABULARY)))
-    assert found != sorted(found)
-    few = drawn(vectors(20, "vocabulary"))
-    assert len(set(few)) == 20 and max(few) > 100
-
-
-def test_vocabulary_draws_from_the_lowest_ids_alone():
-    found = drawn(vectors(7, "vocabulary", vocabulary=10))
-    assert sorted(found) == list(range(3, 10))
-    assert len(drawn(vectors(5, "vocabulary", vocabulary=10**6))) == 5
-
-
-def test_too_small_a_vocabulary_is_refused():
-    message = r"init_vocabulary=10 leaves 7 tokens for 8 virtual tokens"
-    with pytest.raises(UserError, match=message):
-        vectors(8, "vocabulary", vocabulary=10)
-
-
-def test_labels_come_first_a_word_of_several_tokens_as_their_mean():
-    found = vectors(8, "labels", vocabulary=20)
-    words = (ids("Ġthe"), ids("Ġ", "b", "in"), ids("Ġt"))
-    wanted = [EMBEDDINGS[word].mean(axis=0) for word in words]
-    np.testing.assert_allclose(found[:3], wanted, rtol=1e-6)
-    rest = drawn(found[3:])
-    assert len(set(rest)) == 5 and all(3 <= index < 20 for index in rest)
-
-
-@pytest.mark.parametrize("size", [1, 2])
-def test_more_labels_than_virtual_tokens_are_cut(size):
-    found = vectors(size, "labels")
-    np.testing.assert_array_equal(found, vectors(8, "labels")[:size])
-
-
-def test_labels_of_a_task_without_any_are_refused():
-    with pytest.raises(UserError, match="needs a task with labels; take 'vocabulary' or 'text'"):
-        vectors(3, "labels", task=TASK._replace(labels=()))
-
-
-@pytest.mark.parametrize(
-    ("size", "wanted"),
-    [
-        (1, ["a"]),
-        (3, ["a", "b", "Ġthe"]),
-        (8, ["a", "b", "Ġthe", "a", "b", "Ġthe", "a", "b"]),
-    ],
-)
-def test_text_is_repeated_or_cut(size, wanted):
-    found = vectors(size, "text", text="ab the")
-    np.testing.assert_array_equal(found, EMBEDDINGS[ids(*wanted)])
-
-
-def test_text_that_spells_a_special_token_is_text():
-    assert not set(drawn(vectors(5, "text", text="<|eos|>"))) & set(SPECIAL_IDS)
-
-
-def test_a_text_is_needed():
-    settings = configs.build({"method": {"init": "text", "init_text": "x"}}).method.unlock()
-    settings.init_text = ""
-    with pytest.raises(UserError, match=r"words in method\.init_text, which is empty"):
-        methods.make(settings).init(jax.random.key(0), LM, TASK)
-
-
-def keep(folder, collections):
-    """An artifact of the small model."""
-    manifest = artifacts.describe(
-        method="soft_prompt",
-        lm=LM,
-        template=TASK.template,
-        labels=LABELS,
-        max_length=0,
-        add_bos=True,
-        config=configs.load(None).to_dict(),
-        metrics={},
-    )
-    artifacts.save(artifacts.Artifact(collections, manifest), folder)
-    return str(folder)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
-def test_a_file_of_numbers(tmp_path, dtype):
-    wanted = np.random.default_rng(0).normal(size=(3, SPEC.width)).astype(dtype)
-    np.save(tmp_path / "prompt.npy", wanted)
-    found = vectors(3, "file", file=str(tmp_path / "prompt.npy"))
-    np.testing.assert_array_equal(found, wanted.astype(np.float32))
-
-
-def test_an_earlier_artifact(tmp_path):
-    collections = plain_llama.random_collections(0, SPEC, "prompt", size=3)
-    found = vectors(3, "file", file=keep(tmp_path / "earlier", collections))
-    np.testing.assert_array_equal(found, collections["prompt"]["vectors"])
-
-
-def test_an_artifact_without_a_prompt_is_refused(tmp_path):
-    collections = plain_llama.random_collections(0, SPEC, "prefix", size=3)
-    with pytest.raises(UserError, match="holds no soft prompt to start from"):
-        vectors(3, "file", file=keep(tmp_path / "prefix", collections))
-
-
-def test_a_file_that_is_not_there_is_refused(tmp_path):
-    for name in ("none.npy", "none"):
-        with pytest.raises(UserError, match=name):
-            vectors(3, "file", file=str(tmp_path / name))
-
-
-class Opened:
-    """What a pickle would run when it is read."""
-
-    def __reduce__(self):
-        return pytest.fail, ("the file was executed",)
-
-
-NAN = np.full((3, SPEC.width), np.nan)
-WRONG = {
-    "another width": (np.zeros((3, SPEC.width + 1)), r"holds \(3, 25\); .* \(3, 24\)"),
-    "another length": (np.zeros((4, SPEC.width)), r"holds \(4, 24\); .* \(3, 24\)"),
-    "not finite": (NAN, "finite numbers"),
-    "text": (np.full((3, SPEC.width), "x"), "numbers"),
-    "complex": (np.zeros((3, SPEC.width), complex), "numbers"),
-    "objects": (np.full((3, SPEC.width), Opened(), object), r"is not a \.npy array"),
+# A method and what it is tried with; a method that has a network only on request has two rows.
+ROWS: dict[str, dict[str, Any]] = {
+    "soft_prompt": {},
+    "prompt_encoder": {"hidden_size": 8},
+    "prefix": {},
+    "prefix, network": {"name": "prefix", "hidden_size": 8},
 }
+# As small as still has a scan and grouped heads: compilation is all that takes time here.
+SPEC = changed(layers=2, heads=2, kv_heads=1)
+LM, PLAIN = plain_llama.make(SPEC)
+SIZE = 3
+SHAPE = Shape(16, 12, 4, 4)
+FAST = {"xla_backend_optimization_level": "0"}  # compiles in half the time
+EVERY_ROW = pytest.mark.parametrize("row", ROWS)
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_a_file_of_anything_else_is_refused(tmp_path, name):
-    array, message = WRONG[name]
-    np.save(tmp_path / "prompt.npy", array)
-    with pytest.raises(UserError, match=message):
-        vectors(3, "file", file=str(tmp_path / "prompt.npy"))
+def settings(row) -> dict[str, Any]:
+    """The row's section `method` of a config."""
+    return {"name": row, "num_virtual_tokens": SIZE, **ROWS[row]}
 
 
-@pytest.mark.parametrize("kept", [0, 5, 60, 200])
-def test_a_damaged_file_is_refused(tmp_path, kept):
-    path = tmp_path / "prompt.npy"
-    np.save(path, np.zeros((3, SPEC.width)))
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(UserError, match=r"prompt\.npy' is not a \.npy array"):
-        vectors(3, "file", file=str(path))
+class Tried(NamedTuple):
+    """A row ready for steps: its parts, first tree and examples; `traces` grows with each trace."""
+
+    parts: Parts
+    trainable: Any
+    examples: list
+    shared: int
+    traces: list
+
+    def batch(self, examples):
+        return pack(examples, self.shared, [SHAPE], ranked=False)
+
+    def collections(self, trainable):
+        return jax.device_get(self.parts.method.adapt(trainable, jax.random.key(0), False))
 
 
-@pytest.mark.parametrize("kind", INITS)
-def test_one_virtual_token_and_the_same_seed(tmp_path, kind):
-    np.save(tmp_path / "prompt.npy", np.ones((1, SPEC.width)))
-    given = {"text": "ab", "file": str(tmp_path / "prompt.npy")}
-    first, again, other = (vectors(1, kind, seed, **given) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(first, again)
-    assert (first == other).all() == (kind in ("labels", "text", "file"))
+@functools.cache
+def tried(row) -> Tried:
+    made, traces = tiny_methods.make(**settings(row)), []
+
+    def adapt(trainable, rng, train):
+        traces.append(train)
+        return made.adapt(trainable, rng, train)
+
+    # As numpy: a step takes the memory of what it is given.
+    trainable = jax.device_get(made.init(jax.random.key(0), LM, TASK))
+    parts = Parts(LM.module, Method(made.init, adapt), optax.adam(0.02))
+    slots = train.virtual_tokens(made.adapt(trainable, jax.random.key(0), False))
+    front = (1, *(-1 - slot for slot in range(slots)), 40)
+    return Tried(parts, trainable, plain_llama.random_examples(0, 11, front), len(front), traces)
 
 
-def test_the_first_vectors_of_a_half_precision_model_are_float32():
-    half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), LM.params)
-    for kind in ("vocabulary", "labels", "text"):
-        found = vectors(4, kind, lm=LM._replace(params=half), text="ab")
-        np.testing.assert_allclose(found, vectors(4, kind, text="ab"), atol=2e-3)
+@functools.cache
+def after(row, parallel, devices, microbatches=1):
+    """The state, all losses, and the frozen weights, as numpy, of three steps over devices."""
+    given = tried(row)
+    parts = given.parts._replace(microbatches=microbatches)
+    compiled = compile_step(parts, parallel, jax.devices()[:devices])
+    frozen, state = compiled.place(LM.params), compiled.place(init_state(parts, given.trainable))
+    batches = [compiled.place_batch(given.batch(part)) for part in cut(given.examples)]
+    run = compiled.step.lower(state, frozen, batches[0]).compile(compiler_options=FAST)
+    losses = []
+    for batch in batches:
+        state, metrics = run(state, frozen, batch)
+        losses.append(float(compiled.fetch(metrics)["loss"]))
+    return compiled.fetch(state), losses, compiled.fetch(frozen)
 
 
-def test_an_unknown_init_is_refused():
-    with pytest.raises(UserError, match=r"'vocabulry': expected one of .*did you mean 'vocabulary"):
-        method(init="vocabulry")
+def cut(examples):
+    return examples, examples[:5], examples
 
 
-def test_a_soft_prompt_of_no_token_is_refused():
-    with pytest.raises(UserError, match=r"num_virtual_tokens is 0.*at least 1"):
-        method(num_virtual_tokens=0)
+def test_every_method_of_the_table_has_a_row():
+    assert {settings(row)["name"] for row in ROWS} == set(methods.METHODS)
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
-def test_every_method_keeps_to_the_seam(tmp_path, name):
-    made = method(name=name, num_virtual_tokens=3)
-    key = jax.random.key(0)
-    trainable = made.init(key, LM, TASK)
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(trainable))
-    traces = []
-
-    @jax.jit
-    def adapt(trainable, key):
-        traces.append(1)
-        return made.adapt(trainable, key, True)
-
-    collections = adapt(trainable, key)
+@EVERY_ROW
+def test_its_two_functions(row):
+    given, key = tried(row), jax.random.key(0)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(given.trainable))
+    again = given.parts.method.init(key, LM, TASK)
+    assert_same(again, given.trainable)
+    given.traces.clear()
+    adapt = jax.jit(lambda tree, key: given.parts.method.adapt(tree, key, True))
+    collections = adapt(given.trainable, key)
     bind(SPEC, collections)
-    moved = adapt(jax.tree.map(lambda leaf: leaf + 1, trainable), jax.random.key(1))
-    assert len(traces) == 1
+    moved = adapt(jax.tree.map(lambda leaf: leaf + 1, given.trainable), jax.random.key(1))
+    assert given.traces == [True], "compiled twice"
     for new, old in zip(*map(jax.tree.leaves, (moved, collections)), strict=True):
         assert (new != old).any()
-    kept = artifacts.load(keep(tmp_path / name, jax.device_get(collections)))
-    artifacts.check(kept, LM)
-    jax.tree.map(np.testing.assert_array_equal, kept.collections, jax.device_get(collections))
+
+
+@EVERY_ROW
+def test_only_what_is_trained_moves_and_it_changes_the_scores(row):
+    given = tried(row)
+    state, losses, frozen = after(row, "jit", 8)
+    assert_same(frozen, LM.params)
+    for new, old in zip(*map(jax.tree.leaves, (state.trainable, given.trainable)), strict=True):
+        assert np.abs(new - old).max() > 1e-3
+    assert state.refused == 0 and losses[2] < losses[0]
+    before, now = (
+        scoring.score(LM, given.examples, given.collections(tree), jax.devices()[:1])
+        for tree in (given.trainable, state.trainable)
+    )
+    wanted = plain_llama.answer_scores(PLAIN, given.examples, given.collections(state.trainable))
+    np.testing.assert_allclose(now, wanted, rtol=0, atol=2e-5)
+    assert np.abs(now - before).max() > 1e-2
+
+
+@EVERY_ROW
+@pytest.mark.parametrize("how", [("pmap", 8), ("jit", 1, 4)])
+def test_devices_and_microbatches_change_nothing(row, how):
+    wanted, losses, _ = after(row, "jit", 8)
+    state, found, _ = after(row, *how)
+    np.testing.assert_allclose(found, losses, rtol=0, atol=1e-5)
+    # Adam divides by the gradient's own size: where that is rounding alone, so is the step.
+    assert_near(state.trainable, wanted.trainable, 1e-4)
+
+
+@EVERY_ROW
+def test_a_half_precision_model_is_compiled_once_and_trains_in_float32(row):
+    given = tried(row)
+    compiled = compile_step(given.parts, "jit", jax.devices()[:1])
+    frozen = compiled.place(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), LM.params))
+    state, losses, traces = compiled.place(init_state(given.parts, given.trainable)), [], []
+    for part in cut(given.examples):
+        state, metrics = compiled.step(state, frozen, compiled.place_batch(given.batch(part)))
+        losses.append(float(metrics["loss"]))
+        traces.append(len(given.traces))
+    assert len(set(traces)) == 1
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state.trainable))
+    assert state.refused == 0
+    np.testing.assert_allclose(losses, after(row, "jit", 8)[1], rtol=0.03)

@@ -6,7 +6,7 @@ import plain_llama
 import pytest
 from tiny_models import SPEC
 
-from prompt_tuning_jax import scoring
+from prompt_tuning_jax import models, scoring
 from prompt_tuning_jax.data import batch as batches
 
 MODEL, PLAIN = plain_llama.make()
@@ -76,11 +76,11 @@ def test_the_same_shape_is_compiled_once(seen):
     examples = plain_llama.random_examples(2, COUNT, FRONT, back=(-1, 50), answers=4)
     scoring.score(MODEL, examples, collections)
     compiled = scoring._compiled(MODEL.module, scoring.make_mesh(jax.devices()))
-    before = compiled._cache_size(), scoring._baked._cache_size()
+    before = compiled._cache_size(), models._baked._cache_size()
     assert min(before) > 0
     others = jax.tree.map(lambda leaf: leaf + 1, collections)
     scoring.score(MODEL, examples, others)
-    assert (compiled._cache_size(), scoring._baked._cache_size()) == before
+    assert (compiled._cache_size(), models._baked._cache_size()) == before
 
 
 def test_metrics_are_those_of_hand():

@@ -248,6 +248,12 @@ def _rest(template: Template, num_virtual_tokens: int) -> int:
             " write {soft} where they stand"
         )
     counts = [slot.size for slot in slots if slot.size is not None]
+    if counts and not num_virtual_tokens:
+        raise _misplaced(
+            template.text,
+            next(slot.place for slot in slots if slot.size is not None),
+            "there are no virtual tokens for this slot: take it out, or write a plain {soft}",
+        )
     rest = num_virtual_tokens - sum(counts)
     if counts and (rest < 0 or (rest and len(counts) == len(slots))):
         raise _misplaced(

@@ -14,6 +14,25 @@ from prompt_tuning_jax import artifact
 from prompt_tuning_jax.errors import UserError
 
 
+def first_vectors(rng, settings, lm, task):
+    """What `method.init` names, float32[P, D].
+
+    Raises:
+      UserError: more virtual tokens than positions, or what the init needs is not there.
+    """
+    check_positions(settings, lm)
+    return INITS[settings.init](rng, settings, lm, task)
+
+
+def check_positions(settings, lm):
+    """Refuses virtual tokens that leave the text no position, before they take memory."""
+    if settings.num_virtual_tokens >= lm.spec.max_positions:
+        raise UserError(
+            f"config.method.num_virtual_tokens is {settings.num_virtual_tokens}: expected fewer "
+            f"than the {lm.spec.max_positions} positions of '{lm.name}', as the text needs some."
+        )
+
+
 def uniform(rng, settings, lm, task):
     """Uniform in ±`method.init_scale`. Lester et al. take 0.5, which is tiny beside a T5's
     embeddings and huge beside a Llama's."""

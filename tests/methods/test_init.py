@@ -1,0 +1,201 @@
+"""The first vectors of virtual tokens: what each init starts from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import plain_llama
+import pytest
+from tiny_methods import LM, TASK, keep, make
+from tiny_models import SPEC, SPECIALS, VOCABULARY, changed
+
+from prompt_tuning_jax import config as configs
+from prompt_tuning_jax import methods
+from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.methods import init
+
+EMBEDDINGS = LM.params["embed"]["embedding"]
+SPECIAL_IDS = range(len(SPECIALS))
+
+
+def ids(*tokens):
+    return [VOCABULARY.index(token) for token in tokens]
+
+
+def vectors(size, kind, seed=0, task=TASK, lm=LM, **settings):
+    """The first vectors of `size` virtual tokens, checked for what they always are."""
+    settings = {f"init_{name}": value for name, value in settings.items()}
+    made = make(num_virtual_tokens=size, init=kind, **settings)
+    trainable = made.init(jax.random.key(seed), lm, task)
+    assert trainable.keys() == {"vectors"}
+    found = trainable["vectors"]
+    assert found.shape == (size, SPEC.width) and found.dtype == jnp.float32
+    return np.asarray(found)
+
+
+def drawn(rows):
+    """The ids whose embeddings these are."""
+    found = [np.flatnonzero((row == EMBEDDINGS).all(axis=1)) for row in rows]
+    assert all(len(places) == 1 for places in found)
+    return [int(places[0]) for places in found]
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.01])
+def test_uniform_fills_the_range_on_both_sides(scale):
+    found = vectors(40, "uniform", scale=scale)
+    assert -scale <= found.min() < -0.99 * scale and 0.99 * scale < found.max() <= scale
+    assert abs(found.mean()) < 0.05 * scale
+    assert found.std() == pytest.approx(scale / np.sqrt(3), rel=0.05)
+
+
+def test_vocabulary_draws_embeddings_without_repetition_and_no_special_tokens():
+    everything = len(VOCABULARY) - len(SPECIALS)
+    roomy = LM._replace(spec=changed(max_positions=1000))
+    found = drawn(vectors(everything, "vocabulary", lm=roomy))
+    assert sorted(found) == list(range(len(SPECIALS), len(VOCABULARY)))
+    assert found != sorted(found)
+    few = drawn(vectors(20, "vocabulary"))
+    assert len(set(few)) == 20 and max(few) > 100
+
+
+def test_vocabulary_draws_from_the_lowest_ids_alone():
+    found = drawn(vectors(7, "vocabulary", vocabulary=10))
+    assert sorted(found) == list(range(3, 10))
+    assert len(drawn(vectors(5, "vocabulary", vocabulary=10**6))) == 5
+
+
+def test_too_small_a_vocabulary_is_refused():
+    message = r"init_vocabulary=10 leaves 7 tokens for 8 virtual tokens"
+    with pytest.raises(UserError, match=message):
+        vectors(8, "vocabulary", vocabulary=10)
+
+
+def test_labels_come_first_a_word_of_several_tokens_as_their_mean():
+    found = vectors(8, "labels", vocabulary=20)
+    words = (ids("Ġthe"), ids("Ġ", "b", "in"), ids("Ġt"))
+    wanted = [EMBEDDINGS[word].mean(axis=0) for word in words]
+    np.testing.assert_allclose(found[:3], wanted, rtol=1e-6)
+    rest = drawn(found[3:])
+    assert len(set(rest)) == 5 and all(3 <= index < 20 for index in rest)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_more_labels_than_virtual_tokens_are_cut(size):
+    found = vectors(size, "labels")
+    np.testing.assert_array_equal(found, vectors(8, "labels")[:size])
+
+
+def test_labels_of_a_task_without_any_are_refused():
+    with pytest.raises(UserError, match="needs a task with labels; take 'vocabulary' or 'text'"):
+        vectors(3, "labels", task=TASK._replace(labels=()))
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [
+        (1, ["a"]),
+        (3, ["a", "b", "Ġthe"]),
+        (8, ["a", "b", "Ġthe", "a", "b", "Ġthe", "a", "b"]),
+    ],
+)
+def test_text_is_repeated_or_cut(size, wanted):
+    found = vectors(size, "text", text="ab the")
+    np.testing.assert_array_equal(found, EMBEDDINGS[ids(*wanted)])
+
+
+def test_text_that_spells_a_special_token_is_text():
+    assert not set(drawn(vectors(5, "text", text="<|eos|>"))) & set(SPECIAL_IDS)
+
+
+def test_a_text_is_needed():
+    settings = configs.build({"method": {"init": "text", "init_text": "x"}}).method.unlock()
+    settings.init_text = ""
+    with pytest.raises(UserError, match=r"words in method\.init_text, which is empty"):
+        methods.make(settings).init(jax.random.key(0), LM, TASK)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_a_file_of_numbers(tmp_path, dtype):
+    wanted = np.random.default_rng(0).normal(size=(3, SPEC.width)).astype(dtype)
+    np.save(tmp_path / "prompt.npy", wanted)
+    found = vectors(3, "file", file=str(tmp_path / "prompt.npy"))
+    np.testing.assert_array_equal(found, wanted.astype(np.float32))
+
+
+def test_an_earlier_artifact(tmp_path):
+    collections = plain_llama.random_collections(0, SPEC, "prompt", size=3)
+    found = vectors(3, "file", file=keep(tmp_path / "earlier", collections))
+    np.testing.assert_array_equal(found, collections["prompt"]["vectors"])
+
+
+def test_an_artifact_without_a_prompt_is_refused(tmp_path):
+    collections = plain_llama.random_collections(0, SPEC, "prefix", size=3)
+    with pytest.raises(UserError, match="holds no soft prompt to start from"):
+        vectors(3, "file", file=keep(tmp_path / "prefix", collections))
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    for name in ("none.npy", "none"):
+        with pytest.raises(UserError, match=name):
+            vectors(3, "file", file=str(tmp_path / name))
+
+
+class Opened:
+    """What a pickle would run when it is read."""
+
+    def __reduce__(self):
+        return pytest.fail, ("the file was executed",)
+
+
+NAN = np.full((3, SPEC.width), np.nan)
+WRONG = {
+    "another width": (np.zeros((3, SPEC.width + 1)), r"holds \(3, 25\); .* \(3, 24\)"),
+    "another length": (np.zeros((4, SPEC.width)), r"holds \(4, 24\); .* \(3, 24\)"),
+    "not finite": (NAN, "finite numbers"),
+    "text": (np.full((3, SPEC.width), "x"), "numbers"),
+    "complex": (np.zeros((3, SPEC.width), complex), "numbers"),
+    "objects": (np.full((3, SPEC.width), Opened(), object), r"is not a \.npy array"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_file_of_anything_else_is_refused(tmp_path, name):
+    array, message = WRONG[name]
+    np.save(tmp_path / "prompt.npy", array)
+    with pytest.raises(UserError, match=message):
+        vectors(3, "file", file=str(tmp_path / "prompt.npy"))
+
+
+@pytest.mark.parametrize("kept", [0, 5, 60, 200])
+def test_a_damaged_file_is_refused(tmp_path, kept):
+    path = tmp_path / "prompt.npy"
+    np.save(path, np.zeros((3, SPEC.width)))
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(UserError, match=r"prompt\.npy' is not a \.npy array"):
+        vectors(3, "file", file=str(path))
+
+
+@pytest.mark.parametrize("kind", init.INITS)
+def test_one_virtual_token_and_the_same_seed(tmp_path, kind):
+    np.save(tmp_path / "prompt.npy", np.ones((1, SPEC.width)))
+    given = {"text": "ab", "file": str(tmp_path / "prompt.npy")}
+    first, again, other = (vectors(1, kind, seed, **given) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (first == other).all() == (kind in ("labels", "text", "file"))
+
+
+def test_the_first_vectors_of_a_half_precision_model_are_float32():
+    half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), LM.params)
+    for kind in ("vocabulary", "labels", "text"):
+        found = vectors(4, kind, lm=LM._replace(params=half), text="ab")
+        np.testing.assert_allclose(found, vectors(4, kind, text="ab"), atol=2e-3)
+
+
+def test_the_table_of_methods_names_every_init():
+    assert methods.VIRTUAL_TOKENS == tuple(init.INITS)
+
+
+@pytest.mark.parametrize("size", [128, 10**12])
+def test_more_virtual_tokens_than_positions_are_refused_before_they_take_memory(size):
+    message = rf"num_virtual_tokens is {size}: expected fewer than the 128 positions of 'tiny'"
+    with pytest.raises(UserError, match=message):
+        vectors(size, "uniform")

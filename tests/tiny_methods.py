@@ -1,0 +1,34 @@
+"""Methods on the small model: what the tests of all of them need."""
+
+import plain_llama
+
+from prompt_tuning_jax import artifact as artifacts
+from prompt_tuning_jax import config as configs
+from prompt_tuning_jax import methods
+from prompt_tuning_jax.data.task import Task
+
+LM, PLAIN = plain_llama.make()
+# " the" and " t" are a token each, " bin" is "Ġ", "b", "in".
+LABELS = (("0", "the"), ("1", "bin"), ("2", "t"))
+TASK = Task("made_up", "{soft}{text}", LABELS, ("accuracy",), ("text",), lambda: None)
+
+
+def make(**settings):
+    """The method of a section `method` of a config."""
+    return methods.make(configs.build({"method": settings}).method)
+
+
+def keep(folder, collections) -> str:
+    """An artifact of the small model; returns its folder."""
+    manifest = artifacts.describe(
+        method="made_up",
+        lm=LM,
+        template=TASK.template,
+        labels=LABELS,
+        max_length=0,
+        add_bos=True,
+        config=configs.load(None).to_dict(),
+        metrics={},
+    )
+    artifacts.save(artifacts.Artifact(collections, manifest), folder)
+    return str(folder)
