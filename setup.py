@@ -28,6 +28,8 @@ setup(
         "optax>=0.2.5,<0.3",
         "orbax-checkpoint>=0.11.24,<0.13",
         "rich>=13.9,<16",
+        "rouge-score>=0.1.2,<0.2",
+        "sacrebleu>=2.4,<3",
         "safetensors>=0.5,<0.9",
         "tensorboardX>=2.6.4,<3",
         "tensorflow-datasets>=4.9.9,<5",

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from prompt_tuning_jax import artifact as artifacts
-from prompt_tuning_jax import scoring
+from prompt_tuning_jax import metrics, scoring
 from prompt_tuning_jax.artifact import Artifact
 from prompt_tuning_jax.data import task as tasks
+from prompt_tuning_jax.data.records import LABEL, names
 from prompt_tuning_jax.data.task import Task
 from prompt_tuning_jax.data.template import with_prompt
+from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models import LanguageModel, load
 from prompt_tuning_jax.train import Result, encode, tune
 
@@ -40,7 +42,8 @@ def evaluate(
         or, where it names a field itself, takes the whole template's place.
 
     Returns:
-      loss (nats an example), accuracy (0 to 1), examples.
+      loss (nats an example), examples, and with labels accuracy (0 to 1), the task's other metrics,
+      and intervals: [low, high] of each metric by its name, see `metrics.label_metrics`.
 
     Raises:
       UserError: the artifact belongs to another model, or a template, split or record is at fault.
@@ -51,7 +54,12 @@ def evaluate(
     rows = tasks.records(task, split)
     examples = encode(lm, task, rows, collections, max_length, template)
     scores = scoring.score(lm, examples, collections)
-    return scoring.metrics(scores, np.array([example.answer for example in examples]))
+    answers = np.array([example.answer for example in examples])
+    found = scoring.metrics(scores, answers)
+    if task.target:
+        return found
+    values = [value for value, _ in task.labels]
+    return found | metrics.label_metrics(scores.argmax(1), answers, values, task.metrics)
 
 
 def predict(
@@ -75,7 +83,7 @@ def predict(
     values = [value for value, _ in task.labels]
     waiting = iter(records)
     while chunk := list(islice(waiting, PREDICTED_AT_ONCE)):
-        rows = [_fields(task, record) for record in chunk]
+        rows = [_fields(template, record) for record in chunk]
         examples = encode(lm, task, rows, collections, max_length, template)
         for row in scoring.probabilities(scoring.score(lm, examples, collections)):
             shares = [round(float(share), 6) for share in row]
@@ -95,8 +103,14 @@ def _adaptation(lm, task, artifact):
     return artifact.collections, artifact.manifest["template"], artifact.manifest["max_length"]
 
 
-def _fields(task, record):
+def _fields(template, record):
     """A record without its label: that is what is asked for."""
-    if isinstance(record, str):
-        return {task.fields[0]: record}
-    return {name: value for name, value in record.items() if name != "label"}
+    if not isinstance(record, str):
+        return {name: value for name, value in record.items() if name != LABEL}
+    fields = names(template)
+    if len(fields) != 1:
+        raise UserError(
+            f"the template has the fields {', '.join(fields)}: give each record as these by name,"
+            " not as one text"
+        )
+    return {fields[0]: record}

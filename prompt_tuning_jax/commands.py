@@ -64,34 +64,34 @@ def train(config, folder: str, fresh: bool, command: list[str]) -> int:
 
 def check_report(task, config):
     """Raises a UserError for what only the report reads, before the time for training is spent."""
-    tasks.records(task, config.task.test)
+    fields = tasks.fields(task, tasks.records(task, config.task.test)[0])
     for prompt in config.prompts:
-        tasks.check_fields(with_prompt(task.template, prompt), task.fields)
+        tasks.check_fields(with_prompt(task.template, prompt), fields)
 
 
 def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list[report.Row]:
     """Rows of the report on the test split: no prompt, the written prompt that is best on the
-    validation split, and what was tuned."""
+    validation split (by accuracy, or without labels by loss), and what was tuned."""
 
-    def accuracy(**how):
-        return api.evaluate(lm, task, split=config.task.test, **how)["accuracy"]
+    def row(name, trained, size, seconds, **how):
+        found = api.evaluate(lm, task, split=config.task.test, **how)
+        accuracy = found.get("accuracy")
+        return report.Row(name, accuracy, trained, size, seconds, found["loss"])
 
-    rows = [report.Row("no prompt", accuracy(), 0, 0, 0.0)]
+    def merit(prompt):
+        found = api.evaluate(lm, task, split=config.task.validation, prompt=prompt)
+        return found.get("accuracy", -found["loss"])
+
+    rows = [row("no prompt", 0, 0, 0.0)]
     if config.prompts:
         began = time.perf_counter()
-        best = max(
-            config.prompts,
-            key=lambda prompt: api.evaluate(lm, task, split=config.task.validation, prompt=prompt)[
-                "accuracy"
-            ],
-        )
+        best = max(config.prompts, key=merit)
         ranked = time.perf_counter() - began if len(config.prompts) > 1 else 0.0
-        size = len(best.encode())
-        rows.append(report.Row("written prompt", accuracy(prompt=best), 0, size, ranked))
-    tuned = accuracy(artifact=result.artifact)
+        rows.append(row("written prompt", 0, len(best.encode()), ranked, prompt=best))
     size = (kept / artifact.TENSORS).stat().st_size
     name = config.method.name.replace("_", " ")
-    rows.append(report.Row(name, tuned, result.trainable_parameters, size, result.seconds))
+    trained = result.trainable_parameters
+    rows.append(row(name, trained, size, result.seconds, artifact=result.artifact))
     return rows
 
 
@@ -100,10 +100,15 @@ def evaluate(config, folder: str | None, prompt: str | None, split: str) -> dict
     that brings its own."""
     keep_compiled()
     made = None if folder is None else artifact.load(folder)
+    labels = ()
     if config is None:
         config = own_config(made)
-    task = tasks.make(config.task)
-    return api.evaluate(load_model(config), task, made, split=split, prompt=prompt)
+        labels = made.manifest["labels"] if made else ()
+    task = tasks.make(config.task, labels)
+    found = api.evaluate(load_model(config), task, made, split=split, prompt=prompt)
+    for note in task.load().notes:
+        say(note)
+    return found
 
 
 def predict(folder: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -111,7 +116,7 @@ def predict(folder: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     keep_compiled()
     made = artifact.load(folder)
     config = own_config(made)
-    task = tasks.make(config.task)
+    task = tasks.make(config.task, made.manifest["labels"])
     yield from api.predict(load_model(config), task, lines, made)
 
 

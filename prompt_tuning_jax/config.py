@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from prompt_tuning_jax.data import settings
 from prompt_tuning_jax.errors import UserError, nearest
 from prompt_tuning_jax.methods import METHODS
 
@@ -97,6 +98,14 @@ def _texts(default: tuple[str, ...], least: int = 0) -> Key:
     )
 
 
+def _part(default: float) -> Key:
+    return Key(
+        default,
+        "a share above 0 and below 1, or a whole number of records",
+        lambda value: 0 < value < 1 or (value >= 1 and value.is_integer()),
+    )
+
+
 KEYS: dict[str, Key] = {
     "seed": Key(0, "a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32),
     "steps": _whole(200, 1),
@@ -151,10 +160,39 @@ KEYS: dict[str, Key] = {
     "task.validation": _text("validation", least=1),
     "task.test": _text("test", least=1),
     "task.template": _text("{soft}Headline: {text}\nTopic:", least=1),
-    # 'value' as it stands in the data, or 'value=word' where the model reads another word.
-    "task.labels": _texts(
-        ("business", "entertainment", "politics", "sport=sports", "tech=technology"), least=2
+    # 'value' as it stands in the data, or 'value=word' where the model reads another word; () takes
+    # the values that the training split has.
+    "task.labels": Key(
+        (),
+        "at least two texts, none of them empty, as ('first', 'second'), or ()",
+        lambda value: len(value) != 1 and all(type(item) is str and item for item in value),
     ),
+    # Instead of labels: the text to write, a template over fields such as '{summary}'.
+    "task.target": _text(""),
+    # () is accuracy with labels, all that there are with a target.
+    "task.metrics": _texts(()),
+    # So many training examples of each label, drawn by `split_seed`; 0 is all there are.
+    "task.examples_per_class": _whole(0, 0),
+    # 'field=column' where the data has another name than the template; the label's field is
+    # `label`. A column without a name has its number, from 1. Of several columns for a field the
+    # first that a file has counts.
+    "task.columns": Key(
+        (),
+        "texts 'field=column', as ('text=sentence', 'label=2')",
+        lambda value: all(type(item) is str and settings.column(item) for item in value),
+    ),
+    # Where TensorFlow Datasets keeps what it prepared; '' is its own default.
+    "task.data_dir": _text(""),
+    # .jsonl, .csv or .tsv. What is not given of validation and test is a part of the training file.
+    "task.files.train": _text(""),
+    "task.files.validation": _text(""),
+    "task.files.test": _text(""),
+    "task.files.validation_part": _part(0.1),
+    "task.files.test_part": _part(0.1),
+    # '' goes by the file's ending. Quotes mean something unless the delimiter is a tab.
+    "task.files.delimiter": _text(""),
+    # Whether the first line names the columns.
+    "task.files.header": _switch(True),
     # Tokens in an example; 0 is as many as the model has positions.
     "task.max_length": _whole(0, 0),
     # Hand-written templates that the report compares the trained prompt with.
@@ -390,7 +428,7 @@ def _misfits(values: Mapping[str, Any]) -> list[str]:
             f" {values['method.name']!r}{nearest(init, inits)}"
         )
     misfits += _unread(values, "method", {name: line.keys for name, line in METHODS.items()})
-    return misfits + _unread(values, "optimizer", OPTIMIZERS)
+    return misfits + _unread(values, "optimizer", OPTIMIZERS) + settings.misfits(values, KEYS)
 
 
 def _unread(

@@ -59,9 +59,10 @@ class Journal:
     def validated(self, step: int, metrics: dict, seconds: float):
         """Takes a validation's metrics and how long it took."""
         self._evaluating += seconds
-        self._write(step, {f"validation/{name}": metrics[name] for name in ("loss", "accuracy")})
-        loss, accuracy = metrics["loss"], metrics["accuracy"]
-        self._log(f"step {step}: validation loss {loss:.4f}, accuracy {accuracy:.1%}")
+        found = {name: metrics[name] for name in ("loss", "accuracy") if name in metrics}
+        self._write(step, {f"validation/{name}": value for name, value in found.items()})
+        accuracy = f", accuracy {found['accuracy']:.1%}" if "accuracy" in found else ""
+        self._log(f"step {step}: validation loss {found['loss']:.4f}{accuracy}")
 
     def seconds(self) -> float:
         """Seconds of steps and validation, those of earlier starts included."""

@@ -18,17 +18,19 @@ class Row(NamedTuple):
 
     Attributes:
       name: of the way.
-      accuracy: share of examples answered rightly, 0 to 1.
+      accuracy: share of examples answered rightly, 0 to 1; None for a task without labels.
       trainable_parameters: how many numbers were trained.
       bytes: to store what was trained or written.
       seconds: to get there: training, or scoring the candidates.
+      loss: nats an example, shown where there is no accuracy.
     """
 
     name: str
-    accuracy: float
+    accuracy: float | None
     trainable_parameters: int
     bytes: int
     seconds: float
+    loss: float | None = None
 
 
 def table(rows: Sequence[Row], file: TextIO | None = None) -> None:
@@ -38,12 +40,13 @@ def table(rows: Sequence[Row], file: TextIO | None = None) -> None:
 
     shown = Table(box=None, pad_edge=False, header_style="bold")
     shown.add_column("name", overflow="fold")
-    for heading in ("accuracy", "trainable parameters", "bytes", "seconds"):
+    measure = "accuracy" if all(row.accuracy is not None for row in rows) else "loss"
+    for heading in (measure, "trainable parameters", "bytes", "seconds"):
         shown.add_column(heading, justify="right")
     for row in rows:
         shown.add_row(
             row.name,
-            f"{100 * row.accuracy:.1f} %",
+            f"{100 * row.accuracy:.1f} %" if row.accuracy is not None else f"{row.loss:.3f}",
             f"{row.trainable_parameters:,}",
             size(row.bytes),
             duration(row.seconds),

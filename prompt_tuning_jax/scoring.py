@@ -75,15 +75,14 @@ def metrics(scores: np.ndarray, answers: np.ndarray) -> dict[str, float]:
 
     Returns:
       loss: mean negative log-likelihood of the right answer, in nats;
-      accuracy: share of examples whose best answer is the right one;
+      accuracy: share of examples whose best answer is the right one, where there are several;
       examples: how many.
     """
     right = scores[np.arange(len(answers)), answers]
-    return {
-        "loss": float(-right.mean()),
-        "accuracy": float((scores.argmax(1) == answers).mean()),
-        "examples": len(answers),
-    }
+    found = {"loss": float(-right.mean())}
+    if scores.shape[1] > 1:
+        found["accuracy"] = float((scores.argmax(1) == answers).mean())
+    return {**found, "examples": len(answers)}
 
 
 def probabilities(scores: np.ndarray) -> np.ndarray:

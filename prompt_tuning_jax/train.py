@@ -202,9 +202,14 @@ def due(step: int, every: int) -> bool:
 
 def prepare(lm: LanguageModel, task, config, collections, log: Callable) -> Data:
     """Both splits as tokens, and the shapes of every batch of the run."""
+    for note in task.load().notes:
+        log(note)
     train, validation = (
-        encode(lm, task, tasks.records(task, split), collections, config.task.max_length)
-        for split in (config.task.train, config.task.validation)
+        encode(lm, task, rows, collections, config.task.max_length)
+        for rows in (
+            tasks.training(task, config.task),
+            tasks.records(task, config.task.validation),
+        )
     )
     order = batches.order(len(train), config.seed)
     planned = np.stack(

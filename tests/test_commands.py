@@ -246,16 +246,19 @@ def test_the_written_prompt_of_the_report_is_the_best_on_validation(monkeypatch,
     scores |= {("validation[:40]", "six"): 0.5, ("test[:40]", "twelve"): 0.4}
 
     def evaluate(lm, task, artifact=None, *, split, prompt=None):
-        return {"accuracy": scores[split, prompt] if prompt else 0.7 if artifact else 0.1}
+        return {
+            "accuracy": scores[split, prompt] if prompt else 0.7 if artifact else 0.1,
+            "loss": 2,
+        }
 
     monkeypatch.setattr(api, "evaluate", evaluate)
     result = SimpleNamespace(artifact="made", trainable_parameters=96, seconds=3.0)
     (home / artifact.TENSORS).write_bytes(b"1234")
     rows = commands.compare(None, None, config, result, home)
     assert [row._replace(seconds=0) for row in rows] == [
-        ("no prompt", 0.1, 0, 0, 0),
-        ("written prompt", 0.4, 0, len("twelve"), 0),
-        ("soft prompt", 0.7, 96, 4, 0),
+        ("no prompt", 0.1, 0, 0, 0, 2),
+        ("written prompt", 0.4, 0, len("twelve"), 0, 2),
+        ("soft prompt", 0.7, 96, 4, 0, 2),
     ]
     assert rows[0].seconds == 0 < rows[1].seconds and rows[2].seconds == 3.0
 
@@ -271,7 +274,9 @@ def test_evaluate_an_artifact_a_written_prompt_or_neither(typed):
     tuned, alone = result("--artifact", tiny_runs.artifact()), result(*tiny)
     whole = result(*tiny, "--prompt", prompt + r"Headline: {text}\nTopic:")
     for found in (tuned, alone, whole):
-        assert found.keys() == {"loss", "accuracy", "examples"}
+        assert found.keys() == {"loss", "accuracy", "examples", "intervals"}
+        low, high = found["intervals"]["accuracy"]
+        assert 0 <= low <= found["accuracy"] <= high <= 1
         assert found["examples"] == 30 and 0 <= found["accuracy"] <= 1
     assert len({tuned["loss"], alone["loss"], whole["loss"]}) == 3
     # A prompt that names no field takes the place of the template's slots.

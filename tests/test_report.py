@@ -14,7 +14,7 @@ from prompt_tuning_jax.workdir import Metrics
 ROWS = (
     Row("no prompt", 0.558, 0, 0, 0.0),
     Row("written prompt [bold]", 0.612, 0, 120, 12.34),
-    Row("soft prompt", 0.84449, 9216, 38122, 243.2),
+    Row("soft prompt", 0.84449, 9216, 38122, 243.2, 0.5),
 )
 
 
@@ -29,6 +29,13 @@ def test_the_table_reads_well():
         ["written prompt [bold]", "61.2 %", "0", "120 B", "12 s"],
         ["soft prompt", "84.4 %", "9,216", "38.1 kB", "4 min 03 s"],
     ]
+
+
+def test_without_labels_the_table_shows_the_loss():
+    out = io.StringIO()
+    report.table([Row("soft prompt", None, 9, 38, 2.0, 12.3456)], out)
+    heading, row = out.getvalue().splitlines()
+    assert heading.split()[:2] == ["name", "loss"] and row.split()[2] == "12.346"
 
 
 @pytest.mark.parametrize(
@@ -70,7 +77,7 @@ def test_the_report_has_exactly_these_keys_and_what_is_added(tmp_path):
     report.write_report(tmp_path / "report.json", ROWS)
     content = json.loads((tmp_path / "report.json").read_text())
     assert list(content) == ["rows"]
-    names = ["name", "accuracy", "trainable_parameters", "bytes", "seconds"]
+    names = ["name", "accuracy", "trainable_parameters", "bytes", "seconds", "loss"]
     assert [list(row) for row in content["rows"]] == [names] * 3
     assert content["rows"][2] == {
         "name": "soft prompt",
@@ -78,6 +85,7 @@ def test_the_report_has_exactly_these_keys_and_what_is_added(tmp_path):
         "trainable_parameters": 9216,
         "bytes": 38122,
         "seconds": 243.2,
+        "loss": 0.5,
     }
     report.write_report(tmp_path / "report.json", ROWS, {"picture": "curves.png"})
     content = json.loads((tmp_path / "report.json").read_text())

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 
 from prompt_tuning_jax.cache import cache_folder, publish
+from prompt_tuning_jax.data.records import Source
 from prompt_tuning_jax.errors import UserError
 
 # The corpus calls its topics so; the package that carries it renamed one folder.
@@ -97,6 +98,16 @@ class BbcNews(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, headlines: Headlines) -> Any:
         for number, (text, topic) in enumerate(headlines.records):
             yield number, {"text": text, "label": topic}
+
+
+def source(config: Any) -> Source:
+    """The headlines as `load` splits them by the seed of the section `task` of a config."""
+    splits, counts = load(config.split_seed)
+    notes = {
+        "duplicates": "articles were left out, whose headline an earlier one has",
+        "replaced": "bytes are not UTF-8 and were replaced",
+    }
+    return Source(splits, [f"{counts[name]} {notes[name]}" for name in notes if counts[name]])
 
 
 @functools.cache

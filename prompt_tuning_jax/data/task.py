@@ -1,22 +1,35 @@
-"""A task: records of named fields, a template, a verbalizer, metrics and splits."""
+"""A task: records of named fields, a template, labels or a text target, metrics and splits."""
 
+import functools
+import importlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from prompt_tuning_jax.data.template import Example, encode, parse
+from prompt_tuning_jax.data.records import LABEL, PLACE, Record, Source, names, ranked
+from prompt_tuning_jax.data.settings import LABEL_METRICS, TEXT_METRICS
+from prompt_tuning_jax.data.template import Example, Field, Slot, Special, Template, encode, parse
 from prompt_tuning_jax.errors import UserError, nearest
 
-Record = dict[str, str]
+_MOST_LABELS = 100  # distinct values in the data, above which they are hardly labels
 
 
-class Source(NamedTuple):
-    """What a task's data holds, by the names of its splits, and what was left out of it."""
+class Kind(NamedTuple):
+    """A kind of task: the module whose `source(config)` reads a `Source`, imported when the data
+    is read, and the fields that a template may name, () if the data decides."""
 
-    splits: dict[str, list[Record]]
-    counts: dict[str, int]
+    module: str
+    fields: tuple[str, ...] = ()
+
+
+# By the part of `task.name` in front of a colon.
+KINDS = {
+    "bbc_news": Kind("bbc_news", ("text",)),
+    "files": Kind("files"),
+    "tfds": Kind("prepared"),
+}
 
 
 class Task(NamedTuple):
@@ -26,38 +39,60 @@ class Task(NamedTuple):
     template: str
     labels: tuple[tuple[str, str], ...]  # (value in the data, word that the model reads)
     metrics: tuple[str, ...]
-    fields: tuple[str, ...]  # what the template may name
+    fields: tuple[str, ...]  # what a template may name, () if the data decides
     load: Callable[[], Source]
+    target: str = ""  # a template of what the model is to write, in place of labels
 
 
-def make(config: Any) -> Task:
+def make(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
     """Makes the task that `config` (the section `task` of a config) describes.
 
+    Args:
+        config: checked, with every key of the section.
+        labels: (value, word) of each label where they are known, as in an artifact's manifest.
+            Otherwise those of the config count, or if it has none and no target, the values that
+            its training split has; only for these the data is read here.
+
     Raises:
-        UserError: an unknown name, a template that is not one or names an unknown field, or labels
-            that are empty or not distinct.
+        UserError: an unknown name, a template that is not one or names an unknown field or none,
+            or labels that are empty or not distinct.
     """
     name = config.name
-    if name not in _TASKS:
-        known = ", ".join(_TASKS)
+    kind = KINDS.get(name.partition(":")[0])
+    if kind is None or (":" in name) != (kind is KINDS["tfds"]):
+        known = ", ".join(f"{key}:NAME" if key == "tfds" else key for key in KINDS)
         raise UserError(
-            f"task.name is {name!r}, expected one of: {known}{nearest(name, list(_TASKS))}"
+            f"task.name is {name!r}, expected one of: {known}{nearest(name, list(KINDS))}"
         )
-    fields, load = _TASKS[name]
-    check_fields(config.template, fields)
-    labels = parse_labels(config.labels)
-    return Task(name, config.template, labels, ("accuracy",), fields, lambda: load(config))
+    module = f"prompt_tuning_jax.data.{kind.module}"
+    load = functools.cache(lambda: importlib.import_module(module).source(config))
+    task = Task(name, config.template, (), tuple(config.metrics), kind.fields, load, config.target)
+    _check_template(task)
+    if task.target:
+        return task._replace(metrics=task.metrics or TEXT_METRICS)
+    task = task._replace(metrics=task.metrics or LABEL_METRICS[:1])
+    if labels or config.labels:
+        pairs = tuple((value, word) for value, word in labels) or parse_labels(config.labels)
+        return task._replace(labels=pairs)
+    return task._replace(labels=_found_labels(task, config.train))
 
 
 def check_fields(template: str, fields: Sequence[str]) -> None:
-    """Raises a UserError if `template` is not one or names a field that is not among `fields`."""
+    """Raises a UserError if `template` is not one or names a field that is not among `fields`,
+    unless these are unknown: ()."""
     for field in parse(template).fields:
-        if field.name not in fields:
+        if fields and field.name not in fields:
             known = ", ".join(f"{{{name}}}" for name in fields)
             raise UserError(
                 f"template {template!r}, position {field.place}: unknown field {{{field.name}}},"
                 f" expected {known} or {{soft}}{nearest(field.name, [*fields, 'soft'])}"
             )
+
+
+def fields(task: Task, row: Record) -> tuple[str, ...]:
+    """Returns what a template may name: what the task says, or what a record of its data has."""
+    hidden = {PLACE, LABEL, *names(task.target)}
+    return task.fields or tuple(name for name in row if name not in hidden)
 
 
 def parse_labels(labels: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -100,25 +135,58 @@ def records(task: Task, split: str) -> list[Record]:
         UserError: an unknown split, a slice that is not one or holds no record, or a record whose
             label the task does not list.
     """
-    match = _SPLIT.fullmatch(split)
-    if not match:
-        raise UserError(f"split {split!r} is none: expected 'train', 'train[:64]' or 'train[:50%]'")
-    splits = task.load().splits
-    name, start, stop = match["name"], match["start"], match["stop"]
-    if name not in splits:
-        raise UserError(
-            f"split {split!r} of task {task.name} is unknown, expected one of:"
-            f" {', '.join(splits)}{nearest(name, list(splits))}"
-        )
-    count = len(splits[name])
+    name, start, stop = _parts(split)
+    rows = _whole(task, name)
+    count = len(rows)
     first, last = _bound(start, 0, count), _bound(stop, count, count)
     if not 0 <= first < last <= count:
         raise UserError(
             f"split {split!r} of task {task.name} is no part of its {count} records: expected a"
             f" slice between 0 and {count} that holds at least one"
         )
-    _check_labels(task, splits[name], name)
-    return splits[name][first:last]
+    if not task.target:
+        _check_labels(task, rows, name)
+    return rows[first:last]
+
+
+def training(task: Task, config: Any) -> list[Record]:
+    """Returns the records to train on: of `config.train`, or `config.examples_per_class` of each
+    label in it, which `config.split_seed` and the records' own text decide about.
+
+    Raises:
+        UserError: as `records`, or a label that has fewer.
+    """
+    rows, most = records(task, config.train), config.examples_per_class
+    if not most:
+        return rows
+    found: dict[str, list[Record]] = {value: [] for value, _ in task.labels}
+    for group in ranked(rows, names(task.template), config.split_seed):
+        for row in group:
+            found[row[LABEL]].append(row)
+    few = [f"{len(held)} of {value!r}" for value, held in found.items() if len(held) < most]
+    if few:
+        raise UserError(
+            f"config.task.examples_per_class is {most} and split {config.train!r} has"
+            f" {' and '.join(few)}: give at most {min(map(len, found.values()))}, or more data"
+        )
+    return [row for held in found.values() for row in held[:most]]
+
+
+def grouped(task: Task, rows: Sequence[Record]) -> tuple[list[Record], list[list[str]]]:
+    """Returns the first record of each distinct input, and the target texts of all with that input.
+
+    Args:
+        task: with a target.
+        rows: records, the order of whose inputs is kept.
+    """
+    firsts: dict[tuple[str, ...], Record] = {}
+    texts: dict[tuple[str, ...], list[str]] = {}
+    fields, target = names(task.template), parse(task.target)
+    for row in rows:
+        key = tuple(row[field] for field in fields)
+        firsts.setdefault(key, row)
+        texts.setdefault(key, []).append(_filled(target, row))
+    return list(firsts.values()), list(texts.values())
 
 
 def examples(
@@ -131,11 +199,13 @@ def examples(
     max_length: int,
     template: str | None = None,
 ) -> list[Example]:
-    """Returns the example of each record with the task's words as answers, in the labels' order.
+    """Returns the example of each record: with the task's words as answers, in the labels' order,
+    or with its target, ended by the tokenizer's EOS token, as the only one.
 
     Args:
-        task: whose template and labels count.
-        rows: records; one without a label becomes an example whose right answer is unknown.
+        task: whose template and labels or target count.
+        rows: records; one without a label becomes an example whose right answer is unknown, one
+            without the target's fields an example without answers.
         tokenizer: a `models.tokenizer.Tokenizer`.
         num_virtual_tokens: P, the length of the soft prompt.
         add_bos: whether every example begins with the tokenizer's BOS token.
@@ -147,12 +217,14 @@ def examples(
     """
     text = task.template if template is None else template
     check_fields(text, task.fields)
+    _check_outputs(task, text)
     parsed = parse(text, tokenizer.specials)
-    words = [word for _, word in task.labels]
-    places = {value: place for place, (value, _) in enumerate(task.labels)}
+    answers = _to_write(task, tokenizer) if task.target else _to_rank(task)
+    ending = [tokenizer.eos_id] if task.target else []
     encoded = []
     for number, row in enumerate(rows):
         try:
+            words, answer = answers(row)
             example = encode(
                 parsed,
                 row,
@@ -161,10 +233,11 @@ def examples(
                 num_virtual_tokens=num_virtual_tokens,
                 add_bos=add_bos,
                 max_length=max_length,
-                answer=places[row["label"]] if "label" in row else -1,
+                answer=answer,
+                ending=ending,
             )
         except UserError as error:
-            raise UserError(f"record {number}: {error}") from error
+            raise UserError(f"{row.get(PLACE, f'record {number}')}: {error}") from error
         encoded.append(example)
     return encoded
 
@@ -176,7 +249,26 @@ def dropped(encoded: Sequence[Example]) -> tuple[int, int]:
 
 
 _BOUND = r"-?(?:\d{1,18}|\d{1,2}%|100%)"
-_SPLIT = re.compile(rf"(?P<name>\w+)(?:\[(?P<start>{_BOUND})?:(?P<stop>{_BOUND})?\])?", re.ASCII)
+_SPLIT = re.compile(
+    rf"(?P<name>[\w.-]+)(?:\[(?P<start>{_BOUND})?:(?P<stop>{_BOUND})?\])?", re.ASCII
+)
+
+
+def _parts(split: str) -> tuple[str, str | None, str | None]:
+    match = _SPLIT.fullmatch(split)
+    if not match:
+        raise UserError(f"split {split!r} is none: expected 'train', 'train[:64]' or 'train[:50%]'")
+    return match["name"], match["start"], match["stop"]
+
+
+def _whole(task: Task, name: str) -> list[Record]:
+    splits = task.load().splits
+    if name not in splits:
+        raise UserError(
+            f"split {name!r} of task {task.name} is unknown, expected one of:"
+            f" {', '.join(splits)}{nearest(name, list(splits))}"
+        )
+    return splits[name]
 
 
 def _bound(text: str | None, default: int, count: int) -> int:
@@ -188,27 +280,96 @@ def _bound(text: str | None, default: int, count: int) -> int:
     return number + count if text.startswith("-") else number
 
 
-def _check_labels(task: Task, rows: Sequence[Record], split: str) -> None:
-    values = [value for value, _ in task.labels]
-    for number, row in enumerate(rows):
-        label = row["label"]
-        if label not in values:
+def _check_template(task: Task) -> None:
+    """Raises a UserError for a template or target that names no field, or a wrong one."""
+    check_fields(task.template, task.fields)
+    _check_outputs(task, task.template)
+    if not names(task.template):
+        raise UserError(
+            f"template {task.template!r} names no field of the data, so that all examples would be"
+            " alike: write {text} where the text stands"
+        )
+    if task.target:
+        check_fields(task.target, task.fields)
+        _check_target(task.target, ())
+
+
+def _check_target(target: str, specials: Sequence[str]) -> Template:
+    parsed = parse(target, specials)
+    if not parsed.fields or any(isinstance(piece, Slot | Special) for piece in parsed.pieces):
+        raise UserError(
+            f"task.target is {target!r}: expected text with at least one field, as '{{summary}}',"
+            " without slots and special tokens (the token that ends a text is added to it)"
+        )
+    return parsed
+
+
+def _check_outputs(task: Task, template: str) -> None:
+    outputs = names(task.target) if task.target else (LABEL,)
+    for field in parse(template).fields:
+        if field.name in outputs:
             raise UserError(
-                f"record {number} of split {split!r} of task {task.name} has the label {label!r},"
-                f" which task.labels does not list{nearest(label, values)}: expected one of:"
-                f" {', '.join(values)}"
+                f"template {template!r}, position {field.place}: {{{field.name}}} is what the model"
+                " has to find: expected other fields of the data"
             )
 
 
-def _bbc_news(config: Any) -> Source:
-    # TensorFlow Datasets takes half a second to import.
-    from prompt_tuning_jax.data import bbc_news
+def _check_labels(task: Task, rows: Sequence[Record], split: str) -> None:
+    values = [value for value, _ in task.labels]
+    for number, row in enumerate(rows):
+        label = row[LABEL]
+        if label not in values:
+            place = row.get(PLACE, f"record {number} of split {split!r} of task {task.name}")
+            raise UserError(
+                f"{place} has the label {label!r}, which task.labels does not"
+                f" list{nearest(label, values)}: expected one of: {', '.join(values)}"
+            )
 
-    splits, counts = bbc_news.load(config.split_seed)
-    return Source(splits, counts)
+
+def _found_labels(task: Task, split: str) -> tuple[tuple[str, str], ...]:
+    """The distinct labels of a split in order, each as its own word."""
+    name, _, _ = _parts(split)
+    values = sorted({row[LABEL] for row in _whole(task, name)})
+    if not 2 <= len(values) <= _MOST_LABELS:
+        shown = ", ".join(repr(value[:40]) for value in values[:5])
+        raise UserError(
+            f"split {name!r} of task {task.name} has {len(values)} labels ({shown}"
+            f"{', …' if len(values) > 5 else ''}): expected 2 to {_MOST_LABELS}; list them in"
+            " task.labels, name the label's column in task.columns, or set task.target for a text"
+        )
+    return tuple((value, value) for value in values)
 
 
-# By name: the fields that a template may use, and what reads the data.
-_TASKS: dict[str, tuple[tuple[str, ...], Callable[[Any], Source]]] = {
-    "bbc_news": (("text",), _bbc_news),
-}
+_Answers = Callable[[Record], tuple[Sequence[str], int]]
+
+
+def _to_rank(task: Task) -> _Answers:
+    """Returns what gives a record's answers: all words, and which is right."""
+    words = [word for _, word in task.labels]
+    places = {value: place for place, (value, _) in enumerate(task.labels)}
+    return lambda row: (words, places[row[LABEL]] if LABEL in row else -1)
+
+
+def _to_write(task: Task, tokenizer: Any) -> _Answers:
+    """Returns what gives a record's only answer: its target, if it has one."""
+    if tokenizer.eos_id is None:
+        raise UserError("the tokenizer has no EOS token to end a text with: take labels instead")
+    target = _check_target(task.target, tokenizer.specials)
+
+    def answers(row: Record) -> tuple[Sequence[str], int]:
+        if any(field.name not in row for field in target.fields):
+            return (), -1
+        text = _filled(target, row)
+        if not text:
+            raise UserError("the target is empty: give the record a text to write, or remove it")
+        return (text,), 0
+
+    return answers
+
+
+def _filled(target: Template, row: Record) -> str:
+    parts = [
+        row[piece.name] if isinstance(piece, Field) else getattr(piece, "text", "")
+        for piece in target.pieces
+    ]
+    return "".join(parts).strip()

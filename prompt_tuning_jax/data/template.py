@@ -129,6 +129,7 @@ def encode(
     add_bos: bool,
     max_length: int,
     answer: int = -1,
+    ending: Sequence[int] = (),
 ) -> Example:
     """Renders `template` with each answer behind it and tokenises the whole.
 
@@ -138,7 +139,7 @@ def encode(
     Args:
         template: from `parse` with the tokenizer's specials.
         record: the text of each field of the template.
-        answers: C texts, none empty.
+        answers: C texts, none empty; without any, the trunk is what it would be before most words.
         tokenizer: a `models.tokenizer.Tokenizer`.
         num_virtual_tokens: P; with 0 a plain `{soft}` is nothing.
         add_bos: begin with the BOS token, unless the template does so itself.
@@ -146,10 +147,11 @@ def encode(
             may take: what the model has, less a prefix's length. Of a longer example the longest
             field is cut at its end, and no other.
         answer: index of the right answer.
+        ending: tokens behind each answer.
 
     Raises:
         UserError: slots that do not add up to P, a field that the record lacks, an example that is
-            too long when its longest field is empty, or one with nothing before its answer.
+            too long with one character of its longest field, or one with nothing before its answer.
     """
     layout = _layout(template, num_virtual_tokens)
     bos = _bos(template, tokenizer, add_bos)
@@ -157,21 +159,23 @@ def encode(
     shortened, whole = "", 0
     while True:
         rendered = _render(layout, fields, tokenizer, bos)
-        trunk, tails = _answered(rendered, answers, tokenizer)
-        length = len(trunk.ids) + max(map(len, tails)) - 1
+        trunk, tails = _answered(rendered, answers or ("a",), tokenizer)
+        tails = [[*tail, *ending] for tail in tails] if answers else []
+        length = len(trunk.ids) + max(map(len, tails), default=1) - 1
         whole = whole or length
         if length <= max_length:
             break
         shortened = shortened or _longest(rendered.spans, trunk)
-        if not fields.get(shortened):
+        spans = rendered.spans.get(shortened, [(0, 0)])
+        excess = -(-(length - max_length) // len(spans))
+        kept = fields.get(shortened, "")[: _cut(spans[0], trunk, excess)]
+        if not kept:
             raise UserError(
                 f"the example takes {length} positions and {max_length} are allowed, with nothing"
-                " left to shorten: use a shorter template, shorter labels or fewer virtual tokens,"
-                " or raise task.max_length"
+                f" left to shorten{shortened and f' but the whole of {shortened!r}'}: use a shorter"
+                " template, shorter answers or fewer virtual tokens, or raise task.max_length"
             )
-        spans = rendered.spans[shortened]
-        excess = -(-(length - max_length) // len(spans))
-        fields[shortened] = fields[shortened][: _cut(spans[0], trunk, excess)]
+        fields[shortened] = kept
     if not trunk.ids:
         raise UserError(
             f"template {template.text!r} puts nothing before the answer: give it text, a slot or a"

@@ -84,4 +84,6 @@ def bbc_config() -> SimpleNamespace:
         split_seed=0,
         template="{soft}Headline: {text}\nTopic:",
         labels=("business", "entertainment", "politics", "sport=sports", "tech=technology"),
+        target="",
+        metrics=(),
     )

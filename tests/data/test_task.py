@@ -27,6 +27,7 @@ TASK = Task(
 
 def config(**changes):
     defaults = {"name": "bbc_news", "split_seed": 0, "template": "{text}", "labels": ("a", "b")}
+    defaults |= {"target": "", "metrics": ()}
     return SimpleNamespace(**(defaults | changes))
 
 

@@ -1,0 +1,55 @@
+"""A soft prompt that puts a table of facts about a restaurant into words (E2E).
+
+Command: prompt-tuning train --config configs/e2e.py --workdir runs/e2e
+Hardware and time: about four times a step of configs/quickstart.py. Not run here.
+Expected: not run here.
+
+The data (Novikova et al. 2017, tokenised as in Li and Liang 2021) are JSON lines with the facts as
+`mr` and a text as `text` or several as `references`; each of several counts as a record.
+`--config.task.files.train=DIR/train.jsonl` and so on say where they are.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.steps = 500
+    config.batch_size = 16
+    config.learning_rate = 0.03
+    config.evaluate_every = 100
+    config.save_every = 100
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.clip_norm = 1.0
+
+    config.schedule = ConfigDict()
+    config.schedule.name = "cosine"
+    config.schedule.warmup_steps = 20
+
+    config.model = ConfigDict()
+    config.model.path = "smollm2-135m-instruct"
+
+    config.method = ConfigDict()
+    config.method.name = "soft_prompt"
+    config.method.num_virtual_tokens = 32
+    config.method.init = "text"
+    config.method.init_text = (
+        "Describe the restaurant in one or two plain sentences that mention each of these facts:"
+    )
+
+    config.task = ConfigDict()
+    config.task.name = "files"
+    config.task.files = ConfigDict()
+    config.task.files.train = "data/e2e/train.jsonl"
+    config.task.files.validation = "data/e2e/validation.jsonl"
+    config.task.files.test = "data/e2e/test.jsonl"
+    config.task.columns = ("text=text", "text=references")
+    config.task.template = "{soft}{mr}\nDescription:"
+    config.task.labels = ()
+    config.task.target = "{text}"
+    config.task.metrics = ("bleu", "rouge_l")
+    return config

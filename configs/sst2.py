@@ -1,0 +1,57 @@
+"""A soft prompt that tells whether a sentence of a film review is positive (SST-2).
+
+Command: prompt-tuning train --config configs/sst2.py --workdir runs/sst2
+Hardware and time: as configs/quickstart.py; its sentences are about twice as long. Not run here.
+Expected: not run here.
+
+The data (Socher et al. 2013) are three TSV files of a sentence and 0 or 1 on each line:
+`--config.task.files.train=DIR/train.tsv` and so on say where they are.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.steps = 400
+    config.batch_size = 16
+    config.learning_rate = 0.03
+    config.evaluate_every = 100
+    config.save_every = 100
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.clip_norm = 1.0
+
+    config.schedule = ConfigDict()
+    config.schedule.name = "cosine"
+    config.schedule.warmup_steps = 20
+
+    config.model = ConfigDict()
+    config.model.path = "smollm2-135m-instruct"
+
+    config.method = ConfigDict()
+    config.method.name = "soft_prompt"
+    config.method.num_virtual_tokens = 32
+    config.method.init = "text"
+    config.method.init_text = (
+        "Read the sentence from a film review and say whether the reviewer found the film terrible"
+        " or great. Answer with one word."
+    )
+
+    config.task = ConfigDict()
+    config.task.name = "files"
+    config.task.files = ConfigDict()
+    config.task.files.train = "data/sst2/train.tsv"
+    config.task.files.validation = "data/sst2/dev.tsv"
+    config.task.files.test = "data/sst2/test.tsv"
+    config.task.files.header = False
+    config.task.columns = ("text=1", "label=2")
+    config.task.template = "{soft}Review: {text}\nThe film was"
+    config.task.labels = ("0=terrible", "1=great")
+    config.task.metrics = ("accuracy", "class_accuracy", "matthews")
+
+    config.prompts = ("Review: {text}\nAll in all, the film was",)
+    return config
