@@ -1,5 +1,6 @@
 """Warnings that a person can act on: each is a sentence, or "" where nothing is wrong."""
 
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -53,7 +54,7 @@ def one_answer(chosen: np.ndarray, answers: np.ndarray, labels: Sequence[tuple[s
     counts = np.bincount(chosen, minlength=len(labels)) / len(chosen)
     most = int(counts.argmax())
     right = float((answers == most).mean())
-    if counts[most] < ONE_SIDED or right > ONE_SIDED * counts[most]:
+    if counts[most] < ONE_SIDED or right >= ONE_SIDED * counts[most]:
         return ""
     return (
         f"{counts[most]:.0%} of the validation examples are answered {labels[most][0]!r}, which is "
@@ -64,14 +65,13 @@ def one_answer(chosen: np.ndarray, answers: np.ndarray, labels: Sequence[tuple[s
 def alike(labels: Sequence[tuple[str, str]], tails: Sequence[np.ndarray]) -> list[str]:
     """Which labels' words begin with the same tokens, given the tokens of each."""
     whole, first = [], []
-    for one, (_, word) in enumerate(labels):
-        for other, (_, longer) in enumerate(labels):
-            if one == other or tails[one][0] != tails[other][0]:
-                continue
-            if np.array_equal(tails[other][: len(tails[one])], tails[one]):
-                whole.append(f"{word!r} in {longer!r}")
-            elif one < other:
-                first.append(f"{word!r} and {longer!r}")
+    words = [(word, tail) for (_, word), tail in zip(labels, tails, strict=False)]
+    for pair in itertools.combinations(words, 2):
+        (word, tail), (longer, other) = sorted(pair, key=lambda one: len(one[1]))
+        if np.array_equal(other[: len(tail)], tail):
+            whole.append(f"{word!r} in {longer!r}")
+        elif tail[0] == other[0]:
+            first.append(f"{pair[0][0]!r} and {pair[1][0]!r}")
     sentences = []
     if whole:
         sentences.append(

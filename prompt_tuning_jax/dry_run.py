@@ -206,7 +206,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     text = (read["text"] + f"[[{read['target']}]]").replace("\n", "\\n").replace("\t", "\\t")
     words = read["tokens"] - read["virtual_tokens"] - read["targets"]
     shown = [
-        f"{value} {answer['text']!r} ({answer['tokens']} tokens)"
+        f"{value} {answer['text']!r} ({answer['tokens']} token{'s' * (answer['tokens'] > 1)})"
         for value, answer in itertools.islice(read["answers"].items(), ANSWERS)
     ]
     more = len(read["answers"]) - len(shown)
