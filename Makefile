@@ -3,7 +3,7 @@ WORKDIR ?= runs/quickstart
 PIP := -m pip install --quiet --disable-pip-version-check
 PACKAGING := setup.py requirements/demo.txt
 
-.PHONY: quickstart test test-reference lint clean
+.PHONY: quickstart test test-reference test-versions lint clean
 
 quickstart: .venv/quickstart-installed
 	.venv/bin/prompt-tuning train --config configs/quickstart.py --workdir $(WORKDIR)
@@ -15,13 +15,17 @@ test: .venv/test-installed
 test-reference: .venv-reference/installed
 	.venv-reference/bin/python -m pytest tests/reference
 
+# The oldest and the newest stacks that are supported; TESTS are arguments for pytest.
+test-versions:
+	.ci/test-versions $(TESTS)
+
 lint: .venv/test-installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy prompt_tuning_jax
 
 clean:
-	rm -rf .venv .venv-reference build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 # A stamp is written after its installation, so that an interrupted one is done again.
 .venv/created .venv-reference/created:

@@ -1,5 +1,6 @@
 """What the commands do, once the command line is understood. Text for people goes to stdout."""
 
+import contextlib
 import platform
 import shlex
 import shutil
@@ -12,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 
-from prompt_tuning_jax import api, artifact, cache, report, workdir
+from prompt_tuning_jax import api, artifact, cache, dry_run, report, workdir
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.template import with_prompt
+from prompt_tuning_jax.errors import RunError
 from prompt_tuning_jax.models import LanguageModel, load
 from prompt_tuning_jax.train import Result
 
@@ -42,7 +44,8 @@ def train(config, folder: str, fresh: bool, command: list[str]) -> int:
         check_report(task, config)
         lm = load_model(config)
         say(machine(lm))
-        result = api.tune(lm, task, config, run, say, fresh)
+        with enough_memory(config):
+            result = api.tune(lm, task, config, run, say, fresh)
         if not result.finished:
             again = [word for word in command if word != "--fresh"]
             say(f"saved; this goes on from here:\n  {shlex.join(again)}")
@@ -60,6 +63,33 @@ def train(config, folder: str, fresh: bool, command: list[str]) -> int:
         asking = f"{program} predict --artifact {shlex.quote(str(kept))}"
         say(f"next:   echo 'Shares fall as rates rise' | {asking}")
     return 0
+
+
+def rehearse(config, folder: str | None, fresh: bool) -> dict[str, Any]:
+    """Everything but training, as `dry_run.measure` says it; refuses what `train` would refuse and
+    writes nothing. `folder` and `fresh` are as for `train`, or None for no folder."""
+    keep_compiled()
+    if folder is not None and not fresh and (Path(folder) / workdir.CONFIG).exists():
+        workdir.settle(Path(folder), config)
+    task = tasks.make(config.task)
+    check_report(task, config)
+    lm = load_model(config)
+    say(machine(lm))
+    with enough_memory(config):
+        return dry_run.measure(lm, task, config, say)
+
+
+@contextlib.contextmanager
+def enough_memory(config):
+    """Turns a device's refusal of memory into a sentence that says what to type."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise RunError(
+            f"the device has too little memory for a step: {dry_run.smaller(config)}."
+        ) from error
 
 
 def check_report(task, config):

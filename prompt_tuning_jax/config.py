@@ -120,6 +120,12 @@ KEYS: dict[str, Key] = {
     "evaluate_every": _whole(50, 0),
     "save_every": _whole(50, 0),
     "log_every": _whole(10, 1),
+    # Validations in a row without a better loss, after which a run ends; 0 is never.
+    "early_stopping": _whole(0, 0),
+    # Steps to trace with jax's profiler; 0 is none.
+    "profile_steps": _whole(0, 0),
+    # Where metrics go beside the run folder: a package that is installed, or '' for nowhere.
+    "tracker": _among("", ("", "wandb", "trackio")),
     "optimizer.name": _among("adamw", OPTIMIZERS),
     "optimizer.weight_decay": _number(0.0),
     # The largest global norm of the gradient; 0 is no clipping.
@@ -415,6 +421,11 @@ def _misfits(values: Mapping[str, Any]) -> list[str]:
         misfits.append(
             f"config.microbatches is {values['microbatches']}: expected at most config.batch_size,"
             f" {values['batch_size']}, so that every part holds an example"
+        )
+    if values["early_stopping"] and not values["evaluate_every"]:
+        misfits.append(
+            f"config.early_stopping is {values['early_stopping']} and config.evaluate_every is 0:"
+            " expected an evaluate_every of at least 1, as it is validations that are counted"
         )
     misfits += [
         f"config.method.init is {init!r} and config.method.init_{init} is empty: set it"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from prompt_tuning_jax import advice
 from prompt_tuning_jax.errors import RunError
 from prompt_tuning_jax.workdir import METRICS, TENSORBOARD, Metrics, read_metrics
 
@@ -22,14 +23,29 @@ class Journal:
         writes the same lines.
     """
 
-    def __init__(self, start: int, spent: float, config, folder: Path | None, log: Callable):
+    def __init__(
+        self,
+        start: int,
+        spent: float,
+        config,
+        folder: Path | None,
+        log: Callable,
+        track: Callable = lambda step, values: None,
+    ):
         """Starts after step `start`, reached in `spent` seconds. Lines go to the files of `folder`,
-        where those of later steps are dropped; `log` takes a line of text."""
+        where those of later steps are dropped, and to `track` as `(step, values)`, the earlier ones
+        first; `log` takes a line of text."""
         self._files = Metrics(folder / METRICS, start, folder / TENSORBOARD) if folder else None
         self.lines: list[dict] = read_metrics(folder / METRICS) if folder else []
         self._log, self._steps, self._every = log, config.steps, config.log_every
         self._waiting: collections.deque = collections.deque()
-        self._loss: collections.deque = collections.deque(maxlen=20)
+        self._first: list[float] = []
+        self._loss: collections.deque = collections.deque(maxlen=advice.WINDOW)
+        self._look = config.schedule.warmup_steps + advice.PATIENCE
+        self._warned: set[str] = set()
+        self._track = track
+        for line in self.lines:
+            self._send(line)
         self._start, self._spent, self._tokens, self._evaluating = start, spent, 0, 0.0
         self.begin()
 
@@ -64,6 +80,12 @@ class Journal:
         accuracy = f", accuracy {found['accuracy']:.1%}" if "accuracy" in found else ""
         self._log(f"step {step}: validation loss {found['loss']:.4f}{accuracy}")
 
+    def warn(self, kind: str, sentence: str):
+        """Logs the first sentence of a kind; "" is nothing to warn of."""
+        if sentence and kind not in self._warned:
+            self._warned.add(kind)
+            self._log(f"warning: {sentence}")
+
     def seconds(self) -> float:
         """Seconds of steps and validation, those of earlier starts included."""
         return self._spent + time.perf_counter() - self._began
@@ -80,6 +102,10 @@ class Journal:
                 "finite: lower learning_rate; the last checkpoint is kept."
             )
         self._loss.append(values["loss"])
+        if step <= advice.WINDOW:
+            self._first.append(values["loss"])
+        if step == self._look and len(self._first) == advice.WINDOW:
+            self.warn("loss", advice.unmoved(self._first, self._loss, step))
         if step % self._every == 0 or step == self._steps:
             self._write(step, {f"train/{name}": value for name, value in values.items()})
         if time.perf_counter() - self._said >= SECONDS or step == self._steps:
@@ -87,9 +113,14 @@ class Journal:
 
     def _write(self, step: int, values: dict):
         self.lines.append({"step": step, **values})
+        self._send(self.lines[-1])
         warning = self._files.write(step, values) if self._files else ""
         if warning:
             self._log(f"warning: {warning}")
+
+    def _send(self, line: dict):
+        numbers = {name: value for name, value in line.items() if value is not None}
+        self._track(numbers.pop("step"), numbers)
 
     def _progress(self, step: int):
         self._said = now = time.perf_counter()

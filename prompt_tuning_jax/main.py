@@ -8,7 +8,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from types import TracebackType
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import click
 
@@ -40,14 +40,28 @@ def program() -> None:
 @click.option(
     "--json", "as_json", is_flag=True, help="Report as JSON on stdout, the rest on stderr."
 )
+@click.option(
+    "--dry_run",
+    "--dry-run",
+    "rehearsed",
+    is_flag=True,
+    help="Show the data, an example, memory and time; train and write nothing.",
+)
 @_debug
 @click.pass_obj
 def train(
-    overrides: list[str], config_path: str | None, workdir: str | None, fresh: bool, as_json: bool
+    overrides: list[str],
+    config_path: str | None,
+    workdir: str | None,
+    fresh: bool,
+    as_json: bool,
+    rehearsed: bool,
 ) -> int:
     """Trains an adaptation, evaluates it and writes the report."""
     from prompt_tuning_jax.config import load
 
+    if rehearsed and config_path is not None:
+        return _rehearse(load(config_path, overrides), workdir, fresh, as_json)
     if config_path is None or workdir is None:
         raise UserError("train needs both --config FILE and --workdir DIR")
     config = load(config_path, overrides)
@@ -62,6 +76,19 @@ def train(
         with open(report, encoding="utf-8") as file:
             click.echo(file.read().rstrip())
     return status
+
+
+def _rehearse(config: Any, workdir: str | None, fresh: bool, as_json: bool) -> int:
+    from prompt_tuning_jax import commands, dry_run
+
+    if as_json:
+        with contextlib.redirect_stdout(sys.stderr):
+            found = commands.rehearse(config, workdir, fresh)
+        click.echo(json.dumps(found, ensure_ascii=False))
+    else:
+        found = commands.rehearse(config, workdir, fresh)
+        click.echo("\n".join(["", *dry_run.lines(found)]))
+    return 0
 
 
 @program.command(

@@ -15,15 +15,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from prompt_tuning_jax import advice, methods, optimizers, scoring, tracking
 from prompt_tuning_jax import artifact as artifacts
 from prompt_tuning_jax import config as configs
-from prompt_tuning_jax import methods, optimizers, scoring
 from prompt_tuning_jax.checkpoint import Checkpoints
 from prompt_tuning_jax.data import batch as batches
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.journal import Journal
 from prompt_tuning_jax.models import LanguageModel
+from prompt_tuning_jax.profiling import profiler
 from prompt_tuning_jax.step import Compiled, Parts, State, compile_step, init_state
 from prompt_tuning_jax.workdir import CHECKPOINTS, settle
 
@@ -37,6 +38,7 @@ class Data(NamedTuple):
     order: Any
     shapes: tuple
     batch_size: int
+    labels: tuple
 
     def batch(self, step: int):
         """The numpy batch of update `step`, counted from 0: a function of the step alone."""
@@ -44,12 +46,24 @@ class Data(NamedTuple):
         return batches.pack(chosen, self.shared, self.shapes, ranked=False)
 
 
+class Plan(NamedTuple):
+    """A run before anything of it is compiled or written: what its step is made of, the first
+    trainable tree, `adapt` from such a tree to the collections of evaluation, and its data."""
+
+    parts: Parts
+    trainable: Any
+    adapt: Callable
+    data: Data
+
+
 class Best(NamedTuple):
-    """The trainable tree with the lowest validation loss so far, that loss, and its step."""
+    """The trainable tree with the lowest validation loss so far, that loss, its step, and how many
+    validations there have been since."""
 
     trainable: Any
     loss: float
     step: int
+    since: int
 
 
 class Result(NamedTuple):
@@ -82,7 +96,62 @@ def tune(
       UserError: a setting, template or record that cannot be used; the folder is as it was then.
       RunError: five updates in a row whose gradient was not finite.
     """
+    made = plan(lm, task, config, log)
+    with contextlib.ExitStack() as opened:
+        track = opened.enter_context(tracking.tracker(config, folder))
+        before_step = opened.enter_context(profiler(config.profile_steps, folder, log))
+        if folder:
+            # Not before nothing can be refused: the folder would be tied to a config that cannot
+            # run.
+            settle(folder, config, fresh)
+        stopping = opened.enter_context(stop_requested(log))
+        checkpoints = opened.enter_context(Checkpoints(folder / CHECKPOINTS)) if folder else None
+        state, best, spent = restore(checkpoints, init_state(made.parts, made.trainable), log)
+        start = config.steps if enough(best, config) else int(state.step)
+        journal = opened.enter_context(Journal(int(state.step), spent, config, folder, log, track))
+        journal.warn("norm", advice.prompt_norm(lm, made.adapt(state.trainable)))
+
+        compiled = compile_step(made.parts, config.parallel)
+        frozen, state = compiled.place(lm.params), compiled.place(state)
+        steps = executables(compiled, state, frozen, made.data, log) if start < config.steps else {}
+        journal.begin()
+        for step in range(start, config.steps):
+            before_step(state)
+            batch = made.data.batch(step)
+            placed = compiled.place_batch(batch)
+            state, metrics = steps[batch.tokens.shape](state, frozen, placed)
+            journal.add(step + 1, metrics, batch)
+
+            stop, last = bool(stopping), step + 1 == config.steps
+            # Stopped without a folder, a run cannot go on: what it has learnt is its result.
+            if last or (stop and folder is None) or due(step + 1, config.evaluate_every):
+                journal.settle()
+                current = compiled.fetch(state.trainable)
+                loss = validate(lm, made.data, made.adapt(current), step + 1, journal)
+                best = better(best, current, loss, step + 1)
+            ended = stop or last or enough(best, config)
+            if checkpoints is not None and (ended or due(step + 1, config.save_every)):
+                journal.settle()
+                save(checkpoints, compiled.fetch(state), best, journal.seconds(), log)
+            if ended:
+                break
+
+    taken, refused = map(int, compiled.fetch((state.step, state.refused)))
+    if refused:
+        log(f"{refused} of {taken} updates were left out: their gradient was not finite")
+    if enough(best, config):
+        log(f"stopped early after step {taken}: no better validation loss in the last {best.since}")
+    finished = not stopping and (taken == config.steps or enough(best, config))
+    adaptation = jax.device_get(made.adapt(best.trainable))
+    artifact = artifacts.Artifact(adaptation, manifest(lm, task, config, best))
+    size = parameter_count(made.trainable)
+    return Result(artifact, journal.lines, finished, size, journal.seconds())
+
+
+def plan(lm: LanguageModel, task, config, log: Callable) -> Plan:
+    """All of a run that can be refused; reads data and writes nothing."""
     configs.validate(config)
+    tracking.check(config.tracker)
     method = methods.make(config.method)
     parts = Parts(lm.module, method, optimizers.make(config), config.seed, config.microbatches)
     key = jax.random.key(config.seed)
@@ -90,48 +159,19 @@ def tune(
     adapt = jax.jit(lambda tree: method.adapt(tree, key, False))
     log(parameters(trainable, lm))
     data = prepare(lm, task, config, adapt(trainable), log)
+    return Plan(parts, trainable, adapt, data)
 
-    if folder:
-        # Not before nothing can be refused: the folder would be tied to a config that cannot run.
-        settle(folder, config, fresh)
-    with contextlib.ExitStack() as opened:
-        stopping = opened.enter_context(stop_requested(log))
-        checkpoints = opened.enter_context(Checkpoints(folder / CHECKPOINTS)) if folder else None
-        state, best, spent = restore(checkpoints, init_state(parts, trainable), log)
-        start = int(state.step)
-        journal = opened.enter_context(Journal(start, spent, config, folder, log))
 
-        compiled = compile_step(parts, config.parallel)
-        frozen, state = compiled.place(lm.params), compiled.place(state)
-        steps = executables(compiled, state, frozen, data, log) if start < config.steps else {}
-        journal.begin()
-        for step in range(start, config.steps):
-            batch = data.batch(step)
-            placed = compiled.place_batch(batch)
-            state, metrics = steps[batch.tokens.shape](state, frozen, placed)
-            journal.add(step + 1, metrics, batch)
+def better(best: Best, trainable, loss: float, step: int) -> Best:
+    """The better of two, the earlier one of equals."""
+    if loss < best.loss:
+        return Best(trainable, loss, step, 0)
+    return best._replace(since=best.since + 1)
 
-            stop, last = bool(stopping), step + 1 == config.steps
-            # Stopped without a folder, a run cannot go on: what it has learnt is its result.
-            ended = last or (stop and folder is None)
-            evaluate_now = ended or due(step + 1, config.evaluate_every)
-            save_now = stop or last or due(step + 1, config.save_every)
-            if evaluate_now or save_now:
-                journal.settle()
-            if evaluate_now:
-                current = compiled.fetch(state.trainable)
-                loss = validate(lm, data, adapt(current), step + 1, journal)
-                best = Best(current, loss, step + 1) if loss < best.loss else best
-            if save_now and checkpoints is not None:
-                save(checkpoints, compiled.fetch(state), best, journal.seconds(), log)
-            if stop:
-                break
 
-    finished = not stopping and int(compiled.fetch(state.step)) == config.steps
-    adaptation = jax.device_get(adapt(best.trainable))
-    made = artifacts.Artifact(adaptation, manifest(lm, task, config, best))
-    size = parameter_count(trainable)
-    return Result(made, journal.lines, finished, size, journal.seconds())
+def enough(best: Best, config) -> bool:
+    """Whether so many validations have brought nothing better that a run is to end."""
+    return 0 < config.early_stopping <= best.since
 
 
 def manifest(lm: LanguageModel, task, config, best: Best) -> dict:
@@ -150,24 +190,26 @@ def manifest(lm: LanguageModel, task, config, best: Best) -> dict:
 
 def restore(checkpoints: Checkpoints | None, state: State, log) -> tuple[State, Best, float]:
     """The newest state of a run, the best tree so far, and the seconds spent; or the beginning."""
-    best = Best(jax.tree.map(np.array, state.trainable), math.inf, 0)
+    best = Best(jax.tree.map(np.array, state.trainable), math.inf, 0, 0)
     kept = checkpoints.restore((state, best.trainable)) if checkpoints else None
     if kept is None:
         return state, best, 0.0
     if kept.warning:
         log(f"warning: {kept.warning}")
     log(f"going on after step {kept.step}")
-    state, trainable = kept.state
-    return (
-        state,
-        Best(trainable, kept.extra["best_loss"], kept.extra["best_step"]),
-        kept.extra["seconds"],
-    )
+    (state, trainable), extra = kept.state, kept.extra
+    best = Best(trainable, extra["best_loss"], extra["best_step"], extra["since_best"])
+    return state, best, extra["seconds"]
 
 
 def save(checkpoints: Checkpoints, state: State, best: Best, seconds: float, log):
     """Saves all that a run needs to go on; a full disk is a warning, and the run goes on."""
-    extra = {"best_loss": best.loss, "best_step": best.step, "seconds": seconds}
+    extra = {
+        "best_loss": best.loss,
+        "best_step": best.step,
+        "since_best": best.since,
+        "seconds": seconds,
+    }
     warning = checkpoints.save(int(state.step), (state, best.trainable), extra)
     if warning:
         log(f"warning: {warning}")
@@ -226,8 +268,13 @@ def prepare(lm: LanguageModel, task, config, collections, log: Callable) -> Data
     for name, encoded in (("training", train), ("validation", validation)):
         shortened, tokens = tasks.dropped(encoded)
         if shortened:
-            log(f"warning: {shortened} {name} examples were too long and lost {tokens} tokens")
-    return Data(train, validation, shared, order, shapes, config.batch_size)
+            log(
+                f"warning: {shortened} {name} examples were too long and lost {tokens} tokens: "
+                "raise task.max_length if the model has more positions, or shorten the template"
+            )
+    for sentence in advice.alike(task.labels, train[0].tails):
+        log(f"warning: {sentence}")
+    return Data(train, validation, shared, order, shapes, config.batch_size, task.labels)
 
 
 def encode(lm: LanguageModel, task, rows, collections, max_length=0, template=None):
@@ -270,6 +317,8 @@ def validate(lm: LanguageModel, data: Data, collections, step: int, journal: Jou
     answers = np.array([example.answer for example in data.validation])
     metrics = scoring.metrics(scores, answers)
     journal.validated(step, metrics, time.perf_counter() - began)
+    journal.warn("answers", advice.one_answer(scores.argmax(1), answers, data.labels))
+    journal.warn("norm", advice.prompt_norm(lm, collections))
     return metrics["loss"]
 
 

@@ -1,7 +1,8 @@
 """The folder of a run: who may write in it, which config it belongs to, and its metrics.
 
-A run folder holds `config.json`, `metrics.jsonl`, `checkpoints/`, `artifact/`, `tensorboard/`, and
-what the report adds. One process writes in it. Nothing here imports jax.
+A run folder holds `config.json`, `metrics.jsonl`, `checkpoints/`, `artifact/`, `tensorboard/`,
+`profile/` where it is asked for, and what the report adds. One process writes in it. Nothing here
+imports jax.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 ARTIFACT = "artifact"
 TENSORBOARD = "tensorboard"
+PROFILE = "profile"
 REPORT = "report.json"
 CURVES = "curves.png"
 RUN = "run.json"
@@ -146,7 +148,7 @@ def settle(folder: Path, config: ConfigDict, fresh: bool = False) -> None:
 
 def _clear(folder: Path) -> None:
     # The config goes last: a kill on the way leaves a folder that still says whose it was.
-    for name in (CHECKPOINTS, ARTIFACT, TENSORBOARD):
+    for name in (CHECKPOINTS, ARTIFACT, TENSORBOARD, PROFILE):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (METRICS, REPORT, CURVES, RUN, CONFIG):
         (folder / name).unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_runs
+from tiny_runs import tiny, tune, values, vectors
 
 from prompt_tuning_jax import api, artifact, commands, main, methods, optimizers, train, workdir
 from prompt_tuning_jax import config as configs
@@ -256,32 +257,10 @@ def home(monkeypatch):
         yield
 
 
-@functools.cache
-def tiny(*overrides):
-    """A model, its task and a config of few steps."""
-    config = configs.load(str(tiny_runs.world().config), [*tiny_runs.FEW, *overrides])
-    return commands.load_model(config), tasks.make(config.task), config
-
-
-def tune(*overrides, folder=None):
-    """What tuning returns, and the lines that it logged."""
-    log = []
-    return api.tune(*tiny(*overrides), folder, log.append), log
-
-
 @pytest.fixture(scope="module")
 def plain():
     with pytest.MonkeyPatch.context() as patch, tiny_runs.at_home(patch):
         return tune()[0]
-
-
-def vectors(result):
-    return result.artifact.collections["prompt"]["vectors"]
-
-
-def values(result):
-    """All numbers of a history, in order."""
-    return np.array([value for line in result.history for value in line.values()])
 
 
 def test_the_same_twice_gives_the_same(plain):
@@ -326,7 +305,7 @@ def test_a_full_disk_is_a_warning_and_training_goes_on(plain, tmp_path, monkeypa
     with workdir.claim(tmp_path / "run") as run:
         monkeypatch.setattr(os, "rename", full)
         result, log = tune(folder=run)
-    warnings = [line for line in log if "warning" in line]
+    warnings = [line for line in log if "checkpoint" in line]
     expected = "warning: the checkpoint of step 8 could not be saved (No space left on device)."
     assert refused and warnings == [expected]
     assert sorted(os.listdir(run / workdir.CHECKPOINTS)) == ["12", "4"]
@@ -353,9 +332,11 @@ def poison(monkeypatch):
 def test_a_gradient_that_is_not_finite_is_left_out_and_said(plain, poison):
     poison({4, 9, 10, 11, 12})
     result, log = tune()
-    left_out = [line for line in log if "not finite" in line]
+    left_out = [line for line in log if "is not finite" in line]
     assert left_out[0] == "warning: the gradient of step 4 is not finite: the update is left out"
     assert len(left_out) == 5 and result.finished
+    assert log[-1] == "5 of 12 updates were left out: their gradient was not finite"
+    assert log[-1] == "5 of 12 updates were left out: their gradient was not finite"
     assert np.isfinite(vectors(result)).all()
     assert result.history[:3] == plain.history[:3]
 

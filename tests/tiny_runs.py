@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import tiny_models
 
@@ -179,3 +180,32 @@ def artifact() -> Path:
         made = api.tune(commands.load_model(config), tasks.make(config.task), config, log=print)
     api.save(made.artifact, folder)
     return folder
+
+
+@functools.cache
+def tiny(*overrides):
+    """A model, its task and a config of few steps."""
+    from prompt_tuning_jax import commands
+    from prompt_tuning_jax import config as configs
+    from prompt_tuning_jax.data import task as tasks
+
+    config = configs.load(str(world().config), [*FEW, *overrides])
+    return commands.load_model(config), tasks.make(config.task), config
+
+
+def tune(*overrides, folder=None, fresh=False):
+    """What tuning returns, and the lines that it logged."""
+    from prompt_tuning_jax import api
+
+    log = []
+    return api.tune(*tiny(*overrides), folder, log.append, fresh), log
+
+
+def vectors(result):
+    """The soft prompt that was tuned."""
+    return result.artifact.collections["prompt"]["vectors"]
+
+
+def values(result):
+    """All numbers of a history, in order."""
+    return np.array([value for line in result.history for value in line.values()])

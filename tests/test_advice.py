@@ -1,0 +1,106 @@
+"""Warnings: what each looks at, and that it says nothing where nothing is wrong."""
+
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import plain_llama
+import pytest
+from tiny_models import SPEC
+
+from prompt_tuning_jax import advice
+
+LM, _ = plain_llama.make()
+NORM = float(np.linalg.norm(np.asarray(LM.params["embed"]["embedding"]), axis=1).mean())
+LABELS = (("0", "bad"), ("1", "good"), ("2", "so-so"))
+
+
+def rows(norm):
+    """Vectors of this mean norm, each of another length and direction."""
+    found = np.random.default_rng(0).normal(size=(7, SPEC.width))
+    return jnp.asarray(found * norm / np.linalg.norm(found, axis=1).mean(), jnp.float32)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("times", "turn"),
+    [(3.1, "lower"), (1 / 3.1, "raise"), (0.0, "raise"), (2.9, ""), (1 / 2.9, "")],
+)
+def test_a_prompt_far_from_the_embeddings_is_said_with_both_norms(times, turn, dtype):
+    lm = LM._replace(params={"embed": {"embedding": LM.params["embed"]["embedding"].astype(dtype)}})
+    found = advice.prompt_norm(lm, {"prompt": {"vectors": rows(times * NORM)}})
+    assert bool(found) == bool(turn)
+    if turn:
+        assert (
+            f"norm of {times * NORM:.2g} on average" in found and f"embeddings {NORM:.2g}" in found
+        )
+        assert f"{turn} learning_rate" in found
+
+
+def test_what_is_no_prompt_has_no_norm():
+    assert advice.prompt_norm(LM, {}) == ""
+    assert advice.prompt_norm(LM, {"prefix": {"k": rows(99.0), "v": rows(99.0)}}) == ""
+
+
+@pytest.mark.parametrize(
+    ("last", "warned"),
+    [([2.0, 1.0], True), ([2.0, 3.0], True), ([1.49, 1.48], False), ([float("nan"), 1], False)],
+)
+def test_a_loss_that_stays(last, warned):
+    found = advice.unmoved([1.0, 2.0], last, 70)
+    assert bool(found) == warned
+    if warned:
+        assert "after 70 steps" in found and f"from 1.500 to {np.mean(last):.3f}" in found
+
+
+@pytest.mark.parametrize(
+    ("chosen", "answers", "warned"),
+    [
+        ([2] * 20, [0, 1] * 10, "100% of the validation examples are answered '2', .* for 0%"),
+        ([2] * 19 + [0], [0] * 19 + [2], "95% of the .* answered '2', which is right for 5%"),
+        ([2] * 18 + [0, 1], [0, 1] * 10, ""),
+        # As many as there are.
+        ([2] * 20, [2] * 20, ""),
+        ([2] * 20, [2] * 19 + [0], ""),
+        ([2] * 20, [2] * 18 + [0, 0], "right for 90%"),
+    ],
+)
+def test_nearly_the_same_answer_to_all(chosen, answers, warned):
+    found = advice.one_answer(np.array(chosen), np.array(answers), LABELS)
+    assert bool(found) == bool(warned)
+    if warned:
+        assert re.search(warned, found)
+
+
+def test_a_text_to_write_has_no_label_to_choose():
+    nothing = np.zeros(5, int)
+    assert advice.one_answer(nothing, nothing, ()) == ""
+    assert advice.alike((), (nothing,)) == []
+
+
+def tails(*ids):
+    return [np.array(each, np.int32) for each in ids]
+
+
+def test_a_word_that_another_begins_with():
+    [found] = advice.alike(LABELS, tails([4, 5], [4, 5, 6], [7]))
+    assert "never be ranked above it: 'bad' in 'good';" in found
+    [found] = advice.alike(LABELS, tails([7, 1], [8], [7]))
+    assert "'so-so' in 'bad'" in found
+
+
+def test_words_with_the_same_first_token():
+    [found] = advice.alike(LABELS, tails([4, 5], [4, 6], [7]))
+    assert "begin with the same token" in found and ": 'bad' and 'good';" in found
+
+
+def test_both_are_said_and_a_long_list_is_counted():
+    whole, first = advice.alike(LABELS, tails([4, 5], [4, 6], [4]))
+    assert "'so-so' in 'bad', 'so-so' in 'good';" in whole and "'bad' and 'good'" in first
+    many = tuple((str(number), f"w{number}") for number in range(4))
+    [found] = advice.alike(many, tails(*([9, number] for number in range(4))))
+    assert "'w0' and 'w1', 'w0' and 'w2', 'w0' and 'w3' and 3 more;" in found
+
+
+def test_words_that_differ_at_once_are_no_trouble():
+    assert advice.alike(LABELS, tails([4, 5], [5, 4], [6, 4, 5])) == []

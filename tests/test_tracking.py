@@ -1,0 +1,82 @@
+"""Services for metrics: never imported unless asked, and what they are sent."""
+
+import subprocess
+import sys
+import types
+
+import pytest
+import tiny_runs
+
+from prompt_tuning_jax import config as configs
+from prompt_tuning_jax import tracking, workdir
+from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.journal import Journal
+
+
+@pytest.fixture(params=["wandb", "trackio"])
+def service(request, monkeypatch):
+    """A stand-in for a service's package, that keeps what it was told."""
+    made = types.ModuleType(request.param)
+    made.__spec__ = types.SimpleNamespace()
+    made.told = []
+    made.init = lambda **given: made.told.append(("init", given))
+    made.log = lambda values, step: made.told.append((step, values))
+    made.finish = lambda: made.told.append("finish")
+    monkeypatch.setitem(sys.modules, request.param, made)
+    return made
+
+
+def test_a_run_is_sent_with_its_config_and_one_that_goes_on_is_sent_whole(service, tmp_path):
+    config = configs.build({"tracker": service.__name__, "seed": 3})
+    tracking.check(config.tracker)
+    run = tmp_path / "my run"
+    run.mkdir()
+    lines = [(10, {"train/loss": 2.0}), (20, {"train/loss": float("nan"), "train/targets": 8.0})]
+    files = workdir.Metrics(run / workdir.METRICS, 0)
+    for line in lines:
+        files.write(*line)
+    files.close()
+    with (
+        tracking.tracker(config, run) as track,
+        Journal(20, 0.0, config, run, print, track) as journal,
+    ):
+        journal.validated(30, {"loss": 1.5, "accuracy": 0.5}, 0.0)
+    (first, given), *sent, last = service.told
+    assert (first, last) == ("init", "finish")
+    assert given["name"] == "my run" and given["config"] == config.to_dict()
+    assert sent == [
+        (10, {"train/loss": 2.0}),
+        (20, {"train/targets": 8.0}),
+        (30, {"validation/loss": 1.5, "validation/accuracy": 0.5}),
+    ]
+
+
+def test_a_run_that_fails_is_finished_there_too(service):
+    config = configs.build({"tracker": service.__name__})
+    with pytest.raises(ZeroDivisionError), tracking.tracker(config, None):
+        raise ZeroDivisionError
+    assert service.told[0][1]["name"] is None and service.told[-1] == "finish"
+
+
+def test_a_service_that_is_not_installed_is_refused_with_what_to_type(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"'wandb' and the package is not installed: type pip inst"):
+        tracking.check("wandb")
+    tracking.check("")
+
+
+def test_nothing_is_imported_unless_asked():
+    program = (
+        "import sys, prompt_tuning_jax.train, prompt_tuning_jax.tracking as t\n"
+        "from prompt_tuning_jax import config\n"
+        "with t.tracker(config.build({}), None) as track: track(1, {})\n"
+        "print(*{'wandb', 'trackio'} & set(sys.modules))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program],
+        env=tiny_runs.environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout == "\n"
