@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 
-from prompt_tuning_jax import api, artifact, cache, report, workdir
+from prompt_tuning_jax import api, artifact, cache, environment, report, workdir
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.template import with_prompt
@@ -35,7 +35,7 @@ def train(config, folder: str, fresh: bool, command: list[str]) -> int:
       Exit status: 0 done, 75 interrupted and saved.
     """
     keep_compiled()
-    with workdir.claim(folder) as run:
+    with workdir.claim(folder) as run, environment.recorded(run, command) as start:
         if not fresh and (run / workdir.CONFIG).exists():
             workdir.settle(run, config)
         task = tasks.make(config.task)
@@ -44,6 +44,7 @@ def train(config, folder: str, fresh: bool, command: list[str]) -> int:
         say(machine(lm))
         result = api.tune(lm, task, config, run, say, fresh)
         if not result.finished:
+            start["outcome"] = "stopped"
             again = [word for word in command if word != "--fresh"]
             say(f"saved; this goes on from here:\n  {shlex.join(again)}")
             return INTERRUPTED
@@ -53,6 +54,7 @@ def train(config, folder: str, fresh: bool, command: list[str]) -> int:
         say(f"scoring {config.task.test}")
         rows = compare(lm, task, config, result, kept)
         report.write_report(run / workdir.REPORT, rows)
+        start |= {"outcome": "finished", "seconds": {row.name: row.seconds for row in rows}}
         say("")
         report.table(rows)
         say(f"\ncurves: {run / workdir.CURVES}")

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import time
@@ -92,9 +93,6 @@ def left_behind(run):
         for path, leaf in jax.tree_util.tree_leaves_with_path(kept.state)
     }
     assert any("optimizer_state" in name for name in state)
-    report = json.loads((run / workdir.REPORT).read_text())
-    for row in report["rows"]:
-        del row["seconds"]
     made = run / workdir.ARTIFACT
     return {
         "state": state,
@@ -103,7 +101,7 @@ def left_behind(run):
         "config": (run / workdir.CONFIG).read_text(),
         "manifest": (made / artifact.MANIFEST).read_text(),
         "tensors": (made / artifact.TENSORS).read_bytes(),
-        "report": report,
+        "report": (run / workdir.REPORT).read_text(),
     }
 
 
@@ -163,10 +161,16 @@ def test_asked_to_stop_it_saves_and_the_printed_command_goes_on(unbroken, tmp_pa
         enough = len(steps) + 3
     output = finish(command)
     assert f"going on after step {saved}" in output
+    outcomes = [start["outcome"] for start in starts(run)]
+    assert outcomes == ["stopped", "stopped", "finished"]
     left, expected = left_behind(run), left_behind(unbroken[0])
     for name in ("config", "manifest"):
         assert left.pop(name) != expected.pop(name)
     assert left == expected
+
+
+def starts(run):
+    return json.loads((run / workdir.RUN).read_text())["starts"]
 
 
 def refuse_a_second(run, owner, capsys):
@@ -183,6 +187,9 @@ def test_the_last_lines_are_the_table_the_picture_and_what_to_type_next(unbroken
     assert [row["name"] for row in rows] == ["no prompt", "written prompt", "soft prompt"]
     assert [row["trainable_parameters"] for row in rows] == [0, 0, 96]
     assert rows[-1]["bytes"] == (run / workdir.ARTIFACT / artifact.TENSORS).stat().st_size
+    [start] = starts(run)
+    assert start["command"] == shlex.join(tiny_runs.train(run))
+    assert list(start["seconds"]) == [row["name"] for row in rows]
     table = output[output.index("\nname ") :]
     for row in rows:
         assert row["name"] in table and f"{100 * row['accuracy']:.1f} %" in table
