@@ -1,7 +1,6 @@
 """What there is to choose from: recipes, models, methods. Reads docstrings and executes nothing."""
 
 import ast
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -112,9 +111,8 @@ def _described(path: Path) -> dict[str, str]:
     """The docstring of a file: what, its first paragraph, and its sections `Name: text`."""
     try:
         docstring = ast.get_docstring(ast.parse(path.read_bytes())) or ""
-    except (OSError, SyntaxError) as error:
-        fault = getattr(error, "strerror", None) or f"line {error.lineno}: {error.msg}"
-        raise UserError(f"{os.fspath(path)!r} cannot be read: {fault}") from error
+    except SyntaxError as error:
+        raise UserError(f"{str(path)!r}, line {error.lineno}: {error.msg}: correct it") from error
     what, *rest = re.split(r"\n\s*\n", docstring, maxsplit=1)
     sections: dict[str, str] = {}
     name = ""

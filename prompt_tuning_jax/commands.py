@@ -54,6 +54,7 @@ def train(config, folder: str, fresh: bool, command: list[str]) -> int:
         say(f"scoring {config.task.test}")
         rows = compare(lm, task, config, result, kept)
         report.write_report(run / workdir.REPORT, rows)
+        artifact.write_card(result.artifact, kept, rows)
         start |= {"outcome": "finished", "seconds": {row.name: row.seconds for row in rows}}
         say("")
         report.table(rows)

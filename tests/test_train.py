@@ -17,6 +17,7 @@ import tiny_runs
 
 from prompt_tuning_jax import api, artifact, commands, main, methods, optimizers, train, workdir
 from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.card import CARD
 from prompt_tuning_jax.checkpoint import Checkpoints
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.errors import RunError, UserError
@@ -101,6 +102,7 @@ def left_behind(run):
         "config": (run / workdir.CONFIG).read_text(),
         "manifest": (made / artifact.MANIFEST).read_text(),
         "tensors": (made / artifact.TENSORS).read_bytes(),
+        "card": (made / CARD).read_text(),
         "report": (run / workdir.REPORT).read_text(),
     }
 

@@ -95,9 +95,7 @@ def locate_embedded(name: str) -> Path:
     """The file inside the installed package, which is not imported."""
     found = find(name)
     if found is None:
-        raise UserError(
-            f"the embedded model '{name}' is not installed; {EMBEDDED[name].install}."
-        )
+        raise UserError(f"the embedded model '{name}' is not installed; {EMBEDDED[name].install}.")
     return found
 
 
