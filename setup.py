@@ -7,7 +7,12 @@ setup(
     version="0.1.0",
     description="Tailors a frozen language model to a task, exactly and fast, in JAX and Flax.",
     license="Apache-2.0",
-    packages=find_packages(include=["prompt_tuning_jax", "prompt_tuning_jax.*"]),
+    packages=[
+        *find_packages(include=["prompt_tuning_jax", "prompt_tuning_jax.*"]),
+        "prompt_tuning_jax.configs",
+    ],
+    # Installed beside the code, where `list` and `copy` find them.
+    package_dir={"prompt_tuning_jax.configs": "configs"},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1,<3",
@@ -49,6 +54,8 @@ setup(
             "nbclient>=0.10,<0.12",
             "pytest>=8.3,<10",
             "ruff==0.17.6",
+            # Builds the package in a test; Python brings it no longer from 3.12 on.
+            "setuptools>=65",
         ],
         "bench": ["accelerate==1.15.0", "peft==0.21.2", "torch==2.13.0", "transformers==5.23.0"],
     },

@@ -1,9 +1,9 @@
 """Artifacts: what a method gave the model, on disk, with a manifest of what it belongs to.
 
-A folder of two files. `adaptation.safetensors` holds the collections, a leaf named
-`collection/leaf`. `manifest.json` says what they are for; it is data, and names no code to run.
-Both are covered by SHA-256: safetensors has no checksum, so a flipped bit would load. Sizes are
-checked before memory is taken, and nothing outside the folder is opened.
+A folder. `adaptation.safetensors` holds the collections, a leaf named `collection/leaf`.
+`manifest.json` says what they are for; it is data, and names no code to run. Both are covered by
+SHA-256: safetensors has no checksum, so a flipped bit would load. Sizes are checked before memory
+is taken, and nothing outside the folder is opened. `README.md` is for people and never read.
 """
 
 import dataclasses
@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prompt_tuning_jax import __version__
+from prompt_tuning_jax import __version__, card
 from prompt_tuning_jax.config import KEYS, flatten
 from prompt_tuning_jax.errors import UserError, nearest
 from prompt_tuning_jax.models import safetensors_file
+from prompt_tuning_jax.report import Row
 from prompt_tuning_jax.workdir import sync
 
 FORMAT = 1
@@ -130,15 +131,12 @@ def save(artifact: Artifact, folder: str | os.PathLike) -> None:
     _check_arrays(arrays, folder)
     partial = folder.with_name(f".{folder.name}.partial")
     try:
-        if folder.exists() and (others := set(os.listdir(folder)) - {MANIFEST, TENSORS}):
-            raise UserError(
-                f"'{folder}' holds '{min(others)}', which is no part of an artifact and would be "
-                "lost: give a folder of its own."
-            )
+        _check_free(folder)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         digest = safetensors_file.write(partial / TENSORS, arrays)
         (partial / MANIFEST).write_bytes(_sealed(artifact.manifest, digest, folder))
+        (partial / card.CARD).write_text(_card(artifact, partial, folder.name), encoding="utf-8")
         for path in (partial / TENSORS, partial / MANIFEST, partial):
             sync(path)
         _swap(partial, folder)
@@ -150,6 +148,33 @@ def save(artifact: Artifact, folder: str | os.PathLike) -> None:
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_card(artifact: Artifact, folder: str | os.PathLike, rows: Iterable[Row]) -> None:
+    """Writes the card of an artifact that was saved again, with the rows of a report."""
+    folder = Path(folder).resolve()
+    # Beside the folder, where what a kill leaves behind is in nobody's way.
+    partial = folder.with_name(f".{folder.name}.card")
+    partial.write_text(_card(artifact, folder, folder.name, rows), encoding="utf-8")
+    os.replace(partial, folder / card.CARD)
+
+
+def _card(artifact: Artifact, written: Path, name: str, rows: Iterable[Row] = ()) -> str:
+    leaves = {path: (str(leaf.dtype), leaf.shape) for path, leaf in _leaves(artifact.collections)}
+    tensors_bytes = (written / TENSORS).stat().st_size
+    return card.render(artifact.manifest, leaves, tensors_bytes, name, rows)
+
+
+def _check_free(folder: Path) -> None:
+    """Raises a UserError if an artifact in `folder` would replace what is no part of one."""
+    there = set(os.listdir(folder)) if folder.exists() else set()
+    # Alone, a README is somebody else's.
+    ours = {MANIFEST, TENSORS, card.CARD} if there & {MANIFEST, TENSORS} else set()
+    if others := there - ours:
+        raise UserError(
+            f"'{folder}' holds '{min(others)}', which is no part of an artifact and would be "
+            "lost: give a folder of its own."
+        )
 
 
 def _swap(partial: Path, folder: Path) -> None:

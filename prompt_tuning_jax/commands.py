@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 
-from prompt_tuning_jax import api, artifact, cache, dry_run, report, workdir
+from prompt_tuning_jax import api, artifact, cache, dry_run, environment, report, workdir
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.template import with_prompt
@@ -37,7 +37,7 @@ def train(config, folder: str, fresh: bool, command: list[str]) -> int:
       Exit status: 0 done, 75 interrupted and saved.
     """
     keep_compiled()
-    with workdir.claim(folder) as run:
+    with workdir.claim(folder) as run, environment.recorded(run, command) as start:
         if not fresh and (run / workdir.CONFIG).exists():
             workdir.settle(run, config)
         task = tasks.make(config.task)
@@ -47,6 +47,7 @@ def train(config, folder: str, fresh: bool, command: list[str]) -> int:
         with enough_memory(config):
             result = api.tune(lm, task, config, run, say, fresh)
         if not result.finished:
+            start["outcome"] = "stopped"
             again = [word for word in command if word != "--fresh"]
             say(f"saved; this goes on from here:\n  {shlex.join(again)}")
             return INTERRUPTED
@@ -56,6 +57,8 @@ def train(config, folder: str, fresh: bool, command: list[str]) -> int:
         say(f"scoring {config.task.test}")
         rows = compare(lm, task, config, result, kept)
         report.write_report(run / workdir.REPORT, rows)
+        artifact.write_card(result.artifact, kept, rows)
+        start |= {"outcome": "finished", "seconds": {row.name: row.seconds for row in rows}}
         say("")
         report.table(rows)
         say(f"\ncurves: {run / workdir.CURVES}")
@@ -106,7 +109,8 @@ def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list
     def row(name, trained, size, seconds, **how):
         found = api.evaluate(lm, task, split=config.task.test, **how)
         accuracy = found.get("accuracy")
-        return report.Row(name, accuracy, trained, size, seconds, found["loss"])
+        loss = found["loss"] if accuracy is None else None
+        return report.Row(name, accuracy, trained, size, seconds, loss)
 
     def merit(prompt):
         found = api.evaluate(lm, task, split=config.task.validation, prompt=prompt)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import sys
 import tempfile
 import traceback
@@ -156,6 +157,65 @@ def predict(
                 stream.flush()
 
 
+@program.command("list", options_metavar="[OPTIONS]")
+@click.argument("kind", metavar="[configs|models|methods]", required=False)
+@click.option("--json", "as_json", is_flag=True, help="The list as JSON on stdout.")
+@_debug
+@click.pass_obj
+def list_(overrides: list[str], kind: str | None, as_json: bool) -> None:
+    """Lists configs, models and methods, with what to expect of each."""
+    from prompt_tuning_jax import catalogue
+
+    _no_overrides("list", overrides)
+    if kind is not None and kind not in catalogue.LISTED:
+        known = ", ".join(catalogue.LISTED)
+        raise UserError(
+            f"list takes one of {known} or nothing, not {kind!r}{nearest(kind, catalogue.LISTED)}"
+        )
+    kinds = list(catalogue.LISTED) if kind is None else [kind]
+    if as_json:
+        found = {name: catalogue.LISTED[name]() for name in kinds}
+        click.echo(_json(found if kind is None else found[kind]))
+        return
+    for name in kinds:
+        if kind is None:
+            click.echo(f"{name.upper()}\n")
+        click.echo(f"{catalogue.text(name)}\n\n{catalogue.NEXT[name]}")
+        if name != kinds[-1]:
+            click.echo()
+
+
+@program.command(options_metavar="[OPTIONS]")
+@click.argument("config", metavar="CONFIG")
+@click.argument("file", metavar="FILE")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@_debug
+@click.pass_obj
+def copy(overrides: list[str], config: str, file: str, force: bool) -> None:
+    """Copies a config of `list configs` to FILE, to be edited."""
+    from prompt_tuning_jax import catalogue
+
+    _no_overrides("copy", overrides)
+    path = str(catalogue.copy(config, file, force))
+    workdir = os.path.join("runs", os.path.splitext(os.path.basename(path))[0])
+    words = ["prompt-tuning", "train", "--config", path, "--workdir", workdir]
+    click.echo(f"next: {shlex.join(words)}")
+
+
+@program.command(options_metavar="[OPTIONS]")
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON on stdout.")
+@_debug
+@click.pass_obj
+def env(overrides: list[str], as_json: bool) -> None:
+    """Shows versions, devices, settings and caches, as a bug report needs them."""
+    from prompt_tuning_jax import environment
+
+    _no_overrides("env", overrides)
+    with contextlib.redirect_stdout(sys.stderr):
+        facts = environment.describe() | {"caches": environment.caches()}
+    click.echo(_json(facts) if as_json else "\n".join(environment.lines(facts)))
+
+
 def run(arguments: list[str]) -> int:
     """Runs one command line.
 
@@ -206,6 +266,15 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
         hint = nearest(words[0], program.commands)
         raise UserError(f"{words[0]!r} is not a command{hint}: there are {known}")
     return overrides, words
+
+
+def _no_overrides(command: str, overrides: list[str]) -> None:
+    if overrides:
+        raise UserError(f"{command} takes no {overrides[0]!r}: it reads no config")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False)
 
 
 def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

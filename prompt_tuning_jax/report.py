@@ -78,8 +78,11 @@ def duration(seconds: float) -> str:
 def write_report(
     path: str | os.PathLike, rows: Sequence[Row], more: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes `{"rows": [...], **more}` as JSON, the rows as `Row` names their values."""
-    content = {"rows": [row._asdict() for row in rows], **(more or {})}
+    """Writes `{"rows": [...], **more}` as JSON, the rows as `Row` names their values; what a row does
+    not have is left out."""
+    values = (row._asdict() for row in rows)
+    kept = [{name: value for name, value in row.items() if value is not None} for row in values]
+    content = {"rows": kept, **(more or {})}
     atomic_write(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 

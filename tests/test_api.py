@@ -54,7 +54,8 @@ def test_tune_writes_nothing_without_a_folder(given, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
     assert result.finished and len(log) > 3
     api.save(result.artifact, "kept/artifact")
-    assert sorted(os.listdir("kept/artifact")) == [artifact.TENSORS, artifact.MANIFEST]
+    files = ["README.md", artifact.TENSORS, artifact.MANIFEST]
+    assert sorted(os.listdir("kept/artifact")) == files
     assert os.listdir("kept") == ["artifact"]
 
 

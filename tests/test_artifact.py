@@ -18,9 +18,11 @@ from hypothesis.extra import numpy as arrays_of
 
 from prompt_tuning_jax import artifact as artifacts
 from prompt_tuning_jax.artifact import MANIFEST, TENSORS, Artifact
+from prompt_tuning_jax.card import CARD
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models import safetensors_file
 from prompt_tuning_jax.models.spec import Spec
+from prompt_tuning_jax.report import Row
 
 SPEC = Spec("llama", 3, 8, 2, 1, 4, 16, 32, 64, 1e4, None, 1e-5, True)
 MODEL = SimpleNamespace(
@@ -135,7 +137,7 @@ def test_saving_twice_writes_the_same_bytes_and_nothing_beside(tmp_path):
     for name in FILES:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
-    assert sorted(os.listdir(tmp_path / "b")) == sorted(FILES)
+    assert sorted(os.listdir(tmp_path / "b")) == sorted((CARD, *FILES))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -380,6 +382,30 @@ def test_a_folder_of_other_files_is_not_replaced(tmp_path):
         artifacts.save(make(), tmp_path / "thesis.tex")
     with pytest.raises(UserError, match="cannot be written"):
         artifacts.save(make(), tmp_path / "thesis.tex" / "a")
+
+
+def test_a_readme_alone_is_somebody_elses(tmp_path):
+    (tmp_path / CARD).write_text("years of work")
+    with pytest.raises(UserError, match=r"README\.md"):
+        artifacts.save(make(), tmp_path)
+    assert (tmp_path / CARD).read_text() == "years of work"
+
+
+def test_the_card_is_not_needed_and_not_read(tmp_path):
+    artifacts.save(make(), tmp_path / "a")
+    saved = artifacts.load(tmp_path / "a")
+    path = tmp_path / "a" / CARD
+    before = path.read_text()
+    for text in ("# something else", "\0" * 9, None):
+        path.unlink() if text is None else path.write_text(text)
+        assert artifacts.load(tmp_path / "a").manifest == saved.manifest
+    os.mkfifo(path)  # whoever opens it waits for ever
+    loaded = artifacts.load(tmp_path / "a")
+    artifacts.save(loaded, tmp_path / "a")
+    assert path.read_text() == before
+    artifacts.write_card(loaded, tmp_path / "a", [Row("no prompt", 0.5, 0, 0, 0.0)])
+    assert "no prompt | 50.0 %" in path.read_text()
+    assert os.listdir(tmp_path) == ["a"]
 
 
 def test_a_manifest_that_could_not_be_loaded_is_not_saved(tmp_path):

@@ -87,6 +87,7 @@ def test_it_runs_from_top_to_bottom(path, tmp_path):
         "phone games",
     ]
     assert sorted(path.name for path in (tmp_path / "artifact").iterdir()) == [
+        "README.md",
         "adaptation.safetensors",
         "manifest.json",
     ]

@@ -77,7 +77,7 @@ def test_the_report_has_exactly_these_keys_and_what_is_added(tmp_path):
     report.write_report(tmp_path / "report.json", ROWS)
     content = json.loads((tmp_path / "report.json").read_text())
     assert list(content) == ["rows"]
-    names = ["name", "accuracy", "trainable_parameters", "bytes", "seconds", "loss"]
+    names = ["name", "accuracy", "trainable_parameters", "bytes", "seconds"]
     assert [list(row) for row in content["rows"]] == [names] * 3
     assert content["rows"][2] == {
         "name": "soft prompt",
@@ -85,7 +85,6 @@ def test_the_report_has_exactly_these_keys_and_what_is_added(tmp_path):
         "trainable_parameters": 9216,
         "bytes": 38122,
         "seconds": 243.2,
-        "loss": 0.5,
     }
     report.write_report(tmp_path / "report.json", ROWS, {"picture": "curves.png"})
     content = json.loads((tmp_path / "report.json").read_text())

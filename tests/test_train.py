@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import time
@@ -17,6 +18,7 @@ from tiny_runs import tiny, tune, values, vectors
 
 from prompt_tuning_jax import api, artifact, commands, main, methods, optimizers, train, workdir
 from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.card import CARD
 from prompt_tuning_jax.checkpoint import Checkpoints
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.errors import RunError, UserError
@@ -104,6 +106,7 @@ def left_behind(run):
         "config": (run / workdir.CONFIG).read_text(),
         "manifest": (made / artifact.MANIFEST).read_text(),
         "tensors": (made / artifact.TENSORS).read_bytes(),
+        "card": (made / CARD).read_text(),
         "report": report,
     }
 
@@ -164,10 +167,16 @@ def test_asked_to_stop_it_saves_and_the_printed_command_goes_on(unbroken, tmp_pa
         enough = len(steps) + 3
     output = finish(command)
     assert f"going on after step {saved}" in output
+    outcomes = [start["outcome"] for start in starts(run)]
+    assert outcomes == ["stopped", "stopped", "finished"]
     left, expected = left_behind(run), left_behind(unbroken[0])
     for name in ("config", "manifest"):
         assert left.pop(name) != expected.pop(name)
     assert left == expected
+
+
+def starts(run):
+    return json.loads((run / workdir.RUN).read_text())["starts"]
 
 
 def refuse_a_second(run, owner, capsys):
@@ -184,6 +193,9 @@ def test_the_last_lines_are_the_table_the_picture_and_what_to_type_next(unbroken
     assert [row["name"] for row in rows] == ["no prompt", "written prompt", "soft prompt"]
     assert [row["trainable_parameters"] for row in rows] == [0, 0, 96]
     assert rows[-1]["bytes"] == (run / workdir.ARTIFACT / artifact.TENSORS).stat().st_size
+    [start] = starts(run)
+    assert start["command"] == shlex.join(tiny_runs.train(run))
+    assert list(start["seconds"]) == [row["name"] for row in rows]
     table = output[output.index("\nname ") :]
     for row in rows:
         assert row["name"] in table and f"{100 * row['accuracy']:.1f} %" in table

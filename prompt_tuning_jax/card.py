@@ -1,0 +1,131 @@
+"""The model card of an artifact: `README.md`, made of its manifest and of nothing else.
+
+It is for people and is not read back: what it says is derived, and neither trusted nor needed.
+"""
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from prompt_tuning_jax.config import flatten
+from prompt_tuning_jax.data.template import parse
+from prompt_tuning_jax.report import Row, size
+
+CARD = "README.md"
+# What stands for each field in the examples of use.
+_TEXT = "a text of yours"
+_PYTHON = """\
+from prompt_tuning_jax import artifact, config, load, predict
+from prompt_tuning_jax.data import task
+
+made = artifact.load({folder!r})
+settings = config.build(made.manifest["config"])
+lm = load(
+    settings.model.path,
+    dtype=settings.model.dtype,
+    matmul_precision=settings.model.matmul_precision,
+)
+for answer in predict(lm, task.make(settings.task), [{record!r}], made):
+    print(answer)"""
+
+
+def render(
+    manifest: Mapping[str, Any],
+    leaves: Mapping[str, tuple[str, Sequence[int]]],
+    tensors_bytes: int,
+    folder: str,
+    rows: Iterable[Row] = (),
+) -> str:
+    """The card's text: the same manifest gives the same.
+
+    Args:
+      manifest: of the artifact, as `artifact.describe` makes it.
+      leaves: dtype and shape of each tensor by its name, such as 'prompt/vectors'.
+      tensors_bytes: size of the tensors' file.
+      folder: the name of the artifact's folder, without what is above it.
+      rows: of the run's report on the test split, if there is one.
+
+    Raises:
+      UserError: the manifest's template is none.
+    """
+    task = manifest["config"].get("task", {})
+    base = PurePath(manifest["model"]["name"]).name
+    method = manifest["method"].replace("_", " ")
+    parts = [
+        f"# {method} for {_line(base)}",
+        "Tailors the frozen language model to a task. It holds what the method hands to the model,"
+        " and none of the model's own weights.",
+        _block(_facts(manifest, leaves, tensors_bytes, task)),
+        *_results(list(rows), task),
+        "## Use",
+        "With prompt_tuning_jax installed, from the folder that holds this one:",
+        _block(_commands(manifest, folder, task)),
+        "The same from Python:",
+        _block(_PYTHON.format(folder=folder, record=_record(manifest)).splitlines()),
+        "The whole config is in `manifest.json`. It and the tensors are under SHA-256; this page is"
+        " derived from them and is not.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _facts(manifest, leaves, tensors_bytes, task) -> Iterable[str]:
+    model = manifest["model"]
+    shapes = [f"{name} {kind}{list(shape)}" for name, (kind, shape) in leaves.items()]
+    splits = [f"{name} {task[name]}" for name in ("train", "validation", "test") if name in task]
+    words = [value if value == word else f"{value}={word}" for value, word in manifest["labels"]]
+    facts = {
+        "method": manifest["method"],
+        "tensors": ", ".join(shapes),
+        "size": size(tensors_bytes),
+        "model": f"{model['name']}, fingerprint {model['fingerprint'][:12]}",
+        "template": json.dumps(manifest["template"], ensure_ascii=False),
+        "labels": ", ".join(words),
+        "data": ", ".join([task["name"], *splits]) if "name" in task else "",
+        "metrics": _pairs(manifest["metrics"]),
+        "versions": _pairs(manifest["versions"]),
+    }
+    width = max(map(len, facts)) + 2
+    return (f"{name:<{width}}{value}" for name, value in facts.items() if value)
+
+
+def _results(rows: Sequence[Row], task: Mapping[str, Any]) -> list[str]:
+    if not rows:
+        return []
+    split = task.get("test", "test")
+    lines = [f"| on {split} | accuracy | trainable parameters | size |", "|---|---|---|---|"]
+    lines += [
+        f"| {row.name} | {100 * row.accuracy:.1f} % | {row.trainable_parameters:,}"
+        f" | {size(row.bytes)} |"
+        for row in rows
+    ]
+    return ["\n".join(lines)]
+
+
+def _commands(manifest, folder, task) -> list[str]:
+    asking = f"prompt-tuning {{}} --artifact {shlex.quote(folder)}"
+    record = _record(manifest)
+    line = _TEXT if len(record) == 1 else json.dumps(record, ensure_ascii=False)
+    commands = [f"echo {shlex.quote(line)} | {asking.format('predict')}"]
+    if "test" in task:
+        commands.append(f"{asking.format('evaluate')} --split {shlex.quote(task['test'])}")
+    return commands
+
+
+def _record(manifest: Mapping[str, Any]) -> dict[str, str]:
+    return {field.name: _TEXT for field in parse(manifest["template"]).fields}
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    # In one order, whether the manifest was just made or read.
+    return ", ".join(f"{name} {value}" for name, value in sorted(flatten(values).items()))
+
+
+def _block(lines: Iterable[str]) -> str:
+    """Lines as they are: an indented block, which nothing inside a line can end."""
+    return "\n".join(f"    {_line(line)}".rstrip() for line in lines)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.splitlines())

