@@ -11,7 +11,7 @@ from typing import Any
 
 from prompt_tuning_jax.config import flatten
 from prompt_tuning_jax.data.template import parse
-from prompt_tuning_jax.report import Row, size
+from prompt_tuning_jax.report import Row, measure, result, size
 
 CARD = "README.md"
 # What stands for each field in the examples of use.
@@ -94,10 +94,9 @@ def _results(rows: Sequence[Row], task: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
     split = task.get("test", "test")
-    lines = [f"| on {split} | accuracy | trainable parameters | size |", "|---|---|---|---|"]
+    lines = [f"| on {split} | {measure(rows)} | trainable parameters | size |", "|---|---|---|---|"]
     lines += [
-        f"| {row.name} | {100 * row.accuracy:.1f} % | {row.trainable_parameters:,}"
-        f" | {size(row.bytes)} |"
+        f"| {row.name} | {result(row)} | {row.trainable_parameters:,} | {size(row.bytes)} |"
         for row in rows
     ]
     return ["\n".join(lines)]

@@ -40,19 +40,28 @@ def table(rows: Sequence[Row], file: TextIO | None = None) -> None:
 
     shown = Table(box=None, pad_edge=False, header_style="bold")
     shown.add_column("name", overflow="fold")
-    measure = "accuracy" if all(row.accuracy is not None for row in rows) else "loss"
-    for heading in (measure, "trainable parameters", "bytes", "seconds"):
+    for heading in (measure(rows), "trainable parameters", "bytes", "seconds"):
         shown.add_column(heading, justify="right")
     for row in rows:
         shown.add_row(
             row.name,
-            f"{100 * row.accuracy:.1f} %" if row.accuracy is not None else f"{row.loss:.3f}",
+            result(row),
             f"{row.trainable_parameters:,}",
             size(row.bytes),
             duration(row.seconds),
         )
     console = Console(file=file, markup=False, highlight=False)
     console.print(shown)
+
+
+def measure(rows: Sequence[Row]) -> str:
+    """What `result` says of these rows: 'accuracy', or 'loss' where a task has no labels."""
+    return "loss" if any(row.accuracy is None for row in rows) else "accuracy"
+
+
+def result(row: Row) -> str:
+    """A row's accuracy for people, or its loss: '85.2 %', '1.234'."""
+    return f"{row.loss:.3f}" if row.accuracy is None else f"{100 * row.accuracy:.1f} %"
 
 
 def size(count: int) -> str:
@@ -78,8 +87,8 @@ def duration(seconds: float) -> str:
 def write_report(
     path: str | os.PathLike, rows: Sequence[Row], more: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes `{"rows": [...], **more}` as JSON, the rows as `Row` names their values; what a row does
-    not have is left out."""
+    """Writes `{"rows": [...], **more}` as JSON, the rows as `Row` names their values; what
+    a row does not have is left out."""
     values = (row._asdict() for row in rows)
     kept = [{name: value for name, value in row.items() if value is not None} for row in values]
     content = {"rows": kept, **(more or {})}

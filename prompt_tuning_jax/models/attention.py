@@ -36,7 +36,8 @@ def attend(query, front, own, mask, shared, precision):
 
 
 def _forward(query, front, own, mask, shared, precision):
-    head = functools.partial(_head_forward, *_masks(query, front, mask, shared), precision)
+    front_mask, row_mask = _masks(query, front, mask, shared)
+    head = functools.partial(_head_forward, front_mask, row_mask, precision)
     seen, normalizer = _each_head(head, (_queries(query), *_fronts(front), *_owns(own)))
     seen = checkpoint_name(_unqueries(seen, query.shape), "attended")
     normalizer = checkpoint_name(normalizer, "normalizer")
@@ -45,7 +46,8 @@ def _forward(query, front, own, mask, shared, precision):
 
 def _backward(shared, precision, kept, given):
     query, front, own, mask, seen, normalizer = kept
-    head = functools.partial(_head_backward, *_masks(query, front, mask, shared), precision)
+    front_mask, row_mask = _masks(query, front, mask, shared)
+    head = functools.partial(_head_backward, front_mask, row_mask, precision)
     stacks = _queries(query), *_fronts(front), *_owns(own)
     parts = _each_head(head, (*stacks, _queries(seen), normalizer, _queries(given)))
     to_query, front_key, front_value, own_key, own_value = parts
