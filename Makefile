@@ -1,12 +1,15 @@
 PYTHON ?= python3
-WORKDIR ?= runs/quickstart
+# make quickstart METHOD=prefix: another method on the same headlines, in a folder of its own.
+METHOD ?= soft_prompt
+CONFIG := $(patsubst soft_prompt,quickstart,$(METHOD))
+WORKDIR ?= runs/$(CONFIG)
 PIP := -m pip install --quiet --disable-pip-version-check
 PACKAGING := setup.py requirements/demo.txt
 
 .PHONY: quickstart test test-reference test-versions lint clean
 
 quickstart: .venv/quickstart-installed
-	.venv/bin/prompt-tuning train --config configs/quickstart.py --workdir $(WORKDIR)
+	.venv/bin/prompt-tuning train --config configs/$(CONFIG).py --workdir $(WORKDIR)
 
 test: .venv/test-installed
 	.venv/bin/python -m pytest --ignore tests/reference tests

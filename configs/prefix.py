@@ -1,0 +1,31 @@
+"""Keys and values in front of every layer of SmolLM2-135M-Instruct, trained for the BBC headlines.
+
+Command: prompt-tuning train --config configs/prefix.py --workdir runs/prefix
+  (or make quickstart METHOD=prefix)
+Task, template, labels, steps and first text are those of configs/quickstart.py.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.steps = 280
+    config.learning_rate = 0.005
+    config.evaluate_every = 70
+    config.save_every = 70
+
+    config.method = ConfigDict()
+    config.method.name = "prefix"
+    config.method.num_virtual_tokens = 32
+    # 'random' and 'zero' need no text; any init of a soft prompt does too.
+    config.method.init = "text"
+    config.method.init_text = (
+        "Read the news headline and say which section of the BBC website it belongs to: business,"
+        " entertainment, politics, sports or technology. Answer with one word."
+    )
+    # 512 trains the network of Li & Liang beside the keys and values; it is gone from the artifact.
+    config.method.hidden_size = 0
+
+    config.prompts = ("BBC News: {text}\nThis story is about",)
+    return config

@@ -1,0 +1,162 @@
+"""Every method from its config to its artifact: tuned, kept, stopped, killed, renamed."""
+
+import ast
+import functools
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import plain_llama
+import pytest
+import tiny_methods
+import tiny_models
+import tiny_runs
+from test_methods import EVERY_ROW, ROWS, settings
+from test_train import finish, left_behind, wait, wrote
+from tiny_models import SPEC
+
+import prompt_tuning_jax
+from prompt_tuning_jax import api, artifact, commands, methods, train, workdir
+from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.data import task as tasks
+from prompt_tuning_jax.data.template import with_prompt
+from prompt_tuning_jax.models.decoder import sites
+from prompt_tuning_jax.models.tokenizer import Facts, Tokenizer
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch):
+    with tiny_runs.at_home(monkeypatch):
+        yield
+
+
+def overrides(row, **more):
+    return [f"--config.method.{name}={value}" for name, value in {**settings(row), **more}.items()]
+
+
+def tiny(row, **more):
+    """A model, its task and a config of few steps."""
+    config = configs.load(str(tiny_runs.world().config), [*tiny_runs.FEW, *overrides(row, **more)])
+    return commands.load_model(config), tasks.make(config.task), config
+
+
+@functools.cache
+def tuned(row):
+    with pytest.MonkeyPatch.context() as patch, tiny_runs.at_home(patch):
+        return api.tune(*tiny(row), log=lambda line: None)
+
+
+def assert_same_run(ours, wanted):
+    assert ours.finished and ours.history == wanted.history
+    assert ours.trainable_parameters == wanted.trainable_parameters
+    jax.tree.map(
+        np.testing.assert_array_equal, ours.artifact.collections, wanted.artifact.collections
+    )
+
+
+@EVERY_ROW
+def test_its_artifact_holds_what_the_model_reads_and_scores_what_training_said(row, tmp_path):
+    result = tuned(row)
+    api.save(result.artifact, tmp_path / "artifact")
+    kept = artifact.load(tmp_path / "artifact")
+    leaves = {(name, leaf) for name, tree in kept.collections.items() for leaf in tree}
+    assert leaves <= set(sites(SPEC))
+    lm, task, config = tiny(row)
+    split = config.task.validation
+    scored = api.evaluate(lm, task, kept, split=split)
+    assert scored["loss"] == kept.manifest["metrics"]["validation_loss"]
+    assert api.evaluate(lm, task, split=split)["loss"] > scored["loss"] + 0.1
+    with_and_without = (
+        [answer["probabilities"] for answer in api.predict(lm, task, ["votes"], made)]
+        for made in (kept, None)
+    )
+    assert len({str(answers) for answers in with_and_without}) == 2
+
+
+@EVERY_ROW
+def test_stopped_and_resumed_it_is_the_run_that_was_not(row, tmp_path, monkeypatch):
+    due, asked = train.due, []
+
+    def stop_at_six(step, every):
+        if step == 6 and not asked:
+            asked.append(step)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return due(step, every)
+
+    monkeypatch.setattr(train, "due", stop_at_six)
+    with workdir.claim(tmp_path / "run") as run:
+        stopped = api.tune(*tiny(row), run, lambda line: None)
+        assert not stopped.finished
+        assert_same_run(api.tune(*tiny(row), run, lambda line: None), tuned(row))
+
+
+# Those whose tree is more than what the artifact holds; the first method's is in test_train.py.
+@pytest.mark.parametrize("row", ["prompt_encoder", "prefix, network"])
+def test_killed_it_ends_as_if_never_stopped(row, tmp_path):
+    draw = random.Random(row)
+
+    def start(run):
+        return tiny_runs.train(run, "--config.steps=20", *overrides(row))
+
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    finish(start(whole))
+    process = tiny_runs.start(start(run))
+    wait(process, functools.partial(wrote, run, 7))
+    time.sleep(draw.uniform(0, 0.1))
+    process.kill()
+    process.communicate()
+    assert "going on after step" in finish(start(run))
+    assert left_behind(run) == left_behind(whole)
+
+
+@EVERY_ROW
+def test_under_another_name_it_is_the_same_run(row, monkeypatch):
+    """Nothing asks what a method is called."""
+    line = methods.METHODS[settings(row)["name"]]
+    monkeypatch.setitem(methods.METHODS, "made_up", line)
+    known = configs.KEYS["method.name"]._replace(holds=methods.METHODS.__contains__)
+    monkeypatch.setitem(configs.KEYS, "method.name", known)
+    result = api.tune(*tiny(row, name="made_up"), log=lambda line: None)
+    assert result.artifact.manifest["method"] == "made_up"
+    assert_same_run(result, tuned(row))
+
+
+def test_a_method_is_named_in_its_file_and_in_the_table_alone():
+    """Words that name a collection of the model too are left to the test above."""
+    package = Path(prompt_tuning_jax.__file__).parent
+    names = set(methods.METHODS) - {collection for collection, _ in sites(SPEC)}
+    modules = {line.module for line in methods.METHODS.values()}
+    own = {package / "methods" / "__init__.py"}
+    own |= {package / "methods" / f"{module.rpartition('.')[2]}.py" for module in modules}
+    for path in set(package.rglob("*.py")) - own:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant):
+                assert node.value not in names, (path, node.lineno)
+            if isinstance(node, ast.ImportFrom):
+                assert node.module not in modules, (path, node.lineno)
+    assert len(names) >= 2
+
+
+def test_a_text_prompt_is_what_every_method_makes_of_it_before_training():
+    # Nothing stands before the prompt: behind a BOS it would not be what a prefix is.
+    without_bos = Tokenizer(tiny_models.tokenizer_json(), Facts(1, 2, 0, False, None))
+    lm = tiny_methods.LM._replace(tokenizer=without_bos)
+    task = tiny_methods.TASK._replace(template="{soft} {text}:")
+    rows = [{"text": text} for text in ("in the end", "x", "a bin")]
+
+    def scores(collections, template=None):
+        examples = train.encode(lm, task, rows, collections, template=template)
+        return plain_llama.answer_scores(tiny_methods.PLAIN, examples, collections)
+
+    wanted = scores({}, with_prompt(task.template, "ab the"))
+    assert np.abs(wanted - scores({}, with_prompt(task.template, ""))).max() > 0.1
+    key = jax.random.key(0)
+    for row in ROWS:
+        given = {**settings(row), "init": "text", "init_text": "ab the"}
+        made = tiny_methods.make(**given)
+        found = scores(made.adapt(made.init(key, lm, task), key, False))
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5, err_msg=row)
