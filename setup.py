@@ -32,6 +32,8 @@ setup(
         "numpy>=2.0,<3",
         "optax>=0.2.5,<0.3",
         "orbax-checkpoint>=0.11.24,<0.13",
+        # What TFDS reads its own files with, whose errors are caught.
+        "protobuf>=4.25,<8",
         "rich>=13.9,<16",
         "rouge-score>=0.1.2,<0.2",
         "sacrebleu>=2.4,<3",

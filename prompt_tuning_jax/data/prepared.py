@@ -7,12 +7,25 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf import json_format
 
 from prompt_tuning_jax.data.records import Record, Source, Wanted, records, sources, wanted
 from prompt_tuning_jax.data.settings import TFDS
 from prompt_tuning_jax.errors import UserError, nearest
 
 FORMAT = "array_record"
+# What the library and its parsers raise for files that are not what they should be.
+_FAULTS = (
+    json_format.Error,
+    AttributeError,
+    ImportError,
+    IndexError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 INFO = "dataset_info.json"
 
 
@@ -29,7 +42,10 @@ class Splits(Mapping[str, list[Record]]):
             raise KeyError(split)
         if split not in self._read:
             place = f"{self._name}, split {split!r}"
-            self._read[split] = list(_records(self._builder, split, self._want, place))
+            try:
+                self._read[split] = list(_records(self._builder, split, self._want, place))
+            except _FAULTS as error:
+                raise _damaged(self._builder.data_dir, error) from error
         return self._read[split]
 
     def __iter__(self) -> Iterator[str]:
@@ -53,12 +69,8 @@ def source(config: Any) -> Source:
     folder = find(root, name)
     try:
         builder = tfds.builder_from_directory(folder)
-    # The library raises whatever its parsers raise.
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise UserError(
-            f"the dataset in {str(folder)!r} cannot be read ({type(error).__name__}: {error}):"
-            " prepare it again"
-        ) from error
+    except _FAULTS as error:
+        raise _damaged(folder, error) from error
     kind = builder.info.file_format
     kind = getattr(kind, "value", kind)
     if kind != FORMAT:
@@ -105,6 +117,14 @@ def find(root: pathlib.Path, name: str) -> pathlib.Path:
     raise UserError(f"{str(place)!r} holds no prepared version of {name!r}{inside}: {written}")
 
 
+def _damaged(folder: Any, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:100]
+    return UserError(
+        f"the dataset in {str(folder)!r} cannot be read ({type(error).__name__}: {reason}): prepare"
+        " it again"
+    )
+
+
 def _version(name: str) -> tuple[int, ...]:
     parts = name.split(".")
     return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else ()
@@ -112,10 +132,11 @@ def _version(name: str) -> tuple[int, ...]:
 
 def _records(builder: Any, split: str, want: Wanted, place: str) -> Iterator[Record]:
     features = builder.info.features
-    fields = sources(list(features), want, place)
+    columns = sorted(features)  # their own order differs between processes
+    fields = sources(columns, want, place)
     for number, row in enumerate(builder.as_data_source(split)):
         where = f"{place}, record {number}"
-        values = {name: _value(row[name], features[name], where) for name in features}
+        values = {name: _value(row[name], features[name], where) for name in columns}
         yield from records(values, fields, want, where)
 
 

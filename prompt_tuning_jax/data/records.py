@@ -71,9 +71,10 @@ def sources(held: Sequence[str], want: Wanted, place: str, hint: str = "") -> di
     fields = {name: name for name in held}
     for field, choices in want.columns.items():
         found = next((name for choice in choices if (name := _held(choice, held))), None)
+        # What else has the field's name is not meant, and what is found has no other name: a
+        # template must not find the label under its column's.
+        fields = {name: other for name, other in fields.items() if other != field}
         if found is not None:
-            # One name each: a template must not find the label under its column's own name.
-            fields = {name: other for name, other in fields.items() if other != field}
             fields[found] = field
     for field in (*want.inputs, *want.outputs):
         if field not in fields.values():

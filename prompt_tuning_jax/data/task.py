@@ -218,9 +218,11 @@ def examples(
     text = task.template if template is None else template
     check_fields(text, task.fields)
     _check_outputs(task, text)
-    parsed = parse(text, tokenizer.specials)
     answers = _to_write(task, tokenizer) if task.target else _to_rank(task)
     ending = [tokenizer.eos_id] if task.target else []
+    # The space in front of a text is the text's: whether it is a token of its own depends on what
+    # follows, which is not known when the model is asked.
+    parsed = parse(text.removesuffix(" ") if task.target else text, tokenizer.specials)
     encoded = []
     for number, row in enumerate(rows):
         try:

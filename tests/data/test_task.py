@@ -3,14 +3,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from prompt_tuning_jax.data.records import PLACE
 from prompt_tuning_jax.data.task import (
     Source,
     Task,
     dropped,
     examples,
+    fields,
+    grouped,
     make,
     parse_labels,
     records,
+    training,
 )
 from prompt_tuning_jax.errors import UserError
 
@@ -134,6 +138,157 @@ def test_examples_have_the_words_as_answers_and_the_record_in_errors(tokenizer):
     assert shortened[2].dropped > 0
     with pytest.raises(UserError, match="record 0: the example takes"):
         examples(TASK, rows, tokenizer, max_length=5, **arguments)
+
+
+WRITING = Task(
+    name="summaries",
+    template="{soft}{text} ({kind})\nSummary:",
+    labels=(),
+    metrics=("bleu",),
+    fields=(),
+    load=lambda: Source({}),
+    target="{short}, {tone}",
+)
+STORIES = [
+    {"text": "long one", "kind": "a", "short": " few words", "tone": "calm\n"},
+    {"text": "long two", "kind": "a", "short": "more", "tone": "glad"},
+    {"text": "long one", "kind": "a", "short": "others", "tone": "sad"},
+    {"text": "long one", "kind": "b", "short": "<|im_end|>", "tone": "{soft}"},
+]
+
+
+def test_a_target_is_the_only_answer_and_ends_with_the_token_that_ends_texts(tokenizer):
+    arguments = {"num_virtual_tokens": 2, "add_bos": False, "max_length": 99}
+    encoded = examples(WRITING, STORIES, tokenizer, **arguments)
+    for example, wanted in zip(
+        encoded,
+        (" few words, calm", " more, glad", " others, sad", " <|im_end|>, {soft}"),
+        strict=True,
+    ):
+        [tail] = example.tails
+        assert example.answer == 0 and tail[-1] == tokenizer.eos_id
+        assert tokenizer.eos_id not in tail[:-1].tolist()
+        assert tokenizer.decode(tail[:-1].tolist()) == wanted
+    # Asked for an answer, the model reads what it was trained on.
+    asked = examples(WRITING, [{"text": "long one", "kind": "a"}], tokenizer, **arguments)
+    assert asked[0].tails == () and asked[0].answer == -1
+    assert asked[0].trunk.tolist() == encoded[0].trunk.tolist()
+    spaced = "{text} ({kind})\nSummary: "
+    arguments = {"num_virtual_tokens": 0, "add_bos": False, "max_length": 99, "template": spaced}
+    whole, asked = (
+        examples(WRITING, [row], tokenizer, **arguments)[0]
+        for row in (STORIES[0], {"text": "long one", "kind": "a"})
+    )
+    assert asked.trunk.tolist() == whole.trunk.tolist()
+
+
+def test_the_end_of_a_target_takes_its_position(tokenizer):
+    arguments = {"num_virtual_tokens": 2, "add_bos": False}
+    [whole] = examples(WRITING, STORIES[:1], tokenizer, max_length=99, **arguments)
+    length = len(whole.trunk) + len(whole.tails[0]) - 1
+    [same] = examples(WRITING, STORIES[:1], tokenizer, max_length=length, **arguments)
+    [shorter] = examples(WRITING, STORIES[:1], tokenizer, max_length=length - 1, **arguments)
+    assert (same.dropped, shorter.dropped) == (0, 1)
+    assert shorter.tails[0].tolist() == whole.tails[0].tolist()
+
+
+def test_targets_that_cannot_be_written_are_refused(tokenizer):
+    arguments = {"num_virtual_tokens": 2, "add_bos": False, "max_length": 99}
+    empty = {**STORIES[0], "short": " ", "tone": "", PLACE: "data.csv, line 7"}
+    plain = WRITING._replace(target="{short}{tone}")
+    with pytest.raises(UserError, match=r"^data.csv, line 7: the target is empty"):
+        examples(plain, [empty], tokenizer, **arguments)
+    marked = WRITING._replace(target="{short}<|im_end|>")
+    with pytest.raises(UserError, match="without slots and special tokens"):
+        examples(marked, STORIES, tokenizer, **arguments)
+    endless = SimpleNamespace(specials={}, eos_id=None)
+    with pytest.raises(UserError, match="no EOS token"):
+        examples(WRITING, STORIES, endless, **arguments)
+    with pytest.raises(UserError, match=r"^record 0: template .* no field 'kind'"):
+        examples(WRITING, [{"text": "x"}], tokenizer, **arguments)
+
+
+def test_texts_of_the_same_input_belong_together():
+    inputs, texts = grouped(WRITING, STORIES)
+    assert inputs == [STORIES[0], STORIES[1], STORIES[3]]
+    assert texts == [["few words, calm", "others, sad"], ["more, glad"], ["<|im_end|>, {soft}"]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"template": "{soft}Say it:"}, "names no field of the data"),
+        ({"template": "{{text}}"}, "names no field of the data"),
+        (
+            {"name": "files", "template": "{text}{label}"},
+            r"position 7: \{label\} is what the model",
+        ),
+        ({"name": "files", "target": "{label}", "template": "{label}"}, "is what the model has"),
+        ({"name": "files", "target": "always"}, "with at least one field"),
+        ({"name": "files", "target": "{soft}{short}"}, "without slots"),
+        ({"target": "{txet}"}, r"unknown field \{txet\}"),
+        ({"name": "files:x"}, r"'files:x', expected one of: bbc_news, files, tfds:NAME"),
+        ({"name": "tfds"}, r"'tfds', expected one of: bbc_news, files, tfds:NAME"),
+        ({"name": "file"}, r"did you mean 'files'"),
+    ],
+)
+def test_templates_and_targets_that_leave_nothing_to_learn_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        make(config(**changes))
+
+
+def test_a_template_may_name_a_label_that_is_no_answer():
+    made = make(config(name="files", template="{text} {label}", target="{short}"))
+    assert made.labels == () and made.metrics == ("exact_match", "token_f1", "bleu", "rouge_l")
+    assert make(config(name="files")).metrics == ("accuracy",)
+    assert make(config(name="files", metrics=("matthews",))).metrics == ("matthews",)
+
+
+def test_a_written_prompt_may_name_what_the_records_have_but_the_answer():
+    row = {"text": "x", "title": "y", "label": "good", PLACE: "here"}
+    assert fields(TASK, row) == ("text",)
+    assert fields(TASK._replace(fields=()), row) == ("text", "title")
+    assert fields(WRITING, STORIES[0]) == ("text", "kind")
+
+
+def few(rows, most, seed=0, labels=TASK.labels):
+    task = TASK._replace(load=lambda: Source({"train": rows}), labels=labels)
+    settings = SimpleNamespace(train="train", examples_per_class=most, split_seed=seed)
+    return training(task, settings)
+
+
+def test_few_examples_of_each_label_by_the_seed_and_their_text():
+    assert few(ROWS, 0) == ROWS
+    chosen = few(ROWS, 4)
+    assert [row["label"] for row in chosen] == ["bad"] * 4 + ["good"] * 4
+    assert all(row in ROWS for row in chosen) and len({row["text"] for row in chosen}) == 8
+    assert few(ROWS[::-1], 4) == chosen
+    assert few(ROWS, 3)[:3] == chosen[:3] and few(ROWS, 3)[3:] == chosen[4:7]
+    others = {tuple(row["text"] for row in few(ROWS, 4, seed)) for seed in range(20)}
+    assert len(others) == 20
+    assert few(ROWS, 10)[10:] == sorted(
+        (row for row in ROWS if row["label"] == "good"), key=few(ROWS, 10)[10:].index
+    )
+
+
+def test_a_label_with_too_few_examples_is_refused_with_the_counts():
+    with pytest.raises(
+        UserError, match=r"is 11 and split 'train' has 10 of 'good': give at most 10"
+    ):
+        few(ROWS, 11)
+    three = (*TASK.labels, ("none", "none"))
+    with pytest.raises(UserError, match=r"has 20 of 'bad' and 10 of 'good' and 0 of 'none'"):
+        few(ROWS, 21, labels=three)
+
+
+def test_errors_name_where_a_record_comes_from(tokenizer):
+    rows = [{"text": "words " * 20, "label": "bad", PLACE: "data.csv, line 9"}]
+    arguments = {"num_virtual_tokens": 2, "add_bos": False}
+    with pytest.raises(UserError, match=r"^data.csv, line 9: the example takes .* whole of 'text'"):
+        examples(TASK, rows, tokenizer, max_length=12, **arguments)
+    task = TASK._replace(load=lambda: Source({"train": [{**rows[0], "label": "x"}]}))
+    with pytest.raises(UserError, match=r"^data.csv, line 9 has the label 'x'"):
+        records(task, "train")
 
 
 def test_the_headlines_have_the_lengths_and_words_that_were_counted(smollm2, bbc_config):

@@ -1,0 +1,205 @@
+"""Metrics against plain loops and the libraries' own corpus scores; intervals against a plain
+bootstrap."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sacrebleu.metrics import BLEU
+
+from prompt_tuning_jax import metrics
+from prompt_tuning_jax.data.settings import LABEL_METRICS, TEXT_METRICS
+from prompt_tuning_jax.errors import UserError
+
+VALUES = ["bad", "fine", "good", "never"]
+TEXTS = [
+    ("The cat sat on the mat .", ["A cat sat on the mat .", "There is a cat ."]),
+    ("the cat", ["The cat!"]),
+    ("", ["something"]),
+    ("no word in common here", ["entirely different words"]),
+    ("a quick brown fox jumps over dogs", ["the quick brown fox jumped over a lazy dog"] * 2),
+    ("the cat sat on the mat , twice", ["the cat sat", "the cat sat on the mat , twice over"]),
+]
+PREDICTIONS, REFERENCES = (list(part) for part in zip(*TEXTS, strict=True))
+PAIRS = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30
+)  # label 3 is never there
+
+
+def plain(predictions, answers):
+    """Every metric of labels by counting."""
+    pairs = list(zip(predictions, answers, strict=True))
+    scores, recalls = [], {}
+    for label, value in enumerate(VALUES):
+        right = sum(p == a == label for p, a in pairs)
+        predicted, actual = predictions.count(label), answers.count(label)
+        recalls[value] = right / actual if actual else None
+        if predicted + actual:
+            scores.append(2 * right / (predicted + actual))
+    # The correlation coefficient of one-hot vectors, by its definition.
+    one = np.eye(len(VALUES))[predictions], np.eye(len(VALUES))[answers]
+    spread = [part - part.mean(axis=0) for part in one]
+    variances = (spread[0] ** 2).sum() * (spread[1] ** 2).sum()
+    return {
+        "accuracy": sum(p == a for p, a in pairs) / len(pairs),
+        "class_accuracy": recalls,
+        "macro_f1": sum(scores) / len(scores),
+        "matthews": (spread[0] * spread[1]).sum() / variances**0.5 if variances > 1e-9 else 0.0,
+    }
+
+
+def test_the_names_are_those_that_a_config_knows():
+    assert tuple(metrics.LABELLED) == LABEL_METRICS and tuple(metrics.TEXTS) == TEXT_METRICS
+
+
+@given(PAIRS)
+def test_metrics_of_labels_are_those_of_counting(pairs):
+    predictions, answers = (list(part) for part in zip(*pairs, strict=True))
+    found = metrics.label_metrics(np.array(predictions), np.array(answers), VALUES, LABEL_METRICS)
+    intervals = found.pop("intervals")
+    wanted = plain(predictions, answers)
+    assert found.keys() == intervals.keys() == wanted.keys()
+    assert found.pop("class_accuracy") == pytest.approx(wanted.pop("class_accuracy"))
+    assert found == pytest.approx(wanted)
+    assert intervals["class_accuracy"]["never"] is None
+    for name in found:
+        low, high = intervals[name]
+        assert type(low) is type(high) is float and low <= high
+
+
+def test_only_what_is_named_is_there():
+    found = metrics.label_metrics(np.array([0, 1]), np.array([0, 0]), VALUES, ["macro_f1"])
+    assert found.keys() == {"macro_f1", "intervals"}
+    assert metrics.text_metrics(["x"], [["x"]], ["token_f1"]) == {
+        "token_f1": 1.0,
+        "intervals": {"token_f1": [1.0, 1.0]},
+    }
+
+
+def test_intervals_of_labels_are_those_of_resampled_examples():
+    rng = np.random.default_rng(5)
+    answers = rng.integers(0, 3, 200)
+    predictions = np.where(rng.random(200) < 0.7, answers, rng.integers(0, 3, 200))
+    found = metrics.label_metrics(predictions, answers, VALUES, LABEL_METRICS)["intervals"]
+    resampled = []
+    for _ in range(1000):
+        chosen = rng.integers(0, 200, 200)
+        resampled.append(plain(predictions[chosen].tolist(), answers[chosen].tolist()))
+    for name in ("accuracy", "macro_f1", "matthews"):
+        wanted = np.percentile([each[name] for each in resampled], [2.5, 97.5])
+        np.testing.assert_allclose(found[name], wanted, atol=0.012)
+    wanted = np.percentile([each["class_accuracy"]["bad"] for each in resampled], [2.5, 97.5])
+    np.testing.assert_allclose(found["class_accuracy"]["bad"], wanted, atol=0.02)
+
+
+def test_intervals_of_texts_are_those_of_resampled_examples():
+    rng = np.random.default_rng(5)
+    words = "the cat sat on a mat and saw another dog run home".split()
+    references = [[" ".join(rng.choice(words, rng.integers(4, 12)))] for _ in range(80)]
+    predictions = [
+        " ".join(word for word in text.split() if rng.random() < 0.9) for [text] in references
+    ]
+    found = metrics.text_metrics(predictions, references, ["token_f1", "bleu"])["intervals"]
+    scorer, bleus = BLEU(), []
+    for _ in range(400):
+        chosen = rng.integers(0, 80, 80)
+        texts = [predictions[i] for i in chosen]
+        right = [references[i][0] for i in chosen]
+        bleus.append(scorer.corpus_score(texts, [right]).score)
+    wanted = np.percentile(bleus, [2.5, 97.5])
+    np.testing.assert_allclose(found["bleu"], wanted, atol=1.0)
+    f1s = np.array(metrics.token_f1s(list(zip(predictions, references, strict=True))))
+    means = [f1s[rng.integers(0, 80, 80)].mean() for _ in range(2000)]
+    np.testing.assert_allclose(found["token_f1"], np.percentile(means, [2.5, 97.5]), atol=0.005)
+
+
+def test_many_examples_are_resampled_in_parts(monkeypatch):
+    whole = metrics.text_metrics(PREDICTIONS, REFERENCES, ["token_f1", "bleu"])
+    monkeypatch.setattr(metrics, "_AT_ONCE", 7 * len(TEXTS))
+    assert metrics.text_metrics(PREDICTIONS, REFERENCES, ["token_f1", "bleu"]) == whole
+
+
+def test_bleu_is_sacrebleus_whatever_the_number_of_references():
+    most = max(map(len, REFERENCES))
+    streams = [
+        [given[place] if place < len(given) else None for given in REFERENCES]
+        for place in range(most)
+    ]
+    wanted = BLEU().corpus_score(PREDICTIONS, streams).score
+    found = metrics.text_metrics(PREDICTIONS, REFERENCES, ["bleu"])
+    assert found["bleu"] == pytest.approx(wanted) and 0 < wanted < 100
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=4, max_size=4),
+    st.lists(st.integers(0, 9), min_size=4, max_size=4),
+    st.integers(0, 20),
+    st.integers(1, 20),
+)
+def test_bleu_of_any_counts_is_sacrebleus(right, more, length, nearest):
+    held = [one + other for one, other in zip(right, more, strict=True)]
+    wanted = BLEU.compute_bleu([*right], [*held], length, nearest, smooth_method="exp").score
+    found = metrics.bleu(np.array([[*right, *held, length, nearest]], float), 1)
+    if length > 0:
+        assert found == pytest.approx([wanted], abs=1e-9)
+
+
+def longest_common(one, other):
+    table = np.zeros((len(one) + 1, len(other) + 1), int)
+    for i, first in enumerate(one):
+        for j, second in enumerate(other):
+            longer = max(table[i, j + 1], table[i + 1, j])
+            table[i + 1, j + 1] = table[i, j] + 1 if first == second else longer
+    return table[-1, -1]
+
+
+def test_rouge_l_is_that_of_the_longest_common_words():
+    wanted = []
+    for text, references in TEXTS:
+        best = 0.0
+        for reference in references:
+            one, other = (
+                "".join(c if c.isalnum() else " " for c in each.lower()).split()
+                for each in (text, reference)
+            )
+            if one and other:
+                best = max(best, 2 * longest_common(one, other) / (len(one) + len(other)))
+        wanted.append(best)
+    found = metrics.text_metrics(PREDICTIONS, REFERENCES, ["rouge_l"])
+    assert found["rouge_l"] == pytest.approx(np.mean(wanted)) and len(set(wanted)) > 3
+
+
+@pytest.mark.parametrize(
+    ("text", "references", "exact", "f1"),
+    [
+        ("The cat!", ["a cat"], 1, 1),
+        ("cat", ["dog", "cat "], 1, 1),
+        ("big cat", ["cat"], 0, 2 / 3),
+        ("cat cat", ["cat"], 0, 2 / 3),
+        ("cat", ["dog"], 0, 0),
+        ("", ["the"], 1, 1),
+        ("", ["cat"], 0, 0),
+    ],
+)
+def test_exact_match_and_token_f1(text, references, exact, f1):
+    found = metrics.text_metrics([text], [references], ["exact_match", "token_f1"])
+    assert (found["exact_match"], found["token_f1"]) == pytest.approx((exact, f1))
+
+
+def test_a_package_that_is_not_there_is_named(monkeypatch):
+    for package, metric in (("sacrebleu.metrics", "bleu"), ("rouge_score.rouge_scorer", "rouge_l")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(UserError, match="pip install"):
+            metrics.text_metrics(["x"], [["x"]], [metric])
+
+
+def test_libraries_are_imported_when_they_are_asked_for():
+    script = (
+        "import sys, prompt_tuning_jax.metrics as metrics\n"
+        "metrics.text_metrics(['x'], [['x']], ['token_f1'])\n"
+        "assert not {'sacrebleu', 'rouge_score', 'nltk'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
