@@ -68,8 +68,8 @@ class Best(NamedTuple):
 
 class Result(NamedTuple):
     """What tuning leaves: the best adaptation as an `artifact.Artifact`, the lines of metrics,
-    whether all steps were taken before anybody asked it to stop, how many numbers were trained, and
-    the seconds that the steps and validations took."""
+    whether it ended by itself (after all steps, or early) before anybody asked it to stop, how many
+    numbers were trained, and the seconds that the steps and validations took."""
 
     artifact: artifacts.Artifact
     history: list[dict]
@@ -96,28 +96,27 @@ def tune(
       UserError: a setting, template or record that cannot be used; the folder is as it was then.
       RunError: five updates in a row whose gradient was not finite.
     """
-    made = plan(lm, task, config, log)
+    run = plan(lm, task, config, log)
     with contextlib.ExitStack() as opened:
         track = opened.enter_context(tracking.tracker(config, folder))
         before_step = opened.enter_context(profiler(config.profile_steps, folder, log))
         if folder:
-            # Not before nothing can be refused: the folder would be tied to a config that cannot
-            # run.
+            # Once nothing can be refused: a config that cannot run would have tied the folder.
             settle(folder, config, fresh)
         stopping = opened.enter_context(stop_requested(log))
         checkpoints = opened.enter_context(Checkpoints(folder / CHECKPOINTS)) if folder else None
-        state, best, spent = restore(checkpoints, init_state(made.parts, made.trainable), log)
+        state, best, spent = restore(checkpoints, init_state(run.parts, run.trainable), log)
         start = config.steps if enough(best, config) else int(state.step)
         journal = opened.enter_context(Journal(int(state.step), spent, config, folder, log, track))
-        journal.warn("norm", advice.prompt_norm(lm, made.adapt(state.trainable)))
+        journal.warn("norm", advice.prompt_norm(lm, run.adapt(state.trainable)))
 
-        compiled = compile_step(made.parts, config.parallel)
+        compiled = compile_step(run.parts, config.parallel)
         frozen, state = compiled.place(lm.params), compiled.place(state)
-        steps = executables(compiled, state, frozen, made.data, log) if start < config.steps else {}
+        steps = executables(compiled, state, frozen, run.data, log) if start < config.steps else {}
         journal.begin()
         for step in range(start, config.steps):
             before_step(state)
-            batch = made.data.batch(step)
+            batch = run.data.batch(step)
             placed = compiled.place_batch(batch)
             state, metrics = steps[batch.tokens.shape](state, frozen, placed)
             journal.add(step + 1, metrics, batch)
@@ -127,7 +126,7 @@ def tune(
             if last or (stop and folder is None) or due(step + 1, config.evaluate_every):
                 journal.settle()
                 current = compiled.fetch(state.trainable)
-                loss = validate(lm, made.data, made.adapt(current), step + 1, journal)
+                loss = validate(lm, run.data, run.adapt(current), step + 1, journal)
                 best = better(best, current, loss, step + 1)
             ended = stop or last or enough(best, config)
             if checkpoints is not None and (ended or due(step + 1, config.save_every)):
@@ -142,9 +141,9 @@ def tune(
     if enough(best, config):
         log(f"stopped early after step {taken}: no better validation loss in the last {best.since}")
     finished = not stopping and (taken == config.steps or enough(best, config))
-    adaptation = jax.device_get(made.adapt(best.trainable))
+    adaptation = jax.device_get(run.adapt(best.trainable))
     artifact = artifacts.Artifact(adaptation, manifest(lm, task, config, best))
-    size = parameter_count(made.trainable)
+    size = parameter_count(run.trainable)
     return Result(artifact, journal.lines, finished, size, journal.seconds())
 
 

@@ -174,6 +174,8 @@ def test_wrong_override_names_its_key(override):
     ("overrides", "part"),
     [
         (["microbatches=17"], "at most config.batch_size, 16"),
+        (["early_stopping=2", "evaluate_every=0"], "expected an evaluate_every of at least 1"),
+        (["tracker=wndb"], "did you mean 'wandb'?"),
         (["method.init=text"], "config.method.init_text is empty"),
         (["method.init=file"], "config.method.init_file is empty"),
         (["optimizer.name=adam", "optimizer.weight_decay=0.1"], "'adam' has no such setting"),
