@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prompt_tuning_jax.data.template import Example, encode, parse
+from prompt_tuning_jax.data.template import Example, encode, parse, with_demonstrations
 from prompt_tuning_jax.errors import UserError, nearest
 
 Record = dict[str, str]
@@ -130,6 +130,7 @@ def examples(
     add_bos: bool,
     max_length: int,
     template: str | None = None,
+    demonstrations: Sequence[Record] = (),
 ) -> list[Example]:
     """Returns the example of each record with the task's words as answers, in the labels' order.
 
@@ -141,6 +142,7 @@ def examples(
         add_bos: whether every example begins with the tokenizer's BOS token.
         max_length: the most positions that an example may take, see `template.encode`.
         template: another template than the task's, for instance a hand-written prompt.
+        demonstrations: records whose labels are known, rendered with their answers in front.
 
     Raises:
         UserError: as `template.parse` and `template.encode`; names the record.
@@ -150,6 +152,8 @@ def examples(
     parsed = parse(text, tokenizer.specials)
     words = [word for _, word in task.labels]
     places = {value: place for place, (value, _) in enumerate(task.labels)}
+    answered = [(row, words[places[row["label"]]]) for row in demonstrations]
+    parsed = with_demonstrations(parsed, answered)
     encoded = []
     for number, row in enumerate(rows):
         try:
