@@ -1,7 +1,8 @@
 """The five names for notebooks and forks; the commands are thin over the same functions."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -11,7 +12,8 @@ from prompt_tuning_jax import artifact as artifacts
 from prompt_tuning_jax import metrics, scoring
 from prompt_tuning_jax.artifact import Artifact
 from prompt_tuning_jax.data import task as tasks
-from prompt_tuning_jax.data.records import LABEL, names
+from prompt_tuning_jax.data.demonstrations import fitted
+from prompt_tuning_jax.data.records import LABEL, Record, names
 from prompt_tuning_jax.data.task import Task
 from prompt_tuning_jax.data.template import with_prompt
 from prompt_tuning_jax.errors import UserError
@@ -30,6 +32,7 @@ def evaluate(
     *,
     split: str = "test",
     prompt: str | None = None,
+    demonstrations: Sequence[Record] = (),
 ) -> dict[str, Any]:
     """Scores the model on a split of the task.
 
@@ -40,22 +43,32 @@ def evaluate(
       split: 'train', 'validation', 'test', or a part such as 'test[:100]'.
       prompt: a hand-written prompt for the model alone. It stands where the template has `{soft}`,
         or, where it names a field itself, takes the whole template's place.
+      demonstrations: answered records, from `data.demonstrations.choose`, that stand in front of
+        every example of the model alone, as many of the first as fit.
 
     Returns:
       loss (nats an example), examples, and with labels accuracy (0 to 1), the task's other metrics,
-      and intervals: [low, high] of each metric by its name, see `metrics.label_metrics`.
+      and intervals: [low, high] of each metric by its name, see `metrics.label_metrics`; where
+      demonstrations are given, how many of them stand in front of each.
 
     Raises:
       UserError: the artifact belongs to another model, or a template, split or record is at fault.
     """
+    if artifact is not None and demonstrations:
+        raise UserError("an artifact was trained without demonstrations: evaluate it without")
     collections, template, max_length = _adaptation(lm, task, artifact)
     if prompt is not None:
         template = with_prompt(task.template, prompt)
     rows = tasks.records(task, split)
-    examples = encode(lm, task, rows, collections, max_length, template)
+    counts = {}
+    if demonstrations:
+        examples, fitting = _demonstrated(lm, task, rows, template, demonstrations)
+        counts["demonstrations"] = fitting
+    else:
+        examples = encode(lm, task, rows, collections, max_length, template)
     scores = scoring.score(lm, examples, collections)
     answers = np.array([example.answer for example in examples])
-    found = scoring.metrics(scores, answers)
+    found = scoring.metrics(scores, answers) | counts
     if task.target:
         return found
     values = [value for value, _ in task.labels]
@@ -101,6 +114,22 @@ def _adaptation(lm, task, artifact):
         return {}, with_prompt(task.template, ""), 0
     artifacts.check(artifact, lm)
     return artifact.collections, artifact.manifest["template"], artifact.manifest["max_length"]
+
+
+def _demonstrated(lm, task, rows, template, demonstrations):
+    def measure(rows, shown):
+        return tasks.examples(
+            task,
+            rows,
+            lm.tokenizer,
+            num_virtual_tokens=0,
+            add_bos=lm.tokenizer.add_bos,
+            max_length=sys.maxsize,
+            template=template,
+            demonstrations=shown,
+        )
+
+    return fitted(rows, demonstrations, measure, lm.spec.max_positions)
 
 
 def _fields(template, record):

@@ -13,11 +13,21 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 
-from prompt_tuning_jax import api, artifact, cache, dry_run, environment, report, workdir
+from prompt_tuning_jax import (
+    api,
+    artifact,
+    cache,
+    dry_run,
+    environment,
+    report,
+    workdir,
+    written,
+)
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data import task as tasks
+from prompt_tuning_jax.data.demonstrations import Wanted, choose
 from prompt_tuning_jax.data.template import with_prompt
-from prompt_tuning_jax.errors import RunError
+from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.models import LanguageModel, load
 from prompt_tuning_jax.train import Result
 
@@ -99,7 +109,15 @@ def check_report(task, config):
     """Raises a UserError for what only the report reads, before the time for training is spent."""
     fields = tasks.fields(task, tasks.records(task, config.task.test)[0])
     for prompt in config.prompts:
+        check_prompt(task, prompt, fields)
+
+
+def check_prompt(task, prompt: str, fields, place: str = ""):
+    """Raises a UserError, which begins with `place`, for a written prompt that does not fit."""
+    try:
         tasks.check_fields(with_prompt(task.template, prompt), fields)
+    except UserError as error:
+        raise UserError(f"{place}{error}") from error
 
 
 def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list[report.Row]:
@@ -129,9 +147,11 @@ def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list
     return rows
 
 
-def evaluate(config, folder: str | None, prompt: str | None, split: str) -> dict[str, Any]:
+def evaluate(
+    config, folder: str | None, prompt: str | None, split: str, wanted: Wanted | None = None
+) -> dict[str, Any]:
     """Scores an artifact, a written prompt, or the model alone; `config` is None with an artifact
-    that brings its own."""
+    that brings its own; `wanted` demonstrations stand in front where there is no artifact."""
     keep_compiled()
     made = None if folder is None else artifact.load(folder)
     labels = ()
@@ -139,10 +159,67 @@ def evaluate(config, folder: str | None, prompt: str | None, split: str) -> dict
         config = own_config(made)
         labels = made.manifest["labels"] if made else ()
     task = tasks.make(config.task, labels)
-    found = api.evaluate(load_model(config), task, made, split=split, prompt=prompt)
+    shown = demonstrations(task, config, wanted, split)
+    result = api.evaluate(
+        load_model(config), task, made, split=split, prompt=prompt, demonstrations=shown
+    )
     for note in task.load().notes:
         say(note)
-    return found
+    left_out([result], wanted)
+    return result
+
+
+def rank(config, path: str, split: str, wanted: Wanted | None) -> dict[str, Any]:
+    """Ranks the written prompts of a file on the validation split and scores the best on `split`.
+
+    Returns:
+      prompt, split and metrics of the best; and `candidates`, what each gave on the validation
+      split, the best first.
+    """
+    keep_compiled()
+    task = tasks.make(config.task)
+    candidates = written.read(path)
+    say(candidates.counted)
+    fields = tasks.fields(task, tasks.records(task, config.task.validation)[0])
+    for candidate in candidates.found:
+        check_prompt(task, candidate.text, fields, f"{candidate.place}: ")
+    shown = demonstrations(task, config, wanted, config.task.validation, split)
+    lm = load_model(config)
+
+    def score(prompt, split=config.task.validation):
+        return api.evaluate(lm, task, split=split, prompt=prompt, demonstrations=shown)
+
+    ranking = written.rank(candidates.found, score)
+    best = ranking[0]["prompt"]
+    result = {"prompt": best, "split": split, **score(best, split), "candidates": ranking}
+    left_out([result, *ranking], wanted)
+    return result
+
+
+def demonstrations(task, config, wanted: Wanted | None, *splits: str) -> list[Any]:
+    """The demonstrations that are wanted, from the training split; says how many of the records
+    that are asked about are among them."""
+    if wanted is None:
+        return []
+    rows = tasks.records(task, config.task.train)
+    chosen = choose(rows, [value for value, _ in task.labels], wanted)
+    for split in splits:
+        known = sum(row in chosen for row in tasks.records(task, split))
+        if known:
+            say(f"warning: {known} records of {split} are demonstrations: they tell the answer")
+    return chosen
+
+
+def left_out(results: list[dict[str, Any]], wanted: Wanted | None):
+    """Says how many demonstrations the model has no positions for."""
+    if wanted is None:
+        return
+    least = min(result["demonstrations"] for result in results)
+    if least < wanted.number:
+        say(
+            f"warning: {wanted.number - least} of {wanted.number} demonstrations are left out: with"
+            " more, the longest example takes more positions than the model has"
+        )
 
 
 def predict(folder: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, TextIO
 import click
 
 from prompt_tuning_jax import __version__
+from prompt_tuning_jax.data.demonstrations import CHOICES, Wanted
 from prompt_tuning_jax.errors import RunError, UserError, nearest
 
 FAILED = 1
@@ -93,11 +94,31 @@ def _rehearse(config: Any, workdir: str | None, fresh: bool, as_json: bool) -> i
 
 
 @program.command(
-    options_metavar="[--artifact DIR | --prompt TEXT] [--config.KEY=VALUE]... [OPTIONS]"
+    options_metavar="[--artifact DIR | --prompt TEXT | --prompts FILE] [--config.KEY=VALUE]..."
+    " [OPTIONS]"
 )
 @click.option("--artifact", metavar="DIR", help="The artifact of a run; it brings its own config.")
 @click.option(
     "--prompt", metavar="TEXT", help="A written template, as 'Headline: {text}\\nTopic:'."
+)
+@click.option(
+    "--prompts",
+    metavar="FILE",
+    help="Templates, one a line, or a JSON list: ranked on validation, the best is scored.",
+)
+@click.option(
+    "--demonstrations",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Put K answered examples of the training split in front, or as many as fit.",
+)
+@click.option(
+    "--demonstrations_choice",
+    metavar="HOW",
+    help="balanced (the labels in turn, the default) or random.",
+)
+@click.option(
+    "--demonstrations_seed", type=click.IntRange(min=0), metavar="N", help="0 unless given."
 )
 @_config
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")
@@ -108,15 +129,20 @@ def evaluate(
     overrides: list[str],
     artifact: str | None,
     prompt: str | None,
+    prompts: str | None,
+    demonstrations: int | None,
+    demonstrations_choice: str | None,
+    demonstrations_seed: int | None,
     config_path: str | None,
     split: str,
     as_json: bool,
 ) -> None:
-    """Scores an artifact, a written prompt, or the task's template alone on a split."""
+    """Scores an artifact, written prompts, or the task's template alone on a split."""
     from prompt_tuning_jax.config import load
 
-    if artifact is not None and prompt is not None:
-        raise UserError("evaluate takes --artifact DIR or --prompt TEXT, not both")
+    given = {"--artifact DIR": artifact, "--prompt TEXT": prompt, "--prompts FILE": prompts}
+    _at_most_one(given)
+    wanted = _wanted(demonstrations, demonstrations_choice, demonstrations_seed, artifact)
     if artifact is not None and overrides and config_path is None:
         raise UserError(
             f"the artifact {artifact!r} brings its own config: give --config FILE"
@@ -127,11 +153,19 @@ def evaluate(
     from prompt_tuning_jax import commands
 
     with contextlib.redirect_stdout(sys.stderr):
-        result = commands.evaluate(config, artifact, prompt, split)
+        if prompts is None:
+            result = commands.evaluate(config, artifact, prompt, split, wanted)
+        else:
+            result = commands.rank(config, prompts, split, wanted)
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
-    else:
-        click.echo("\n".join(f"{name}: {value}" for name, value in result.items()))
+        return
+    if "candidates" in result:
+        from prompt_tuning_jax import written
+
+        written.table(result.pop("candidates"))
+        click.echo()
+    click.echo("\n".join(f"{name}: {value}" for name, value in result.items()))
 
 
 @program.command(options_metavar="--artifact DIR [OPTIONS]")
@@ -266,6 +300,34 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
         hint = nearest(words[0], program.commands)
         raise UserError(f"{words[0]!r} is not a command{hint}: there are {known}")
     return overrides, words
+
+
+def _at_most_one(given: dict[str, str | None]) -> None:
+    """Refuses options that exclude each other, by how they are written."""
+    chosen = [name for name, value in given.items() if value is not None]
+    if len(chosen) > 1:
+        raise UserError(f"evaluate takes {' or '.join(chosen)}, not both")
+
+
+def _wanted(
+    count: int | None, choice: str | None, seed: int | None, artifact: str | None
+) -> Wanted | None:
+    """What the options about demonstrations ask for; None for none."""
+    if count is None:
+        options = {"--demonstrations_choice": choice, "--demonstrations_seed": seed}
+        for option, value in options.items():
+            if value is not None:
+                raise UserError(f"{option} is {value!r} without --demonstrations K: give both")
+        return None
+    if artifact is not None:
+        raise UserError("an artifact was trained without --demonstrations: evaluate it without")
+    wanted = Wanted(count, choice or CHOICES[0], seed or 0)
+    if wanted.choice not in CHOICES:
+        raise UserError(
+            f"--demonstrations_choice is {choice!r}, expected {' or '.join(CHOICES)}"
+            f"{nearest(wanted.choice, CHOICES)}"
+        )
+    return wanted
 
 
 def _no_overrides(command: str, overrides: list[str]) -> None:

@@ -57,10 +57,16 @@ def commands(monkeypatch):
             json.dump({"rows": []}, file)
         return 0
 
-    def evaluate(config, artifact, prompt, split):
-        made.calls.append((config, artifact, prompt, split))
+    def evaluate(config, artifact, prompt, split, wanted):
+        made.calls.append((config, artifact, prompt, split, wanted))
         print("a log line")
         return {"accuracy": 0.5, "examples": 4}
+
+    def rank(config, prompts, split, wanted):
+        made.calls.append((config, prompts, split, wanted))
+        print("a log line")
+        candidates = [{"prompt": name, "accuracy": 0.5, "loss": 1.5} for name in ("b[i]", "a\nc")]
+        return {"prompt": "b[i]", "split": split, "accuracy": 0.25, "candidates": candidates}
 
     def predict(artifact, lines):
         for line in lines:
@@ -70,6 +76,7 @@ def commands(monkeypatch):
 
     made.train = train
     made.evaluate = evaluate
+    made.rank = rank
     made.predict = predict
     monkeypatch.setitem(sys.modules, "prompt_tuning_jax.commands", made)
     monkeypatch.setattr(prompt_tuning_jax, "commands", made, raising=False)
@@ -130,7 +137,20 @@ def test_a_failed_run_is_one_sentence_and_status_1(commands, tmp_path, capsys):
         ([*TRAIN, "x", "--config.stepz=3"], "config.stepz is not a known key (did you mean 'ste"),
         ([*TRAIN, "x", "--config.steps=ten"], "config.steps is 'ten': expected a whole number"),
         (["train", "--config", "no.py", "--workdir", "x"], "'no.py' does not exist"),
-        (["evaluate", "--artifact", "x", "--prompt", "y"], "not both"),
+        (["evaluate", "--artifact", "x", "--prompt", "y"], "--artifact DIR or --prompt TEXT, not"),
+        (["evaluate", "--prompts", "x", "--prompt", "y"], "--prompt TEXT or --prompts FILE, not"),
+        (["evaluate", "--prompts", "x", "--artifact", "y"], "--artifact DIR or --prompts FILE, no"),
+        (["evaluate", "--artifact", "x", "--demonstrations", "3"], "without --demonstrations"),
+        (["evaluate", "--demonstrations", "0"], "--demonstrations"),
+        (["evaluate", "--demonstrations", "many"], "'many' is not a valid integer"),
+        (["evaluate", "--demonstration", "3"], "--demonstrations"),
+        (["evaluate", "--demonstrations_choice", "random"], "without --demonstrations K"),
+        (["evaluate", "--demonstrations_seed", "1"], "without --demonstrations K"),
+        (
+            ["evaluate", "--demonstrations", "3", "--demonstrations_choice", "balancd"],
+            "expected balanced or random (did you mean 'balanced'?)",
+        ),
+        (["evaluate", "--demonstrations", "3", "--demonstrations_seed", "-1"], "-1"),
         (["evaluate", "--artifact", "x", "--config.seed=1"], "give --config FILE"),
         (["evaluate", "--splt", "test"], "--split"),
         (["predict"], "predict needs --artifact DIR"),
@@ -150,22 +170,48 @@ def test_debug_shows_the_traceback_of_a_refusal(capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "artifact", "prompt", "split", "has_config"),
+    ("arguments", "artifact", "prompt", "split", "has_config", "wanted"),
     [
-        ([], None, None, "test", True),
-        (["--artifact", "a"], "a", None, "test", False),
-        (["--artifact", "a", "--config", QUICKSTART, "--config.seed=1"], "a", None, "test", True),
-        (["--prompt", "{text}:", "--split", "validation"], None, "{text}:", "validation", True),
+        ([], None, None, "test", True, None),
+        (["--artifact", "a"], "a", None, "test", False, None),
+        (
+            ["--artifact", "a", "--config", QUICKSTART, "--config.seed=1"],
+            *("a", None, "test", True, None),
+        ),
+        (
+            ["--prompt", "{text}:", "--split", "validation", "--demonstrations", "4"],
+            *(None, "{text}:", "validation", True, (4, "balanced", 0)),
+        ),
+        (
+            ["--demonstrations=2", "--demonstrations_choice=random", "--demonstrations_seed=7"],
+            *(None, None, "test", True, (2, "random", 7)),
+        ),
     ],
 )
-def test_evaluate(commands, capsys, arguments, artifact, prompt, split, has_config):
+def test_evaluate(commands, capsys, arguments, artifact, prompt, split, has_config, wanted):
     assert run(["evaluate", *arguments, "--json"]) == 0
     [(config, *rest)] = commands.calls
     assert (config is not None) == has_config
-    assert rest == [artifact, prompt, split]
+    assert rest == [artifact, prompt, split, wanted]
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"accuracy": 0.5, "examples": 4}
     assert captured.err == "a log line\n"
+
+
+def test_evaluate_ranks_prompts(commands, capsys):
+    words = ["evaluate", "--prompts", "file", "--split", "validation", "--demonstrations", "2"]
+    assert run([*words, "--json"]) == 0
+    assert commands.calls[0][1:] == ("file", "validation", (2, "balanced", 0))
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)["candidates"]) == 2
+    assert captured.err == "a log line\n"
+    assert run(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[1:3]] == [
+        ["50.0%", "1.5000", "b[i]"],
+        ["50.0%", "1.5000", "a\\nc"],
+    ]
+    assert lines[3:] == ["", "prompt: b[i]", "split: validation", "accuracy: 0.25"]
 
 
 def test_evaluate_prints_names_and_values(commands, capsys):
@@ -201,14 +247,15 @@ def test_predict_leaves_no_half_written_output(commands, tmp_path, capsys, bad, 
 def test_help_lists_what_there_is():
     shown = command("--help")
     assert shown.returncode == 0
-    for name in ("train", "evaluate", "predict"):
+    for name in ("train", "evaluate", "predict", "list", "copy", "env"):
         assert f"\n  {name} " in shown.stdout
     assert "--config.KEY=VALUE" in command("train", "--help").stdout
     assert command().stdout == shown.stdout
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], [*TRAIN, "x", "--config.stepz=3"]]
+    "arguments",
+    [["--help"], ["train", "--help"], ["list"], ["lst"], [*TRAIN, "x", "--config.stepz=3"]],
 )
 def test_answers_within_a_third_of_a_second(arguments):
     def seconds():
@@ -225,6 +272,7 @@ def test_parsing_imports_nothing_heavy():
     program = (
         "import sys, prompt_tuning_jax.config, prompt_tuning_jax.main as m\n"
         f"m.run(['train', '--config', {QUICKSTART!r}, '--workdir', 'x', '--config.a=1'])\n"
+        "sys.stdout = sys.stderr; m.run(['list']); sys.stdout = sys.__stdout__\n"
         "print(*{name.split('.')[0] for name in sys.modules})"
     )
     shown = subprocess.run(

@@ -10,7 +10,16 @@ import numpy as np
 
 from prompt_tuning_jax.data.records import LABEL, PLACE, Record, Source, names, ranked
 from prompt_tuning_jax.data.settings import LABEL_METRICS, TEXT_METRICS
-from prompt_tuning_jax.data.template import Example, Field, Slot, Special, Template, encode, parse
+from prompt_tuning_jax.data.template import (
+    Example,
+    Field,
+    Slot,
+    Special,
+    Template,
+    encode,
+    parse,
+    with_demonstrations,
+)
 from prompt_tuning_jax.errors import UserError, nearest
 
 _MOST_LABELS = 100  # distinct values in the data, above which they are hardly labels
@@ -198,6 +207,7 @@ def examples(
     add_bos: bool,
     max_length: int,
     template: str | None = None,
+    demonstrations: Sequence[Record] = (),
 ) -> list[Example]:
     """Returns the example of each record: with the task's words as answers, in the labels' order,
     or with its target, ended by the tokenizer's EOS token, as the only one.
@@ -211,6 +221,7 @@ def examples(
         add_bos: whether every example begins with the tokenizer's BOS token.
         max_length: the most positions that an example may take, see `template.encode`.
         template: another template than the task's, for instance a hand-written prompt.
+        demonstrations: records whose labels are known, rendered with their answers in front.
 
     Raises:
         UserError: as `template.parse` and `template.encode`; names the record.
@@ -223,6 +234,8 @@ def examples(
     # The space in front of a text is the text's: whether it is a token of its own depends on what
     # follows, which is not known when the model is asked.
     parsed = parse(text.removesuffix(" ") if task.target else text, tokenizer.specials)
+    known = [(row, *answers(row)) for row in demonstrations]
+    parsed = with_demonstrations(parsed, [(row, words[answer]) for row, words, answer in known])
     encoded = []
     for number, row in enumerate(rows):
         try:

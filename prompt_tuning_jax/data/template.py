@@ -119,6 +119,30 @@ def with_prompt(text: str, prompt: str) -> str:
     return text
 
 
+def with_demonstrations(
+    template: Template, answered: Sequence[tuple[Mapping[str, str], str]]
+) -> Template:
+    """Returns `template` with records and their answers in front, filled into it likewise, a blank
+    line after each. What a field's text spells is text there too; slots are not repeated.
+
+    Raises:
+        UserError: a field that a record lacks.
+    """
+    pieces: list[Piece] = []
+    for record, answer in answered:
+        text = ""
+        for piece in template.pieces:
+            if isinstance(piece, Special):
+                pieces += [Constant(text), piece] if text else [piece]
+                text = ""
+            elif isinstance(piece, Field):
+                text += _text_of(piece, record, template)
+            elif isinstance(piece, Constant):
+                text += piece.text
+        pieces.append(Constant(f"{text}{_joint(text)}{answer}\n\n"))
+    return template._replace(pieces=(*pieces, *template.pieces))
+
+
 def encode(
     template: Template,
     record: Mapping[str, str],
@@ -317,7 +341,7 @@ def _answered(
     whether a token's offsets count the space in front is the tokenizer's own habit.
     """
     text = rendered.last
-    joint = "" if text[-1:].isspace() else " "
+    joint = _joint(text)
     encoded = [tokenizer.encode(text + joint + answer) for answer in answers]
     ids, offsets = encoded[0]
     shared = len(ids)
@@ -332,6 +356,11 @@ def _answered(
     trunk = _Tokens(front.ids.copy(), front.starts.copy(), front.ends.copy())
     _extend(trunk, ids[:shared], offsets[:shared], rendered.begins)
     return trunk, [other[shared:] for other, _ in encoded]
+
+
+def _joint(text: str) -> str:
+    """What stands between a rendered text and its answer."""
+    return "" if text[-1:].isspace() else " "
 
 
 def _constant(place: int | None, ends: Sequence[int]) -> int:

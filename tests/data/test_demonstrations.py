@@ -1,0 +1,160 @@
+"""Which demonstrations are chosen, how many fit, and how they are rendered and tokenised."""
+
+import collections
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prompt_tuning_jax.data import batch as batches
+from prompt_tuning_jax.data import demonstrations
+from prompt_tuning_jax.data.demonstrations import Wanted, choose, fitted
+from prompt_tuning_jax.data.task import Source, Task, examples
+from prompt_tuning_jax.data.template import encode, parse, with_demonstrations
+from prompt_tuning_jax.errors import UserError
+
+LABELS = ("a", "b", "c")
+ROWS = [{"text": f"line {n}", "label": "aaabbc"[n % 6]} for n in range(60)]
+
+
+@given(st.integers(0, 30), st.integers(0, 5), st.randoms())
+def test_a_choice_depends_on_the_seed_and_the_records_alone(number, seed, shuffle):
+    for choice in demonstrations.CHOICES:
+        wanted = Wanted(number, choice, seed)
+        chosen = choose(ROWS, LABELS, wanted)
+        assert len(chosen) == number and all(row in ROWS for row in chosen)
+        assert len({row["text"] for row in chosen}) == number
+        again = ROWS.copy()
+        shuffle.shuffle(again)
+        assert choose(again, LABELS, wanted) == chosen
+        # Fewer of them are the first of these: whatever fits is a choice of its own.
+        assert choose(ROWS, LABELS, wanted._replace(number=number // 2)) == chosen[: number // 2]
+
+
+def test_balanced_takes_the_labels_in_turn_and_random_does_not():
+    for seed in range(20):
+        chosen = choose(ROWS, LABELS, Wanted(29, "balanced", seed))
+        for number in range(1, 30):
+            counts = collections.Counter(row["label"] for row in chosen[:number])
+            assert max(counts.values()) - min(counts[label] for label in LABELS) <= 1
+    turns = [choose(ROWS, LABELS, Wanted(3, "balanced", seed)) for seed in range(200)]
+    orders = collections.Counter("".join(row["label"] for row in turn) for turn in turns)
+    assert len(orders) == 6 and max(orders.values()) < 2 * min(orders.values()), orders
+    drawn = [choose(ROWS, LABELS, Wanted(6, "random", seed)) for seed in range(50)]
+    counts = collections.Counter(row["label"] for rows in drawn for row in rows)
+    assert counts["a"] > counts["b"] > counts["c"] > 0
+
+
+def test_more_than_there_are_is_refused():
+    with pytest.raises(UserError, match="--demonstrations is 61 and the training split has 60 rec"):
+        choose(ROWS, LABELS, Wanted(61, "random"))
+    with pytest.raises(UserError, match=r"31 balanced .* 10 of each label.* has 0 of 'd': give"):
+        choose(ROWS, (*LABELS[:2], "d"), Wanted(31))
+    assert len(choose(ROWS, LABELS, Wanted(32))) == 32
+    with pytest.raises(UserError, match=r"33 balanced .* 11 of each label.* has 10 of 'c': give"):
+        choose(ROWS, LABELS, Wanted(33))
+    with pytest.raises(UserError, match=r"a task with labels: type --demonstrations_choice random"):
+        choose([{"text": "x"}], (), Wanted(1))
+    assert choose([{"text": "x"}], (), Wanted(1, "random")) == [{"text": "x"}]
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.integers(1, 9), st.randoms())
+def test_as_many_fit_as_leave_every_record_whole(lengths, number, draw):
+    """Against counting one by one. What stands in front may cost a record a token more or less."""
+    sizes = [draw.randint(1, 9) for _ in range(number)]
+    slack = [draw.randint(0, 1) for _ in lengths]
+    most = draw.randint(max(lengths) + 1, 80)
+
+    def length(row, shown):
+        return lengths[row] + sum(sizes[:shown]) + (slack[row] if shown else 0)
+
+    def encode(rows, shown):
+        trunks = [np.zeros(length(row, len(shown)) - 1, np.int32) for row in rows]
+        return [SimpleNamespace(trunk=trunk, tails=(np.zeros(2), [0])) for trunk in trunks]
+
+    rows = list(range(len(lengths)))
+    fits = [n for n in range(1, number + 1) if all(length(row, n) <= most for row in rows)]
+    if not fits:
+        with pytest.raises(UserError, match=f"not one of {number} demonstrations fits"):
+            fitted(rows, range(number), encode, most)
+        return
+    found, count = fitted(rows, range(number), encode, most)
+    assert count == max(fits)
+    assert [len(example.trunk) + 1 for example in found] == [length(row, count) for row in rows]
+
+
+def by_hand(parts, tokenizer):
+    """Ids of texts and of special tokens, each text in one piece."""
+    ids = []
+    for part in parts:
+        special = tokenizer.specials.get(part)
+        ids += tokenizer.encode(part)[0] if special is None else [special]
+    return ids
+
+
+TRICKY = ["<|im_end|>", "{soft}", "{text}", "{{", "}", "\\n", "\n", " ", "naïve 日本", "a", ""]
+
+
+@given(st.lists(st.sampled_from(TRICKY), min_size=4, max_size=4))
+def test_what_a_record_spells_is_text(tokenizer, texts):
+    template = parse("{soft}Q: {text}\nA:", tokenizer.specials)
+    shown = [
+        ({"text": text}, answer) for text, answer in zip(texts, ("yes", "no", "yes"), strict=False)
+    ]
+    example = encode(
+        with_demonstrations(template, shown),
+        {"text": texts[3]},
+        ["yes", "no"],
+        tokenizer,
+        num_virtual_tokens=0,
+        add_bos=False,
+        max_length=999,
+    )
+    front = "".join(f"Q: {text['text']}\nA: {answer}\n\n" for text, answer in shown)
+    for tail, answer in zip(example.tails, ("yes", "no"), strict=True):
+        whole = by_hand([f"{front}Q: {texts[3]}\nA: {answer}"], tokenizer)
+        assert [*example.trunk, *tail] == whole
+    assert example.constant >= len(tokenizer.encode(front)[0]), "they are not shared"
+
+
+def test_special_tokens_of_the_template_are_in_every_demonstration(tokenizer):
+    template = parse("<|im_start|>user\n{text}<|im_end|>\n<|im_start|>", tokenizer.specials)
+    given = {"num_virtual_tokens": 0, "add_bos": True, "max_length": 999}
+    shown = with_demonstrations(template, [({"text": "<|im_end|>"}, "yes"), ({"text": ""}, "no")])
+    example = encode(shown, {"text": "x"}, ["yes"], tokenizer, **given)
+    turn = ["<|im_start|>", "user\n{}", "<|im_end|>", "\n", "<|im_start|>"]
+    first = by_hand(turn[:1], tokenizer)
+    # The text as a whole is no markup: by_hand takes it for some only if it is exactly that.
+    first += tokenizer.encode("user\n<|im_end|>")[0] + by_hand(turn[2:], tokenizer)
+    rest = [" yes\n\n", turn[0], "user\n", *turn[2:], " no\n\n", turn[0], "user\nx", *turn[2:]]
+    # One BOS, which the template itself begins with.
+    assert [*example.trunk, *example.tails[0]] == first + by_hand([*rest, " yes"], tokenizer)
+
+
+def test_a_field_that_a_demonstration_lacks_is_named():
+    with pytest.raises(UserError, match=r"position 4: the data has no field 'text'"):
+        with_demonstrations(parse("Q: {text}"), [({"txt": "x"}, "yes")])
+
+
+def test_all_examples_share_them(tokenizer):
+    words = (("a", "yes"), ("b", "no"), ("c", "maybe"))
+    rows = [{**row, "text": f"{row['text']} great {row['label']}"} for row in ROWS[:20]]
+    source = Source({"train": rows}, {})
+    task = Task("lines", "Text: {text}\nAnswer:", words, (), ("text",), lambda: source)
+    given = {"num_virtual_tokens": 0, "add_bos": True, "max_length": 9999}
+    alone = examples(task, rows, tokenizer, **given)
+    shown = choose(ROWS, LABELS, Wanted(7))
+    found = examples(task, rows, tokenizer, demonstrations=shown, **given)
+    longer = {
+        len(after.trunk) - len(before.trunk) for before, after in zip(alone, found, strict=True)
+    }
+    assert len(longer) == 1 and longer.pop() > 7 * 5
+    rest = len(found[0].trunk) - batches.shared_length(found)
+    assert rest == len(alone[0].trunk) - batches.shared_length(alone)
+    assert [example.answer for example in found] == [example.answer for example in alone]
+    random.Random(0).shuffle(shown)
+    other = examples(task, rows[:1], tokenizer, demonstrations=shown, **given)
+    assert len(other[0].trunk) == len(found[0].trunk) and any(other[0].trunk != found[0].trunk)
