@@ -1,4 +1,4 @@
-"""A small network that makes a soft prompt for SmolLM2-135M-Instruct, trained for the BBC headlines.
+"""A small network makes a soft prompt for SmolLM2-135M-Instruct, trained for the BBC headlines.
 
 Command: prompt-tuning train --config configs/prompt_encoder.py --workdir runs/prompt_encoder
   (or make quickstart METHOD=prompt_encoder)

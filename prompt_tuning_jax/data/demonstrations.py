@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from prompt_tuning_jax.data.records import PLACE
+from prompt_tuning_jax.data.settings import PLACE
 from prompt_tuning_jax.errors import UserError
 
 CHOICES = ("balanced", "random")

@@ -6,14 +6,13 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from prompt_tuning_jax.data.settings import column
+from prompt_tuning_jax.data.settings import PLACE, column
 from prompt_tuning_jax.data.template import parse
 from prompt_tuning_jax.errors import UserError, nearest
 
 # Fields by name, the label as the field `label`, and under `PLACE` where the record comes from
 # ('train.csv, line 7'). No template can name that.
 Record = dict[str, str]
-PLACE = "(place)"
 LABEL = "label"
 LONGEST = 131_072  # characters of a text; what is longer is a quote that is not closed, or no text
 

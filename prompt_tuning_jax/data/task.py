@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prompt_tuning_jax.data.records import LABEL, PLACE, Record, Source, names, ranked
-from prompt_tuning_jax.data.settings import LABEL_METRICS, TEXT_METRICS
+from prompt_tuning_jax.data.records import LABEL, Record, Source, names, ranked
+from prompt_tuning_jax.data.settings import LABEL_METRICS, PLACE, TEXT_METRICS
 from prompt_tuning_jax.data.template import (
     Example,
     Field,
