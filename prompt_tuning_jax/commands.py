@@ -136,10 +136,10 @@ def rank(config, path: str, split: str, wanted: Wanted | None) -> dict[str, Any]
     keep_compiled()
     task = tasks.make(config.task)
     candidates = written.read(path)
-    say(candidates.counted)
     for candidate in candidates.found:
         check_prompt(task, candidate.text, f"{candidate.place}: ")
     shown = demonstrations(task, config, wanted, config.task.validation, split)
+    say(candidates.counted)
     lm = load_model(config)
 
     def score(prompt, split=config.task.validation):
