@@ -179,11 +179,11 @@ def rank(config, path: str, split: str, wanted: Wanted | None) -> dict[str, Any]
     keep_compiled()
     task = tasks.make(config.task)
     candidates = written.read(path)
-    say(candidates.counted)
     fields = tasks.fields(task, tasks.records(task, config.task.validation)[0])
     for candidate in candidates.found:
         check_prompt(task, candidate.text, fields, f"{candidate.place}: ")
     shown = demonstrations(task, config, wanted, config.task.validation, split)
+    say(candidates.counted)
     lm = load_model(config)
 
     def score(prompt, split=config.task.validation):

@@ -321,10 +321,7 @@ def _execute(path: str) -> Mapping[str, Any]:
             raise UserError(f"config file {path!r} has no function get_config(): define one")
         given = names["get_config"]()
     except _FILE_FAULTS as error:
-        text = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise UserError(
-            f"config file {path!r}{_line(error, path)}: {type(error).__name__}: {text}"
-        ) from error
+        raise UserError(f"config file {path!r}{_line(error, path)}: {_fault(error)}") from error
     if isinstance(given, ConfigDict):
         return given.to_dict()
     if isinstance(given, Mapping):
@@ -333,6 +330,20 @@ def _execute(path: str) -> Mapping[str, Any]:
         f"config file {path!r}: get_config() returned {type(given).__name__},"
         " expected a ml_collections.ConfigDict"
     )
+
+
+def _fault(error: BaseException) -> str:
+    """What a config file's code raised, in one line."""
+    place = getattr(error, "obj", None)
+    if isinstance(error, AttributeError) and isinstance(place, ConfigDict):
+        sections = {key.partition(".")[0] for key in KEYS if "." in key}
+        hint = nearest(str(error.name), {*place, *sections, *KEYS} - {error.name})
+        return (
+            f"{error.name!r} is not there{hint}: a section is made before its keys are set, as"
+            " config.optimizer = ConfigDict()"
+        )
+    text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"
 
 
 def _line(error: BaseException, path: str) -> str:

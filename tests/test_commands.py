@@ -116,16 +116,40 @@ MISTAKES = {
     "no artifact": (["evaluate", "--artifact", "none"], "'none' does not exist"),
     "prompt's field": (["evaluate", "--prompt", "{txt}:"], "{txt}", "did you mean 'text'?"),
     "evaluated split": (["evaluate", "--prompt", "It:", "--split", "tset"], "split 'tset'"),
+    "prompts file": (["evaluate", "--prompts", "none.txt"], "'none.txt' cannot be read"),
+    "prompts' line": (
+        ["evaluate", "--prompts", "{prompts}"],
+        "line 3: template",
+        "{txt}",
+        "'text'",
+    ),
+    "demonstrations": (
+        ["evaluate", "--demonstrations", "2000", "{tiny}"],
+        "--demonstrations is 2000 and the training split has 160 records",
+    ),
+    "balance": (
+        ["evaluate", "--demonstrations", "5", "{tiny}", "--config.task.train=train[:3]"],
+        "--demonstrations is 5 and the training split has 3",
+    ),
+    "none fits": (
+        ["evaluate", "--demonstrations", "5", "{tiny}", "--prompt", "x" * 90],
+        "not one of 5 demonstrations fits in front of record",
+        "of 128 positions itself",
+    ),
     "predict": (["predict"], "predict needs --artifact DIR"),
     "predicted file": (["predict", "--artifact", "a", "none.txt"], "'none.txt'", "No such file"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_sentence_and_status_2(refused, mistake):
+def test_a_mistake_is_one_sentence_and_status_2(refused, mistake, home):
     words, *parts = MISTAKES[mistake]
     if "--prompt" in words:
         words = [*words, f"--config.model.path={tiny_runs.world().model}"]
+    (home / "prompts").write_text("{text}:\n\n{txt}:\n")
+    words = [word.replace("{prompts}", "prompts") for word in words]
+    if "{tiny}" in words:
+        words[words.index("{tiny}")] = f"--config={tiny_runs.world().config}"
     sentence = refused(*words)
     assert all(part in sentence for part in parts), sentence
 
@@ -284,6 +308,47 @@ def test_evaluate_an_artifact_a_written_prompt_or_neither(typed):
     assert result(*tiny, "--prompt", prompt) == whole
     lines = typed("evaluate", *tiny, "--split", "test[:30]").out.splitlines()
     assert lines == [f"{name}: {value}" for name, value in alone.items()]
+
+
+def test_prompts_of_a_file_are_ranked_and_the_best_is_scored(typed, home):
+    lines = ["# mine", r"Headline: {text}\nTopic:", "", "One of b, e, p, s, t. ", "It: {text}"]
+    (home / "prompts.txt").write_text("\n".join(lines))
+    tiny = ["evaluate", "--config", tiny_runs.world().config, "--json"]
+    shown = typed(*tiny, "--prompts", "prompts.txt", "--split", "test[:30]")
+    assert "3 candidates in prompts.txt (left out: 1 blank, 1 comments, 0 repeated)" in shown.err
+    result = json.loads(shown.out)
+    candidates = result.pop("candidates")
+    assert {row["prompt"] for row in candidates} == {lines[1], *lines[3:]}
+    accuracies = [row["accuracy"] for row in candidates]
+    assert accuracies == sorted(accuracies, reverse=True)
+    for row in candidates:
+        prompt = row.pop("prompt")
+        alone = typed(*tiny, "--prompt", prompt, "--split", "validation[:40]")
+        assert json.loads(alone.out) == row
+        if prompt == result["prompt"]:
+            best = typed(*tiny, "--prompt", prompt, "--split", "test[:30]")
+            assert json.loads(best.out) | {"prompt": prompt, "split": "test[:30]"} == result
+    assert result["prompt"] in {lines[1], *lines[3:]}
+
+
+def test_demonstrations_stand_in_front_and_what_does_not_fit_is_said(typed):
+    def result(*words):
+        shown = typed(
+            *["evaluate", "--config", tiny_runs.world().config, "--json", *words],
+            *["--split", "test[:10]"],
+        )
+        return json.loads(shown.out), shown.err
+
+    alone, _ = result()
+    one, said = result("--demonstrations", "1")
+    assert "warning" not in said and one["demonstrations"] == 1 and one["loss"] != alone["loss"]
+    many, said = result("--demonstrations", "50")
+    assert f"warning: {50 - many['demonstrations']} of 50 demonstrations are left out" in said
+    assert 1 <= many["demonstrations"] < 5
+    other, _ = result("--demonstrations", "1", "--demonstrations_seed", "3")
+    assert other["loss"] != one["loss"]
+    _, said = result("--demonstrations", "2", "--config.task.train=test[:10]")
+    assert "warning: 2 records of test[:10] are demonstrations: they tell the answer" in said
 
 
 def test_predict_from_a_file_stdin_and_to_a_file(typed, home):

@@ -1,7 +1,10 @@
 """Configs: what is read, what overrides change, and that every fault is refused by its name."""
 
 import json
-import os
+import random
+import re
+import string
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,7 +14,8 @@ from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.config import KEYS, difference, flatten, load, to_json, validate
 from prompt_tuning_jax.errors import UserError, nearest
 
-QUICKSTART = os.path.join(os.path.dirname(__file__), os.pardir, "configs", "quickstart.py")
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+QUICKSTART = str(CONFIGS[0].with_name("quickstart.py"))
 # A value of another type for each type of key.
 WRONG = {bool: 3, int: 1.5, float: "fast", str: 7, tuple: "one"}
 
@@ -28,13 +32,20 @@ def write(folder, text, name="made.py"):
     return str(path)
 
 
-def edits(word):
-    """Words that one edit makes of `word`: a letter gone, doubled, replaced, or swapped."""
-    made = set()
-    for i in range(len(word)):
-        made |= {word[:i] + word[i + 1 :], word[:i] + word[i] + word[i:]}
-        made |= {word[:i] + letter + word[i + 1 :] for letter in "aeq_1"}
-        made.add(word[:i] + word[i : i + 2][::-1] + word[i + 2 :])
+def edits(word, each=None):
+    """Words that one edit makes of `word`: a letter gone, swapped, replaced or put in.
+
+    Letters are drawn, the same each time; `each` is how many words of each kind, all unless given.
+    """
+    draw = random.Random(word)
+    letters = string.ascii_lowercase + "_1."
+    kinds = [
+        [word[:i] + word[i + 1 :] for i in range(len(word))],
+        [word[:i] + word[i : i + 2][::-1] + word[i + 2 :] for i in range(len(word) - 1)],
+        [word[:i] + draw.choice(letters) + word[i + 1 :] for i in range(len(word))],
+        [word[:i] + draw.choice(letters) + word[i:] for i in range(len(word) + 1)],
+    ]
+    made = {edit for kind in kinds for edit in (draw.sample(kind, each) if each else kind)}
     return sorted(made - {word})
 
 
@@ -127,6 +138,23 @@ def test_mutated_keys_are_refused_and_named(tmp_path, from_file):
     assert named / tried >= 0.9
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_mutated_keys_of_every_config_are_refused_and_named(tmp_path, path):
+    """Each key and section where it stands in the file, a letter wrong."""
+    text = path.read_text(encoding="utf-8")
+    load(str(path))
+    tried = named = 0
+    for match in re.finditer(r"^    config\.([\w.]+) = ", text, re.MULTILINE):
+        for wrong in set(edits(match[1], 3)) - KEYS.keys():
+            edited = f"{text[: match.start(1)]}{wrong}{text[match.end(1) :]}"
+            message = refusal(write(tmp_path, edited))
+            tried += 1
+            section = match[1].partition(".")[0]
+            named += match[1] in message or f"'{section}'" in message
+    assert tried > 100
+    assert named / tried >= 0.9
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_wrong_type_says_given_and_expected(tmp_path, key):
     wrong = WRONG[type(KEYS[key].default)]
@@ -216,6 +244,14 @@ def test_all_faults_at_once(tmp_path):
         ("def get_confg():\n    return {}\n", "no function get_config()"),
         ("def get_config():\n    pass\n", "get_config() returned NoneType"),
         ("def get_config(size):\n    return {}\n", "TypeError"),
+        (
+            "import ml_collections as m\nc = m.ConfigDict()\nc.optimizr.name = 'sgd'\n",
+            "line 3: 'optimizr' is not there (did you mean 'optimizer'?)",
+        ),
+        (
+            "import ml_collections as m\nc = m.ConfigDict()\nc.taks = {}\nc.task.name = 'x'\n",
+            "line 4: 'task' is not there (did you mean 'taks'?)",
+        ),
         ("x = '\0'\n", "SyntaxError: source code string cannot contain null bytes"),
     ],
 )

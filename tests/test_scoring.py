@@ -1,13 +1,18 @@
 """Scores of all answers against the plain model, one answer of one example at a time."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import plain_llama
 import pytest
 from tiny_models import SPEC
 
-from prompt_tuning_jax import models, scoring
+from prompt_tuning_jax import api, models, scoring
 from prompt_tuning_jax.data import batch as batches
+from prompt_tuning_jax.data import task as tasks
+from prompt_tuning_jax.data.demonstrations import Wanted, choose
+from prompt_tuning_jax.data.template import Example
 
 MODEL, PLAIN = plain_llama.make()
 FRONT = (1, -1, -2, 40)
@@ -81,6 +86,37 @@ def test_the_same_shape_is_compiled_once(seen):
     others = jax.tree.map(lambda leaf: leaf + 1, collections)
     scoring.score(MODEL, examples, others)
     assert (compiled._cache_size(), models._baked._cache_size()) == before
+
+
+def test_demonstrations_are_shared_and_score_as_the_whole_text(monkeypatch):
+    """Against one text an example, written by hand and read by the plain model."""
+    model, plain = plain_llama.make(dataclasses.replace(SPEC, max_positions=400))
+    train = [{"text": f"the {n} in", "label": "no" if n % 2 else "yes"} for n in range(8)]
+    rows = [{"text": "the thin", "label": "yes"}, {"text": "{text} <|eos|>", "label": "no"}]
+    source = tasks.Source({"train": train, "test": rows}, {})
+    labels = (("yes", "y"), ("no", "in the"))
+    task = tasks.Task("lines", "{soft}Text: {text}\nA:", labels, (), ("text",), lambda: source)
+    shown = choose(train, ["yes", "no"], Wanted(4))
+    baked = []
+    bake = scoring.bake
+    monkeypatch.setattr(
+        scoring, "bake", lambda lm, shared, rest: baked.append(shared) or bake(lm, shared, rest)
+    )
+    found = api.evaluate(model, task, split="test", prompt="Well. ", demonstrations=shown)
+
+    words = dict(labels)
+    front = "".join(f"Well. Text: {r['text']}\nA: {words[r['label']]}\n\n" for r in shown)
+    losses = []
+    for row in rows:
+        question = [1, *model.tokenizer.encode(f"{front}Well. Text: {row['text']}\nA:")[0]]
+        answer = model.tokenizer.encode(f" {words[row['label']]}")[0]
+        example = Example(np.array(question), (np.array(answer),), 0, 0, 0)
+        losses.append(-plain_llama.target_scores(plain, example, 0).sum())
+    assert found["loss"] == pytest.approx(np.mean(losses), abs=1e-4)
+    assert (found["demonstrations"], found["examples"]) == (4, 2)
+    # BOS, the demonstrations and the question's own beginning are computed once.
+    [shared] = baked
+    assert model.tokenizer.decode(shared[1:]) == f"{front}Well. Text:"
 
 
 def test_metrics_are_those_of_hand():
