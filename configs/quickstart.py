@@ -13,11 +13,11 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    config.steps = 280
+    config.steps = 250
     config.batch_size = 16
     config.learning_rate = 0.03
-    config.evaluate_every = 70
-    config.save_every = 70
+    config.evaluate_every = 85
+    config.save_every = 85
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"
