@@ -2,9 +2,11 @@
 
     python benchmarks/accuracy.py --side ours --seeds 0,1,2
     python benchmarks/accuracy.py --side peft --seeds 0,1,2 --override steps=200
+    python benchmarks/accuracy.py --side peft --config configs/prefix.py --seeds 0
 
-Both sides run the config's recipe: the same first vectors, order of batches, learning rate by step,
-clipping and AdamW, and keep the prompt with the lowest loss on the validation split.
+Both sides run the config's recipe: the same first vectors, keys and values, order of batches,
+learning rate by step, clipping and AdamW, and keep what has the lowest loss on the validation
+split. PEFT's prompt encoder is its P-tuning, which starts at random.
 """
 
 import argparse
@@ -66,12 +68,12 @@ def ours(config: Any, threads: int) -> dict[str, Any]:
     lm = headlines.model(config)
     task = tasks.make(config.task)
     result = train.tune(lm, task, config, log=lambda line: print(line, file=sys.stderr))
-    vectors = result.artifact.collections["prompt"]["vectors"]
-    return {"seconds": result.seconds} | headlines.accuracies(config, lm, vectors)
+    found = headlines.accuracies(config, lm, result.artifact.collections)
+    return {"seconds": result.seconds} | found
 
 
 def peft(config: Any, threads: int) -> dict[str, Any]:
-    """The same recipe with PEFT; its prompt is then scored by the same code as ours."""
+    """The same recipe with PEFT; what it trained is then scored by the same code as ours."""
     import headlines
     import peft_side
 
@@ -84,23 +86,41 @@ def peft(config: Any, threads: int) -> dict[str, Any]:
     lm = headlines.model(config)
     path = str(weights.locate(config.model.path))
     base = peft_side.base(path, headlines.dtype(lm))
-    wrapped = peft_side.tuned(base, headlines.prompt(config, lm))
+    start = headlines.first(config, lm)
+    wrapped = wrap(config, base, start)
     schedule = optimizers.schedule(config)
     step = peft_side.trainer(
         wrapped, lambda done: float(schedule(done)), config.optimizer.clip_norm
     )
-    updates = headlines.updates(config, headlines.examples(config, "train"), config.steps)
-    held_out = headlines.answered(config, headlines.examples(config, "validation"))
-    lowest, vectors, began = math.inf, None, time.perf_counter()
+    train, validation = (
+        headlines.examples(config, lm, start, split) for split in ("train", "validation")
+    )
+    updates = headlines.updates(config, train, config.steps)
+    held_out = headlines.answered(validation)
+    lowest, best, began = math.inf, None, time.perf_counter()
     for number, update in enumerate(updates, start=1):
         loss = step(peft_side.batch(update))
         if number % (config.evaluate_every or config.steps) == 0 or number == config.steps:
-            validation = peft_side.mean_loss(wrapped, held_out)
-            print(f"step {number}: loss {loss:.4f}, validation {validation:.4f}", file=sys.stderr)
-            if validation < lowest:
-                lowest, vectors = validation, peft_side.vectors(wrapped)
+            held = peft_side.mean_loss(wrapped, held_out)
+            print(f"step {number}: loss {loss:.4f}, validation {held:.4f}", file=sys.stderr)
+            if held < lowest:
+                lowest, best = held, peft_side.collections(wrapped)
     seconds = time.perf_counter() - began
-    return {"seconds": seconds} | headlines.accuracies(config, lm, vectors)
+    return {"seconds": seconds} | headlines.accuracies(config, lm, best)
+
+
+def wrap(config: Any, base, start):
+    """The base under PEFT's name for the config's method."""
+    import peft_side
+
+    method = config.method
+    if method.name == "prompt_encoder":
+        width = base.get_input_embeddings().embedding_dim
+        size = method.hidden_size or width
+        return peft_side.encoded(base, method.num_virtual_tokens, size, config.seed)
+    if method.hidden_size:
+        raise SystemExit("PEFT's side knows a prefix without a network only: method.hidden_size=0")
+    return peft_side.tuned(base, start)
 
 
 if __name__ == "__main__":

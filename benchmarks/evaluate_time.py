@@ -26,7 +26,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--config", default=inputs.QUICKSTART, help="says model, task and first prompt")
     add("--override", action="append", default=[], metavar="KEY=VALUE", help="of the config")
-    add("--artifact", help="a trained prompt instead of the config's first one")
+    add("--artifact", help="a trained adaptation instead of the config's first one")
     add("--split", default="test", help="test, validation or train")
     add("--batch_size", type=int, default=16, help="of PEFT's side")
     add("--rounds", type=int, default=3)
@@ -54,16 +54,15 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
     config = headlines.settings(options.config, options.override)
     lm = headlines.model(config)
-    vectors = headlines.prompt(config, lm, options.artifact)
-    examples = headlines.examples(config, options.split)
+    collections = headlines.first(config, lm, options.artifact)
+    examples = headlines.examples(config, lm, collections, options.split)
     answers = np.array([example.answer for example in examples])
     scores: dict[str, np.ndarray] = {}
     sides = {}
     if not options.skip_peft:
-        score = peft_scorer(options, config, lm, vectors, examples)
+        score = peft_scorer(options, config, lm, collections, examples)
         sides["peft"] = lambda _: scores.update(peft=score())
-    prompt = {"prompt": {"vectors": vectors}}
-    sides["ours"] = lambda _: scores.update(ours=scoring.score(lm, examples, prompt))
+    sides["ours"] = lambda _: scores.update(ours=scoring.score(lm, examples, collections))
     times = measure.interleave(sides, range(options.rounds), warmup=[0])
 
     result: dict[str, Any] = {"examples": len(examples), "threads": options.threads}
@@ -78,7 +77,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     return result | measure.machine()
 
 
-def peft_scorer(options: argparse.Namespace, config, lm, vectors, examples):
+def peft_scorer(options: argparse.Namespace, config, lm, collections, examples):
     """A function of no arguments that scores the examples with PEFT."""
     import headlines
     import peft_side
@@ -87,8 +86,8 @@ def peft_scorer(options: argparse.Namespace, config, lm, vectors, examples):
 
     peft_side.use_threads(options.threads)
     base = peft_side.base(str(weights.locate(config.model.path)), headlines.dtype(lm))
-    wrapped = peft_side.tuned(base, vectors)
-    cases, answers = headlines.questions(config, examples)
+    wrapped = peft_side.tuned(base, collections)
+    cases, answers = headlines.questions(examples)
     return lambda: peft_side.answer_scores(wrapped, cases, answers, options.batch_size)
 
 

@@ -60,23 +60,29 @@ def layer_weights(spec) -> tuple[int, int]:
     return attention + 3 * spec.width * spec.feedforward, 2 * spec.width * keys
 
 
-def least(spec, shared: int, lengths: Sequence[int], targets: Sequence[int]) -> int:
-    """The fewest operations of a training step of a soft prompt, nothing computed twice.
+def least(
+    spec, shared: int, lengths: Sequence[int], targets: Sequence[int], prefix: int = 0
+) -> int:
+    """The fewest operations of a training step of a soft prompt or of a prefix, nothing computed
+    twice.
 
     `shared`: positions that are the same for all examples. `lengths`: for each example its own
     positions that anything reads (the last target is predicted and never read). `targets`: for
-    each example how many tokens are predicted, by its last positions.
+    each example how many tokens are predicted, by its last positions. `prefix`: keys and values
+    that every position sees, in every layer.
 
     A weight costs 2 operations a position forward and 2 for the gradient of its input (4 W a
     position); a pair of a query and a key 4 forward and 8 backward for each channel of each query
-    head. The last layer needs keys and values everywhere and all else at targets alone.
+    head. The last layer needs keys and values everywhere and all else at targets alone. (With a
+    prefix the first layer's inputs need no gradient, a few thousandths that are counted here.)
     """
     whole, keys_and_values = layer_weights(spec)
     positions, read = shared + sum(lengths), sum(targets)
     products = (spec.layers - 1) * whole * positions
     products += keys_and_values * positions + (whole - keys_and_values) * read
-    pairs = (spec.layers - 1) * (_pairs(0, [shared], [shared]) + _pairs(shared, lengths, lengths))
-    pairs += _pairs(shared, lengths, targets)
+    front = prefix + shared
+    pairs = _pairs(prefix, [shared], [shared]) + _pairs(front, lengths, lengths)
+    pairs = (spec.layers - 1) * pairs + _pairs(front, lengths, targets)
     head = read * spec.vocabulary * spec.width
     return 4 * (products + head) + 12 * spec.heads * spec.head_size * pairs
 

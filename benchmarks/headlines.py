@@ -1,4 +1,4 @@
-"""The real data: BBC headlines as `train` reads them, and what a prompt makes of them."""
+"""The real data: BBC headlines as `train` reads them, and what an adaptation makes of them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from prompt_tuning_jax import methods, models, scoring
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.batch import order, take
 from prompt_tuning_jax.data.template import Example
-from prompt_tuning_jax.models import tokenizer
+from prompt_tuning_jax.train import encode
 
 
 def settings(path: str | None = None, overrides: Sequence[str] = ()) -> Any:
@@ -37,65 +37,54 @@ def dtype(lm: models.LanguageModel) -> str:
     return str(jax.tree.leaves(lm.params)[0].dtype)
 
 
-def examples(config: Any, split: str) -> list[Example]:
-    """A split of the config's task as tokens, all answers with it."""
-    reader = tokenizer.read(config.model.path)
+def examples(config: Any, lm: models.LanguageModel, collections, split: str) -> list[Example]:
+    """A split of the config's task as tokens, all answers with it, as `collections` ask for."""
     task = tasks.make(config.task)
-    return tasks.examples(
-        task,
-        tasks.records(task, getattr(config.task, split)),
-        reader,
-        num_virtual_tokens=config.method.num_virtual_tokens,
-        add_bos=reader.add_bos,
-        # Headlines are short: no model's limit is near.
-        max_length=config.task.max_length or 2048,
-    )
+    rows = tasks.records(task, getattr(config.task, split))
+    return encode(lm, task, rows, collections, config.task.max_length)
 
 
 def updates(config: Any, made: Sequence[Example], count: int) -> list[list[inputs.Case]]:
     """The first `count` updates of a run with this config, in its order."""
-    sequence, cases = order(len(made), config.seed), answered(config, made)
+    sequence, cases = order(len(made), config.seed), answered(made)
     return [
         [cases[index] for index in take(sequence, step, config.batch_size)] for step in range(count)
     ]
 
 
-def answered(config: Any, made: Sequence[Example]) -> list[inputs.Case]:
+def answered(made: Sequence[Example]) -> list[inputs.Case]:
     """The examples with their right answers."""
-    return [inputs.case(each, config.method.num_virtual_tokens) for each in made]
+    return [inputs.case(each) for each in made]
 
 
-def questions(
-    config: Any, made: Sequence[Example]
-) -> tuple[list[inputs.Case], list[tuple[int, ...]]]:
+def questions(made: Sequence[Example]) -> tuple[list[inputs.Case], list[tuple[int, ...]]]:
     """The examples without their answers, and the tokens of each answer.
 
     Raises ValueError where an answer's tokens differ between examples.
     """
-    slots = config.method.num_virtual_tokens
     answers = {tuple(map(tuple, (tail.tolist() for tail in each.tails))) for each in made}
     if len(answers) != 1:
         raise ValueError("the answers' tokens differ between examples")
-    return [inputs.case(each, slots, answered=False) for each in made], list(*answers)
+    return [inputs.case(each, answered=False) for each in made], list(*answers)
 
 
-def prompt(config: Any, lm: models.LanguageModel, artifact: str | None = None) -> np.ndarray:
-    """float32[P, D]: an artifact's prompt, or the one that a run with this config begins with."""
+def first(config: Any, lm: models.LanguageModel, artifact: str | None = None) -> dict[str, Any]:
+    """What an artifact holds, or what a run with this config begins with."""
     if artifact:
         kept = artifacts.load(artifact)
         artifacts.check(kept, lm)
-        return kept.collections["prompt"]["vectors"]
+        return kept.collections
     method = methods.make(config.method)
-    first = method.init(jax.random.key(config.seed), lm, tasks.make(config.task))
-    return np.asarray(method.adapt(first, jax.random.key(0), False)["prompt"]["vectors"])
+    trainable = method.init(jax.random.key(config.seed), lm, tasks.make(config.task))
+    return jax.device_get(method.adapt(trainable, jax.random.key(0), False))
 
 
-def accuracies(config: Any, lm: models.LanguageModel, vectors: np.ndarray) -> dict[str, float]:
-    """Accuracy of a prompt on both held-out splits, and its loss on the one that chooses."""
+def accuracies(config: Any, lm: models.LanguageModel, collections) -> dict[str, float]:
+    """Accuracy of an adaptation on both held-out splits, and its loss on the one that chooses."""
     result = {}
     for split in ("validation", "test"):
-        made = examples(config, split)
-        scores = scoring.score(lm, made, {"prompt": {"vectors": vectors}})
+        made = examples(config, lm, collections, split)
+        scores = scoring.score(lm, made, collections)
         found = scoring.metrics(scores, np.array([each.answer for each in made]))
         result[f"{split}_accuracy"] = found["accuracy"]
         if split == "validation":

@@ -127,17 +127,25 @@ def prompt_ids(num_virtual_tokens: int, vocabulary: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, vocabulary, num_virtual_tokens)
 
 
-def case(example, num_virtual_tokens: int, *, answered: bool = True) -> Case:
+def random_prefix(num_virtual_tokens: int, spec) -> dict[str, np.ndarray]:
+    """float32[L, P, K, d] each: the keys and values that both sides begin with."""
+    rng = np.random.default_rng(1)
+    shape = (spec.layers, num_virtual_tokens, spec.kv_heads, spec.head_size)
+    return {name: rng.standard_normal(shape, np.float32) / 2 for name in ("k", "v")}
+
+
+def case(example, *, answered: bool = True) -> Case:
     """The tokens of an encoded `Example` of ours, its slots in front and left out.
 
     Raises ValueError where the slots are elsewhere: PEFT's stand before everything.
     """
     trunk = example.trunk.tolist()
-    if trunk[:num_virtual_tokens] != [-1 - slot for slot in range(num_virtual_tokens)]:
+    slots = sum(index < 0 for index in trunk)
+    if any(index < 0 for index in trunk[slots:]):
         raise ValueError("PEFT's virtual tokens stand before everything: begin with {soft}")
-    constant = max(example.constant - num_virtual_tokens, 0)
+    constant = max(example.constant - slots, 0)
     tail = example.tails[example.answer].tolist() if answered else []
-    return Case(trunk[num_virtual_tokens:] + tail, len(tail), constant)
+    return Case(trunk[slots:] + tail, len(tail), constant)
 
 
 def padded(cases: Sequence[Case], pad_id: int = 0) -> dict[str, np.ndarray]:

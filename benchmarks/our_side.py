@@ -17,6 +17,7 @@ from prompt_tuning_jax.methods.base import Method
 from prompt_tuning_jax.models import weights
 from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.step import Parts, State, compile_step, gradients, init_state
+from prompt_tuning_jax.train import prefix_length, virtual_tokens
 
 
 class Model(NamedTuple):
@@ -61,27 +62,35 @@ def load(path: str, dtype: str, remat: str) -> Model:
     return Model(found.spec, module, jax.device_put(found.params))
 
 
-def prompt_method() -> Method:
-    """A soft prompt; its vectors are given and not initialised."""
-    return Method(lambda rng, lm, task: {}, lambda trainable, rng, train: {"prompt": trainable})
+def first(model: Model, method: str, num_virtual_tokens: int) -> dict[str, Any]:
+    """What PEFT's side starts from too: a soft prompt, or the keys and values of a prefix."""
+    if method == "prefix":
+        return {"prefix": inputs.random_prefix(num_virtual_tokens, model.spec)}
+    ids = inputs.prompt_ids(num_virtual_tokens, model.spec.vocabulary)
+    vectors = model.params["embed"]["embedding"][jnp.asarray(ids)].astype(jnp.float32)
+    return {"prompt": {"vectors": vectors}}
+
+
+def as_given() -> Method:
+    """What is trained is what the model reads; it is given and not initialised."""
+    return Method(lambda rng, lm, task: {}, lambda trainable, rng, train: trainable)
 
 
 def prepare(
     model: Model,
     updates: Sequence[Sequence[inputs.Case]],
-    num_virtual_tokens: int,
+    collections: dict[str, Any],
     learning_rate: float,
 ) -> Training:
-    """Packs the updates and starts from the prompt that PEFT's side starts from."""
-    made = [example(each, num_virtual_tokens) for update in updates for each in update]
+    """Packs the updates; `collections` is what is trained."""
+    slots = virtual_tokens(collections)
+    made = [example(each, slots) for update in updates for each in update]
     chosen = np.arange(len(made)).reshape(len(updates), -1)
     shared = shared_length(made)
     shapes = plan(made, chosen, shared)
     packed = [pack([made[index] for index in row], shared, shapes, ranked=False) for row in chosen]
-    parts = Parts(model.module, prompt_method(), optax.adamw(learning_rate, weight_decay=0.0))
-    ids = inputs.prompt_ids(num_virtual_tokens, model.spec.vocabulary)
-    vectors = model.params["embed"]["embedding"][jnp.asarray(ids)].astype(jnp.float32)
-    state = init_state(parts, {"vectors": vectors})
+    parts = Parts(model.module, as_given(), optax.adamw(learning_rate, weight_decay=0.0))
+    state = init_state(parts, collections)
     return Training(model, parts, state, packed, [list(update) for update in updates])
 
 
@@ -172,11 +181,12 @@ def _counted(training: Training, batch: Batch) -> tuple[int, int]:
 
 def _least(training: Training, number: int) -> int:
     shared = len(training.batches[number].shared)
-    slots = len(training.state.trainable["vectors"])
+    slots = virtual_tokens(training.state.trainable)
+    prefix = prefix_length(training.state.trainable)
     cases = training.cases[number]
     lengths = [slots + len(case.ids) - 1 - shared for case in cases]
     targets = [case.targets for case in cases]
-    return flops.least(training.model.spec, shared, lengths, targets)
+    return flops.least(training.model.spec, shared, lengths, targets, prefix)
 
 
 def _kind(batch: Batch) -> tuple[tuple[int, ...], ...]:

@@ -1,16 +1,17 @@
-"""PEFT's prompt tuning on torch, used as its users use it."""
+"""PEFT's prompt tuning, prefix tuning and P-tuning on torch, used as its users use them."""
 
 import copy
 import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import inputs
 import numpy as np
 import torch
-from peft import PromptTuningConfig, get_peft_model
+from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -55,34 +56,65 @@ def save(model, folder: str) -> str:
     return folder
 
 
-def embeddings(model, num_virtual_tokens: int) -> np.ndarray:
-    """float32[P, D]: the prompt that both sides begin with."""
+def first(model, method: str, num_virtual_tokens: int) -> dict[str, Any]:
+    """What our side starts from too: a soft prompt, or the keys and values of a prefix."""
+    if method == "prefix":
+        return {"prefix": inputs.random_prefix(num_virtual_tokens, _spec(model))}
     table = model.get_input_embeddings().weight
     ids = torch.from_numpy(inputs.prompt_ids(num_virtual_tokens, len(table))).to(table.device)
-    return table[ids].detach().float().cpu().numpy()
+    return {"prompt": {"vectors": table[ids].detach().float().cpu().numpy()}}
 
 
-def tuned(model, vectors: np.ndarray):
-    """PEFT's wrapper around `model`, its prompt set to float32[P, D] `vectors`; eval mode."""
-    config = PromptTuningConfig(
-        task_type="CAUSAL_LM",
-        num_virtual_tokens=len(vectors),
-        prompt_tuning_init="RANDOM",
-    )
+def tuned(model, collections: dict[str, Any]):
+    """PEFT's wrapper around `model` that starts from the soft prompt or the prefix; eval mode."""
+    if "prefix" in collections:
+        # A virtual token's row: of each layer the keys of all heads, then the values.
+        prefix = np.stack([collections["prefix"][name] for name in ("k", "v")], axis=1)
+        rows = prefix.transpose(2, 0, 1, 3, 4).reshape(prefix.shape[2], -1)
+        config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(rows))
+    else:
+        rows = collections["prompt"]["vectors"]
+        config = PromptTuningConfig(
+            task_type="CAUSAL_LM", num_virtual_tokens=len(rows), prompt_tuning_init="RANDOM"
+        )
     wrapped = get_peft_model(model, config)
+    weight = wrapped.prompt_encoder["default"].embedding.weight
     with torch.no_grad():
-        prompt(wrapped).copy_(torch.from_numpy(np.array(vectors, np.float32)))
+        weight.copy_(torch.from_numpy(np.array(rows, np.float32)))
     return wrapped.eval()
 
 
-def prompt(wrapped) -> torch.nn.Parameter:
-    """The trained vectors, float32[P, D]."""
-    return wrapped.prompt_encoder["default"].embedding.weight
+def encoded(model, num_virtual_tokens: int, hidden_size: int, seed: int):
+    """PEFT's P-tuning around `model`: a network of three layers makes the prompt. Its random start
+    is the only one that it has; eval mode."""
+    torch.manual_seed(seed)
+    config = PromptEncoderConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=num_virtual_tokens,
+        encoder_hidden_size=hidden_size,
+    )
+    return get_peft_model(model, config).eval()
 
 
-def vectors(wrapped) -> np.ndarray:
-    """A copy of the trained vectors, float32[P, D]."""
-    return prompt(wrapped).detach().cpu().numpy().copy()
+def collections(wrapped) -> dict[str, Any]:
+    """A copy of what was trained, as our side takes it."""
+    rows = wrapped.get_prompt_embedding_to_save("default").float().numpy().copy()
+    if wrapped.peft_config["default"].peft_type != "PREFIX_TUNING":
+        return {"prompt": {"vectors": rows}}
+    spec = _spec(wrapped)
+    prefix = rows.reshape(len(rows), spec.layers, 2, spec.kv_heads, spec.head_size)
+    prefix = prefix.transpose(2, 1, 0, 3, 4)
+    return {"prefix": {"k": prefix[0], "v": prefix[1]}}
+
+
+def _spec(model) -> Any:
+    """The sizes of a prefix of `model`, by our names."""
+    config = model.config
+    return SimpleNamespace(
+        layers=config.num_hidden_layers,
+        kv_heads=config.num_key_value_heads,
+        head_size=config.head_dim,
+    )
 
 
 def batch(cases: Sequence[inputs.Case]) -> dict[str, torch.Tensor]:
@@ -94,12 +126,13 @@ def batch(cases: Sequence[inputs.Case]) -> dict[str, torch.Tensor]:
 def trainer(
     wrapped, learning_rate: float | Callable[[int], float], clip_norm: float = 0.0
 ) -> Callable[[dict[str, torch.Tensor]], float]:
-    """A training step with AdamW (no decay) on the prompt: batch -> loss.
+    """A training step with AdamW (no decay) on what PEFT trains: batch -> loss.
 
     `learning_rate` may be a function of the number of updates done.
     """
     rate = learning_rate if callable(learning_rate) else lambda _: learning_rate
-    optimizer = torch.optim.AdamW([prompt(wrapped)], lr=rate(0), weight_decay=0.0)
+    trained = [weight for weight in wrapped.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate(0), weight_decay=0.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda done: rate(done) / max(rate(0), 1e-12)
     )
@@ -108,7 +141,7 @@ def trainer(
         loss = wrapped(**tensors).loss
         loss.backward()
         if clip_norm:
-            torch.nn.utils.clip_grad_norm_([prompt(wrapped)], clip_norm)
+            torch.nn.utils.clip_grad_norm_(trained, clip_norm)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()

@@ -1,13 +1,14 @@
-"""One training step: PEFT's prompt tuning on torch and ours, side by side in one run.
+"""One training step: PEFT's prompt or prefix tuning on torch and ours, side by side in one run.
 
     python benchmarks/step_time.py --num_virtual_tokens 20 --batch_size 8 --length 64
+    python benchmarks/step_time.py --method prefix --num_virtual_tokens 100
     python benchmarks/step_time.py --batches real --num_virtual_tokens 16 --batch_size 16
     python benchmarks/step_time.py --layers 4 --width 64 --heads 4 --kv_heads 2 \\
         --feedforward 128 --vocabulary 512 --skip_peft
 
-Both sides get the same token ids and the same first prompt, run in eval mode and update the prompt
-with AdamW; they take turns, so that a slow moment of the machine is everyone's. With `real` batches
-PEFT's are padded to the longest of each batch, as its users do, and ours are packed.
+Both sides get the same token ids and the same first prompt or prefix, run in eval mode and update
+it with AdamW; they take turns, so that a slow moment of the machine is everyone's. With `real`
+batches PEFT's are padded to the longest of each batch, as its users do, and ours are packed.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import measure
 
 SAME_LOSS = 1e-3  # nats, in float32
 PASSED_ON = (
+    "method",
     "num_virtual_tokens",
     "model",
     "torch_model",
@@ -41,6 +43,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    add("--method", choices=("soft_prompt", "prefix"), default="soft_prompt")
     add("--num_virtual_tokens", type=int, help="20; with real batches 16")
     add("--batch_size", type=int, help="examples in an update: 8; with real batches 16")
     add("--length", type=int, default=64, help="random tokens in a row, targets included")
@@ -115,11 +118,13 @@ def updates(options: argparse.Namespace) -> list[list[inputs.Case]]:
         config = headlines.settings(
             overrides=(
                 f"model.path={options.model}",
+                f"method.name={options.method}",
                 f"method.num_virtual_tokens={options.num_virtual_tokens}",
                 f"batch_size={options.batch_size}",
             )
         )
-        train = headlines.examples(config, "train")
+        lm = headlines.model(config)
+        train = headlines.examples(config, lm, headlines.first(config, lm), "train")
         epoch = len(train) // options.batch_size
         return headlines.updates(config, train, min(options.updates or epoch, epoch))
     from prompt_tuning_jax.models import weights
@@ -155,7 +160,8 @@ def our_training(options: argparse.Namespace):
 
     model = our_side.load(options.model, options.dtype, options.remat)
     cases = read_cases(options)
-    return our_side.prepare(model, cases, options.num_virtual_tokens, options.learning_rate)
+    first = our_side.first(model, options.method, options.num_virtual_tokens)
+    return our_side.prepare(model, cases, first, options.learning_rate)
 
 
 def peft_stepper(options: argparse.Namespace) -> Callable[[int], float]:
@@ -164,8 +170,8 @@ def peft_stepper(options: argparse.Namespace) -> Callable[[int], float]:
 
     peft_side.use_threads(options.threads)
     base = peft_side.base(options.torch_model, options.dtype)
-    vectors = peft_side.embeddings(base, options.num_virtual_tokens)
-    train = peft_side.trainer(peft_side.tuned(base, vectors), options.learning_rate)
+    first = peft_side.first(base, options.method, options.num_virtual_tokens)
+    train = peft_side.trainer(peft_side.tuned(base, first), options.learning_rate)
     batches = [peft_side.batch(update) for update in read_cases(options)]
     return lambda number: train(batches[number])
 
@@ -186,7 +192,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     times = measure.interleave(sides, rounds, our_side.first_of_each_kind(training) * 2)
 
     result = {"model": os.path.basename(options.model)} | our_side.described(training)
-    for name in ("batches", "num_virtual_tokens", "batch_size", "dtype", "threads"):
+    for name in ("method", "batches", "num_virtual_tokens", "batch_size", "dtype", "threads"):
         result[name] = getattr(options, name)
     result |= timed(times, sum if count > 1 else statistics.median) | compared(losses)
     result |= counted(our_side.work(training, rounds), times["ours"], options)

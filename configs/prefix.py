@@ -1,4 +1,4 @@
-"""Keys and values in front of every layer of SmolLM2-135M-Instruct, trained for the BBC headlines.
+"""Keys and values in front of every layer of SmolLM2-135M-Instruct, for the BBC headlines.
 
 Command: prompt-tuning train --config configs/prefix.py --workdir runs/prefix
   (or make quickstart METHOD=prefix)
@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.steps = 280
+    config.steps = 250
     config.learning_rate = 0.005
-    config.evaluate_every = 70
-    config.save_every = 70
+    config.evaluate_every = 85
+    config.save_every = 85
 
     config.method = ConfigDict()
     config.method.name = "prefix"

@@ -1,4 +1,4 @@
-"""A small network makes a soft prompt for SmolLM2-135M-Instruct, trained for the BBC headlines.
+"""A small network makes a soft prompt for SmolLM2-135M-Instruct, for the BBC headlines.
 
 Command: prompt-tuning train --config configs/prompt_encoder.py --workdir runs/prompt_encoder
   (or make quickstart METHOD=prompt_encoder)
@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.steps = 280
+    config.steps = 250
     config.learning_rate = 0.01
-    config.evaluate_every = 70
-    config.save_every = 70
+    config.evaluate_every = 85
+    config.save_every = 85
 
     config.method = ConfigDict()
     config.method.name = "prompt_encoder"

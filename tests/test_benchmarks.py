@@ -33,8 +33,8 @@ def model(tmp_path_factory):
     return our_side.load(folder, "float32", "named")
 
 
-def training(model, updates):
-    return our_side.prepare(model, updates, SLOTS, 1e-2)
+def training(model, updates, method="soft_prompt"):
+    return our_side.prepare(model, updates, our_side.first(model, method, SLOTS), 1e-2)
 
 
 def test_operations_of_a_scan_are_those_of_all_its_turns():
@@ -67,7 +67,7 @@ def test_operations_inside_an_unbounded_loop_are_refused():
         flops.of_function(function, jnp.ones((2, 2)))
 
 
-def least_by_counting(spec, shared, lengths, targets):
+def least_by_counting(spec, shared, lengths, targets, prefix):
     """The fewest operations, one position, matrix and pair after another."""
     width, inner, keys = spec.width, spec.heads * spec.head_size, spec.kv_heads * spec.head_size
     kept = 2 * [width * keys]
@@ -77,7 +77,7 @@ def least_by_counting(spec, shared, lengths, targets):
         last = layer == spec.layers - 1
         for example, length in [(None, shared), *enumerate(lengths)]:
             for place in range(length):
-                before = place if example is None else shared + place
+                before = prefix + (place if example is None else shared + place)
                 read = example is not None and place >= length - targets[example]
                 total += sum(4 * matrix for matrix in kept)
                 if last and not read:
@@ -92,14 +92,15 @@ def least_by_counting(spec, shared, lengths, targets):
     st.integers(0, 5),
     st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4),
     st.integers(1, 3),
+    st.integers(0, 3),
 )
 @settings(max_examples=50)
-def test_the_least_is_what_counting_one_by_one_gives(shared, sizes, layers):
+def test_the_least_is_what_counting_one_by_one_gives(shared, sizes, layers, prefix):
     spec = Spec("llama", layers, 24, 4, 2, 6, 36, 50, 64, 1e4, None, 1e-5, True)
     lengths = [max(size) for size in sizes]
     targets = [min(size) for size in sizes]
-    counted = least_by_counting(spec, shared, lengths, targets)
-    assert flops.least(spec, shared, lengths, targets) == counted
+    counted = least_by_counting(spec, shared, lengths, targets, prefix)
+    assert flops.least(spec, shared, lengths, targets, prefix) == counted
 
 
 def test_bare_products_are_the_least_without_attention(model):
@@ -136,11 +137,12 @@ def test_keys_and_values_of_the_last_layer_are_products_everywhere(model):
     assert (jnp.abs(gradient).max(axis=1) > 0).all()
 
 
-def test_the_step_does_hardly_more_than_the_least(model):
-    made = training(model, inputs.random_updates(4, 12, 1, SHAPE.vocabulary))
+@pytest.mark.parametrize("method", ["soft_prompt", "prefix"])
+def test_the_step_does_hardly_more_than_the_least(model, method):
+    made = training(model, inputs.random_updates(4, 12, 1, SHAPE.vocabulary), method)
     work = our_side.work(made, [0, 0])
     assert work.flops - work.recomputed >= work.least > 0.8 * work.flops
-    assert 0 < work.recomputed < work.flops / 4
+    assert work.recomputed < work.flops / 4
     once = our_side.work(made, [0])
     assert work == tuple(2 * part for part in once)
 
@@ -162,9 +164,9 @@ def test_random_llama_is_the_model_asked_for(model):
 def test_a_case_is_the_example_without_its_slots():
     trunk, tails = np.array([-1, -2, 7, 8, 9]), (np.array([3]), np.array([4, 5]))
     example = Example(trunk, tails, 1, 4, 0)
-    found = inputs.case(example, 2)
+    found = inputs.case(example)
     assert found == inputs.Case([7, 8, 9, 4, 5], 2, 2)
-    assert inputs.case(example, 2, answered=False) == inputs.Case([7, 8, 9], 0, 2)
+    assert inputs.case(example, answered=False) == inputs.Case([7, 8, 9], 0, 2)
     again = our_side.example(found, 2)
     assert np.array_equal(again.trunk, trunk)
     assert np.array_equal(again.tails[0], tails[1])
@@ -174,7 +176,7 @@ def test_a_case_is_the_example_without_its_slots():
 def test_slots_that_peft_cannot_place_are_refused():
     example = Example(np.array([7, -1, -2]), (np.array([3]),), 0, 3, 0)
     with pytest.raises(ValueError, match="virtual tokens stand before everything"):
-        inputs.case(example, 2)
+        inputs.case(example)
 
 
 def test_padding_is_on_the_right_and_no_target():
@@ -195,15 +197,16 @@ def test_every_command_of_the_readme_is_understood():
         importlib.import_module(script).parse(shlex.split(arguments))
 
 
-def test_the_script_prints_our_side_alone(model, capsys, monkeypatch):
+@pytest.mark.parametrize(("method", "shared"), [("soft_prompt", SLOTS), ("prefix", 0)])
+def test_the_script_prints_our_side_alone(model, capsys, monkeypatch, method, shared):
     monkeypatch.setattr(measure, "use_cores", lambda threads: None)
     sizes = [f"--{name}={value}" for name, value in SHAPE._asdict().items()]
     small = "--num_virtual_tokens 4 --batch_size 2 --length 9 --rounds 1 --matrix_size 32".split()
-    flags = ["--skip_peft", "--skip_memory", "--json"]
+    flags = ["--skip_peft", "--skip_memory", "--json", "--method", method]
     monkeypatch.setattr(sys, "argv", ["step_time.py", *sizes, *small, *flags])
     assert step_time.main() == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["shared_positions"] == SLOTS
+    assert (result["method"], result["shared_positions"]) == (method, shared)
     assert {"ours_seconds", "step_over_products", "flops_ratio", "least_flops"} <= result.keys()
     # Random weights know nothing: every token is about as likely.
     assert result["ours_first_loss"] == pytest.approx(np.log(SHAPE.vocabulary), abs=0.3)

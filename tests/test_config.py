@@ -1,9 +1,12 @@
 """Configs: what is read, what overrides change, and that every fault is refused by its name."""
 
 import json
+import os
 import random
 import re
+import shlex
 import string
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,9 @@ from hypothesis import strategies as st
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.config import KEYS, difference, flatten, load, to_json, validate
 from prompt_tuning_jax.errors import UserError, nearest
+from prompt_tuning_jax.methods import METHODS
 
+ROOT = os.path.join(os.path.dirname(__file__), os.pardir)
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 QUICKSTART = str(CONFIGS[0].with_name("quickstart.py"))
 # A value of another type for each type of key.
@@ -55,6 +60,25 @@ def test_quickstart_is_whole_and_locked():
     assert config.task.name == "bbc_news"
     with pytest.raises(AttributeError):
         config.stepz = 3
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_quickstart_takes_every_method_by_its_name(name):
+    """`make quickstart METHOD=name`; its config differs by the method and its learning rate."""
+    made = subprocess.run(
+        ["make", "--dry-run", "quickstart", f"METHOD={name}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    *_, config, _, workdir = shlex.split(made.stdout.splitlines()[-1])
+    assert workdir == f"runs/{os.path.basename(config).removesuffix('.py')}"
+    found = load(os.path.join(ROOT, config))
+    assert found.method.name == name
+    changed = difference(to_json(load(QUICKSTART)), found)
+    keys = {line.split(" was ")[0] for line in changed}
+    assert keys <= {"config.learning_rate", "config.method.hidden_size", "config.method.name"}
 
 
 def test_defaults_are_valid():
@@ -206,6 +230,9 @@ def test_wrong_override_names_its_key(override):
         (["tracker=wndb"], "did you mean 'wandb'?"),
         (["method.init=text"], "config.method.init_text is empty"),
         (["method.init=file"], "config.method.init_file is empty"),
+        (["method.init=zero"], "config.method.init is 'zero': expected one of 'uniform', "),
+        (["method.init=txt", "method.name=prefix"], "'zero' for 'prefix' (did you mean 'text'?)"),
+        (["method.hidden_size=8"], "hidden_size is 8 and 'soft_prompt' has no such setting"),
         (["optimizer.name=adam", "optimizer.weight_decay=0.1"], "'adam' has no such setting"),
         (["optimizer.name=adafactor", "optimizer.b1=0.5"], "'adafactor' has no such setting"),
         (["model=3"], "config.model is a section: set one of its keys path, dtype"),

@@ -1,4 +1,4 @@
-"""PEFT on torch, live: with our prompt it gives our logits, and we give its with its own."""
+"""PEFT on torch, live: with our prompt or prefix it gives our logits, and we its with its own."""
 
 import importlib
 import sys
@@ -7,12 +7,15 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import plain_llama
 import pytest
 import tiny_models
 
 from prompt_tuning_jax import scoring
 from prompt_tuning_jax.data.template import Example
-from prompt_tuning_jax.models import LanguageModel, load, weights
+from prompt_tuning_jax.models import LanguageModel, bake, load, weights
+from prompt_tuning_jax.models.decoder import bind
+from prompt_tuning_jax.train import virtual_tokens
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 inputs, our_side, peft_side = map(importlib.import_module, ("inputs", "our_side", "peft_side"))
@@ -20,6 +23,7 @@ inputs, our_side, peft_side = map(importlib.import_module, ("inputs", "our_side"
 SLOTS = 4
 SMOLLM2 = "smollm2-135m-instruct"
 VOCABULARY = tiny_models.SPEC.vocabulary
+KINDS = pytest.mark.parametrize("kind", ["prompt", "prefix"])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,8 +42,9 @@ def lm(folder):
     return load(folder, dtype="float32")
 
 
-def random_prompt(width, seed=0):
-    return np.random.default_rng(seed).normal(0, 0.2, (SLOTS, width)).astype(np.float32)
+def random_collections(spec, kind):
+    """A prompt or a prefix of vectors as large as those of a model."""
+    return plain_llama.random_collections(0, spec, kind, size=SLOTS)
 
 
 def random_cases(seed, lengths=(12, 5, 9), targets=2):
@@ -47,16 +52,15 @@ def random_cases(seed, lengths=(12, 5, 9), targets=2):
     return [inputs.Case(rng.integers(3, VOCABULARY, n).tolist(), targets) for n in lengths]
 
 
-def our_logits(lm: LanguageModel, vectors, ids):
-    """float32[T, V] behind the prompt, plainly: one example, every position read."""
-    length = len(ids)
-    slots = -1 - jnp.arange(len(vectors))
-    row = jnp.arange(length)[None]
+def our_logits(lm: LanguageModel, collections, ids):
+    """float32[T, V] behind a prompt or a prefix, plainly: one example, every position read."""
+    slots = -1 - jnp.arange(virtual_tokens(collections))
+    row = jnp.arange(len(ids))[None]
     hidden = lm.module.apply(
-        variables := {"params": lm.params, "prompt": {"vectors": jnp.asarray(vectors)}},
+        variables := {"params": lm.params, **bind(lm.spec, collections)},
         slots,
         jnp.array([ids]),
-        len(vectors) + row,
+        len(slots) + row,
         jnp.ones_like(row),
         jnp.zeros_like(row),
         row,
@@ -65,71 +69,105 @@ def our_logits(lm: LanguageModel, vectors, ids):
 
 
 def peft_logits(wrapped, cases):
-    """float32[T, V] of each case behind the prompt, from one padded batch."""
+    """float32[T, V] of each case behind what is trained, from one padded batch."""
     tensors = peft_side.batch(cases)
-    del tensors["labels"]
-    logits = wrapped(**tensors).logits.detach().numpy()[:, SLOTS:]
+    length = tensors.pop("labels").shape[1]
+    logits = wrapped(**tensors).logits.detach().numpy()[:, -length:]
     return [found[: len(case.ids)] for found, case in zip(logits, cases, strict=True)]
 
 
-def largest_difference(lm, wrapped, vectors, cases):
+def largest_difference(lm, wrapped, collections, cases):
     found = peft_logits(wrapped, cases)
     return max(
-        np.abs(our_logits(lm, vectors, case.ids) - theirs).max()
+        np.abs(our_logits(lm, collections, case.ids) - theirs).max()
         for case, theirs in zip(cases, found, strict=True)
     )
 
 
-def test_peft_with_our_prompt_gives_our_logits(lm, folder):
-    vectors = random_prompt(lm.spec.width)
-    wrapped = peft_side.tuned(peft_side.base(folder, "float32"), vectors)
-    assert largest_difference(lm, wrapped, vectors, random_cases(0)) < 1e-4
+@KINDS
+def test_peft_with_ours_gives_our_logits(lm, folder, kind):
+    collections = random_collections(lm.spec, kind)
+    wrapped = peft_side.tuned(peft_side.base(folder, "float32"), collections)
+    jax.tree.map(np.testing.assert_array_equal, peft_side.collections(wrapped), collections)
+    assert largest_difference(lm, wrapped, collections, random_cases(0)) < 1e-4
 
 
-def test_we_with_the_prompt_that_peft_trained_give_its_logits(lm, folder):
-    before = random_prompt(lm.spec.width)
-    wrapped = peft_side.tuned(peft_side.base(folder, "float32"), before)
+def trained(lm, wrapped, before):
+    """What PEFT makes of it in five steps."""
     step, batch = peft_side.trainer(wrapped, 0.05), peft_side.batch(random_cases(1))
     losses = [step(batch) for _ in range(5)]
-    after = peft_side.vectors(wrapped)
+    after = peft_side.collections(wrapped)
     assert losses[-1] < losses[0]
-    assert np.abs(after - before).max() > 0.1
-    assert largest_difference(lm, wrapped, after, random_cases(2)) < 1e-4
+    for leaf, first in zip(*map(jax.tree.leaves, (after, before)), strict=True):
+        assert np.abs(leaf - first).max() > 0.1
     assert largest_difference(lm, wrapped, before, random_cases(2)) > 1e-2
+    return after
 
 
-def test_both_train_alike(folder):
+@KINDS
+def test_we_with_what_peft_trained_give_its_logits(lm, folder, kind):
+    before = random_collections(lm.spec, kind)
+    wrapped = peft_side.tuned(peft_side.base(folder, "float32"), before)
+    after = trained(lm, wrapped, before)
+    assert largest_difference(lm, wrapped, after, random_cases(2)) < 1e-4
+
+
+def test_we_with_the_prompt_of_pefts_encoder_give_its_logits(lm, folder):
+    wrapped = peft_side.encoded(peft_side.base(folder, "float32"), SLOTS, 8, seed=0)
+    before = peft_side.collections(wrapped)
+    assert largest_difference(lm, wrapped, before, random_cases(2)) < 1e-4
+    after = trained(lm, wrapped, before)
+    assert largest_difference(lm, wrapped, after, random_cases(2)) < 1e-4
+
+
+@KINDS
+def test_both_train_alike(folder, kind):
     model = our_side.load(folder, "float32", "named")
     updates = [random_cases(seed, (11, 4, 7, 9)) for seed in range(6)]
-    training = our_side.prepare(model, updates, SLOTS, 0.02)
-    ours = our_side.stepper(training)
+    method = {"prompt": "soft_prompt", "prefix": "prefix"}[kind]
+    first = our_side.first(model, method, SLOTS)
     base = peft_side.base(folder, "float32")
-    step = peft_side.trainer(peft_side.tuned(base, peft_side.embeddings(base, SLOTS)), 0.02)
+    jax.tree.map(np.testing.assert_array_equal, peft_side.first(base, method, SLOTS), first)
+    step = peft_side.trainer(peft_side.tuned(base, jax.device_get(first)), 0.02)
+    ours = our_side.stepper(our_side.prepare(model, updates, first, 0.02))
     losses = [(ours(n), step(peft_side.batch(update))) for n, update in enumerate(updates)]
     np.testing.assert_allclose(*zip(*losses, strict=True), atol=1e-4)
 
 
-def test_both_score_answers_alike(lm, folder):
-    vectors = random_prompt(lm.spec.width)
-    wrapped = peft_side.tuned(peft_side.base(folder, "float32"), vectors)
+@KINDS
+def test_both_score_answers_alike(lm, folder, kind):
+    collections = random_collections(lm.spec, kind)
+    wrapped = peft_side.tuned(peft_side.base(folder, "float32"), collections)
     cases = random_cases(3, range(3, 24), targets=0)
     answers = [[7], [8], [30]]
-    slots = [-1 - slot for slot in range(SLOTS)]
+    slots = [-1 - slot for slot in range(virtual_tokens(collections))]
     examples = [
-        Example(np.array([*slots, *case.ids], np.int32), tuple(map(np.array, answers)), 0, SLOTS, 0)
+        Example(
+            np.array([*slots, *case.ids], np.int32),
+            tuple(map(np.array, answers)),
+            0,
+            len(slots),
+            0,
+        )
         for case in cases
     ]
-    ours = scoring.score(lm, examples, {"prompt": {"vectors": vectors}}, jax.devices()[:1])
+    ours = scoring.score(lm, examples, collections, jax.devices()[:1])
     theirs = peft_side.answer_scores(wrapped, cases, answers, size=4)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-def test_peft_gives_our_logits_on_smollm2():
+@KINDS
+def test_peft_gives_our_logits_on_smollm2(kind):
+    """With a text as the prompt, and with the keys and values that we compute for it."""
     lm = load(SMOLLM2, dtype="float32")
     headline = "Headline: Ink helps drive democracy in Asia\nTopic: politics"
     words = lm.tokenizer.encode("business, politics or")[0]
-    vectors = np.asarray(lm.params["embed"]["embedding"][jnp.array(words)])
-    assert len(vectors) == SLOTS
-    wrapped = peft_side.tuned(peft_side.base(str(weights.locate(SMOLLM2)), "float32"), vectors)
+    assert len(words) == SLOTS
+    collections = {"prompt": {"vectors": lm.params["embed"]["embedding"][jnp.array(words)]}}
+    if kind == "prefix":
+        collections = bake(lm, np.array(words), {})
+    collections = jax.device_get(collections)
+    base = peft_side.base(str(weights.locate(SMOLLM2)), "float32")
+    wrapped = peft_side.tuned(base, collections)
     cases = [inputs.Case(lm.tokenizer.encode(headline)[0], 1)]
-    assert largest_difference(lm, wrapped, vectors, cases) < 1e-4
+    assert largest_difference(lm, wrapped, collections, cases) < 1e-4
