@@ -43,7 +43,8 @@ def evaluate(
 
     Returns:
       loss (nats an example), examples, and with labels accuracy (0 to 1), the task's other metrics,
-      and intervals: [low, high] of each metric by its name, see `metrics.label_metrics`.
+      and intervals: [low, high] of each metric by its name, see `metrics.label_metrics`. If any
+      example was too long: shortened, how many lost the end of their longest field.
 
     Raises:
       UserError: the artifact belongs to another model, or a template, split or record is at fault.
@@ -55,7 +56,10 @@ def evaluate(
     examples = encode(lm, task, rows, virtual_tokens(collections), max_length, template)
     scores = scoring.score(lm, examples, collections)
     answers = np.array([example.answer for example in examples])
-    found = scoring.metrics(scores, answers)
+    found: dict[str, Any] = scoring.metrics(scores, answers)
+    shortened, _ = tasks.dropped(examples)
+    if shortened:
+        found["shortened"] = shortened
     if task.target:
         return found
     values = [value for value, _ in task.labels]

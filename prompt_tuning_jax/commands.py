@@ -76,6 +76,9 @@ def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list
     def row(name, trained, size, seconds, **how):
         found = api.evaluate(lm, task, split=config.task.test, **how)
         accuracy = found.get("accuracy")
+        if "shortened" in found:
+            counts = f"{found['shortened']} of {found['examples']}"
+            say(f"warning: {name}: {counts} examples were too long and lost their end")
         return report.Row(name, accuracy, trained, size, seconds, found["loss"])
 
     def merit(prompt):
