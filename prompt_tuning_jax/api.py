@@ -49,7 +49,8 @@ def evaluate(
     Returns:
       loss (nats an example), examples, and with labels accuracy (0 to 1), the task's other metrics,
       and intervals: [low, high] of each metric by its name, see `metrics.label_metrics`; where
-      demonstrations are given, how many of them stand in front of each.
+      demonstrations are given, how many of them stand in front of each; if any example was too
+      long: shortened, how many lost the end of their longest field.
 
     Raises:
       UserError: the artifact belongs to another model, or a template, split or record is at fault.
@@ -68,7 +69,10 @@ def evaluate(
         examples = encode(lm, task, rows, collections, max_length, template)
     scores = scoring.score(lm, examples, collections)
     answers = np.array([example.answer for example in examples])
-    found = scoring.metrics(scores, answers) | counts
+    found: dict[str, Any] = scoring.metrics(scores, answers) | counts
+    shortened, _ = tasks.dropped(examples)
+    if shortened:
+        found["shortened"] = shortened
     if task.target:
         return found
     values = [value for value, _ in task.labels]

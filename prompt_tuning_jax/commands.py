@@ -127,6 +127,9 @@ def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list
     def row(name, trained, size, seconds, **how):
         found = api.evaluate(lm, task, split=config.task.test, **how)
         accuracy = found.get("accuracy")
+        if "shortened" in found:
+            counts = f"{found['shortened']} of {found['examples']}"
+            say(f"warning: {name}: {counts} examples were too long and lost their end")
         loss = found["loss"] if accuracy is None else None
         return report.Row(name, accuracy, trained, size, seconds, loss)
 

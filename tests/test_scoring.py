@@ -50,6 +50,33 @@ def test_scores_are_those_of_each_answer_alone(seen, names, devices):
     assert sorted(np.concatenate(seen)) == list(range(COUNT))
 
 
+def test_words_of_several_tokens_are_ranked_as_one_label_at_a_time():
+    labels = (("n", "not at all"), ("y", "yes"), ("p", "yes, but"), ("d", "日本 or so"))
+    task = tasks.Task("asked", "{soft}Is {text} it?", labels, (), ("text",), None)
+    rows = [{"text": "the inn", "label": "p"}, {"text": "é", "label": "n"}, {"text": " the"}]
+    arguments = {"num_virtual_tokens": 2, "add_bos": True, "max_length": 99}
+    examples = tasks.examples(task, rows, MODEL.tokenizer, **arguments)
+    assert [example.answer for example in examples] == [2, 0, -1]
+    collections = plain_llama.random_collections(1, SPEC, "prompt", size=2)
+    found = scoring.score(MODEL, examples, collections, jax.devices()[:1])
+    for row, scores in zip(rows, found, strict=True):
+        for label, score in zip(labels, scores, strict=True):
+            # The whole text of one label, tokenised and scored on its own.
+            ids = [MODEL.tokenizer.bos_id, -1, -2]
+            ids += MODEL.tokenizer.encode(f"Is {row['text']} it? {label[1]}")[0]
+            likely = plain_llama.log_probabilities(PLAIN, ids[:-1], collections)
+            begin = len(ids) - len(MODEL.tokenizer.encode(f" {label[1]}")[0])
+            wanted = sum(likely[place - 1, ids[place]] for place in range(begin, len(ids)))
+            assert score == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_single_answer_has_a_loss_and_no_accuracy():
+    assert scoring.metrics(np.array([[-2.0], [-4.0]], np.float32), np.array([0, 0])) == {
+        "loss": 3.0,
+        "examples": 2,
+    }
+
+
 def test_nothing_shared_and_nothing_trained(seen):
     examples = plain_llama.random_examples(3, 9, (), answers=2)
     found = scoring.score(MODEL, examples, {}, jax.devices()[:1])

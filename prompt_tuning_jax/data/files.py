@@ -269,6 +269,10 @@ def _columns(cells: list[str], place: str) -> list[str]:
     twice = [name for name in columns if columns.count(name) > 1]
     if twice:
         raise UserError(f"{place}: two columns have the name {twice[0]!r}: rename one of them")
+    if len(columns) == 1 and any(other in columns[0] for other in ",;\t|"):
+        raise UserError(
+            f"{place}: the only column is {columns[0]!r}: is config.task.files.delimiter right?"
+        )
     return columns
 
 

@@ -77,7 +77,7 @@ def sources(held: Sequence[str], want: Wanted, place: str, hint: str = "") -> di
             fields[found] = field
     for field in (*want.inputs, *want.outputs):
         if field not in fields.values():
-            raise UserError(_missing(field, held, want, place) + hint)
+            raise UserError(_missing(field, fields, want, place) + hint)
     return fields
 
 
@@ -179,17 +179,19 @@ def _held(choice: str, held: Sequence[str]) -> str | None:
     return choice if choice in held else None
 
 
-def _missing(field: str, held: Sequence[str], want: Wanted, place: str) -> str:
+def _missing(field: str, fields: Mapping[str, str], want: Wanted, place: str) -> str:
+    shown = [
+        repr(name if len(name) < 40 else f"{name[:39]}…") + (f" as {other!r}" * (other != name))
+        for name, other in fields.items()
+    ]
+    inside = ", ".join(shown[:12]) + f" and {len(shown) - 12} more" * (len(shown) > 12)
+    if len(shown) == 1:
+        inside += " alone (is config.task.files.delimiter right?)"
     columns = want.columns.get(field, [field])
-    shown = ", ".join(repr(name if len(name) < 40 else f"{name[:39]}…") for name in held[:12])
-    if len(held) > 12:
-        shown += f" and {len(held) - 12} more"
-    if len(held) == 1:
-        shown += " alone (is config.task.files.delimiter right?)"
-    what = f"no column {columns[0]!r}{nearest(columns[0], held)}"
+    what = f"no column {columns[0]!r}{nearest(columns[0], [*fields, *fields.values()])}"
     if columns[1:]:
         what = f"none of the columns {', '.join(map(repr, columns))}"
     return (
-        f"{place}: {what}, which is the field {field!r}; it has {shown}: name the right one with"
+        f"{place}: {what}, which is the field {field!r}; it has {inside}: name the right one with"
         f" --config.task.columns=\"('{field}=COLUMN',)\""
     )

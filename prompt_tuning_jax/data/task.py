@@ -83,7 +83,11 @@ def make(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
     if labels or config.labels:
         pairs = tuple((value, word) for value, word in labels) or parse_labels(config.labels)
         return task._replace(labels=pairs)
-    return task._replace(labels=_found_labels(task, config.train))
+    pairs = _found_labels(task, config.train)
+    note = f"the labels are those of {config.train}: {', '.join(repr(value) for value, _ in pairs)}"
+    source = load()
+    source = source._replace(notes=[*source.notes, note])
+    return task._replace(labels=pairs, load=lambda: source)
 
 
 def check_fields(template: str, fields: Sequence[str]) -> None:

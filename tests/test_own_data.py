@@ -1,0 +1,172 @@
+"""Data of one's own from the command line: files as tasks, from the first line to predictions."""
+
+import io
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import tiny_runs
+
+from prompt_tuning_jax import artifact, main, workdir
+
+# Labels of several words and several tokens.
+LABELS = {"business": "big money", "entertainment": "loud music"}
+BASE = ["name=files", "train=train", "validation=validation", "test=test", "labels=()"]
+
+
+@pytest.fixture
+def home(monkeypatch, tmp_path):
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys, home):
+    """Types a command: exit status, stdout, stderr."""
+
+    def type_(*arguments, stdin=b""):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        status = main.run([str(word) for word in arguments])
+        shown = capsys.readouterr()
+        return SimpleNamespace(status=status, out=shown.out, err=shown.err)
+
+    return type_
+
+
+def train(*overrides):
+    """Words that train a few steps on files in the folder `run`."""
+    words = [f"--config.task.{word}" for word in (*BASE, *overrides)]
+    return [*tiny_runs.training("run"), *tiny_runs.FEW, "--config.prompts=()", *words]
+
+
+def write_csv(path, count=60):
+    rows = [
+        f'"{word}, and {number}",{label}'
+        for number in range(count // len(LABELS))
+        for topic, label in LABELS.items()
+        for word in [tiny_runs.WORDS[topic].split()[number % 6]]
+    ]
+    path.write_text("Head Line,section\n" + "\n".join(rows) + "\n")
+
+
+CSV = ("files.train=news.csv", "columns=('text=Head Line','label=section')")
+
+
+def test_a_csv_from_its_first_line_to_predictions_without_it(typed, home):
+    write_csv(home / "news.csv")
+    shown = typed(*train(*CSV, "metrics=('accuracy','macro_f1','class_accuracy','matthews')"))
+    assert shown.status == 0, shown.err
+    assert "news.csv is split: 48 for train, 6 for test, 6 for validation (seed 0)" in shown.out
+    assert "the labels are those of train: 'big money', 'loud music'" in shown.out
+    made = ["--artifact", "run/artifact"]
+    found = json.loads(typed("evaluate", *made, "--json").out)
+    assert found.keys() == {
+        *("loss", "accuracy", "examples", "macro_f1", "class_accuracy", "matthews", "intervals")
+    }
+    assert found["examples"] == 6 and found["class_accuracy"].keys() == {*LABELS.values()}
+    [row] = [row for row in report() if row["trainable_parameters"]]
+    assert (row["accuracy"], row["loss"]) == (found["accuracy"], found["loss"])
+
+    # What was learnt needs no data.
+    (home / "news.csv").unlink()
+    [answer] = typed("predict", *made, stdin=b"banks, and 7\n").out.splitlines()
+    assert list(json.loads(answer)["probabilities"]) == ["big money", "loud music"]
+    shown = typed("evaluate", *made)
+    assert shown.status == 2 and "'news.csv' does not exist" in shown.err
+
+
+def report():
+    with open(f"run/{workdir.REPORT}") as file:
+        return json.load(file)["rows"]
+
+
+def test_a_text_to_write_from_json_lines(typed, home):
+    rows = [{"facts": f"price {n}", "text": f"It is {n}."} for n in range(24)]
+    (home / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    held = [{"facts": f"price {n}", "refs": [f"It is {n}.", f"Only {n}."]} for n in range(30, 34)]
+    (home / "test.jsonl").write_text("\n".join(map(json.dumps, held)))
+    overrides = [f"files.{name}={path}" for name, path in FILES.items()]
+    columns = "columns=('text=text','text=refs')"
+    shown = typed(*train(*overrides, columns, "template={soft}{facts}:", "target={text}"))
+    assert shown.status == 0, shown.err
+    assert "24 examples to train on, 8 to validate" in shown.out
+    with open(f"run/{workdir.METRICS}") as file:
+        lines = [json.loads(line) for line in file]
+    assert any("validation/loss" in line for line in lines)
+    assert not any("validation/accuracy" in line for line in lines)
+    assert [row["accuracy"] for row in report()] == [None, None]
+    found = json.loads(typed("evaluate", "--artifact", "run/artifact", "--json").out)
+    assert found["loss"] == report()[1]["loss"] and found["examples"] == 8
+    assert artifact.load("run/artifact").manifest["labels"] == []
+
+
+FILES = {"train": "train.jsonl", "validation": "test.jsonl", "test": "test.jsonl"}
+
+
+def test_examples_that_lost_their_end_are_counted(typed, home):
+    write_csv(home / "news.csv")
+    shown = typed(*train(*CSV, "max_length=41"))
+    assert shown.status == 0, shown.err
+    assert "training examples were too long" in shown.out
+    assert "warning: soft prompt: " in shown.out and "lost their end" in shown.out
+
+
+# Overrides and parts of the sentence that refuses them.
+MISTAKES = {
+    "file": (("files.train=new.csv",), "'new.csv' does not exist", "did you mean 'news.csv'?"),
+    "no file": ((), "config.task.files.train is ''", ".jsonl, .csv or .tsv"),
+    "column": (("files.train=news.csv",), "news.csv, line 1: no column 'text'", "'Head Line'"),
+    "mapping": ((CSV[0], "columns=('text',)"), "expected texts 'field=column'"),
+    "field": ((*CSV, "template={soft}{txt}"), "no column 'txt'", "did you mean 'text'?"),
+    "leak": ((*CSV, "template={soft}{text}{label}"), "{label} is what the model has to find"),
+    "label": ((*CSV, "labels=('big money','loud musik')"), "news.csv, line ", "mean 'loud musik'?"),
+    "split": ((*CSV, "test=tset"), "split 'tset'", "did you mean 'test'?"),
+    "few": ((*CSV, "examples_per_class=40"), "23 of 'big money' and 25 of 'loud music'"),
+    "part": ((*CSV, "files.test_part=60"), "news.csv has 60 records", "files.test_part"),
+    "odd part": ((*CSV, "files.test_part=1.5"), "expected a share above 0 and below 1"),
+    "metric": ((*CSV, "metrics=('acuracy',)"), "'acuracy'", "did you mean 'accuracy'?"),
+    "text metric": ((*CSV, "metrics=('bleu',)"), "'bleu', which a task with labels cannot have"),
+    "label metric": (
+        (*CSV, "target={text}", "metrics=('accuracy',)"),
+        "'accuracy', which a task with a text target cannot have",
+    ),
+    "both": ((*CSV, "target={text}", "labels=('a','b')"), "leave one of them empty"),
+    "few texts": ((*CSV, "target={text}", "examples_per_class=3"), "has no classes"),
+    "not read": ((CSV[0], "name=bbc_news"), "config.task.name=files"),
+    "not read either": (("data_dir=x", *CSV), "config.task.name=tfds:NAME"),
+    "tfds": (("name=tfds:nothing", "data_dir=."), "no prepared dataset 'nothing' in '.'"),
+    "delimiter": (
+        (*CSV, "files.delimiter=;"),
+        "only column is 'Head Line,section'",
+        "delimiter right?",
+    ),
+    "target": ((*CSV, "target=summary"), "with at least one field"),
+    "template": ((*CSV, "template={soft}Say:"), "names no field of the data"),
+    "jinja": ((*CSV, "template={soft}{{text}}"), "names no field of the data"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_and_status_2(typed, home, mistake):
+    overrides, *parts = MISTAKES[mistake]
+    write_csv(home / "news.csv")
+    shown = typed(*train(*overrides))
+    assert shown.status == 2, shown
+    assert shown.err.startswith("error: ") and shown.err.count("\n") == 1, shown.err
+    assert all(part in shown.err for part in parts), shown.err
+    left = {str(path.relative_to(home)) for path in home.rglob("*")}
+    assert left <= {"news.csv", "run", "run/.lock"}
+
+
+def test_what_a_config_cannot_mean_is_said_before_jax_is_imported():
+    script = (
+        "import sys\n"
+        "from prompt_tuning_jax import main\n"
+        "assert main.run(sys.argv[1:]) == 2\n"
+        "assert not {'jax', 'numpy', 'flax'} & sys.modules.keys()"
+    )
+    words = train("metrics=('bleu',)")
+    subprocess.run([sys.executable, "-c", script, *words], check=True, env=tiny_runs.environment())
