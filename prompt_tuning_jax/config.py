@@ -10,7 +10,7 @@ import math
 import os
 import runpy
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -57,7 +57,7 @@ class Key(NamedTuple):
     default: Any
     expected: str
     holds: Callable[[Any], bool]
-    names: tuple[str, ...] = ()
+    names: Collection[str] = ()
 
 
 def _whole(default: int, least: int) -> Key:
@@ -73,10 +73,10 @@ def _number(default: float, least: float = 0.0, most: float = math.inf) -> Key:
     )
 
 
-def _among(default: str, names: Iterable[str]) -> Key:
-    known = tuple(names)
+def _among(default: str, names: Collection[str]) -> Key:
+    # Not a copy: a notebook may add a line of its own to a table of names.
     return Key(
-        default, f"one of {', '.join(map(repr, known))}", lambda value: value in known, known
+        default, f"one of {', '.join(map(repr, names))}", lambda value: value in names, names
     )
 
 

@@ -15,9 +15,25 @@ SETTINGS = {
     "quickstart": """
 config_file = {config!r}
 overrides = ["--config.steps=6", "--config.evaluate_every=3"]
-headlines = ["banks and funds", "phone games"]
+texts = ["banks and funds", "phone games"]
+own_file = ""
+""",
+    "your_own_method": """
+config_file = {config!r}
+overrides = ["--config.steps=6", "--config.evaluate_every=3"]
+plain = []
+mixed = ["--config.method.name=mixed_vocabulary"]
 """,
 }
+OWN = """
+repository = {repository!r}
+overrides = ["--config.steps=4", "--config.evaluate_every=2", "--config.model.path=" + {model!r}]
+overrides += ["--config.batch_size=4", "--config.method.init_vocabulary=0"]
+texts = ["banks and funds", "phone games"]
+own_file = "own.csv"
+text_column, label_column = "review", "stars"
+"""
+WORDS = {"good": "the thin", "bad": "in the tin"}
 
 
 def read(path):
@@ -62,34 +78,61 @@ def test_installing_leaves_what_is_there(path):
     ]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs_from_top_to_bottom(path, tmp_path):
-    notebook = read(path)
+def run(name, settings, folder):
+    """Executes a notebook in a folder; returns the cells by their id."""
+    notebook = read(COLABS / f"{name}.ipynb")
     notebook.cells.remove(tagged(notebook, "install"))
-    world = tiny_runs.world()
-    tagged(notebook, "parameters").source = SETTINGS[path.stem].format(config=str(world.config))
-    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
-    client.execute(env=tiny_runs.environment(IPYTHONDIR=str(tmp_path / "ipython")))
-    cells = {cell.id: cell for cell in notebook.cells}
-
-    def text(name):
-        return "".join(output.get("text", "") for output in cells[name].outputs)
-
-    assert any("image/png" in output.get("data", {}) for output in cells["curves"].outputs)
-    assert [line.split("  ")[0] for line in text("after").splitlines()[:3]] == [
-        "no prompt",
-        "written prompt",
-        "soft prompt",
-    ]
-    assert "96 numbers trained" in text("after")
-    assert [line.split(":")[0] for line in text("predict").splitlines()] == [
-        "banks and funds",
-        "phone games",
-    ]
-    assert sorted(path.name for path in (tmp_path / "artifact").iterdir()) == [
+    tagged(notebook, "parameters").source = settings
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})
+    client.execute(env=tiny_runs.environment(IPYTHONDIR=str(folder / "ipython")))
+    errors = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert not [output for output in errors if output.get("name") == "stderr"]
+    assert sorted(path.name for path in (folder / "artifact").iterdir()) == [
         "README.md",
         "adaptation.safetensors",
         "manifest.json",
     ]
-    errors = [output for cell in cells.values() for output in cell.get("outputs", [])]
-    assert not [output for output in errors if output.get("name") == "stderr"]
+    return {cell.id: cell for cell in notebook.cells}
+
+
+def text(cell):
+    return "".join(output.get("text", "") for output in cell.outputs)
+
+
+def has_picture(cell):
+    return any("image/png" in output.get("data", {}) for output in cell.outputs)
+
+
+def test_the_quickstart_runs_from_top_to_bottom(tmp_path):
+    settings = SETTINGS["quickstart"].format(config=str(tiny_runs.world().config))
+    cells = run("quickstart", settings, tmp_path)
+    assert has_picture(cells["curves"])
+    assert [line.split("  ")[0] for line in text(cells["after"]).splitlines()[:3]] == [
+        "no prompt",
+        "written prompt",
+        "soft prompt",
+    ]
+    assert "96 numbers trained" in text(cells["after"])
+    assert [line.split(":")[0] for line in text(cells["predict"]).splitlines()] == [
+        "banks and funds",
+        "phone games",
+    ]
+    assert (tmp_path / "artifact.zip").exists()
+
+
+def test_the_quickstart_runs_on_a_csv_of_ones_own(tmp_path):
+    rows = [f"{words} {n},{label}" for n in range(20) for label, words in WORDS.items()]
+    (tmp_path / "own.csv").write_text("\n".join(["review,stars", *rows]))
+    world = tiny_runs.world()
+    settings = OWN.format(repository=str(COLABS.parent), model=str(world.model))
+    cells = run("quickstart", settings, tmp_path)
+    labels = {line.split(": ")[1].split(" ")[0] for line in text(cells["predict"]).splitlines()}
+    assert labels <= WORDS.keys()
+
+
+def test_a_method_of_ones_own_runs_from_top_to_bottom(tmp_path):
+    settings = SETTINGS["your_own_method"].format(config=str(tiny_runs.world().config))
+    cells = run("your_own_method", settings, tmp_path)
+    assert has_picture(cells["curves"])
+    names = [line.split("  ")[0] for line in text(cells["compare"]).splitlines()[1:]]
+    assert names == ["soft_prompt", "mixed_vocabulary"]
