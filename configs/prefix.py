@@ -2,7 +2,9 @@
 
 Command: prompt-tuning train --config configs/prefix.py --workdir runs/prefix
   (or make quickstart METHOD=prefix)
-Task, template, labels, steps and first text are those of configs/quickstart.py.
+Hardware and time: as configs/quickstart.py, whose task, template, labels, steps and first text it
+  has; a step costs about the same.
+Expected: not run here.
 """
 
 from ml_collections import ConfigDict

@@ -84,10 +84,10 @@ def _earlier(settings, shape):
     if Path(settings.init_file).suffix == ".npy":
         return None
     prefix = artifact.load(settings.init_file).collections.get("prefix")
-    if prefix is not None and {leaf.shape for leaf in prefix.values()} != {shape}:
-        found = ", ".join(f"{name} {leaf.shape}" for name, leaf in prefix.items())
+    found = {name: leaf.shape for name, leaf in (prefix or {}).items()}
+    if prefix is not None and found != {"k": shape, "v": shape}:
         raise UserError(
-            f"method.init_file='{settings.init_file}' holds a prefix of {found}; {shape} is needed "
-            "(layers, method.num_virtual_tokens, key heads and their size)."
+            f"method.init_file='{settings.init_file}' holds a prefix of {found}; 'k' and 'v' of "
+            f"{shape} are needed (layers, method.num_virtual_tokens, key heads and their size)."
         )
     return prefix
