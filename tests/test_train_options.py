@@ -127,6 +127,9 @@ def test_a_trace_of_some_steps_is_in_the_folder_and_changes_nothing(plain, tmp_p
         assert "warning: no trace: it begins after 3 steps, and 0 were taken" in log
         _, log = tune("--config.profile_steps=99", folder=run, fresh=True)
         assert any(line.startswith("trace of 9 steps: ") for line in log)
+        # What was there before is gone with the rest of the earlier run.
+        [another] = (run / workdir.PROFILE).rglob("*.xplane.pb")
+        assert another != trace
 
 
 def test_a_trace_needs_a_folder():
