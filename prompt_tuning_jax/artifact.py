@@ -151,7 +151,7 @@ def save(artifact: Artifact, folder: str | os.PathLike) -> None:
 
 
 def write_card(artifact: Artifact, folder: str | os.PathLike, rows: Iterable[Row]) -> None:
-    """Writes the card of an artifact that was saved again, with the rows of a report."""
+    """Replaces the card in the folder of a saved artifact by one with the rows of a report."""
     folder = Path(folder).resolve()
     # Beside the folder, where what a kill leaves behind is in nobody's way.
     partial = folder.with_name(f".{folder.name}.card")

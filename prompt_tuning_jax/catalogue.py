@@ -18,8 +18,7 @@ _SECTION = re.compile(r"(?P<name>[A-Z][a-z ]*): (?P<text>.*)")
 def recipes() -> dict[str, Path]:
     """The config files that come with the code, by their names without the ending."""
     folder = next((folder for folder in _CONFIGS if folder.is_dir()), None)
-    paths = sorted(folder.glob("*.py")) if folder else []
-    return {path.stem: path for path in paths if path.stem != "__init__"}
+    return {path.stem: path for path in sorted(folder.glob("*.py"))} if folder else {}
 
 
 def configs() -> list[dict[str, Any]]:
@@ -45,10 +44,10 @@ def models() -> list[dict[str, Any]]:
 def methods() -> list[dict[str, Any]]:
     """Each method: name, what it does, and the file to read or to copy."""
     folder = _PACKAGE / "methods"
+    paths = {name: folder / f"{name}.py" for name in METHODS}
     return [
         {"name": name, "what": _described(path)["what"], "path": str(path)}
-        for name in METHODS
-        if (path := folder / f"{name}.py")
+        for name, path in paths.items()
     ]
 
 

@@ -109,6 +109,16 @@ def test_a_prompt_stands_for_the_slots_or_for_the_whole_template(given):
         api.evaluate(lm, task, prompt="{headline}:", split=split)
 
 
+def test_demonstrations_are_for_the_model_alone(given, made):
+    lm, task, _ = given
+    shown = tasks.records(task, "train[:1]")
+    found = api.evaluate(lm, task, split="test[:20]", demonstrations=shown)
+    assert found["demonstrations"] == 1
+    assert found["loss"] != api.evaluate(lm, task, split="test[:20]")["loss"]
+    with pytest.raises(UserError, match="an artifact was trained without demonstrations"):
+        api.evaluate(lm, task, made, split="test[:20]", demonstrations=shown)
+
+
 def test_another_model_is_refused(given, made, tmp_path):
     _, task, _ = given
     folder = tiny_models.write_folder(tmp_path / "other", tiny_models.changed(layers=2))

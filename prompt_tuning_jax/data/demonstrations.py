@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from prompt_tuning_jax.data.settings import PLACE
 from prompt_tuning_jax.errors import UserError
 
 CHOICES = ("balanced", "random")
@@ -104,7 +103,9 @@ def fitted(
 
 
 def _digest(row: Mapping[str, str], seed: int) -> bytes:
-    content = json.dumps({name: row[name] for name in row if name != PLACE}, sort_keys=True)
+    # What no template can name is no field of the record, such as where it comes from.
+    fields = {name: text for name, text in row.items() if name.isidentifier()}
+    content = json.dumps(fields, sort_keys=True)
     return hashlib.sha256(f"{seed}\n{content}".encode()).digest()
 
 
