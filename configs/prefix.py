@@ -29,5 +29,14 @@ def get_config() -> ConfigDict:
     # 512 trains the network of Li & Liang beside the keys and values; it is gone from the artifact.
     config.method.hidden_size = 0
 
+    config.task = ConfigDict()
+    config.task.labels = (
+        "business",
+        "entertainment",
+        "politics",
+        "sport=sports",
+        "tech=technology",
+    )
+
     config.prompts = ("BBC News: {text}\nThis story is about",)
     return config

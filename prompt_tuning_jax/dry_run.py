@@ -60,7 +60,7 @@ def measure(lm: LanguageModel, task, config, log) -> dict[str, Any]:
             "validation": len(data.validation),
             "test": len(tasks.records(task, config.task.test)),
         },
-        "left_out": task.load().counts,
+        "notes": list(task.load().notes),
         "shortened": {
             name: dict(zip(("examples", "tokens"), tasks.dropped(encoded), strict=True))
             for name, encoded in (("train", data.train), ("validation", data.validation))
@@ -214,8 +214,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"{shape['rows']} x {shape['positions']} ({shape['share']:.0%})"
         for shape in batches["shapes"]
     ]
-    left_out = [f"{count:,} {name}" for name, count in found["left_out"].items() if count]
-    left_out += [
+    shortened = [
         f"{lost['examples']:,} {name} examples shortened by {lost['tokens']:,} tokens"
         for name, lost in found["shortened"].items()
         if lost["examples"]
@@ -224,7 +223,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     table = {
         "data": f"{found['task']}: {examples['train']:,} examples to train on, "
         f"{examples['validation']:,} to validate, {examples['test']:,} to test",
-        "left out": ", ".join(left_out) or "nothing",
+        "left out": ", ".join([*found["notes"], *shortened]) or "nothing",
         "model reads": text,
         "": f"{read['tokens']} tokens: {read['virtual_tokens']} virtual, {words} of text, "
         f"{read['targets']} to predict",

@@ -42,7 +42,7 @@ def found(capsys, home):
 def test_it_says_what_there_is_to_train_on_and_how_much_is_trained(found):
     assert found["examples"] == {"train": 160, "validation": 40, "test": 40}
     assert found["parameters"] == {"trainable": 96, "frozen": 22_920}
-    assert found["left_out"] == {"duplicates": 0, "replaced": 0}
+    assert found["notes"] == []
     assert found["shortened"]["train"] == {"examples": 0, "tokens": 0}
 
 
@@ -119,7 +119,7 @@ def test_training_after_a_rehearsal_is_training(monkeypatch):
     [
         (["--config.task.test=tset"], "did you mean 'test'?"),
         (['--config.prompts=("About {subject}:",)'], "{subject}"),
-        (["--config.method.num_virtual_tokens=200"], "takes 218 positions and 128"),
+        (["--config.method.num_virtual_tokens=200"], "fewer than the 128 positions"),
         (["--config.stepz=3"], "did you mean 'steps'?"),
     ],
 )

@@ -68,7 +68,7 @@ def test_a_csv_from_its_first_line_to_predictions_without_it(typed, home):
     }
     assert found["examples"] == 6 and found["class_accuracy"].keys() == {*LABELS.values()}
     [row] = [row for row in report() if row["trainable_parameters"]]
-    assert (row["accuracy"], row["loss"]) == (found["accuracy"], found["loss"])
+    assert row["accuracy"] == found["accuracy"] and "loss" not in row
 
     # What was learnt needs no data.
     (home / "news.csv").unlink()
@@ -97,7 +97,7 @@ def test_a_text_to_write_from_json_lines(typed, home):
         lines = [json.loads(line) for line in file]
     assert any("validation/loss" in line for line in lines)
     assert not any("validation/accuracy" in line for line in lines)
-    assert [row["accuracy"] for row in report()] == [None, None]
+    assert not any("accuracy" in row for row in report())
     found = json.loads(typed("evaluate", "--artifact", "run/artifact", "--json").out)
     assert found["loss"] == report()[1]["loss"] and found["examples"] == 8
     assert artifact.load("run/artifact").manifest["labels"] == []

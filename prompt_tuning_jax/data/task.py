@@ -27,15 +27,20 @@ _MOST_LABELS = 100  # distinct values in the data, above which they are hardly l
 
 class Kind(NamedTuple):
     """A kind of task: the module whose `source(config)` reads a `Source`, imported when the data
-    is read, and the fields that a template may name, () if the data decides."""
+    is read, the fields that a template may name, () if the data decides, and the labels where a
+    config has none, () again."""
 
     module: str
     fields: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+TOPICS = ("business", "entertainment", "politics", "sport=sports", "tech=technology")
 
 
 # By the part of `task.name` in front of a colon.
 KINDS = {
-    "bbc_news": Kind("bbc_news", ("text",)),
+    "bbc_news": Kind("bbc_news", ("text",), TOPICS),
     "files": Kind("files"),
     "tfds": Kind("prepared"),
 }
@@ -59,8 +64,9 @@ def make(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
     Args:
         config: checked, with every key of the section.
         labels: (value, word) of each label where they are known, as in an artifact's manifest.
-            Otherwise those of the config count, or if it has none and no target, the values that
-            its training split has; only for these the data is read here.
+            Otherwise those of the config count, or if it has none and no target, those of the
+            kind of task or the values that its training split has; only for these the data is
+            read here.
 
     Raises:
         UserError: an unknown name, a template that is not one or names an unknown field or none,
@@ -80,8 +86,9 @@ def make(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
     if task.target:
         return task._replace(metrics=task.metrics or TEXT_METRICS)
     task = task._replace(metrics=task.metrics or LABEL_METRICS[:1])
-    if labels or config.labels:
-        pairs = tuple((value, word) for value, word in labels) or parse_labels(config.labels)
+    words = config.labels or kind.labels
+    if labels or words:
+        pairs = tuple((value, word) for value, word in labels) or parse_labels(words)
         return task._replace(labels=pairs)
     pairs = _found_labels(task, config.train)
     note = f"the labels are those of {config.train}: {', '.join(repr(value) for value, _ in pairs)}"
