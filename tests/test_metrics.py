@@ -134,7 +134,7 @@ def test_bleu_is_sacrebleus_whatever_the_number_of_references():
 
 
 @given(
-    st.lists(st.integers(0, 9), min_size=4, max_size=4),
+    st.lists(st.integers(0, 2), min_size=4, max_size=4),
     st.lists(st.integers(0, 9), min_size=4, max_size=4),
     st.integers(0, 20),
     st.integers(1, 20),
