@@ -12,7 +12,7 @@ quickstart: .venv/quickstart-installed
 	.venv/bin/prompt-tuning train --config configs/$(CONFIG).py --workdir $(WORKDIR)
 
 test: .venv/test-installed
-	.venv/bin/python -m pytest --ignore tests/reference tests
+	.venv/bin/python -m pytest -n auto --maxprocesses 4 --ignore tests/reference tests
 
 # Reference numbers from transformers and PEFT on torch, which is why it has its own environment.
 test-reference: .venv-reference/installed

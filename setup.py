@@ -55,6 +55,7 @@ setup(
             "mypy==2.4.1",
             "nbclient>=0.10,<0.12",
             "pytest>=8.3,<10",
+            "pytest-xdist>=3.6,<4",
             "ruff==0.17.6",
             # Builds the package in a test; Python brings it no longer from 3.12 on.
             "setuptools>=65",
