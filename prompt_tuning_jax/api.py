@@ -100,7 +100,7 @@ def predict(
     values = [value for value, _ in task.labels]
     waiting = iter(records)
     while chunk := list(islice(waiting, PREDICTED_AT_ONCE)):
-        rows = [_fields(template, record) for record in chunk]
+        rows = [_fields(task, template, record) for record in chunk]
         examples = encode(lm, task, rows, collections, max_length, template)
         for row in scoring.probabilities(scoring.score(lm, examples, collections)):
             shares = [round(float(share), 6) for share in row]
@@ -136,10 +136,10 @@ def _demonstrated(lm, task, rows, template, demonstrations):
     return fitted(rows, demonstrations, measure, lm.spec.max_positions)
 
 
-def _fields(template, record):
-    """A record without its label: that is what is asked for."""
+def _fields(task, template, record):
+    """A record without its label, where that is what is asked for."""
     if not isinstance(record, str):
-        return {name: value for name, value in record.items() if name != LABEL}
+        return {name: value for name, value in record.items() if task.target or name != LABEL}
     fields = names(template)
     if len(fields) != 1:
         raise UserError(

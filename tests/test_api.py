@@ -89,6 +89,29 @@ def test_records_may_be_fields_or_text_and_their_label_is_not_looked_at(given, m
         list(api.predict(lm, task, [{"txt": "banks"}], made))
 
 
+def test_a_text_alone_is_refused_where_the_template_has_several_fields(given):
+    lm, task, _ = given
+    asked = task._replace(template="{soft}{title}: {text} {title}", fields=())
+    [answer] = api.predict(lm, asked, [{"text": "banks", "title": "funds"}])
+    assert answer["label"]
+    with pytest.raises(UserError, match="has the fields title, text: give each record as these"):
+        next(api.predict(lm, asked, ["banks"]))
+
+
+def test_metrics_that_the_task_names_are_there_with_their_intervals(given, made):
+    lm, task, _ = given
+    asked = task._replace(metrics=("accuracy", "class_accuracy", "macro_f1"))
+    found = api.evaluate(lm, asked, made, split="test[:30]")
+    rows = tasks.records(task, "test[:30]")
+    answers = [answer["label"] for answer in api.predict(lm, task, rows, made)]
+    for value, share in found["class_accuracy"].items():
+        own = [answer for answer, row in zip(answers, rows, strict=True) if row["label"] == value]
+        assert share == pytest.approx(own.count(value) / len(own))
+    assert found["intervals"].keys() == {"accuracy", "class_accuracy", "macro_f1"}
+    low, high = found["intervals"]["macro_f1"]
+    assert low <= found["macro_f1"] <= high
+
+
 def test_records_are_read_as_answers_are_asked_for(given, made):
     lm, task, _ = given
     read = itertools.count()

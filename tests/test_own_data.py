@@ -10,6 +10,8 @@ import pytest
 import tiny_runs
 
 from prompt_tuning_jax import artifact, main, workdir
+from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.data import task as tasks
 
 # Labels of several words and several tokens.
 LABELS = {"business": "big money", "entertainment": "loud music"}
@@ -159,6 +161,20 @@ def test_a_mistake_is_one_sentence_and_status_2(typed, home, mistake):
     assert all(part in shown.err for part in parts), shown.err
     left = {str(path.relative_to(home)) for path in home.rglob("*")}
     assert left <= {"news.csv", "run", "run/.lock"}
+
+
+@pytest.mark.parametrize("name", ["local", "sst2", "e2e"])
+def test_a_config_reads_its_data(name, home):
+    rows = [{"mr": f"name : {n}", "text": f"It is {n} .", "label": n % 2} for n in range(20)]
+    (home / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (home / "data.tsv").write_text("".join(f"{row['text']}\t{row['label']}\n" for row in rows))
+    file = "data.tsv" if name == "sst2" else "data.jsonl"
+    words = [f"--config.task.files.{split}={file}" for split in ("train", "validation", "test")]
+    config = configs.load(str(tiny_runs.ROOT / "configs" / f"{name}.py"), words)
+    task = tasks.make(config.task)
+    assert len(tasks.training(task, config.task)) == 20
+    for prompt in config.prompts:
+        tasks.check_fields(prompt, tasks.fields(task, tasks.records(task, "test")[0]))
 
 
 def test_what_a_config_cannot_mean_is_said_before_jax_is_imported():

@@ -117,13 +117,13 @@ def split(
     """
     if not parts:
         return {}
-    groups = ranked(rows, fields, seed)
+    groups = iter(ranked(rows, fields, seed))
     made: dict[str, list[Record]] = {}
     for name, part in parts.items():
         size = max(round(part * len(rows)), 1) if part < 1 else int(part)
         made[name] = []
-        while groups and len(made[name]) < size:
-            made[name] += groups.pop(0)
+        while len(made[name]) < size and (group := next(groups, None)):
+            made[name] += group
     made["train"] = [row for group in groups for row in group]
     if not made["train"]:
         raise UserError(

@@ -19,7 +19,6 @@ _FAULTS = (
     json_format.Error,
     AttributeError,
     ImportError,
-    IndexError,
     LookupError,
     OSError,
     RuntimeError,

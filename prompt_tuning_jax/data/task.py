@@ -111,8 +111,7 @@ def check_fields(template: str, fields: Sequence[str]) -> None:
 
 def fields(task: Task, row: Record) -> tuple[str, ...]:
     """Returns what a template may name: what the task says, or what a record of its data has."""
-    hidden = {PLACE, LABEL, *names(task.target)}
-    return task.fields or tuple(name for name in row if name not in hidden)
+    return task.fields or tuple(name for name in row if name not in (PLACE, *_outputs(task)))
 
 
 def parse_labels(labels: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -330,10 +329,13 @@ def _check_target(target: str, specials: Sequence[str]) -> Template:
     return parsed
 
 
+def _outputs(task: Task) -> tuple[str, ...]:
+    return names(task.target) if task.target else (LABEL,)
+
+
 def _check_outputs(task: Task, template: str) -> None:
-    outputs = names(task.target) if task.target else (LABEL,)
     for field in parse(template).fields:
-        if field.name in outputs:
+        if field.name in _outputs(task):
             raise UserError(
                 f"template {template!r}, position {field.place}: {{{field.name}}} is what the model"
                 " has to find: expected other fields of the data"

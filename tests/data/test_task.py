@@ -237,6 +237,30 @@ def test_templates_and_targets_that_leave_nothing_to_learn_are_refused(changes, 
         make(config(**changes))
 
 
+@pytest.mark.parametrize(
+    "escape",
+    [
+        "{text.__class__}",
+        "{text[0]}",
+        "{text!r}",
+        "{text:>9999999999}",
+        "{0}",
+        "{}",
+        "{ text }",
+        "{text}{",
+        "{__class__.__init__}",
+        "{{{text}}}}",
+        "{soft:9e9}{text}",
+        "{%text%}",
+    ],
+)
+@pytest.mark.parametrize("key", ["template", "target"])
+def test_no_template_reaches_beyond_the_fields(escape, key):
+    changes = {"name": "files", "template": "{body}", "target": "{short}", key: escape}
+    with pytest.raises(UserError, match=r"^template .*, position \d+: "):
+        make(config(**changes))
+
+
 def test_a_template_may_name_a_label_that_is_no_answer():
     made = make(config(name="files", template="{text} {label}", target="{short}"))
     assert made.labels == () and made.metrics == ("exact_match", "token_f1", "bleu", "rouge_l")
