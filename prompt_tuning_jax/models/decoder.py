@@ -247,15 +247,19 @@ class Decoder(nn.Module):
 
     def logits(self, hidden):
         """float32[..., V] for hidden states `[..., D]`."""
-        if not self.spec.tied_head:
-            return self.head(hidden)
-        return jnp.einsum(
-            "...d,vd->...v",
-            hidden,
-            self.embed.embedding,
-            precision=self.precision,
-            preferred_element_type=jnp.float32,
-        )
+        # One axis of rows: jax 0.7 has no float32 sums of half precision for more, on a CPU.
+        rows = hidden.reshape(-1, self.spec.width)
+        if self.spec.tied_head:
+            logits = jnp.einsum(
+                "nd,vd->nv",
+                rows,
+                self.embed.embedding,
+                precision=self.precision,
+                preferred_element_type=jnp.float32,
+            )
+        else:
+            logits = self.head(rows)
+        return logits.reshape(*hidden.shape[:-1], self.spec.vocabulary)
 
 
 def sites(spec: Spec) -> dict[tuple[str, str], tuple[int | None, ...]]:
