@@ -62,6 +62,28 @@ def _backward(shared, precision, kept, given):
 attend.defvjp(_forward, _backward)
 
 
+def attend_cached(query, front, cache, mask, precision):
+    """As `attend`, for one query a row and keys that are kept: no gradient, little arithmetic.
+
+    Args:
+      query: `[R, K, G, d]`, scaled.
+      front: keys and values `[F, K, d]` that all rows see.
+      cache: keys and values `[R, K, C, d]`.
+      mask: additive float32[R, 1, C].
+
+    Returns:
+      `[R, K, G, d]`.
+    """
+    product = functools.partial(_product, precision)
+    own = product("rkgd,rkcd->rkgc", query, cache[0]) + mask[:, None]
+    scores = jnp.concatenate([product("rkgd,fkd->rkgf", query, front[0]), own], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1)
+    size = front[0].shape[0]
+    seen = product("rkgc,rkcd->rkgd", weights[..., size:], cache[1])
+    seen += product("rkgf,fkd->rkgd", weights[..., :size], front[1])
+    return seen.astype(query.dtype)
+
+
 def _head_forward(front_mask, mask, precision, query, front_key, front_value, own_key, own_value):
     """`attend` of one key head: `[M, d]` queries, M = (S + R*Tq) * G, keys and values `[F, d]` and
     `[R, T, d]`, additive float32[M, F] or None and float32[R, Tq*G, T]. Returns `[M, d]` and

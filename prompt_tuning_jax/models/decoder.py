@@ -7,9 +7,11 @@ not two, so that every weight is read once a product; under `shard_map` each dev
 What a method trains reaches the model as variable collections beside the frozen `params`: `prompt`
 (vectors that stand where a token id is negative) and `prefix` (keys and values in front of every
 layer's own). `sites` is the table of all that the model consumes and `bind` refuses any other leaf.
+When generating, `cache` holds the rows' keys and values: `prefill` fills it, `decode` adds to it.
 """
 
 import functools
+import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +21,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from prompt_tuning_jax.errors import UserError, nearest
-from prompt_tuning_jax.models.attention import MASKED, attend
+from prompt_tuning_jax.models.attention import MASKED, attend, attend_cached
 from prompt_tuning_jax.models.spec import Spec
 
 # What the backward pass keeps of a layer. Named values beat "every matrix product": the attention's
@@ -34,11 +36,13 @@ REMAT = {
 
 class Context(NamedTuple):
     """What every layer reads and none changes: rotary tables float32[N, 1, d/2], and the additive
-    mask float32[R, T, T] within the rows."""
+    mask float32[R, T, T] within the rows. Where rows are one position each, which goes to `place`
+    of a cache of C, the mask is float32[R, 1, C]."""
 
     cosine: jax.Array
     sine: jax.Array
     row_mask: jax.Array
+    place: jax.Array | None = None
 
 
 def rotary(spec: Spec, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -104,6 +108,8 @@ class Attention(nn.Module):
         value = checkpoint_name(project("v", x, spec.kv_heads), "value")
         front = self.front(key[:shared], value[:shared])
         own = tuple(part[shared:].reshape(rows, length, *part.shape[1:]) for part in (key, value))
+        if self.is_mutable_collection("cache"):
+            cache = self.remember(own, context.place)
 
         cosine, sine, mask = context.cosine, context.sine, context.row_mask
         if reads is not None:
@@ -116,8 +122,11 @@ class Attention(nn.Module):
         query = rotate(project("q", x, spec.heads), cosine, sine) * spec.head_size**-0.5
         query = checkpoint_name(query, "query")
         query = query.reshape(-1, spec.kv_heads, spec.heads // spec.kv_heads, spec.head_size)
-        before = shared if reads is None else 0
-        seen = attend(query, front, own, mask, before, self.precision)
+        if context.place is None:
+            before = shared if reads is None else 0
+            seen = attend(query, front, own, mask, before, self.precision)
+        else:
+            seen = attend_cached(query, front, cache, mask, self.precision)
         output = nn.Dense(
             spec.width, use_bias=False, dtype=x.dtype, precision=self.precision, name="o"
         )
@@ -135,6 +144,17 @@ class Attention(nn.Module):
             self.put_variable("baked", "k", key)
             self.put_variable("baked", "v", value)
         return key, value
+
+    def remember(self, own, place):
+        """Writes the rows' keys and values `[R, T, K, d]` into the collection `cache`, heads first:
+        `[R, K, T, d]`, or those that are there, `[R, K, C, d]`, with these from `place` on."""
+        cache = {name: part.swapaxes(1, 2) for name, part in zip("kv", own, strict=True)}
+        for name, part in cache.items():
+            if place is not None:
+                before = self.get_variable("cache", name)
+                part = jax.lax.dynamic_update_slice_in_dim(before, part, place, axis=2)
+            self.put_variable("cache", name, part)
+        return tuple(self.get_variable("cache", name) for name in "kv")
 
 
 class FeedForward(nn.Module):
@@ -195,7 +215,7 @@ class Decoder(nn.Module):
         block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)
         self.layers = nn.scan(
             block,
-            variable_axes={"params": 0, "prefix": 0, "baked": 0},
+            variable_axes={"params": 0, "prefix": 0, "baked": 0, "cache": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=spec.layers - 1,
@@ -244,6 +264,10 @@ class Decoder(nn.Module):
         """How many positions the prefix takes: the text's own begin after it."""
         prefix = self.variables.get("prefix")
         return prefix["last"]["attention"]["k"].shape[0] if prefix else 0
+
+    def finish(self, x):
+        """float32[..., V] logits for what the last layer gives, `[..., D]`."""
+        return self.logits(self.final_norm(x).astype(x.dtype))
 
     def logits(self, hidden):
         """float32[..., V] for hidden states `[..., D]`."""
@@ -317,3 +341,79 @@ def unbind_baked(baked) -> dict:
     """The collection `baked` of a call as a prefix of `[L, F, K, d]` keys and values."""
     layers, last = baked["layers"]["attention"], baked["last"]["attention"]
     return {name: jnp.concatenate([layers[name], last[name][None]]) for name in ("k", "v")}
+
+
+def split_layers(module: Decoder, params, collections: Mapping[str, Mapping[str, jax.Array]]):
+    """The variables of each of the L layers by themselves, on the default device, for `decode`.
+
+    A scan copies each layer's weights out of its stack, which costs as much as reading them once
+    more: little beside long rows, half of the time where a row is one token. On a CPU the parts
+    are views; elsewhere they take the memory of the layers again.
+    """
+    stacks, last = {"params": params["layers"]}, {"params": params["last"]}
+    if prefix := bind(module.spec, collections).get("prefix"):
+        stacks["prefix"], last["prefix"] = prefix["layers"], prefix["last"]
+    if jax.default_backend() == "cpu":
+        stacks = jax.device_get(stacks)
+    return jax.device_put([*unstack(stacks, module.spec.layers - 1), last])
+
+
+def unstack(stacks, length: int) -> list:
+    """The parts of a tree of `[length, ...]` arrays."""
+    return [jax.tree.map(operator.itemgetter(number), stacks) for number in range(length)]
+
+
+def prefill(module: Decoder, params, collections, tokens, positions, segments, size: int):
+    """The first call of a generation: whole rows, of which only the end is read.
+
+    Args:
+      module, params: the frozen model.
+      collections: as for `bind`; the shared positions are in the prefix.
+      tokens, positions, segments: int32[R, T], an example each; segment 0 is padding.
+      size: C, the positions that the cache has, those of the rows first.
+
+    Returns:
+      float32[R, V] logits of what follows the highest position, and the cache: for each layer keys
+      and values `[R, K, C, d]`.
+    """
+    ends = jnp.argmax(jnp.where(segments > 0, positions, -1), axis=1)[:, None]
+    variables = {"params": params, **bind(module.spec, collections)}
+    shared, branches = jnp.zeros((0,), jnp.int32), jnp.zeros_like(tokens)
+    hidden, kept = module.apply(
+        variables, shared, tokens, positions, segments, branches, ends, mutable=["cache"]
+    )
+    logits = module.apply(variables, hidden[:, 0], method="logits")
+
+    def widen(part):
+        return jnp.pad(part, ((0, 0), (0, 0), (0, size - part.shape[2]), (0, 0)))
+
+    stacks, last = (kept["cache"][name]["attention"] for name in ("layers", "last"))
+    layers = [*unstack(stacks, module.spec.layers - 1), last]
+    return logits, [jax.tree.map(widen, layer) for layer in layers]
+
+
+def decode(module: Decoder, params, layers, cache, tokens, positions, visible, place):
+    """One more token in each row, behind what the cache holds.
+
+    Args:
+      module, params: the frozen model.
+      layers: from `split_layers`.
+      cache: from `prefill` or the call before.
+      tokens, positions: int32[R].
+      visible: bool[R, C], the positions of the cache that a row sees, the token's own among them.
+      place: int32[], where in the cache the tokens go.
+
+    Returns:
+      float32[R, V] logits of what follows, and the cache.
+    """
+    prefix = layers[-1].get("prefix")
+    start = prefix["attention"]["k"].shape[0] if prefix else 0
+    mask = jnp.where(visible, 0.0, MASKED)[:, None]
+    context = Context(*rotary(module.spec, positions + start), mask, place)
+    x = module.apply({"params": params}, tokens, method="vectors")
+    block, written = Block(module.spec, module.precision), []
+    for layer, before in zip(layers, cache, strict=True):
+        variables = {**layer, "cache": {"attention": before}}
+        (x, _), kept = block.apply(variables, x, context, mutable=["cache"])
+        written.append(kept["cache"]["attention"])
+    return module.apply({"params": params}, x, method="finish"), written

@@ -1,0 +1,321 @@
+"""Generation: what the model writes after each example, a batch at a time.
+
+The shared positions are run once and handed back to the model as a prefix; the examples' own are
+run once too, a row each, and their keys and values kept; then one token a row and step, on the
+device until every row has ended. An example's text does not depend on what else is in its batch.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prompt_tuning_jax import scoring
+from prompt_tuning_jax.data.batch import shared_length
+from prompt_tuning_jax.data.template import Example
+from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.models import LanguageModel
+from prompt_tuning_jax.models.decoder import Decoder, decode, prefill, split_layers
+
+UNREADABLE = "\ufffd"  # what stands for the first bytes of a character whose last ones are missing
+LEAST_LENGTH = 16  # positions of the shortest rows
+BETWEEN_LOOKS = 8  # steps on the device before the texts are searched for stop strings
+
+
+class Settings(NamedTuple):
+    """How texts are written, see the keys `generation.*` of a config."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    batch_size: int = 16
+
+
+DEFAULTS = Settings()
+
+
+class Generation(NamedTuple):
+    """What was written: the text after the space that joins it to the prompt, up to a stop string;
+    the ids as the model chose them, the end-of-text token included; and whether it came to an end
+    by itself, or was cut at the most new tokens or the model's last position."""
+
+    text: str
+    ids: list[int]
+    finished: bool
+
+
+class Front(NamedTuple):
+    """What all rows of a batch have in common: the shared tokens int32[S], the collections with
+    their keys and values as prefix, its length F, and the layers for decoding."""
+
+    tokens: np.ndarray
+    collections: Any
+    length: int
+    layers: Any
+
+
+class Rows(NamedTuple):
+    """A batch, an example a row: int32[R, T] as in a `data.batch.Batch`; int32[R] the number of the
+    example, which its random draws depend on, and how many tokens may follow."""
+
+    tokens: Any
+    positions: Any
+    segments: Any
+    numbers: Any
+    limits: Any
+
+
+class Written(NamedTuple):
+    """What a step changes: int32[] steps so far, int32[R, N] ids, int32[R] how many of them count,
+    bool[R] whether the row has ended, and the model's cache."""
+
+    steps: Any
+    ids: Any
+    counts: Any
+    ended: Any
+    cache: Any
+
+
+class Rule(NamedTuple):
+    """How the next token is chosen, as arrays: no number of it is compiled in."""
+
+    seed: Any
+    temperature: Any
+    top_k: Any
+    top_p: Any
+    eos: Any  # -1 for none
+
+
+def generate(
+    lm: LanguageModel,
+    examples: Iterable[Example],
+    collections,
+    settings: Settings = DEFAULTS,
+    seed: int = 0,
+) -> Iterator[Generation]:
+    """Writes on after the trunk of each example.
+
+    Args:
+      lm: the frozen model.
+      examples: read as answers are asked for, `settings.batch_size` at once.
+      collections: what a method's `adapt` returned, or {} for the model alone.
+      settings: how.
+      seed: of the draws where `settings.temperature` is not 0. The draws for an example depend on
+        the seed and its number alone.
+
+    Yields:
+      A `Generation` for each example, in order.
+
+    Raises:
+      UserError: an example that leaves no position for a token.
+    """
+    waiting, first, front = iter(examples), 0, None
+    eos = -1 if lm.tokenizer.eos_id is None else lm.tokenizer.eos_id
+    rule = Rule(np.uint32(seed), settings.temperature, settings.top_k, settings.top_p, eos)
+    while batch := list(islice(waiting, settings.batch_size)):
+        shared = batch[0].trunk[: shared_length(batch)]
+        if front is None or not np.array_equal(front.tokens, shared):
+            front = prepare(lm, shared, collections)
+        rows = pack(lm, batch, front, settings, first)
+        yield from write(lm, rows, front, settings, rule)[: len(batch)]
+        first += len(batch)
+
+
+def prepare(lm: LanguageModel, shared: np.ndarray, collections) -> Front:
+    """Runs the shared positions and splits the layers, once for all batches that begin alike."""
+    baked = scoring.bake(lm, shared, collections)
+    length = baked["prefix"]["k"].shape[1] if "prefix" in baked else 0
+    return Front(shared, baked, length, split_layers(lm.module, lm.params, baked))
+
+
+def pack(
+    lm: LanguageModel, batch: Sequence[Example], front: Front, settings: Settings, first: int
+) -> Rows:
+    """The rest of each trunk as a row. Rows and positions are rounded up, so that few shapes are
+    compiled however many batches there are."""
+    texts = [example.trunk[len(front.tokens) :] for example in batch]
+    lengths = np.array([len(text) for text in texts])
+    room = lm.spec.max_positions - front.length
+    if lengths.max() > room:
+        raise UserError(
+            f"an example takes {front.length + lengths.max()} positions and the model has "
+            f"{lm.spec.max_positions}: shorten it, or set task.max_length"
+        )
+    height = 1
+    while height < len(batch):
+        height = min(4 * height, settings.batch_size)
+    tokens = np.zeros((height, min(rounded(int(lengths.max())), room)), np.int32)
+    positions, segments = np.zeros_like(tokens), np.zeros_like(tokens)
+    for row, text in enumerate(texts):
+        tokens[row, : len(text)] = text
+        positions[row, : len(text)] = np.arange(len(text))
+        segments[row, : len(text)] = 1
+    limits = np.zeros(height, np.int32)
+    # The last token that is written is not fed.
+    limits[: len(batch)] = np.minimum(room - lengths + 1, settings.max_new_tokens)
+    numbers = first + np.arange(height, dtype=np.int32)
+    return Rows(tokens, positions, segments, numbers, limits)
+
+
+def rounded(length: int) -> int:
+    """The next power of two, or three quarters of it; at least 16."""
+    power = max(1 << (length - 1).bit_length(), LEAST_LENGTH)
+    return 3 * power // 4 if LEAST_LENGTH < length <= 3 * power // 4 else power
+
+
+def write(
+    lm: LanguageModel, rows: Rows, front: Front, settings: Settings, rule: Rule
+) -> list[Generation]:
+    """A generation for each row of the batch, those of padding empty."""
+    most = settings.max_new_tokens
+    size = rounded(rows.tokens.shape[1] + most)
+    written = _begin(lm.module, size, most, lm.params, front.collections, rows, rule)
+    steps = 1
+    while True:
+        ended = np.array(written.ended)
+        counts = np.asarray(written.counts)
+        ids = [row[: counts[place]].tolist() for place, row in enumerate(np.asarray(written.ids))]
+        if settings.stop and not ended.all():
+            ended |= [text_of(lm, row, settings.stop)[1] for row in ids]
+            written = written._replace(ended=ended)
+        if ended.all() or steps == most:
+            return [generation(lm, row, settings.stop) for row in ids]
+        steps = min(steps + BETWEEN_LOOKS, most) if settings.stop else most
+        written = _go_on(lm.module, lm.params, front.layers, rows, rule, written, steps)
+
+
+def text_of(lm: LanguageModel, ids: Sequence[int], stop: Sequence[str]) -> tuple[str, bool]:
+    """The text of ids, special tokens left out, up to the first stop string; and whether one came.
+
+    The space that an answer begins with, which joins it to the prompt, is not part of it.
+    """
+    special = set(lm.tokenizer.specials.values())
+    text = lm.tokenizer.decode([number for number in ids if number not in special])
+    text = text.removeprefix(" ")
+    places = [place for place in (text.find(end) for end in stop) if place >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+def generation(lm: LanguageModel, ids: list[int], stop: Sequence[str]) -> Generation:
+    """What a row's ids say."""
+    text, stopped = text_of(lm, ids, stop)
+    if stopped:
+        # It was written on until somebody looked.
+        ids = next(ids[:n] for n in range(1, len(ids) + 1) if text_of(lm, ids[:n], stop)[1])
+    finished = stopped or ids[-1:] == [lm.tokenizer.eos_id]
+    return Generation(text if finished else text.rstrip(UNREADABLE), ids, finished)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _begin(module: Decoder, size: int, most: int, params, collections, rows: Rows, rule: Rule):
+    """The examples' own positions, and the first token of each row."""
+    logits, cache = prefill(
+        module, params, collections, rows.tokens, rows.positions, rows.segments, size
+    )
+    height = len(rows.tokens)
+    written = Written(
+        jnp.zeros((), jnp.int32),
+        jnp.zeros((height, most), jnp.int32),
+        jnp.zeros((height,), jnp.int32),
+        rows.limits <= 0,
+        cache,
+    )
+    return _append(written, logits, rows, rule)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=5)
+def _go_on(module: Decoder, params, layers, rows: Rows, rule: Rule, written: Written, until):
+    """Further tokens, until so many steps are done or every row has ended."""
+    length, size = rows.tokens.shape[1], written.cache[0]["k"].shape[2]
+    fed = jnp.pad(rows.segments > 0, ((0, 0), (0, size - length)))
+    behind = rows.segments.sum(axis=1) - 1
+
+    def step(written: Written):
+        last = jax.lax.dynamic_index_in_dim(written.ids, written.steps - 1, 1, keepdims=False)
+        place = length + written.steps - 1
+        columns = jnp.arange(size)
+        visible = fed | ((columns >= length) & (columns <= place))
+        logits, cache = decode(
+            module, params, layers, written.cache, last, behind + written.steps, visible, place
+        )
+        return _append(written._replace(cache=cache), logits, rows, rule)
+
+    return jax.lax.while_loop(
+        lambda written: (written.steps < until) & ~written.ended.all(), step, written
+    )
+
+
+def _append(written: Written, logits, rows: Rows, rule: Rule) -> Written:
+    chosen = choose(logits, rows.numbers, written.steps, rule)
+    counts = written.counts + ~written.ended
+    return Written(
+        written.steps + 1,
+        jax.lax.dynamic_update_index_in_dim(written.ids, chosen, written.steps, 1),
+        counts,
+        written.ended | (chosen == rule.eos) | (counts >= rows.limits),
+        written.cache,
+    )
+
+
+def choose(logits, numbers, step, rule: Rule):
+    """The next token of each row, int32[R]: the likeliest at temperature 0, else one drawn.
+
+    Args:
+      logits: float32[R, V].
+      numbers: int32[R], of the examples.
+      step: int32[], how many tokens there are already.
+      rule: how.
+    """
+
+    def draw():
+        key = jax.random.key(rule.seed)
+        keys = jax.vmap(lambda number: jax.random.fold_in(jax.random.fold_in(key, number), step))
+        weights = kept(jax.nn.softmax(logits / rule.temperature), rule.top_k, rule.top_p)
+        return jax.vmap(jax.random.categorical)(keys(numbers), jnp.log(weights))
+
+    def likeliest():
+        return jnp.argmax(logits, axis=-1)
+
+    return jax.lax.cond(rule.temperature > 0, draw, likeliest).astype(jnp.int32)
+
+
+def kept(probabilities, top_k, top_p):
+    """Probabilities float32[R, V] with those set to 0 that are not to be drawn: all but the `top_k`
+    highest (0: none), then all but the fewest of the highest that have the share `top_p` of what
+    is left (Holtzman et al. 2020). Those equal to the last that stays, stay."""
+
+    def enough_tokens(weights):
+        return (weights > 0).sum(axis=-1) >= top_k
+
+    def enough_weight(weights):
+        return weights.sum(axis=-1) >= top_p * left.sum(axis=-1)
+
+    left = jax.lax.cond(
+        top_k > 0, lambda: highest(probabilities, enough_tokens), lambda: probabilities
+    )
+    return jax.lax.cond(top_p < 1, lambda: highest(left, enough_weight), lambda: left)
+
+
+def highest(weights, enough):
+    """The fewest of the highest weights float32[R, V] that are `enough`, the others set to 0.
+
+    Halves the range of their bit patterns, which are in the order of the numbers: on a CPU an
+    eighth of the time of sorting a vocabulary.
+    """
+    bits = jax.lax.bitcast_convert_type(weights, jnp.int32)
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = low + (high - low) // 2
+        held = enough(jnp.where(bits >= middle[:, None], weights, 0.0))
+        return jnp.where(held, middle, low), jnp.where(held, high, middle)
+
+    low = jnp.zeros(len(weights), jnp.int32)
+    low, _ = jax.lax.fori_loop(0, 31, halve, (low, bits.max(axis=-1) + 1))
+    return jnp.where(bits >= low[:, None], weights, 0.0)
