@@ -25,7 +25,8 @@ def test_fixtures_are_what_transformers_computes(name):
     model = make_fixtures.make_model(make_fixtures.CASES[name], seed)
     with np.load(make_fixtures.FIXTURES / name / "reference.npz") as kept:
         for key, wanted in make_fixtures.compute(model, seed)._asdict().items():
-            np.testing.assert_allclose(kept[key], wanted, atol=1e-5, err_msg=key)
+            # Another processor adds up in another order: float32 noise on logits of about 5.
+            np.testing.assert_allclose(kept[key], wanted, atol=3e-5, err_msg=key)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
