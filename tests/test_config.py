@@ -66,7 +66,7 @@ def test_quickstart_is_whole_and_locked():
 def test_quickstart_takes_every_method_by_its_name(name):
     """`make quickstart METHOD=name`; its config differs by the method and its learning rate."""
     made = subprocess.run(
-        ["make", "--dry-run", "quickstart", f"METHOD={name}"],
+        ["make", "--no-print-directory", "--dry-run", "quickstart", f"METHOD={name}"],
         cwd=ROOT,
         capture_output=True,
         text=True,
