@@ -1,10 +1,13 @@
 """What the commands do, once the command line is understood. Text for people goes to stdout."""
 
+import itertools
 import platform
 import shlex
 import shutil
+import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,13 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 
-from prompt_tuning_jax import api, artifact, cache, report, workdir
+from prompt_tuning_jax import api, artifact, cache, generate, report, workdir
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data import task as tasks
+from prompt_tuning_jax.data.lines import records as read_records
+from prompt_tuning_jax.data.records import wanted
 from prompt_tuning_jax.data.template import with_prompt
+from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models import LanguageModel, load
 from prompt_tuning_jax.train import Result
 
@@ -74,7 +80,7 @@ def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list
     validation split (by accuracy, or without labels by loss), and what was tuned."""
 
     def row(name, trained, size, seconds, **how):
-        found = api.evaluate(lm, task, split=config.task.test, **how)
+        found = api.evaluate(lm, task, split=config.task.test, generation=None, **how)
         accuracy = found.get("accuracy")
         if "shortened" in found:
             counts = f"{found['shortened']} of {found['examples']}"
@@ -82,7 +88,7 @@ def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list
         return report.Row(name, accuracy, trained, size, seconds, found["loss"])
 
     def merit(prompt):
-        found = api.evaluate(lm, task, split=config.task.validation, prompt=prompt)
+        found = api.evaluate(lm, task, split=config.task.validation, prompt=prompt, generation=None)
         return found.get("accuracy", -found["loss"])
 
     rows = [row("no prompt", 0, 0, 0.0)]
@@ -108,19 +114,66 @@ def evaluate(config, folder: str | None, prompt: str | None, split: str) -> dict
         config = own_config(made)
         labels = made.manifest["labels"] if made else ()
     task = tasks.make(config.task, labels)
-    found = api.evaluate(load_model(config), task, made, split=split, prompt=prompt)
+    found = api.evaluate(
+        load_model(config),
+        task,
+        made,
+        split=split,
+        prompt=prompt,
+        generation=generate.settings(config.generation),
+        seed=config.seed,
+    )
     for note in task.load().notes:
         say(note)
     return found
 
 
-def predict(folder: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """A label and its probabilities for every line."""
+def predict(
+    folder: str, lines: Iterable[tuple[str, str]], as_json: bool, overrides: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """A label and its probabilities, or a text, for every line; says what was cut on stderr.
+
+    Args:
+      folder: of the artifact.
+      lines: (place, text), see `data.lines.records`.
+      as_json: whether a line is a JSON object.
+      overrides: of `generation.*`, for a task whose texts are written.
+    """
     keep_compiled()
     made = artifact.load(folder)
-    config = own_config(made)
+    config = configs.build(made.manifest["config"], overrides)
     task = tasks.make(config.task, made.manifest["labels"])
-    yield from api.predict(load_model(config), task, lines, made)
+    if overrides and not task.target:
+        raise UserError(f"the artifact {folder!r} finds labels, which {overrides[0]!r} is not for")
+    template = made.manifest["template"]
+    records = read_records(lines, template, wanted(config.task).columns, as_json)
+    first = next(records, None)
+    if first is None:
+        return
+    counts: Counter[str] = Counter()
+    settings = generate.settings(config.generation)
+    records = itertools.chain([first], records)
+    for row in api.predict(
+        load_model(config), task, records, made, generation=settings, seed=config.seed
+    ):
+        counts.update(
+            rows=1, shortened="shortened" in row, unfinished=not row.get("finished", True)
+        )
+        yield row
+    for line in cut(counts, settings):
+        print(line, file=sys.stderr)
+
+
+def cut(counts: Mapping[str, int], settings: generate.Settings) -> Iterator[str]:
+    """A line for each way in which something was cut."""
+    rows, shortened, unfinished = (counts[name] for name in ("rows", "shortened", "unfinished"))
+    if shortened:
+        yield f"warning: {shortened} of {rows} records were too long and lost their end"
+    if unfinished:
+        yield (
+            f"warning: {unfinished} of {rows} texts were cut: config.generation.max_new_tokens is"
+            f" {settings.max_new_tokens}"
+        )
 
 
 def machine(lm: LanguageModel) -> str:
