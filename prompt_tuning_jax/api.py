@@ -3,8 +3,8 @@
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
-from typing import Any
+from itertools import islice, tee
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,10 +13,11 @@ from prompt_tuning_jax import metrics, scoring
 from prompt_tuning_jax.artifact import Artifact
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.demonstrations import fitted
-from prompt_tuning_jax.data.records import LABEL, Record, names
+from prompt_tuning_jax.data.records import LABEL, PLACE, Record, names
 from prompt_tuning_jax.data.task import Task
 from prompt_tuning_jax.data.template import with_prompt
 from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.generate import DEFAULTS, Settings, generate, prefix_length
 from prompt_tuning_jax.models import LanguageModel, load
 from prompt_tuning_jax.train import Result, encode, tune
 
@@ -33,6 +34,8 @@ def evaluate(
     split: str = "test",
     prompt: str | None = None,
     demonstrations: Sequence[Record] = (),
+    generation: Settings | None = DEFAULTS,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Scores the model on a split of the task.
 
@@ -44,37 +47,46 @@ def evaluate(
       prompt: a hand-written prompt for the model alone. It stands where the template has `{soft}`,
         or, where it names a field itself, takes the whole template's place.
       demonstrations: answered records, from `data.demonstrations.choose`, that stand in front of
-        every example of the model alone, as many of the first as fit.
+        every example of the model alone, as many of the first as fit. With a target the loss
+        alone is measured.
+      generation: how a task with a target writes its texts; None measures its loss alone.
+      seed: of what is drawn where `generation` has a temperature.
 
     Returns:
       loss (nats an example), examples, and with labels accuracy (0 to 1), the task's other metrics,
       and intervals: [low, high] of each metric by its name, see `metrics.label_metrics`; where
       demonstrations are given, how many of them stand in front of each; if any example was too
-      long: shortened, how many lost the end of their longest field.
+      long: shortened, how many lost the end of their longest field. With a target the metrics are
+      those of texts, one for each distinct input: texts, how many, and if any was cut at the most
+      new tokens: unfinished, how many.
 
     Raises:
       UserError: the artifact belongs to another model, or a template, split or record is at fault.
     """
     if artifact is not None and demonstrations:
         raise UserError("an artifact was trained without demonstrations: evaluate it without")
-    collections, template, max_length = _adaptation(lm, task, artifact)
+    adaptation = _adaptation(lm, task, artifact)
     if prompt is not None:
-        template = with_prompt(task.template, prompt)
+        adaptation = adaptation._replace(template=with_prompt(task.template, prompt))
     rows = tasks.records(task, split)
     counts = {}
     if demonstrations:
-        examples, fitting = _demonstrated(lm, task, rows, template, demonstrations)
+        examples, fitting = _demonstrated(lm, task, rows, adaptation.template, demonstrations)
         counts["demonstrations"] = fitting
+        generation = None
     else:
-        examples = encode(lm, task, rows, collections, max_length, template)
-    scores = scoring.score(lm, examples, collections)
+        examples = _encode(lm, task, rows, adaptation)
+    scores = scoring.score(lm, examples, adaptation.collections)
     answers = np.array([example.answer for example in examples])
     found: dict[str, Any] = scoring.metrics(scores, answers) | counts
     shortened, _ = tasks.dropped(examples)
     if shortened:
         found["shortened"] = shortened
     if task.target:
-        return found
+        settings = generation
+        return found | (
+            _text_metrics(lm, task, rows, adaptation, settings, seed) if settings else {}
+        )
     values = [value for value, _ in task.labels]
     return found | metrics.label_metrics(scores.argmax(1), answers, values, task.metrics)
 
@@ -84,28 +96,45 @@ def predict(
     task: Task,
     records: Iterable[Mapping[str, str] | str],
     artifact: Artifact | None = None,
+    *,
+    generation: Settings = DEFAULTS,
+    seed: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Labels records as they come.
+    """Labels records as they come, or writes a text for each where the task has a target.
 
     Args:
       lm: from `load`.
       task: from `data.task.make`.
       records: the template's fields by name, or the text alone where the template has one field.
       artifact: what tailors the model; None for the model alone.
+      generation: how texts are written.
+      seed: of what is drawn where `generation` has a temperature.
 
     Yields:
-      label (its value in the data) and probabilities by label, in the order of the records.
+      label (its value in the data) and probabilities by label, or text and finished (false if it
+      was cut at the most new tokens), in the order of the records. Where a record was too long:
+      shortened, how many tokens its longest field lost.
     """
-    collections, template, max_length = _adaptation(lm, task, artifact)
-    values = [value for value, _ in task.labels]
-    waiting = iter(records)
-    while chunk := list(islice(waiting, PREDICTED_AT_ONCE)):
-        rows = [_fields(task, template, record) for record in chunk]
-        examples = encode(lm, task, rows, collections, max_length, template)
-        for row in scoring.probabilities(scoring.score(lm, examples, collections)):
+    adaptation = _adaptation(lm, task, artifact)
+    rows = (
+        {PLACE: f"record {number}", **_fields(task, adaptation.template, record)}
+        for number, record in enumerate(records)
+    )
+    if task.target:
+        written = _texts(lm, task, rows, adaptation, generation, seed)
+        for example, each in written:
+            yield {"text": each.text, "finished": each.finished, **_shortened(example)}
+        return
+    values, shape = [value for value, _ in task.labels], None
+    while chunk := list(islice(rows, PREDICTED_AT_ONCE)):
+        examples = _encode(lm, task, chunk, adaptation)
+        shape = scoring.next_shape(examples, shape)
+        scores = scoring.score(lm, examples, adaptation.collections, shape=shape)
+        for example, row in zip(examples, scoring.probabilities(scores), strict=True):
             shares = [round(float(share), 6) for share in row]
             probabilities = dict(zip(values, shares, strict=True))
-            yield {"label": values[int(row.argmax())], "probabilities": probabilities}
+            label = values[int(row.argmax())]
+            yield {"label": label, "probabilities": probabilities, **_shortened(example)}
 
 
 def save(artifact: Artifact, folder: str | os.PathLike) -> None:
@@ -113,11 +142,57 @@ def save(artifact: Artifact, folder: str | os.PathLike) -> None:
     artifacts.save(artifact, folder)
 
 
-def _adaptation(lm, task, artifact):
+class _Adaptation(NamedTuple):
+    """What tailors the model: collections, the template that they belong to, and its length."""
+
+    collections: Any
+    template: str
+    max_length: int
+
+
+def _adaptation(lm, task, artifact) -> _Adaptation:
     if artifact is None:
-        return {}, with_prompt(task.template, ""), 0
+        return _Adaptation({}, with_prompt(task.template, ""), 0)
     artifacts.check(artifact, lm)
-    return artifact.collections, artifact.manifest["template"], artifact.manifest["max_length"]
+    manifest = artifact.manifest
+    return _Adaptation(artifact.collections, manifest["template"], manifest["max_length"])
+
+
+def _encode(lm, task, rows, adaptation):
+    collections, template, max_length = adaptation
+    return encode(lm, task, rows, collections, max_length, template)
+
+
+def _texts(lm, task, rows, adaptation, settings, seed):
+    """The example and the generation of each record, as they are asked for."""
+    taken = prefix_length(adaptation.collections)
+    room = lm.spec.max_positions - taken - settings.max_new_tokens + 1
+    if room < 1:
+        raise UserError(
+            f"generation.max_new_tokens is {settings.max_new_tokens} and the model has"
+            f" {lm.spec.max_positions} positions, {taken} of them taken by a prefix: give fewer"
+        )
+    adaptation = adaptation._replace(max_length=min(adaptation.max_length or room, room))
+    # What is to be found takes no room away.
+    outputs = names(task.target)
+    asked = ({k: v for k, v in row.items() if k not in outputs} for row in rows)
+    encoded = (example for row in asked for example in _encode(lm, task, [row], adaptation))
+    ahead, behind = tee(encoded)
+    yield from zip(behind, generate(lm, ahead, adaptation.collections, settings, seed), strict=True)
+
+
+def _text_metrics(lm, task, rows, adaptation, settings, seed):
+    """Metrics of the texts that are written for the distinct inputs of the records."""
+    inputs, references = tasks.grouped(task, rows)
+    written = [each for _, each in _texts(lm, task, inputs, adaptation, settings, seed)]
+    unfinished = sum(not each.finished for each in written)
+    counts = {"texts": len(written)} | ({"unfinished": unfinished} if unfinished else {})
+    texts = [each.text.strip() for each in written]
+    return counts | metrics.text_metrics(texts, references, task.metrics)
+
+
+def _shortened(example):
+    return {"shortened": example.dropped} if example.dropped else {}
 
 
 def _demonstrated(lm, task, rows, template, demonstrations):

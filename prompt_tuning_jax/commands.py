@@ -1,11 +1,14 @@
 """What the commands do, once the command line is understood. Text for people goes to stdout."""
 
 import contextlib
+import itertools
 import platform
 import shlex
 import shutil
+import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from prompt_tuning_jax import (
     cache,
     dry_run,
     environment,
+    generate,
     report,
     workdir,
     written,
@@ -26,6 +30,8 @@ from prompt_tuning_jax import (
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.demonstrations import Wanted, choose
+from prompt_tuning_jax.data.lines import records as read_records
+from prompt_tuning_jax.data.records import wanted as wanted_of
 from prompt_tuning_jax.data.template import with_prompt
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.models import LanguageModel, load
@@ -125,7 +131,7 @@ def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list
     validation split (by accuracy, or without labels by loss), and what was tuned."""
 
     def row(name, trained, size, seconds, **how):
-        found = api.evaluate(lm, task, split=config.task.test, **how)
+        found = api.evaluate(lm, task, split=config.task.test, generation=None, **how)
         accuracy = found.get("accuracy")
         if "shortened" in found:
             counts = f"{found['shortened']} of {found['examples']}"
@@ -134,7 +140,7 @@ def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list
         return report.Row(name, accuracy, trained, size, seconds, loss)
 
     def merit(prompt):
-        found = api.evaluate(lm, task, split=config.task.validation, prompt=prompt)
+        found = api.evaluate(lm, task, split=config.task.validation, prompt=prompt, generation=None)
         return found.get("accuracy", -found["loss"])
 
     rows = [row("no prompt", 0, 0, 0.0)]
@@ -164,7 +170,14 @@ def evaluate(
     task = tasks.make(config.task, labels)
     shown = demonstrations(task, config, wanted, split)
     result = api.evaluate(
-        load_model(config), task, made, split=split, prompt=prompt, demonstrations=shown
+        load_model(config),
+        task,
+        made,
+        split=split,
+        prompt=prompt,
+        demonstrations=shown,
+        generation=generate.settings(config.generation),
+        seed=config.seed,
     )
     for note in task.load().notes:
         say(note)
@@ -225,13 +238,52 @@ def left_out(results: list[dict[str, Any]], wanted: Wanted | None):
         )
 
 
-def predict(folder: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """A label and its probabilities for every line."""
+def predict(
+    folder: str, lines: Iterable[tuple[str, str]], as_json: bool, overrides: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """A label and its probabilities, or a text, for every line; says what was cut on stderr.
+
+    Args:
+      folder: of the artifact.
+      lines: (place, text), see `data.lines.records`.
+      as_json: whether a line is a JSON object.
+      overrides: of `generation.*`, for a task whose texts are written.
+    """
     keep_compiled()
     made = artifact.load(folder)
-    config = own_config(made)
+    config = configs.build(made.manifest["config"], overrides)
     task = tasks.make(config.task, made.manifest["labels"])
-    yield from api.predict(load_model(config), task, lines, made)
+    if overrides and not task.target:
+        raise UserError(f"the artifact {folder!r} finds labels, which {overrides[0]!r} is not for")
+    template = made.manifest["template"]
+    records = read_records(lines, template, wanted_of(config.task).columns, as_json)
+    first = next(records, None)
+    if first is None:
+        return
+    counts: Counter[str] = Counter()
+    settings = generate.settings(config.generation)
+    records = itertools.chain([first], records)
+    for row in api.predict(
+        load_model(config), task, records, made, generation=settings, seed=config.seed
+    ):
+        counts.update(
+            rows=1, shortened="shortened" in row, unfinished=not row.get("finished", True)
+        )
+        yield row
+    for line in cut(counts, settings):
+        print(line, file=sys.stderr)
+
+
+def cut(counts: Mapping[str, int], settings: generate.Settings) -> Iterator[str]:
+    """A line for each way in which something was cut."""
+    rows, shortened, unfinished = (counts[name] for name in ("rows", "shortened", "unfinished"))
+    if shortened:
+        yield f"warning: {shortened} of {rows} records were too long and lost their end"
+    if unfinished:
+        yield (
+            f"warning: {unfinished} of {rows} texts were cut: config.generation.max_new_tokens is"
+            f" {settings.max_new_tokens}"
+        )
 
 
 def machine(lm: LanguageModel) -> str:

@@ -201,6 +201,20 @@ KEYS: dict[str, Key] = {
     "task.files.header": _switch(True),
     # Tokens in an example; 0 is as many as the model has positions.
     "task.max_length": _whole(0, 0),
+    # What a task with a target writes: at most so many tokens a text, drawn at a temperature (0
+    # takes the likeliest) from the `top_k` likeliest (0 is all) and of these from as many of the
+    # likeliest as have the share `top_p`, until one of the strings `stop` comes, which is left out.
+    "generation.max_new_tokens": _whole(64, 1),
+    "generation.temperature": Key(
+        0.0,
+        "0, or a number of at least 0.001",
+        lambda value: value == 0 or (value >= 0.001 and math.isfinite(value)),
+    ),
+    "generation.top_k": _whole(0, 0),
+    "generation.top_p": Key(1.0, "a number above 0 and at most 1", lambda value: 0 < value <= 1),
+    "generation.stop": _texts(()),
+    # Texts that are written at once.
+    "generation.batch_size": _whole(16, 1),
     # Hand-written templates that the report compares the trained prompt with.
     "prompts": _texts(()),
 }
@@ -449,6 +463,13 @@ def _misfits(values: Mapping[str, Any]) -> list[str]:
             f"config.method.init is {init!r}: expected one of {', '.join(map(repr, inits))} for"
             f" {values['method.name']!r}{nearest(init, inits)}"
         )
+    misfits += [
+        f"config.generation.{name} is {values[f'generation.{name}']!r} and"
+        " config.generation.temperature is 0.0, which takes the likeliest token: raise it"
+        for name in ("top_k", "top_p")
+        if not values["generation.temperature"]
+        and values[f"generation.{name}"] != KEYS[f"generation.{name}"].default
+    ]
     misfits += _unread(values, "method", {name: line.keys for name, line in METHODS.items()})
     return misfits + _unread(values, "optimizer", OPTIMIZERS) + settings.misfits(values, KEYS)
 

@@ -40,6 +40,11 @@ class Settings(NamedTuple):
 DEFAULTS = Settings()
 
 
+def settings(config) -> Settings:
+    """The settings that the section `generation` of a config describes."""
+    return Settings(*(config[name] for name in Settings._fields))
+
+
 class Generation(NamedTuple):
     """What was written: the text after the space that joins it to the prompt, up to a stop string;
     the ids as the model chose them, the end-of-text token included; and whether it came to an end
@@ -130,8 +135,13 @@ def generate(
 def prepare(lm: LanguageModel, shared: np.ndarray, collections) -> Front:
     """Runs the shared positions and splits the layers, once for all batches that begin alike."""
     baked = scoring.bake(lm, shared, collections)
-    length = baked["prefix"]["k"].shape[1] if "prefix" in baked else 0
-    return Front(shared, baked, length, split_layers(lm.module, lm.params, baked))
+    layers = split_layers(lm.module, lm.params, baked)
+    return Front(shared, baked, prefix_length(baked), layers)
+
+
+def prefix_length(collections) -> int:
+    """How many positions a prefix takes in front of every text."""
+    return collections["prefix"]["k"].shape[1] if "prefix" in collections else 0
 
 
 def pack(

@@ -168,24 +168,42 @@ def evaluate(
     click.echo("\n".join(f"{name}: {value}" for name, value in result.items()))
 
 
-@program.command(options_metavar="--artifact DIR [OPTIONS]")
+@program.command(options_metavar="--artifact DIR [--config.generation.KEY=VALUE]... [OPTIONS]")
 @click.argument("lines", metavar="[FILE]", type=click.File("rb"), default="-")
 @click.option("--artifact", metavar="DIR", help="The artifact of a run.")
+@click.option(
+    "--jsonl/--lines",
+    "as_json",
+    default=None,
+    help="Whether a line is a JSON object with the template's fields by name, or the text of its"
+    " only field. Unless given, it is one in a file that ends in .jsonl or .ndjson.",
+)
 @click.option("--output", metavar="FILE", help="Where to write, whole or not at all; else stdout.")
 @_debug
 @click.pass_obj
 def predict(
-    overrides: list[str], lines: BinaryIO, artifact: str | None, output: str | None
+    overrides: list[str],
+    lines: BinaryIO,
+    artifact: str | None,
+    as_json: bool | None,
+    output: str | None,
 ) -> None:
-    """Labels each line of FILE or stdin: JSON lines with label and probabilities."""
+    """Answers each line of FILE or stdin with a JSON line: label and probabilities, or for a task
+    with a target the text."""
     if artifact is None:
         raise UserError("predict needs --artifact DIR")
-    if overrides:
-        raise UserError(f"predict takes no {overrides[0]!r}: the artifact brings its own config")
+    for word in overrides:
+        if not word.startswith("--config.generation."):
+            raise UserError(
+                f"predict takes no {word!r}: the artifact brings its own config, of which only"
+                " --config.generation.KEY can be another"
+            )
+    if as_json is None:
+        as_json = _name(lines).lower().endswith((".jsonl", ".ndjson"))
     with _output(output) as stream:
         from prompt_tuning_jax import commands
 
-        for row in commands.predict(artifact, _decoded(lines)):
+        for row in commands.predict(artifact, _decoded(lines), as_json, overrides):
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
             if output is None:
                 stream.flush()
@@ -344,13 +362,20 @@ def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackT
     click.echo(f"error: {kind.__name__}: {text} (--debug shows the traceback)", err=True)
 
 
-def _decoded(lines: BinaryIO) -> Iterator[str]:
+def _name(lines: BinaryIO) -> str:
+    """The name of a file; what stands in for stdin may have none."""
+    return getattr(lines, "name", "<stdin>")
+
+
+def _decoded(lines: BinaryIO) -> Iterator[tuple[str, str]]:
+    """Yields the place and the text of each line."""
     for number, line in enumerate(lines, 1):
+        place = f"{_name(lines)}, line {number}"
         try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            yield place, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise UserError(
-                f"{lines.name}, line {number}: not UTF-8 at byte {error.start}: convert the file"
+                f"{place}: not UTF-8 at byte {error.start}: convert the file"
             ) from error
 
 

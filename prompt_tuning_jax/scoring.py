@@ -12,16 +12,20 @@ from jax.sharding import PartitionSpec
 
 from prompt_tuning_jax.data.batch import (
     Batch,
+    Shape,
     evaluation_batches,
     evaluation_shape,
     shared_length,
+    stream_shape,
 )
 from prompt_tuning_jax.models import LanguageModel, bake
 from prompt_tuning_jax.models.decoder import Decoder, bind
 from prompt_tuning_jax.step import make_mesh, place_rows, row_specs, target_scores
 
 
-def score(lm: LanguageModel, examples, collections, devices=None) -> np.ndarray:
+def score(
+    lm: LanguageModel, examples, collections, devices=None, shape: Shape | None = None
+) -> np.ndarray:
     """Log-probability of each answer of each example.
 
     Args:
@@ -29,6 +33,7 @@ def score(lm: LanguageModel, examples, collections, devices=None) -> np.ndarray:
       examples: `data.template.Example`s, all with the same number of answers C.
       collections: what a method's `adapt` returned, or {} for the model alone.
       devices: to spread the rows over; all of them unless given.
+      shape: of the batches, from `next_shape`; the best for these examples unless given.
 
     Returns:
       float32[N, C] nats, in the order of the examples.
@@ -40,7 +45,7 @@ def score(lm: LanguageModel, examples, collections, devices=None) -> np.ndarray:
     front = bake(lm, np.asarray(examples[0].trunk[:shared]), collections)
     compiled = _compiled(lm.module, mesh)
     scores = np.zeros((len(examples), answers), np.float32)
-    shape = evaluation_shape(examples, shared, row_multiple=len(devices))
+    shape = shape or evaluation_shape(examples, shared, row_multiple=len(devices))
     for batch, index in evaluation_batches(examples, shared, shape):
         batch = batch._replace(
             shared=np.zeros((0,), np.int32), positions=np.maximum(batch.positions - shared, 0)
@@ -51,6 +56,11 @@ def score(lm: LanguageModel, examples, collections, devices=None) -> np.ndarray:
         np.add.at(flat, batch.target_example.ravel(), (values * batch.target_weights).ravel())
         scores[index] = flat.reshape(len(index), answers)
     return scores
+
+
+def next_shape(examples, before: Shape | None) -> Shape:
+    """The shape for the next part of a stream of examples, all devices used; None is the first."""
+    return stream_shape(examples, shared_length(examples), before, row_multiple=jax.device_count())
 
 
 @functools.cache

@@ -68,8 +68,9 @@ def commands(monkeypatch):
         candidates = [{"prompt": name, "accuracy": 0.5, "loss": 1.5} for name in ("b[i]", "a\nc")]
         return {"prompt": "b[i]", "split": split, "accuracy": 0.25, "candidates": candidates}
 
-    def predict(artifact, lines):
-        for line in lines:
+    def predict(artifact, lines, as_json, overrides):
+        made.calls.append((artifact, as_json, overrides))
+        for _, line in lines:
             if line == "bad":
                 raise UserError("a bad line")
             yield {"label": line, "probabilities": {"é": 1.0}}
@@ -244,6 +245,22 @@ def test_predict_leaves_no_half_written_output(commands, tmp_path, capsys, bad, 
     assert sorted(os.listdir(tmp_path)) == ["lines.txt", "out.jsonl"]
 
 
+def test_lines_are_json_by_the_files_ending_or_as_one_says(commands, tmp_path):
+    for name in ("a.txt", "b.jsonl", "c.NDJSON"):
+        (tmp_path / name).write_text("{}\n")
+    override = "--config.generation.top_k=3"
+    for words, as_json in (
+        (["a.txt"], False),
+        (["b.jsonl"], True),
+        (["c.NDJSON", override], True),
+        (["a.txt", "--jsonl"], True),
+        (["b.jsonl", "--lines"], False),
+    ):
+        path = str(tmp_path / words[0])
+        assert run(["predict", "--artifact", "a", path, *words[1:]]) == 0
+        assert commands.calls[-1] == ("a", as_json, [w for w in words if w == override])
+
+
 def test_help_lists_what_there_is():
     shown = command("--help")
     assert shown.returncode == 0
@@ -308,7 +325,7 @@ def test_ctrl_c_is_one_word(tmp_path):
 def test_a_closed_stdout_is_quiet(monkeypatch):
     # With a buffer there is something left to write when the interpreter ends.
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
-    many = "commands.predict = lambda a, lines: ({'label': i} for i in range(100000))"
+    many = "commands.predict = lambda *given: ({'label': i} for i in range(100000))"
     program = STAND_IN.format(many)
     process = subprocess.Popen(
         [sys.executable, "-c", program, "predict", "--artifact", "x", QUICKSTART],

@@ -138,6 +138,21 @@ def evaluation_shape(
     return Shape(rows, *map(int, largest))
 
 
+def stream_shape(
+    examples: Sequence[Example], shared: int, before: Shape | None, *, row_multiple: int = 1
+) -> Shape:
+    """Chooses a shape for `evaluation_batches` of a part of a stream: that of the part before if it
+    holds these examples too. All sizes are powers of two, so that a stream has few shapes, and the
+    next stream the same."""
+    if before is not None and (_sizes(examples, shared, True) <= before[1:]).all():
+        return before
+    shape = evaluation_shape(examples, shared, row_multiple=row_multiple)
+    rows, *sizes = (
+        1 << (size - 1).bit_length() for size in shape._replace(rows=shape.rows // row_multiple)
+    )
+    return Shape(rows * row_multiple, *sizes)
+
+
 def evaluation_batches(
     examples: Sequence[Example], shared: int, shape: Shape, *, ranked: bool = True
 ) -> Iterator[tuple[Batch, np.ndarray]]:

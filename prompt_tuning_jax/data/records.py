@@ -97,14 +97,14 @@ def records(
     """
     record: dict[str, Any] = {}
     lists = []
-    needed = {*want.inputs, *want.outputs}
+    read = {*want.inputs, *want.outputs}
     for name, field in fields.items():
         value = row[name]
         if isinstance(value, list) and want.target and field in want.outputs:
             lists.append(field)
-            record[field] = [_needed(item, field, place) for item in value]
-        elif field in needed:
-            record[field] = _needed(value, field, place)
+            record[field] = [needed(item, field, place) for item in value]
+        elif field in read:
+            record[field] = needed(value, field, place)
         elif (text := as_text(value)) is not None:
             record[field] = text
     record[PLACE] = place
@@ -153,7 +153,8 @@ def _one_each(record: dict[str, Any], lists: Sequence[str], place: str) -> Itera
         yield {**record, field: text}
 
 
-def _needed(value: Any, field: str, place: str) -> str:
+def needed(value: Any, field: str, place: str) -> str:
+    """Returns the text of a value, or raises a UserError if it has none."""
     text = as_text(value)
     if text is None:
         kind = "null" if value is None else type(value).__name__

@@ -1,0 +1,176 @@
+"""Predictions as they are typed: lines or JSON lines in, JSON lines out."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import plain_llama
+import pytest
+import tiny_models
+import tiny_runs
+
+from prompt_tuning_jax import artifact, commands, main
+from prompt_tuning_jax import config as configs
+
+TASK = (
+    *("name=files", "files.train=gone.jsonl", "target={text}", "labels=()"),
+    *("template={soft}{facts} {area}:", "columns=('facts=mr',)"),
+)
+SETTINGS = ("generation.max_new_tokens=8", "generation.stop=('zz',)", "prompts=()")
+RECORDS = [
+    {"facts": "price 1", "area": "north", "text": "not looked at"},
+    {"mr": "price 2", "area": "south"},
+    {"area": "south", "facts": "price 3"},
+]
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory):
+    """An artifact, of no training, whose task has a target; its data is gone."""
+    words = [f"--config.task.{word}" for word in TASK]
+    words += [f"--config.{word}" for word in SETTINGS]
+    config = configs.load(str(tiny_runs.world().config), words)
+    lm = commands.load_model(config)
+    collections = plain_llama.random_collections(0, tiny_models.SPEC, "prompt", size=3)
+    manifest = artifact.describe(
+        method="soft_prompt",
+        lm=lm,
+        template=config.task.template,
+        labels=(),
+        max_length=0,
+        add_bos=True,
+        config=config.to_dict(),
+        metrics={},
+    )
+    folder = tmp_path_factory.mktemp("writer") / "artifact"
+    artifact.save(artifact.Artifact(collections, manifest), folder)
+    return folder
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys, tmp_path):
+    """Types `predict` in an empty folder: exit status, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def type_(*arguments, stdin=""):
+        given = io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8")
+        monkeypatch.setattr(sys, "stdin", given)
+        capsys.readouterr()  # of what made the artifact
+        status = main.run(["predict", *(str(word) for word in arguments)])
+        shown = capsys.readouterr()
+        return SimpleNamespace(status=status, out=shown.out, err=shown.err)
+
+    with tiny_runs.at_home(monkeypatch):
+        yield type_
+
+
+def answers(shown):
+    assert shown.status == 0, shown.err
+    return [json.loads(line) for line in shown.out.splitlines()]
+
+
+def test_a_text_for_each_json_line_and_what_was_cut_on_stderr(typed, tmp_path, writer):
+    lines = "\n".join(map(json.dumps, RECORDS))
+    (tmp_path / "in.jsonl").write_text(lines)
+    shown = typed("--artifact", writer, "in.jsonl")
+    found = answers(shown)
+    assert len(found) == 3 and all(row.keys() == {"text", "finished"} for row in found)
+    cut = sum(not row["finished"] for row in found)
+    assert cut and shown.err == (
+        f"warning: {cut} of 3 texts were cut: config.generation.max_new_tokens is 8\n"
+    )
+    assert answers(typed("--artifact", writer, "--jsonl", stdin=lines)) == found
+    # The order in which the fields stand is the template's.
+    first = json.dumps({"area": "north", "facts": "price 1"})
+    assert answers(typed("--artifact", writer, "--jsonl", stdin=first)) == found[:1]
+
+
+def test_how_texts_are_written_can_be_typed(typed, writer):
+    line = json.dumps(RECORDS[0])
+
+    def text(*overrides):
+        words = [f"--config.generation.{word}" for word in overrides]
+        [row] = answers(typed("--artifact", writer, "--jsonl", *words, stdin=line))
+        return row["text"]
+
+    whole = text()
+    assert whole.startswith(text("max_new_tokens=2")) and whole != text("max_new_tokens=2")
+    assert text("temperature=3.0") == text("temperature=3.0") != whole
+    assert text("temperature=3.0", "top_k=1") == whole
+    letter = next(letter for letter in whole[1:] if letter != "\ufffd")
+    assert text(f"stop=({letter!r},)") == whole.partition(letter)[0]
+
+
+# What is typed and on stdin, and parts of the sentence.
+MISTAKES = {
+    "lines": ([], "price", "fields facts, area", "--jsonl"),
+    "no json": (["--jsonl"], "price 1", "<stdin>, line 1: no JSON object"),
+    "field": (["--jsonl"], '{"facts": "a", "are": "b"}', "line 1: no field 'area'", "'are'"),
+    "null": (["--jsonl"], '{"facts": null, "area": "b"}', "line 1: 'facts' is null"),
+    "key": (["--config.generation.topk=3"], "", "did you mean 'generation.top_k'?"),
+    "other key": (["--config.seed=3"], "", "predict takes no '--config.seed=3'"),
+    "top_p": (
+        ["--config.generation.temperature=1", "--config.generation.top_p=1.5"],
+        *("", "config.generation.top_p is 1.5: expected a number above 0 and at most 1"),
+    ),
+    "not read": (
+        ["--config.generation.top_k=3"],
+        *("", "config.generation.top_k is 3", "temperature is 0.0", "raise it"),
+    ),
+    "tokens": (
+        ["--jsonl", "--config.generation.max_new_tokens=500"],
+        *(json.dumps(RECORDS[0]), "generation.max_new_tokens is 500", "128 positions"),
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_and_status_2(typed, writer, mistake):
+    words, stdin, *parts = MISTAKES[mistake]
+    shown = typed("--artifact", writer, *words, stdin=stdin)
+    assert (shown.status, shown.out) == (2, "")
+    assert shown.err.startswith("error: ") and shown.err.count("\n") == 1, shown.err
+    assert all(part in shown.err for part in parts), shown.err
+
+
+def test_an_error_far_down_names_its_line_and_leaves_no_output(typed, tmp_path, writer):
+    lines = [json.dumps(RECORDS[1]), ""] * 20 + ["{"]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    shown = typed("--artifact", writer, "in.jsonl", "--output", "out.jsonl")
+    assert shown.status == 2 and shown.err.startswith("error: in.jsonl, line 41: no JSON object")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_labels_take_json_lines_too_and_nothing_of_generation(typed):
+    made = ["--artifact", tiny_runs.artifact()]
+    plain = typed(*made, stdin="banks and funds\n")
+    objects = typed(*made, "--jsonl", stdin='{"text": "banks and funds", "label": "x"}\n\n')
+    assert answers(plain) == answers(objects)
+    shown = typed(*made, "--config.generation.max_new_tokens=3", stdin="banks")
+    assert shown.status == 2 and "finds labels" in shown.err
+
+
+def test_records_that_lost_their_end_are_counted(typed):
+    shown = typed("--artifact", tiny_runs.artifact(), stdin="banks\n" + "funds " * 500)
+    short, long = answers(shown)
+    assert "shortened" not in short and long["shortened"] > 300
+    assert shown.err == "warning: 1 of 2 records were too long and lost their end\n"
+
+
+def test_a_reader_that_has_enough_is_no_error(writer):
+    lines = "\n".join(json.dumps(record) for record in RECORDS * 20)
+    command = [tiny_runs.world().program, "predict", "--artifact", writer, "--jsonl"]
+    process = tiny_runs.start(
+        [str(word) for word in command],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdin.write(lines)
+    process.stdin.close()
+    assert re.match(r'{"text": ', process.stdout.readline())
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 1
