@@ -155,12 +155,10 @@ def write(model, cases: Sequence[inputs.Case], tokens: int) -> list[list[int]]:
     for row, case in enumerate(cases):
         ids[row, longest - len(case.ids) :], mask[row, longest - len(case.ids) :] = case.ids, 1
     settings = GenerationConfig(
-        max_new_tokens=tokens,
-        min_new_tokens=tokens,
-        do_sample=False,
-        use_cache=True,
-        pad_token_id=0,
+        max_new_tokens=tokens, do_sample=False, use_cache=True, pad_token_id=0
     )
+    # What the settings leave open is the model's own.
+    model.generation_config.eos_token_id = None
     with torch.inference_mode():
         written = model.generate(
             input_ids=torch.from_numpy(ids).to(device()),
