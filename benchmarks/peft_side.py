@@ -12,7 +12,7 @@ import inputs
 import numpy as np
 import torch
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging
 
 # What its own code says about its own future is no news to whoever reads the numbers.
@@ -175,6 +175,30 @@ def answer_scores(
             found = logits[torch.arange(len(chosen)), last].float().log_softmax(-1)
         scores[chosen] = found[:, tokens].cpu().numpy()
     return scores
+
+
+def write(model, cases: Sequence[inputs.Case], tokens: int) -> list[list[int]]:
+    """The `tokens` likeliest ids after each case, which ends before its answer; nothing ends them.
+
+    Cases are padded on the left, as transformers asks for, and keys and values are kept.
+    """
+    longest = max(len(case.ids) for case in cases)
+    ids = np.zeros((len(cases), longest), np.int64)
+    mask = np.zeros_like(ids)
+    for row, case in enumerate(cases):
+        ids[row, longest - len(case.ids) :], mask[row, longest - len(case.ids) :] = case.ids, 1
+    settings = GenerationConfig(
+        max_new_tokens=tokens, do_sample=False, use_cache=True, pad_token_id=0
+    )
+    # What the settings leave open is the model's own.
+    model.generation_config.eos_token_id = None
+    with torch.inference_mode():
+        written = model.generate(
+            input_ids=torch.from_numpy(ids).to(device()),
+            attention_mask=torch.from_numpy(mask).to(device()),
+            generation_config=settings,
+        )
+    return written[:, -tokens:].tolist()
 
 
 def mean_loss(wrapped, cases: Sequence[inputs.Case], size: int = 16) -> float:

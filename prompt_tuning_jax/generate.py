@@ -242,7 +242,7 @@ def _begin(module: Decoder, size: int, most: int, params, collections, rows: Row
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=5)
 def _go_on(module: Decoder, params, layers, rows: Rows, rule: Rule, written: Written, until):
     """Further tokens, until so many steps are done or every row has ended."""
-    length, size = rows.tokens.shape[1], written.cache[0]["k"].shape[2]
+    length, size = rows.tokens.shape[1], written.cache[0]["v"].shape[2]
     fed = jnp.pad(rows.segments > 0, ((0, 0), (0, size - length)))
     behind = rows.segments.sum(axis=1) - 1
 

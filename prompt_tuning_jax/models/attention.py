@@ -68,14 +68,14 @@ def attend_cached(query, front, cache, mask, precision):
     Args:
       query: `[R, K, G, d]`, scaled.
       front: keys and values `[F, K, d]` that all rows see.
-      cache: keys and values `[R, K, C, d]`.
+      cache: keys `[R, K, d, C]` and values `[R, K, C, d]`, as the two products read them fastest.
       mask: additive float32[R, 1, C].
 
     Returns:
       `[R, K, G, d]`.
     """
     product = functools.partial(_product, precision)
-    own = product("rkgd,rkcd->rkgc", query, cache[0]) + mask[:, None]
+    own = product("rkgd,rkdc->rkgc", query, cache[0]) + mask[:, None]
     scores = jnp.concatenate([product("rkgd,fkd->rkgf", query, front[0]), own], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1)
     size = front[0].shape[0]

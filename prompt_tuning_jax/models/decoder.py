@@ -33,6 +33,8 @@ REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
 }
 
+CACHED = {"k": 3, "v": 2}  # the axis of positions in what the collection `cache` holds
+
 
 class Context(NamedTuple):
     """What every layer reads and none changes: rotary tables float32[N, 1, d/2], and the additive
@@ -146,13 +148,14 @@ class Attention(nn.Module):
         return key, value
 
     def remember(self, own, place):
-        """Writes the rows' keys and values `[R, T, K, d]` into the collection `cache`, heads first:
-        `[R, K, T, d]`, or those that are there, `[R, K, C, d]`, with these from `place` on."""
-        cache = {name: part.swapaxes(1, 2) for name, part in zip("kv", own, strict=True)}
+        """Writes the rows' keys and values `[R, T, K, d]` into the collection `cache` as
+        `attend_cached` reads them, in place of what it holds or from `place` of C on."""
+        cache = {"k": own[0].transpose(0, 2, 3, 1), "v": own[1].swapaxes(1, 2)}
         for name, part in cache.items():
             if place is not None:
                 before = self.get_variable("cache", name)
-                part = jax.lax.dynamic_update_slice_in_dim(before, part, place, axis=2)
+                axis = CACHED[name]
+                part = jax.lax.dynamic_update_slice_in_dim(before, part, place, axis)
             self.put_variable("cache", name, part)
         return tuple(self.get_variable("cache", name) for name in "kv")
 
@@ -374,7 +377,7 @@ def prefill(module: Decoder, params, collections, tokens, positions, segments, s
 
     Returns:
       float32[R, V] logits of what follows the highest position, and the cache: for each layer keys
-      and values `[R, K, C, d]`.
+      `[R, K, d, C]` and values `[R, K, C, d]`.
     """
     ends = jnp.argmax(jnp.where(segments > 0, positions, -1), axis=1)[:, None]
     variables = {"params": params, **bind(module.spec, collections)}
@@ -384,12 +387,15 @@ def prefill(module: Decoder, params, collections, tokens, positions, segments, s
     )
     logits = module.apply(variables, hidden[:, 0], method="logits")
 
-    def widen(part):
-        return jnp.pad(part, ((0, 0), (0, 0), (0, size - part.shape[2]), (0, 0)))
+    def widen(name, part):
+        rest = [
+            (0, size - part.shape[axis]) if axis == CACHED[name] else (0, 0) for axis in range(4)
+        ]
+        return jnp.pad(part, rest)
 
     stacks, last = (kept["cache"][name]["attention"] for name in ("layers", "last"))
     layers = [*unstack(stacks, module.spec.layers - 1), last]
-    return logits, [jax.tree.map(widen, layer) for layer in layers]
+    return logits, [{name: widen(name, part) for name, part in layer.items()} for layer in layers]
 
 
 def decode(module: Decoder, params, layers, cache, tokens, positions, visible, place):
