@@ -131,7 +131,7 @@ def random_prefix(num_virtual_tokens: int, spec) -> dict[str, np.ndarray]:
     """float32[L, P, K, d] each: the keys and values that both sides begin with."""
     rng = np.random.default_rng(1)
     shape = (spec.layers, num_virtual_tokens, spec.kv_heads, spec.head_size)
-    return {name: rng.standard_normal(shape, np.float32) / 2 for name in ("k", "v")}
+    return {name: rng.standard_normal(shape, np.float32) / 10 for name in ("k", "v")}
 
 
 def case(example, *, answered: bool = True) -> Case:

@@ -56,7 +56,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         add(f"--{name}", type=int, help="with any of these: a Llama with random weights")
     add("--dtype", default="auto", help="of the model; auto: float32 on a CPU, else bfloat16")
     add("--remat", default="named", help="what our backward pass keeps: named, full, none")
-    add("--learning_rate", type=float, default=1e-3)
+    add("--learning_rate", type=float, help="0.001; of a prefix 0.0001")
     add("--threads", type=int, default=2)
     add("--matrix_size", type=int, help="of the product that tells the machine's rate")
     add("--skip_peft", action="store_true", help="our side alone, without torch")
@@ -69,6 +69,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if options.num_virtual_tokens is None:
         options.num_virtual_tokens = usual_slots
     options.batch_size = options.batch_size or usual_size
+    if options.learning_rate is None:
+        # Behind random keys and values a faster AdamW makes rounding grow until the losses part.
+        options.learning_rate = 1e-4 if options.method == "prefix" else 1e-3
     return options
 
 

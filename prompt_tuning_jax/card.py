@@ -27,7 +27,8 @@ lm = load(
     dtype=settings.model.dtype,
     matmul_precision=settings.model.matmul_precision,
 )
-for answer in predict(lm, task.make(settings.task), [{record!r}], made):
+kind = task.make(settings.task, made.manifest["labels"])
+for answer in predict(lm, kind, [{record!r}], made):
     print(answer)"""
 
 
@@ -63,11 +64,19 @@ def render(
         "With prompt_tuning_jax installed, from the folder that holds this one:",
         _block(_commands(manifest, folder, task)),
         "The same from Python:",
-        _block(_PYTHON.format(folder=folder, record=_record(manifest)).splitlines()),
+        _block(_PYTHON.format(folder=folder, record=_record(manifest["template"])).splitlines()),
         "The whole config is in `manifest.json`. It and the tensors are under SHA-256; this page is"
         " derived from them and is not.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def question(template: str) -> str:
+    """A line that `predict` takes, quoted for a shell: a text, or where the template has several
+    fields, a JSON object of them."""
+    record = _record(template)
+    line = _TEXT if len(record) == 1 else json.dumps(record, ensure_ascii=False)
+    return shlex.quote(line)
 
 
 def _facts(manifest, leaves, tensors_bytes, task) -> Iterable[str]:
@@ -117,16 +126,14 @@ def _cell(name: str, value: Any) -> str:
 
 def _commands(manifest, folder, task) -> list[str]:
     asking = f"prompt-tuning {{}} --artifact {shlex.quote(folder)}"
-    record = _record(manifest)
-    line = _TEXT if len(record) == 1 else json.dumps(record, ensure_ascii=False)
-    commands = [f"echo {shlex.quote(line)} | {asking.format('predict')}"]
+    commands = [f"echo {question(manifest['template'])} | {asking.format('predict')}"]
     if "test" in task:
         commands.append(f"{asking.format('evaluate')} --split {shlex.quote(task['test'])}")
     return commands
 
 
-def _record(manifest: Mapping[str, Any]) -> dict[str, str]:
-    return {field.name: _TEXT for field in parse(manifest["template"]).fields}
+def _record(template: str) -> dict[str, str]:
+    return {field.name: _TEXT for field in parse(template).fields}
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

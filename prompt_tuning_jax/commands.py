@@ -20,6 +20,7 @@ from prompt_tuning_jax import (
     api,
     artifact,
     cache,
+    card,
     dry_run,
     environment,
     generate,
@@ -31,6 +32,7 @@ from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.demonstrations import Wanted, choose
 from prompt_tuning_jax.data.lines import records as read_records
+from prompt_tuning_jax.data.records import PLACE
 from prompt_tuning_jax.data.records import wanted as wanted_of
 from prompt_tuning_jax.data.template import with_prompt
 from prompt_tuning_jax.errors import RunError, UserError
@@ -80,7 +82,7 @@ def train(config, folder: str, fresh: bool, command: list[str]) -> int:
         say(f"\ncurves: {run / workdir.CURVES}")
         program = "prompt-tuning" if shutil.which("prompt-tuning") else shlex.quote(command[0])
         asking = f"{program} predict --artifact {shlex.quote(str(kept))}"
-        say(f"next:   echo 'Shares fall as rates rise' | {asking}")
+        say(f"next:   echo {card.question(config.task.template)} | {asking}")
     return 0
 
 
@@ -217,13 +219,19 @@ def demonstrations(task, config, wanted: Wanted | None, *splits: str) -> list[An
     that are asked about are among them."""
     if wanted is None:
         return []
-    rows = tasks.records(task, config.task.train)
+    rows = tasks.training(task, config.task)
     chosen = choose(rows, [value for value, _ in task.labels], wanted)
+    shown = [without_place(row) for row in chosen]
     for split in splits:
-        known = sum(row in chosen for row in tasks.records(task, split))
+        known = sum(without_place(row) in shown for row in tasks.records(task, split))
         if known:
             say(f"warning: {known} records of {split} are demonstrations: they tell the answer")
     return chosen
+
+
+def without_place(record: Mapping[str, str]) -> dict[str, str]:
+    """A record's fields: the same in another file or line is the same record."""
+    return {name: text for name, text in record.items() if name != PLACE}
 
 
 def left_out(results: list[dict[str, Any]], wanted: Wanted | None):

@@ -126,9 +126,9 @@ class Journal:
         self._said = now = time.perf_counter()
         training = max(now - self._began - self._evaluating, 1e-9)
         rate = (step - self._start) / training
-        left = (self._steps - step) / rate
+        minutes, seconds = divmod(round((self._steps - step) / rate), 60)
         loss = sum(self._loss) / len(self._loss)
         self._log(
             f"step {step}/{self._steps}  loss {loss:.3f}  {rate:.2f} steps/s  "
-            f"{self._tokens / training:,.0f} tokens/s  {left // 60:.0f}:{left % 60:02.0f} left"
+            f"{self._tokens / training:,.0f} tokens/s  {minutes}:{seconds:02} left"
         )

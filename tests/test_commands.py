@@ -351,6 +351,20 @@ def test_demonstrations_stand_in_front_and_what_does_not_fit_is_said(typed):
     assert "warning: 2 records of test[:10] are demonstrations: they tell the answer" in said
 
 
+def test_a_demonstration_is_known_in_another_file_too(capsys, home):
+    lines = [f"text {number},{'ab'[number % 2]}" for number in range(12)]
+    (home / "train.csv").write_text("\n".join(["text,label", *lines]), encoding="utf-8")
+    (home / "held.csv").write_text("\n".join(["text,label", *reversed(lines)]), encoding="utf-8")
+    files = ("task.name=files", "task.files.train=train.csv", "task.files.validation=held.csv")
+    words = (*files, "task.template={soft}{text} is", "task.examples_per_class=2")
+    config = configs.load(None, [f"--config.{word}" for word in words])
+    task = commands.tasks.make(config.task)
+    chosen = commands.demonstrations(task, config, commands.Wanted(4), "validation")
+    assert "warning: 4 records of validation are demonstrations" in capsys.readouterr().out
+    few = commands.tasks.training(task, config.task)
+    assert sorted(row["text"] for row in chosen) == sorted(row["text"] for row in few)
+
+
 def test_predict_from_a_file_stdin_and_to_a_file(typed, home):
     text = "\n".join(LINES) + "\n"
     (home / "lines.txt").write_bytes(text.encode())
