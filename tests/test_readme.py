@@ -1,0 +1,116 @@
+"""Whatever the README tells to type is typed, in its order, on a tiny model in place of SmolLM2."""
+
+import io
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_runs
+
+from prompt_tuning_jax import main
+from prompt_tuning_jax.models import weights
+
+ROOT = Path(__file__).resolve().parents[1]
+# Fewer steps and records than the README's, which changes no command.
+SMALL = (
+    "steps=3",
+    "task.train=train[:64]",
+    "task.validation=validation[:16]",
+    "task.test=test[:16]",
+)
+NEEDS_CONFIG = ("train", "evaluate")
+
+
+def blocks():
+    """The indented blocks, without their indentation."""
+    found = [[]]
+    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("    ") or (not line and found[-1]):
+            found[-1].append(line[4:])
+        elif found[-1]:
+            found.append([])
+    return ["\n".join(block).strip() for block in found if block]
+
+
+def commands():
+    """Every command line of the README, those of `make` as what they run after installation."""
+    lines = "\n".join(blocks()).replace("\\\n", " ").splitlines()
+    return [line for line in lines if re.match(r"(make|prompt-tuning|echo) ", line)]
+
+
+def made(line):
+    """What a `make` line would run, without the comment behind it."""
+    words = shlex.split(line, comments=True)
+    stamps = ("created", "quickstart-installed", "test-installed", "installed")
+    old = [f"{folder}/{stamp}" for folder in (".venv", ".venv-reference") for stamp in stamps]
+    flags = [word for stamp in old for word in ("-o", stamp)]
+    shown = subprocess.run(
+        [*words, "-n", *flags], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    return shown.stdout.splitlines()[-1]
+
+
+@pytest.fixture
+def home(monkeypatch, tmp_path):
+    """A clone's folder as far as commands see it, the embedded model a tiny one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    rows = [f"text {number},{'ab'[number % 2]}" for number in range(120)]
+    (tmp_path / "reviews.csv").write_text("\n".join(["review,stars", *rows]), encoding="utf-8")
+    monkeypatch.setattr(weights, "locate_embedded", lambda name: tiny_runs.world().model)
+    with tiny_runs.at_home(monkeypatch):
+        yield tmp_path
+
+
+def type_(line, monkeypatch):
+    """Types a line of the README: its exit status."""
+    said, _, line = line.rpartition(" | ")
+    words = shlex.split(line)
+    words = words[[Path(word).name for word in words].index("prompt-tuning") + 1 :]
+    if words[0] in NEEDS_CONFIG and "--config" in words:
+        # In front: what the README itself gives counts.
+        words[1:1] = [
+            f"--config.{each}" for each in SMALL if "files" not in line or "[" not in each
+        ]
+    text = "".join(f"{word}\n" for word in shlex.split(said)[1:])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    return main.run(words)
+
+
+def test_every_command(home, monkeypatch, capsys):
+    lines = commands()
+    typed = [made(line) if line.startswith("make quickstart") else line for line in lines]
+    typed = [line for line in typed if not line.startswith("make ")]
+    assert len(typed) >= 9
+    for line in typed:
+        assert type_(line, monkeypatch) == 0, (line, capsys.readouterr().err)
+    assert not (home / "runs/mine").exists()
+    run, text = home / "runs/quickstart", (ROOT / "README.md").read_text(encoding="utf-8")
+    report = (run / "report.json").read_text(encoding="utf-8")
+    for name in ("no prompt", "written prompt", "soft prompt"):
+        assert name in report
+    [table] = re.findall(r"`runs/quickstart`, then holds\n\n(.*?)\n\n", text, re.DOTALL)
+    named = {name for row in table.splitlines()[2:] for name in re.findall("`([^`]+)`", row)}
+    for name in named:
+        assert any((folder / name).exists() for folder in (run, run / "artifact")), name
+
+
+def test_every_make_line_has_a_target():
+    lines = [line for line in commands() if line.startswith("make ")]
+    assert {"make quickstart", "make lint"} <= set(lines)
+    for method in ("prefix", "prompt_encoder"):
+        assert f"configs/{method}.py" in made(f"make quickstart METHOD={method}")
+    for line in lines:
+        assert made(line)
+
+
+def test_its_python(home, capsys):
+    [python] = [block for block in blocks() if block.startswith("from prompt_tuning_jax import")]
+    (home / "snippet.py").write_text(python.replace("steps=50", "steps=3"), encoding="utf-8")
+    runpy.run_path("snippet.py")
+    assert (home / "my_prompt/manifest.json").is_file()
+    assert "'accuracy'" in capsys.readouterr().out
