@@ -1,0 +1,63 @@
+"""Writes tests/fixtures/golden.json: how every method trains, step by step.
+
+    python tests/make_golden.py
+
+A change of these numbers is a change of what users get: say in the commit why it is meant. The same
+stack and processor give them again exactly, others to `tests/methods/test_golden.py`'s tolerance.
+"""
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import conftest  # noqa: F401  the devices are set before jax is imported
+import jax
+import jaxlib
+import numpy as np
+import optax
+import pytest
+import tiny_runs
+from test_methods import ROWS, settings
+
+from prompt_tuning_jax import api, commands
+from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.data import task as tasks
+
+GOLDEN = Path(__file__).parent / "fixtures" / "golden.json"
+STEPS = 50
+# Two microbatches, so that accumulation is part of it; a rate at which rounding does not grow.
+RUN = {"steps": STEPS, "microbatches": 2, "learning_rate": 0.01, "evaluate_every": 25}
+KEPT = {"loss": "train/loss", "gradient_norm": "train/gradient_norm"}
+
+
+def stack() -> dict[str, Any]:
+    """What the last bit of a number depends on."""
+    modules = {"jax": jax, "jaxlib": jaxlib, "numpy": np, "optax": optax}
+    found = {name: module.__version__ for name, module in modules.items()}
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    flags = [line for line in lines if line.startswith("flags")]
+    wide = sorted(flag for flag in flags[0].split() if flag.startswith(("avx", "fma", "amx")))
+    return {**found, "processor": " ".join(wide) if flags else platform.machine()}
+
+
+def trajectory(row: str) -> dict[str, list[float]]:
+    """The values of `KEPT` at every step of a method's row in the contract test."""
+    given = {**RUN, **{f"method.{name}": value for name, value in settings(row).items()}}
+    overrides = [f"--config.{name}={value}" for name, value in given.items()]
+    config = configs.load(str(tiny_runs.world().config), overrides)
+    with pytest.MonkeyPatch.context() as patch, tiny_runs.at_home(patch):
+        lm, task = commands.load_model(config), tasks.make(config.task)
+        history = api.tune(lm, task, config, log=lambda line: None).history
+    found = {
+        name: [line[key] for line in history if line.get(key) is not None]
+        for name, key in KEPT.items()
+    }
+    assert {len(values) for values in found.values()} == {STEPS}
+    return found
+
+
+if __name__ == "__main__":
+    rows = {row: trajectory(row) for row in ROWS}
+    GOLDEN.write_text(json.dumps({"stack": stack(), "rows": rows}, indent=1) + "\n")
