@@ -47,6 +47,16 @@ def unmoved(first: Sequence[float], last: Sequence[float], step: int) -> str:
     )
 
 
+def other_devices(before: int, now: int) -> str:
+    """What a run that goes on with another number of devices cannot promise."""
+    if before == now:
+        return ""
+    return (
+        f"the run was saved with devices: {before}, and goes on with devices: {now}; sums are "
+        "added up in another order, so it will not end bit for bit as one that was never stopped"
+    )
+
+
 def one_answer(chosen: np.ndarray, answers: np.ndarray, labels: Sequence[tuple[str, str]]) -> str:
     """Whether int[N] chosen labels are nearly all the same and the right ones are not."""
     if len(labels) < 2:

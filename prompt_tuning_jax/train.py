@@ -197,6 +197,8 @@ def restore(checkpoints: Checkpoints | None, state: State, log) -> tuple[State, 
         log(f"warning: {kept.warning}")
     log(f"going on after step {kept.step}")
     (state, trainable), extra = kept.state, kept.extra
+    if warning := advice.other_devices(extra["devices"], jax.device_count()):
+        log(f"warning: {warning}")
     best = Best(trainable, extra["best_loss"], extra["best_step"], extra["since_best"])
     return state, best, extra["seconds"]
 
@@ -208,6 +210,7 @@ def save(checkpoints: Checkpoints, state: State, best: Best, seconds: float, log
         "best_step": best.step,
         "since_best": best.since,
         "seconds": seconds,
+        "devices": jax.device_count(),
     }
     warning = checkpoints.save(int(state.step), (state, best.trainable), extra)
     if warning:

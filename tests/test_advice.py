@@ -104,3 +104,9 @@ def test_both_are_said_and_a_long_list_is_counted():
 
 def test_words_that_differ_at_once_are_no_trouble():
     assert advice.alike(LABELS, tails([4, 5], [5, 4], [6, 4, 5])) == []
+
+
+def test_other_devices_are_said_and_the_same_are_not():
+    assert advice.other_devices(8, 8) == ""
+    found = advice.other_devices(8, 1)
+    assert "devices: 8" in found and "devices: 1;" in found and "bit for bit" in found
