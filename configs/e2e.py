@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    config.steps = 500
-    config.batch_size = 16
+    config.steps = 150
+    config.batch_size = 8
     config.learning_rate = 0.03
-    config.evaluate_every = 100
-    config.save_every = 100
+    config.evaluate_every = 75
+    config.save_every = 75
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"

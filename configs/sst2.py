@@ -14,11 +14,11 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    config.steps = 400
+    config.steps = 150
     config.batch_size = 16
     config.learning_rate = 0.03
-    config.evaluate_every = 100
-    config.save_every = 100
+    config.evaluate_every = 75
+    config.save_every = 75
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"
@@ -53,5 +53,6 @@ def get_config() -> ConfigDict:
     config.task.labels = ("0=terrible", "1=great")
     config.task.metrics = ("accuracy", "class_accuracy", "matthews")
 
-    config.prompts = ("Review: {text}\nAll in all, the film was",)
+    # The best on the validation split of 13 that were tried.
+    config.prompts = ('Film review: "{text}"\nThis critic found the film',)
     return config
