@@ -89,7 +89,7 @@ def locate(path: str) -> Path:
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
     if problem:
-        raise UserError(f"the model '{path}' {problem}; expected {expected}.")
+        raise UserError(f"the model {short(path, 200)} {problem}; expected {expected}.")
     return found
 
 

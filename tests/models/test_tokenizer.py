@@ -282,7 +282,6 @@ def test_hostile_tokenizers_are_refused(folder, what):
     began = time.process_time()
     with pytest.raises(UserError, match=r"the tokenizer of '.*' cannot be read: "):
         tokenizer.read(str(folder))
-
     assert time.process_time() - began < 1
 
 
