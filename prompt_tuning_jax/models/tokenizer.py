@@ -121,7 +121,14 @@ def panics(what: str) -> Iterator[None]:
     except BaseException as error:  # which a panic is, of a class that cannot be imported
         if type(error).__name__ != "PanicException":
             raise
-        raise UserError(f"{what}: the model's tokenizer.json is at fault ({error}).") from error
+        raise UserError(
+            f"{what}: the model's tokenizer.json is at fault ({reason(error)})."
+        ) from error
+
+
+def reason(error: BaseException) -> str:
+    """What the library says, which may be all of a damaged file."""
+    return repr(str(error)[:200])[1:-1]
 
 
 def growth(part: Any) -> int:
@@ -155,7 +162,7 @@ def read(path: str) -> Tokenizer:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{wrong}: {error}.") from error
+        raise UserError(f"{wrong}: {reason(error)}.") from error
 
 
 def from_folder(folder: Path) -> tuple[dict[str, Any], Facts]:

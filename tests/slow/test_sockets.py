@@ -1,4 +1,4 @@
-"""The program on a tiny model under an audit hook: it connects to nothing unless a tracker is set."""
+"""The program on a tiny model under an audit hook: nothing is connected to."""
 
 import tiny_runs
 import watched
