@@ -6,13 +6,17 @@ WORKDIR ?= runs/$(CONFIG)
 PIP := -m pip install --quiet --disable-pip-version-check
 PACKAGING := setup.py requirements/demo.txt
 
-.PHONY: quickstart test test-reference test-versions lint clean
+.PHONY: quickstart test test-slow test-reference test-versions lint clean
 
 quickstart: .venv/quickstart-installed
 	.venv/bin/prompt-tuning train --config configs/$(CONFIG).py --workdir $(WORKDIR)
 
 test: .venv/test-installed
-	.venv/bin/python -m pytest -n auto --maxprocesses 4 --ignore tests/reference tests
+	.venv/bin/python -m pytest -n auto --maxprocesses 4 --ignore tests/reference --ignore tests/slow tests
+
+# What takes minutes: thousands of damaged files, whole runs under a watch. TESTS as below.
+test-slow: .venv/test-installed
+	.venv/bin/python -m pytest $(or $(TESTS),tests/slow)
 
 # Reference numbers from transformers and PEFT on torch, which is why it has its own environment.
 test-reference: .venv-reference/installed

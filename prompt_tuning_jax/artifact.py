@@ -24,7 +24,7 @@ import numpy as np
 
 from prompt_tuning_jax import __version__, card
 from prompt_tuning_jax.config import KEYS, flatten
-from prompt_tuning_jax.errors import UserError, nearest
+from prompt_tuning_jax.errors import UserError, nearest, short
 from prompt_tuning_jax.models import safetensors_file
 from prompt_tuning_jax.report import Row
 from prompt_tuning_jax.workdir import sync
@@ -237,7 +237,7 @@ def check(artifact: Artifact, lm: Any) -> None:
         )
     if artifact.manifest["tokenizer"] != lm.tokenizer.fingerprint:
         raise UserError(
-            f"the artifact is for the tokenizer {artifact.manifest['tokenizer'][:12]}, and "
+            f"the artifact is for the tokenizer {short(artifact.manifest['tokenizer'][:12])}, and "
             f"'{lm.name}' has {lm.tokenizer.fingerprint[:12]}: load the one it was trained with."
         )
     bind(lm.spec, artifact.collections)
@@ -245,7 +245,8 @@ def check(artifact: Artifact, lm: Any) -> None:
 
 def _model(name: str, spec: Mapping[str, Any], fingerprint: str) -> str:
     layers, width = spec.get("layers"), spec.get("width")
-    return f"'{name}' ({layers} layers of width {width}, fingerprint {fingerprint[:12]})"
+    sizes = f"{short(layers)} layers of width {short(width)}"
+    return f"{short(name, 200)} ({sizes}, fingerprint {short(fingerprint[:12])})"
 
 
 def _dump(manifest: Mapping[str, Any]) -> bytes:
@@ -280,7 +281,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged or was edited: its checksum is wrong; {_AGAIN}.")
     if type(manifest.get("format")) is int and manifest["format"] != FORMAT:
         raise UserError(
-            f"{path} is of format {_short(manifest['format'])} and this version reads {FORMAT}: "
+            f"{path} is of format {short(manifest['format'])} and this version reads {FORMAT}: "
             "use the version of prompt-tuning-jax that wrote it."
         )
     _check_manifest(manifest, path)
@@ -311,22 +312,22 @@ def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
     yield from _unknown(manifest, _KINDS)
     for name, kind in _KINDS.items():
         if type(manifest.get(name)) is not kind:
-            yield f"{name!r} is {_short(manifest.get(name))}, expected a {kind.__name__}"
+            yield f"{name!r} is {short(manifest.get(name))}, expected a {kind.__name__}"
     if not _METHOD.fullmatch(manifest["method"]):
-        yield f"'method' is {_short(manifest['method'])}, expected the name of one"
+        yield f"'method' is {short(manifest['method'])}, expected the name of one"
     if {name: type(value) for name, value in manifest["model"].items()} != _MODEL:
-        yield f"'model' is {_short(manifest['model'])}, expected {', '.join(_MODEL)}"
+        yield f"'model' is {short(manifest['model'])}, expected {', '.join(_MODEL)}"
     for pair in manifest["labels"]:
         if not isinstance(pair, list) or list(map(type, pair)) != [str, str]:
-            yield f"'labels' has {_short(pair)}, expected pairs of texts"
+            yield f"'labels' has {short(pair)}, expected pairs of texts"
     if manifest["max_length"] < 0:
-        yield f"'max_length' is {_short(manifest['max_length'])}, expected at least 0"
+        yield f"'max_length' is {short(manifest['max_length'])}, expected at least 0"
     yield from _unknown(flatten(manifest["config"]), KEYS, "config.")
 
 
 def _unknown(given: Iterable[str], known: Iterable[str], prefix: str = "") -> Iterator[str]:
     for name in sorted(set(given) - set(known)):
-        yield f"{_short(prefix + name)} is not a known key{nearest(name[:99], known)}"
+        yield f"{short(prefix + name)} is not a known key{nearest(name[:99], known)}"
 
 
 def _shallow(value: Any, depth: int) -> bool:
@@ -334,11 +335,6 @@ def _shallow(value: Any, depth: int) -> bool:
         return True
     inside = value.values() if isinstance(value, dict) else value
     return depth > 0 and all(_shallow(item, depth - 1) for item in inside)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
@@ -382,14 +378,14 @@ def _read_tensors(path: Path, digest: str) -> dict[str, np.ndarray]:
 
 def _check_leaf(name: str, dtype: str, shape: Sequence[int], path: Path) -> None:
     if not _LEAF.fullmatch(name):
-        raise UserError(f"{path} has a tensor {_short(name)}, expected names as 'prompt/vectors'.")
+        raise UserError(f"{path} has a tensor {short(name)}, expected names as 'prompt/vectors'.")
     if dtype not in safetensors_file.DTYPES:
         raise UserError(
-            f"{path}: '{name}' is of type {_short(dtype)}, expected one of "
+            f"{path}: '{name}' is of type {short(dtype)}, expected one of "
             f"{', '.join(safetensors_file.DTYPES)}."
         )
     if len(shape) > _DIMENSIONS or any(size >= 2**31 for size in shape):
-        raise UserError(f"{path}: '{name}' has the shape {_short(list(shape))}, which no leaf has.")
+        raise UserError(f"{path}: '{name}' has the shape {short(list(shape))}, which no leaf has.")
 
 
 def _check_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:

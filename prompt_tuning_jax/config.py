@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from prompt_tuning_jax.data import settings
-from prompt_tuning_jax.errors import UserError, nearest
+from prompt_tuning_jax.errors import UserError, nearest, short
 from prompt_tuning_jax.methods import METHODS
 
 # The keys of `config.optimizer` that each optimizer reads, beside `name` and `clip_norm`.
@@ -427,7 +427,7 @@ def _wrong(name: str, value: Any) -> str:
         hint = nearest(value, key.names) if isinstance(value, str) else ""
     else:
         hint = f", for example {key.default!r}"
-    return f"config.{name} is {value!r}: expected {key.expected}{hint}"
+    return f"config.{name} is {short(value, 200)}: expected {key.expected}{hint}"
 
 
 def _wrong_values(values: Mapping[str, Any]) -> list[str]:
@@ -460,8 +460,8 @@ def _misfits(values: Mapping[str, Any]) -> list[str]:
     init, inits = values["method.init"], METHODS[values["method.name"]].inits
     if init not in inits:
         misfits.append(
-            f"config.method.init is {init!r}: expected one of {', '.join(map(repr, inits))} for"
-            f" {values['method.name']!r}{nearest(init, inits)}"
+            f"config.method.init is {short(init, 200)}: expected one of"
+            f" {', '.join(map(repr, inits))} for {values['method.name']!r}{nearest(init, inits)}"
         )
     misfits += [
         f"config.generation.{name} is {values[f'generation.{name}']!r} and"

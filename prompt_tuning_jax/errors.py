@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -22,3 +23,9 @@ def nearest(word: str, words: Iterable[str]) -> str:
     """Returns " (did you mean 'steps'?)" for the closest of `words`, or "" if none is close."""
     close = difflib.get_close_matches(word, list(words), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def short(value: Any, most: int = 60) -> str:
+    """Returns a value out of a file as a sentence can hold it: escaped, on one line, and cut."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}…"

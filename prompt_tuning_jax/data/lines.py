@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from prompt_tuning_jax.data.records import PLACE, Record, names, needed
-from prompt_tuning_jax.errors import UserError, nearest
+from prompt_tuning_jax.errors import UserError, nearest, short
 
 
 def records(
@@ -26,10 +26,16 @@ def records(
         UserError: names the place.
     """
     fields = names(template)
+    if not fields:
+        raise UserError(
+            f"the template {short(template, 200)} names no field, so that all answers would be"
+            " alike: train the artifact again, with {text} where the text stands"
+        )
     if not as_json and len(fields) != 1:
         raise UserError(
-            f"the template has the fields {', '.join(fields)}: give a line for each as a JSON"
-            f' object, {{"{fields[0]}": "...", ...}}, with --jsonl or in a file that ends in .jsonl'
+            f"the template has the fields {', '.join(fields)[:200]}: give a line for each as a JSON"
+            f' object, {{"{fields[0][:60]}": "...", ...}}, with --jsonl or in a file that ends in'
+            " .jsonl"
         )
     choices = {field: (*columns.get(field, ()), field) for field in fields}
     for place, line in lines:

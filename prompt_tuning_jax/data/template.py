@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prompt_tuning_jax.errors import UserError, nearest
+from prompt_tuning_jax.errors import UserError, nearest, short
 
 
 class Constant(NamedTuple):
@@ -421,15 +421,16 @@ def _text_of(field: Field, record: Mapping[str, str], template: Template) -> str
 
 def _field_or_slot(text: str, inside: str, place: int) -> Field | Slot:
     name, colon, count = inside.partition(":")
+    shown = repr(inside[:60])[1:-1]  # on one line, whatever it is
     if name == "soft":
         if not colon:
             return Slot(None, place)
         if re.fullmatch("[1-9][0-9]{0,8}", count):
             return Slot(int(count), place)
-        raise _misplaced(text, place, f"{{{inside}}} is no slot: write {{soft}} or {{soft:8}}")
+        raise _misplaced(text, place, f"{{{shown}}} is no slot: write {{soft}} or {{soft:8}}")
     if not inside.isidentifier():
         raise _misplaced(
-            text, place, f"{{{inside}}} is no field: write a plain name, or {{{{ for a brace"
+            text, place, f"{{{shown}}} is no field: write a plain name, or {{{{ for a brace"
         )
     return Field(inside, place)
 
@@ -440,4 +441,4 @@ def _split_at_specials(text: str, markups: Sequence[str]) -> list[Constant | Spe
 
 
 def _misplaced(text: str, place: int, fault: str) -> UserError:
-    return UserError(f"template {text!r}, position {place}: {fault}")
+    return UserError(f"template {short(text, 200)}, position {place}: {fault}")

@@ -84,7 +84,8 @@ def file(rng, settings, lm, task):
         if not path.is_file():
             raise UserError(f"method.init_file='{path}' is not there.")
         try:
-            vectors = np.load(path, allow_pickle=False)
+            # Mapped, so that what it declares is compared with its size before memory is taken.
+            vectors = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise UserError(f"method.init_file='{path}' is not a .npy array ({error}).") from error
     else:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.errors import UserError, short
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -135,7 +135,7 @@ def read(path: Path) -> Gguf:
         for _ in range(field_count):
             key = cursor.text()
             if key in fields:
-                cursor.refuse(f"the key {key!r} twice")
+                cursor.refuse(f"the key {short(key)} twice")
             fields[key] = cursor.value()
         found = [read_entry(cursor) for _ in range(check_count(cursor, tensor_count))]
         return Gguf(path, fields, place(cursor, found, fields.get("general.alignment", 32)))
@@ -151,7 +151,7 @@ def read_entry(cursor: Cursor) -> tuple[str, tuple[int, ...], int, int]:
     """Name, shape, type and offset of a tensor. GGUF writes the fastest dimension first."""
     name, dimensions = cursor.text(), cursor.number("I")
     if dimensions > MAX_DIMENSIONS:
-        cursor.refuse(f"{dimensions} dimensions for the tensor {name!r}")
+        cursor.refuse(f"{dimensions} dimensions for the tensor {short(name)}")
     shape = tuple(cursor.number("Q") for _ in range(dimensions))[::-1]
     return name, shape, cursor.number("I"), cursor.number("Q")
 
@@ -161,7 +161,7 @@ def place(cursor: Cursor, found: list, alignment: Any) -> dict[str, Tensor]:
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
-        cursor.refuse(f"an alignment of {alignment!r}")
+        cursor.refuse(f"an alignment of {short(alignment)}")
     end = cursor.file.tell() + cursor.left
     begin = -(-cursor.file.tell() // alignment) * alignment
     sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
@@ -169,20 +169,30 @@ def place(cursor: Cursor, found: list, alignment: Any) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, shape, kind, offset in found:
         if name in tensors:
-            cursor.refuse(f"the tensor {name!r} twice")
+            cursor.refuse(f"the tensor {short(name)} twice")
         if kind not in known:
-            cursor.refuse(f"type {kind} for the tensor {name!r}")
+            cursor.refuse(f"type {kind} for the tensor {short(name)}")
         block, block_bytes = sizes[kind]
         if not shape or shape[-1] % block:
-            cursor.refuse(f"shape {shape} for the tensor {name!r}, in blocks of {block}")
+            cursor.refuse(f"shape {shape} for the tensor {short(name)}, in blocks of {block}")
         size = math.prod(shape) // block * block_bytes
         if begin + offset + size > end:
             raise UserError(
-                f"{cursor.path} is cut short: the tensor {name!r} ends at byte "
+                f"{cursor.path} is cut short: the tensor {short(name)} ends at byte "
                 f"{begin + offset + size} of {end}; download or convert it again."
             )
         tensors[name] = Tensor(shape, kind, begin + offset, size)
+    check_apart(cursor, tensors)
     return tensors
+
+
+def check_apart(cursor: Cursor, tensors: dict[str, Tensor]):
+    """Refuses tensors that share bytes: a small file would be a model of any size."""
+    end = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start):
+        if tensor.size and tensor.start < end:
+            cursor.refuse(f"the tensor {short(name)} over another one")
+        end = max(end, tensor.start + tensor.size)
 
 
 def load(file: BinaryIO, name: str, tensor: Tensor) -> np.ndarray:
@@ -201,8 +211,8 @@ def load(file: BinaryIO, name: str, tensor: Tensor) -> np.ndarray:
         return quants.dequantize(data, kind).reshape(tensor.shape)
     except NotImplementedError:
         raise UserError(
-            f"the tensor {name!r} is quantised as {kind.name}, which cannot be read; use a file "
-            "in Q8_0, F16, BF16 or F32."
+            f"the tensor {short(name)} is quantised as {kind.name}, which cannot be read; use a "
+            "file in Q8_0, F16, BF16 or F32."
         ) from None
 
 

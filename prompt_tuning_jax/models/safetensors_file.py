@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.errors import UserError, short
 
 DTYPES = {
     "F32": np.dtype("float32"),
@@ -25,6 +25,7 @@ DTYPES = {
 }
 MAX_HEADER = 100 << 20  # as the safetensors package
 BLOCK = 8 << 20
+MAX_DIMENSIONS = 8  # the product of many large sizes takes hours
 ALIGNMENT = 64  # XLA on CPU takes a host array as it is where it begins at a multiple of this
 
 
@@ -55,6 +56,8 @@ def read_header(path: Path) -> dict[str, Entry]:
             header = file.read(length)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     return parse(header, size, path)
 
 
@@ -74,7 +77,7 @@ def parse(header: bytes, size: int, path: Path) -> dict[str, Entry]:
             math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
         )
         if entry.start != end or entry.stop < entry.start or not whole:
-            raise UserError(f"{path} is not a sound safetensors file: '{name}' is misplaced.")
+            raise UserError(f"{path} is not a sound safetensors file: {short(name)} is misplaced.")
         end = entry.stop
     if end != size:
         raise UserError(
@@ -87,7 +90,11 @@ def parse(header: bytes, size: int, path: Path) -> dict[str, Entry]:
 def parse_entry(entry: Any, begin: int) -> Entry:
     shape = tuple(entry["shape"])
     start, stop = entry["data_offsets"]
-    if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
+    numbers = (*shape, start, stop)
+    # Not above what the format's own types hold: Python refuses to print a number of 5,000 digits.
+    if len(shape) > MAX_DIMENSIONS or not all(
+        type(number) is int and 0 <= number < 2**64 for number in numbers
+    ):
         raise ValueError
     return Entry(str(entry["dtype"]), shape, begin + start, begin + stop)
 
@@ -102,12 +109,16 @@ def read_tensors(
         for name, entry in entries.items():
             data = np.fromfile(file, np.uint8, entry.stop - entry.start)
             digest.update(data)
-            if entry.dtype not in DTYPES:
-                raise UserError(
-                    f"{path}: the tensor '{name}' is of type {entry.dtype}; supported: "
-                    f"{', '.join(DTYPES)}."
-                )
-            yield name, data.view(DTYPES[entry.dtype]).reshape(entry.shape)
+            yield name, as_array(data, name, entry, path)
+
+
+def as_array(data: np.ndarray, name: str, entry: Entry, path: Path) -> np.ndarray:
+    if entry.dtype not in DTYPES:
+        raise UserError(
+            f"{path}: the tensor {short(name)} is of type {short(entry.dtype)}; supported: "
+            f"{', '.join(DTYPES)}."
+        )
+    return data.view(DTYPES[entry.dtype]).reshape(entry.shape)
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
@@ -151,7 +162,7 @@ def read_whole(path: Path) -> tuple[dict[str, np.ndarray], str]:
     length = int.from_bytes(buffer[:8].tobytes(), "little")
     entries = parse(buffer[8 : 8 + min(length, size)].tobytes(), size, path)
     arrays = {
-        name: buffer[entry.start : entry.stop].view(DTYPES[entry.dtype]).reshape(entry.shape)
+        name: as_array(buffer[entry.start : entry.stop], name, entry, path)
         for name, entry in entries.items()
     }
     return arrays, digest.hexdigest()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.errors import UserError, short
 
 FAMILIES = ("llama",)
 ROPE_SCALINGS = ("default", "llama3")
@@ -89,7 +89,7 @@ def from_config(config: Mapping[str, Any], source: str) -> Spec:
     # transformers 5 keeps base and scaling in one entry, earlier versions in two.
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
-        raise UserError(f"{source}: rope_scaling is {rope!r}, expected an object or null.")
+        raise UserError(f"{source}: rope_scaling is {short(rope)}, expected an object or null.")
     return Spec(
         family=config["model_type"],
         layers=positive(config, "num_hidden_layers", int, source),
@@ -140,6 +140,11 @@ def from_gguf(
             f"{source} rotates {rotated} of {head_size} dimensions of a head, or its values differ "
             "in size from its keys; expected all three to be equal."
         )
+    if factors is not None and factors.shape != (head_size // 2,):
+        raise UserError(
+            f"{source}: the tensor 'rope_freqs.weight' has shape {factors.shape}, expected "
+            f"{(head_size // 2,)}."
+        )
     tokens = fields.get("tokenizer.ggml.tokens")
     theta = read("rope.freq_base", float, 10000.0)
     original = read("rope.scaling.original_context_length", int, ORIGINAL_MAX_POSITIONS)
@@ -163,7 +168,7 @@ def from_gguf(
 def check_family(family: Any, source: str):
     if family not in FAMILIES:
         raise UserError(
-            f"{source} is a model of type {family!r}; supported: {', '.join(FAMILIES)}."
+            f"{source} is a model of type {short(family)}; supported: {', '.join(FAMILIES)}."
         )
 
 
@@ -179,7 +184,7 @@ def refuse_options(config: Mapping[str, Any], source: str):
     for key, accepted in plain.items():
         value = config.get(key, accepted[0])
         if value not in accepted:
-            raise UserError(f"{source}: {key} is {value!r}; supported: {accepted[0]!r}.")
+            raise UserError(f"{source}: {key} is {short(value)}; supported: {accepted[0]!r}.")
 
 
 def positive(
@@ -194,7 +199,7 @@ def positive(
     number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
     if not number or not 0 < value < 2**53 or not math.isfinite(value):
         name = "a whole number" if kind is int else "a number"
-        raise UserError(f"{source}: {key} is {value!r}, expected {name} above 0.")
+        raise UserError(f"{source}: {key} is {short(value)}, expected {name} above 0.")
     return kind(value)
 
 
@@ -214,7 +219,7 @@ def read_scaling(rope: Mapping[str, Any], max_positions: int, source: str) -> Ro
 
 def refuse_scaling(kind: Any, source: str):
     raise UserError(
-        f"{source} has rope scaling of type {kind!r}; supported: {', '.join(ROPE_SCALINGS)}."
+        f"{source} has rope scaling of type {short(kind)}; supported: {', '.join(ROPE_SCALINGS)}."
     )
 
 

@@ -1,18 +1,20 @@
 """Text to ids and back: the model's own tokenizer, from GGUF metadata or a Hugging Face folder."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tokenizers
 from tokenizers import processors
 
-from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.errors import UserError, short
 from prompt_tuning_jax.models import gguf_file
 from prompt_tuning_jax.models.weights import locate, read_json
 
+MOST_GROWTH = 1000  # characters that a file's replacements may make of one
 CONTROL, USER_DEFINED = 3, 4  # GGUF's token types that are matched whole in a text
 
 
@@ -68,6 +70,9 @@ class Tokenizer:
 
     def __init__(self, vocabulary: Mapping[str, Any], facts: Facts):
         """Takes a parsed `tokenizer.json` and the facts beside it."""
+        for step in ("normalizer", "decoder"):
+            if growth(vocabulary.get(step)) > MOST_GROWTH:
+                raise ValueError(f"its {step} makes over {MOST_GROWTH} characters of one")
         self.library = tokenizers.Tokenizer.from_str(json.dumps(vocabulary))
         self.library.no_truncation()
         self.library.no_padding()
@@ -98,12 +103,45 @@ class Tokenizer:
 
         Where several tokens make one character, each has that character's offsets.
         """
-        encoding = self.library.encode(text, add_special_tokens=False)
+        with panics(f"a text of {len(text)} characters cannot be cut into tokens"):
+            encoding = self.library.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special ones spelled out; bytes that are not UTF-8 become U+FFFD."""
-        return self.library.decode(list(ids), skip_special_tokens=False)
+        with panics(f"{len(ids)} tokens cannot be turned into text"):
+            return self.library.decode(list(ids), skip_special_tokens=False)
+
+
+@contextlib.contextmanager
+def panics(what: str) -> Iterator[None]:
+    """Turns a panic of the library, as of a pattern that needs too long, into a UserError."""
+    try:
+        yield
+    except BaseException as error:  # which a panic is, of a class that cannot be imported
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UserError(
+            f"{what}: the model's tokenizer.json is at fault ({reason(error)})."
+        ) from error
+
+
+def reason(error: BaseException) -> str:
+    """What the library says, which may be all of a damaged file."""
+    return repr(str(error)[:200])[1:-1]
+
+
+def growth(part: Any) -> int:
+    """How many characters the replacements in a part of a `tokenizer.json`, which may follow one
+    another, make of one; not counted beyond `MOST_GROWTH`."""
+    made = 1
+    if isinstance(part, dict):
+        content = part.get("content")
+        made = max(len(content), 1) if isinstance(content, str) else 1
+        part = list(part.values())
+    for inside in part if isinstance(part, list) else ():
+        made = min(made * growth(inside), MOST_GROWTH + 1)
+    return made
 
 
 def read(path: str) -> Tokenizer:
@@ -117,10 +155,14 @@ def read(path: str) -> Tokenizer:
     """
     found = locate(path)
     vocabulary, facts = from_folder(found) if found.is_dir() else from_gguf(found)
+    wrong = f"the tokenizer of '{path}' cannot be read"
     try:
-        return Tokenizer(vocabulary, facts)
+        with panics(wrong):
+            return Tokenizer(vocabulary, facts)
+    except UserError:
+        raise
     except Exception as error:
-        raise UserError(f"the tokenizer of '{path}' cannot be read: {error}.") from error
+        raise UserError(f"{wrong}: {reason(error)}.") from error
 
 
 def from_folder(folder: Path) -> tuple[dict[str, Any], Facts]:
@@ -168,8 +210,9 @@ def from_gguf(path: Path) -> tuple[dict[str, Any], Facts]:
     splitting = SPLITTINGS.get(cut) if isinstance(cut, str) else None
     if model != "gpt2" or splitting is None:
         raise UserError(
-            f"{path} has a tokenizer of model {model!r} that splits text as {cut!r}; supported: "
-            f"model 'gpt2' that splits as {', '.join(SPLITTINGS)}; use the Hugging Face folder."
+            f"{path} has a tokenizer of model {short(model)} that splits text as {short(cut)}; "
+            f"supported: model 'gpt2' that splits as {', '.join(SPLITTINGS)}; use the Hugging Face "
+            "folder."
         )
     tokens, merges, kinds = (
         fields.get(f"tokenizer.ggml.{key}", []) for key in ("tokens", "merges", "token_type")

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from numpy.typing import DTypeLike
 
 from prompt_tuning_jax.cache import cache_folder
 from prompt_tuning_jax.embedded import EMBEDDED, find
-from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.errors import UserError, short
 from prompt_tuning_jax.models import gguf_file, safetensors_file
 from prompt_tuning_jax.models import spec as specs
 from prompt_tuning_jax.models.names import EMBEDDING, FAMILIES, HEAD, Slot, axes, rows, wanted
@@ -30,6 +31,7 @@ DTYPES = {dtype.name: dtype for dtype in safetensors_file.DTYPES.values()}
 FOLDER = "a folder with config.json and safetensors"
 LAYOUT = 1  # of converted files; raise it when the tree or the conversion changes
 STALE = 3600  # seconds after which the unfinished file of a conversion is nobody's
+SHARD = re.compile(r"[A-Za-z0-9_. -]{1,200}\.safetensors")  # what an index may name
 # Tables that some files carry and the spec says already.
 BUFFERS = (".rotary_emb.inv_freq",)
 ROPE_FACTORS = "rope_freqs.weight"
@@ -87,7 +89,7 @@ def locate(path: str) -> Path:
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
     if problem:
-        raise UserError(f"the model '{path}' {problem}; expected {expected}.")
+        raise UserError(f"the model {short(path, 200)} {problem}; expected {expected}.")
     return found
 
 
@@ -109,6 +111,8 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError):
         raise UserError(f"{path} is not valid JSON.") from None
     if not isinstance(value, dict):
@@ -124,7 +128,9 @@ def read_folder(folder: Path, dtype: np.dtype) -> Weights:
     for file, entries in headers.items():
         for name, entry in entries.items():
             if name in shapes:
-                raise UserError(f"{file}: the tensor '{name}' is in another file of the model too.")
+                raise UserError(
+                    f"{file}: the tensor {short(name)} is in another file of the model too."
+                )
             shapes[name] = entry.shape
     # Some files spell a tie out: the head may be there if it is the embedding, byte for byte.
     names = {row.ours: row.folder for row in FAMILIES[spec.family]}
@@ -160,10 +166,10 @@ def weight_files(folder: Path) -> list[Path]:
             "model.safetensors.index.json; expected weights as safetensors."
         )
     table = read_json(index).get("weight_map")
-    names = set(table.values()) if isinstance(table, dict) else set()
-    if not names or any(Path(str(name)).name != name for name in names):
+    names = table.values() if isinstance(table, dict) else ()
+    if not names or not all(isinstance(name, str) and SHARD.fullmatch(name) for name in names):
         raise UserError(f"{index}: weight_map does not name files of its own folder.")
-    return [folder / name for name in sorted(names)]
+    return [folder / name for name in sorted(set(names))]
 
 
 def read_gguf(path: Path, dtype: np.dtype) -> Weights:
@@ -232,7 +238,7 @@ def match(
     for name in shapes:
         if name not in slots and name not in ignored:
             raise UserError(
-                f"{path}: the tensor '{name}' has no place in a {spec.family} model of "
+                f"{path}: the tensor {short(name)} has no place in a {spec.family} model of "
                 f"{spec.layers} layers{', whose head is tied' if spec.tied_head else ''}."
             )
     return slots

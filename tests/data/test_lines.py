@@ -79,3 +79,9 @@ def test_lines_are_read_as_records_are_asked_for():
     endless = (("f", f"a {next(taken)}") for _ in itertools.repeat(None))
     assert len(list(itertools.islice(records(endless, TEMPLATE, {}, False), 5))) == 5
     assert next(taken) == 5
+
+
+def test_a_template_without_a_field_is_refused():
+    for as_json in (True, False):
+        with pytest.raises(UserError, match=r"template '\{soft\}\\n' names no field"):
+            list(records([("line 1", "a")], "{soft}\n", {}, as_json))

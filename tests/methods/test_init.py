@@ -1,5 +1,7 @@
 """The first vectors of virtual tokens: what each init starts from."""
 
+import struct
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -163,6 +165,14 @@ def test_a_file_of_anything_else_is_refused(tmp_path, name):
     np.save(tmp_path / "prompt.npy", array)
     with pytest.raises(UserError, match=message):
         vectors(3, "file", file=str(tmp_path / "prompt.npy"))
+
+
+def test_a_file_that_declares_more_than_it_holds_is_refused(tmp_path):
+    path = tmp_path / "prompt.npy"
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({2**40},), }}".ljust(117) + "\n"
+    path.write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", 118) + header.encode() + bytes(80))
+    with pytest.raises(UserError, match=r"prompt\.npy' is not a \.npy array"):
+        vectors(3, "file", file=str(path))
 
 
 @pytest.mark.parametrize("kept", [0, 5, 60, 200])

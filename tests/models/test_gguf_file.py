@@ -71,6 +71,22 @@ HOSTILE = [
     (tensors(tensor(33, kind=8)), r"shape \(33,\) for the tensor 'a', in blocks of 32"),
     (tensors(tensor()), r"shape \(\) for the tensor 'a'"),
     (tensors(tensor(1), tensor(1)), "the tensor 'a' twice"),
+    (tensors(tensor(9), tensor(9, name=b"b")), "the tensor 'b' over another one"),
+    (tensors(tensor(9), tensor(1, name=b"b"), tensor(9, name=b"c")), "the tensor '.' over another"),
+    (tensors(tensor(2**32, 2**32)), "the tensor 'a' ends at byte 7378697629483820"),
+    (tensors(tensor(1, kind=4)), "type 4 for the tensor 'a'"),
+    (struct.pack("<QQ", 1, 0) + struct.pack("<Q", 2**63), f"it declares|{2**63}|1 tensors"),
+    (struct.pack("<QQ", 0, 1) + struct.pack("<Q", 2**63), f"a string of {2**63} bytes"),
+    (struct.pack("<QQ", 0, 1) + text(b"\xff"), "a string that is not UTF-8"),
+    (field(9, struct.pack("<IQ", 10, 2**19)), f"an array of {2**19} values"),
+    (
+        struct.pack("<QQ", 0, 1) + text(b"general.alignment") + struct.pack("<I", 8) + text(b"32"),
+        "an alignment of '32'",
+    ),
+    (
+        struct.pack("<QQ", 0, 2) + 2 * (text(b"\n" * 9999) + struct.pack("<II", 4, 1)),
+        r"the key '\\n.{0,60}… twice",
+    ),
 ]
 
 

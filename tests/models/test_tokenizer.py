@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -234,3 +235,81 @@ def test_reading_needs_neither_torch_nor_transformers():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def splitting_by(pattern):
+    split = {"type": "Split", "behavior": "Isolated", "invert": False}
+    return {"pre_tokenizer": {**split, "pattern": {"Regex": pattern}}}
+
+
+def replacing(content, times):
+    step = {"type": "Replace", "pattern": {"String": "a"}, "content": content}
+    return {"type": "Sequence", "normalizers": [step] * times}
+
+
+def nested(depth):
+    return {"type": "Sequence", "normalizers": [nested(depth - 1)] if depth else []}
+
+
+HOSTILE = {
+    "text that doubles": {"normalizer": replacing("aa", 40)},
+    "text that grows a million times": {"normalizer": replacing("a" * 1000, 2)},
+    "an answer that grows": {"decoder": {"type": "Sequence", "decoders": [replacing("aa", 40)]}},
+    "steps nested 200 deep": {"normalizer": nested(200)},
+    "parentheses 20,000 deep": splitting_by("(" * 20_000 + ")" * 20_000),
+    "a damaged table": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    "a special token that is none": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "x", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {},
+        }
+    },
+    "a type that is code": {"normalizer": {"type": "os.system"}},
+    "a model that is a path": {"model": "../../model"},
+    "ids of 2^64": {"model": {"type": "BPE", "vocab": {"a": 2**64}, "merges": []}},
+    "merges of numbers": {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [[0, 1]]}},
+    "a surrogate": {"model": {"type": "BPE", "vocab": {"\ud800": 0}, "merges": []}},
+    "added tokens that are a text": {"added_tokens": "x" * 100_000},
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_tokenizers_are_refused(folder, what):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(content | HOSTILE[what]))
+    began = time.process_time()
+    with pytest.raises(UserError, match=r"the tokenizer of '.*' cannot be read: "):
+        tokenizer.read(str(folder))
+    assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize("raw", [b"", b"[" * 100_000, b'{"a":' * 100_000, b"[1]", b"\xff", b"NaN"])
+def test_tokenizers_that_are_no_json_are_refused(folder, raw):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        before = (folder / name).read_bytes()
+        (folder / name).write_bytes(raw)
+        with pytest.raises(UserError, match=name):
+            tokenizer.read(str(folder))
+        (folder / name).write_bytes(before)
+
+
+def test_a_pattern_that_never_ends_is_given_up_at_once(folder):
+    """The library gives up a match after ten million attempts, and panics."""
+    rewrite(folder / "tokenizer.json", **splitting_by("(a+)+$"))
+    words = tokenizer.read(str(folder))
+    began = time.process_time()
+    with pytest.raises(UserError, match=r"a text of 61 characters cannot be cut .*retry-limit"):
+        words.encode("a" * 60 + "!")
+    assert time.process_time() - began < 5
+
+
+def test_what_a_tokenizer_may_replace(folder):
+    """As those of Llama 2: a sign for each space, and one in front."""
+    steps = [
+        {"type": "Prepend", "prepend": "\u2581"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+    ]
+    rewrite(folder / "tokenizer.json", normalizer={"type": "Sequence", "normalizers": steps})
+    assert tokenizer.read(str(folder)).encode("a b")[0]

@@ -174,6 +174,10 @@ def test_gguf_rope_factors_become_llama3_scaling(tmp_path):
     assert weights.read(str(folder), "float32").spec == scaled
     path = tiny_models.write_gguf(tmp_path / "b.gguf", plain, factors=np.ones(16))
     assert weights.read(str(path), "float32").spec == plain
+    for wrong in (factors[:-1], factors[:0], factors.reshape(2, 8)):
+        path = tiny_models.write_gguf(tmp_path / "d.gguf", plain, factors=wrong)
+        with pytest.raises(UserError, match=r"rope_freqs.weight' has shape .*, expected \(16,\)"):
+            weights.read(str(path), "float32")
     path = tiny_models.write_gguf(tmp_path / "c.gguf", plain, factors=factors[::-1])
     with pytest.raises(UserError, match=r"rope_freqs.weight.*supported rope scalings: .*llama3"):
         weights.read(str(path), "float32")
@@ -228,7 +232,9 @@ def test_other_types_are_refused_by_name(tmp_path):
     path = tiny_models.write_folder(tmp_path, arrays=arrays)
     arrays["model.norm.weight"] = np.ones(24, np.int8)
     save_file(arrays, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"'model.norm.weight' is of type I8; supported: F32, F16"):
+    with pytest.raises(
+        UserError, match=r"'model.norm.weight' is of type 'I8'; supported: F32, F16"
+    ):
         weights.read(str(path), "float32")
 
 
@@ -248,6 +254,13 @@ def test_a_tensor_in_two_shards(tmp_path):
         ({"weight_map": {"a": "../model.safetensors"}}, "does not name files of its own folder"),
         ({"weight_map": {"a": "/etc/passwd"}}, "does not name files of its own folder"),
         ({"weight_map": {"a": 3}}, "does not name files of its own folder"),
+        ({"weight_map": {"a": ["model.safetensors"]}}, "does not name files"),
+        ({"weight_map": {"a": ""}}, "does not name files"),
+        ({"weight_map": {"a": ".."}}, "does not name files"),
+        ({"weight_map": {"a": "config.json"}}, "does not name files"),
+        ({"weight_map": {"a": "a\0.safetensors"}}, "does not name files"),
+        ({"weight_map": {"a": "\ud800.safetensors"}}, "does not name files"),
+        ({"weight_map": {"a": "a" * 5000 + ".safetensors"}}, "does not name files"),
         ({"weight_map": []}, "does not name files"),
         ({}, "does not name files"),
         ({"weight_map": {"a": "missing.safetensors"}}, "missing.safetensors does not exist"),
@@ -277,6 +290,9 @@ def test_paths_that_are_no_model(tmp_path):
             weights.read(str(path), "float32")
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"holds neither model\.safetensors nor"):
+        weights.read(str(folder), "float32")
+    (folder / "model.safetensors").mkdir()
+    with pytest.raises(UserError, match=r"model.safetensors cannot be read \(Is a directory\)"):
         weights.read(str(folder), "float32")
     for text in ("{", "[1]", "[" * 100_000):
         (folder / "config.json").write_text(text)
@@ -390,6 +406,29 @@ def test_a_damaged_conversion_is_made_again(tmp_path, cache, caplog, damage):
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "is damaged; converting it again" in caplog.text
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_flips_and_cuts_of_a_conversion_are_noticed(tmp_path, cache, caplog):
+    """Every bit of its manifest; of the weights each byte of the header, and the rest sampled."""
+    caplog.set_level("ERROR")
+    weights.read(str(tiny_models.write_gguf(tmp_path / "model.gguf")), "float32")
+    folder, rng = converted(cache), np.random.default_rng(0)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    del manifest["sha256"]
+    for name, step in (("manifest.json", 1), ("model.safetensors", 7)):
+        data = (folder / name).read_bytes()
+        header = 8 + int.from_bytes(data[:8], "little") if step > 1 else len(data)
+        with (folder / name).open("r+b", buffering=0) as file:
+            for bit in (*range(0, 8 * header, step), *rng.integers(8 * len(data), size=50)):
+                place = bit // 8
+                os.pwrite(file.fileno(), bytes([data[place] ^ 1 << bit % 8]), place)
+                assert weights.read_converted(folder, manifest) is None, (name, bit)
+                os.pwrite(file.fileno(), data[place : place + 1], place)
+            assert weights.read_converted(folder, manifest)
+            for size in sorted({*range(10), *rng.integers(len(data), size=50)}, reverse=True):
+                file.truncate(size)
+                assert weights.read_converted(folder, manifest) is None, (name, size)
+        (folder / name).write_bytes(data)
 
 
 def test_a_conversion_that_was_killed_is_made_again(tmp_path, cache):
