@@ -3,7 +3,7 @@
 Command: prompt-tuning train --config configs/sst2.py --workdir runs/sst2
 Hardware and time: seven to nine minutes of training on one CPU core beside another run.
 Expected: 88.6, 88.0 and 89.4 % on the validation split, 89.7, 89.7 and 88.3 % on the test split (seeds 0,
-  1 and 2; run here), where the best of 13 written prompts has 73.8 %. `--config.method.name=prefix
+  1 and 2; run here), where the best of 20 written prompts has 73.8 %. `--config.method.name=prefix
   --config.learning_rate=0.005` gave 89.5 % on average. benchmarks/README.md has the commands.
 
 The data (Socher et al. 2013) are three TSV files of a sentence and 0 or 1 on each line:
@@ -55,6 +55,6 @@ def get_config() -> ConfigDict:
     config.task.labels = ("0=terrible", "1=great")
     config.task.metrics = ("accuracy", "class_accuracy", "matthews")
 
-    # The best on the validation split of 13 that were tried.
+    # The best on the validation split of 20 that were tried.
     config.prompts = ('Film review: "{text}"\nThis critic found the film',)
     return config
