@@ -14,10 +14,10 @@ import products
 from prompt_tuning_jax.data.batch import Batch, pack, plan, shared_length
 from prompt_tuning_jax.data.template import Example
 from prompt_tuning_jax.methods.base import Method
-from prompt_tuning_jax.models import weights
+from prompt_tuning_jax.models import prefix_length, weights
 from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.step import Parts, State, compile_step, gradients, init_state
-from prompt_tuning_jax.train import prefix_length, virtual_tokens
+from prompt_tuning_jax.train import virtual_tokens
 
 
 class Model(NamedTuple):

@@ -17,8 +17,8 @@ from prompt_tuning_jax.data.records import LABEL, PLACE, Record, names
 from prompt_tuning_jax.data.task import Task
 from prompt_tuning_jax.data.template import with_prompt
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.generate import DEFAULTS, Settings, generate, prefix_length
-from prompt_tuning_jax.models import LanguageModel, load
+from prompt_tuning_jax.generate import DEFAULTS, Settings, generate
+from prompt_tuning_jax.models import LanguageModel, load, prefix_length
 from prompt_tuning_jax.train import Result, encode, tune
 
 __all__ = ("Result", "evaluate", "load", "predict", "save", "tune")

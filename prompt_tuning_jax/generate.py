@@ -18,7 +18,7 @@ from prompt_tuning_jax import scoring
 from prompt_tuning_jax.data.batch import shared_length
 from prompt_tuning_jax.data.template import Example
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models import LanguageModel
+from prompt_tuning_jax.models import LanguageModel, prefix_length
 from prompt_tuning_jax.models.decoder import Decoder, decode, prefill, split_layers
 
 UNREADABLE = "\ufffd"  # what stands for the first bytes of a character whose last ones are missing
@@ -137,11 +137,6 @@ def prepare(lm: LanguageModel, shared: np.ndarray, collections) -> Front:
     baked = scoring.bake(lm, shared, collections)
     layers = split_layers(lm.module, lm.params, baked)
     return Front(shared, baked, prefix_length(baked), layers)
-
-
-def prefix_length(collections) -> int:
-    """How many positions a prefix takes in front of every text."""
-    return collections["prefix"]["k"].shape[1] if "prefix" in collections else 0
 
 
 def pack(

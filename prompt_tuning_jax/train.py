@@ -23,7 +23,7 @@ from prompt_tuning_jax.data import batch as batches
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.journal import Journal
-from prompt_tuning_jax.models import LanguageModel
+from prompt_tuning_jax.models import LanguageModel, prefix_length
 from prompt_tuning_jax.profiling import profiler
 from prompt_tuning_jax.step import Compiled, Parts, State, compile_step, init_state
 from prompt_tuning_jax.workdir import CHECKPOINTS, settle
@@ -232,11 +232,6 @@ def parameters(trainable, lm: LanguageModel) -> str:
 def virtual_tokens(collections) -> int:
     """P: how many slots the collections fill, 0 where they hold no prompt."""
     return len(collections["prompt"]["vectors"]) if "prompt" in collections else 0
-
-
-def prefix_length(collections) -> int:
-    """How many positions of the model the collections take in front of every text."""
-    return collections["prefix"]["k"].shape[1] if "prefix" in collections else 0
 
 
 def due(step: int, every: int) -> bool:

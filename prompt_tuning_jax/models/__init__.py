@@ -83,3 +83,8 @@ def _baked(module: Decoder, params, collections, shared):
     variables = {"params": params, **bind(module.spec, collections)}
     _, out = module.apply(variables, shared, row, row, row, row, row, mutable=["baked"])
     return unbind_baked(out["baked"])
+
+
+def prefix_length(collections) -> int:
+    """How many positions of the model the collections take in front of every text."""
+    return collections["prefix"]["k"].shape[1] if "prefix" in collections else 0
