@@ -1,6 +1,7 @@
 """Whatever the README tells to type is typed, in its order, on a tiny model in place of SmolLM2."""
 
 import io
+import os
 import re
 import runpy
 import shlex
@@ -48,8 +49,10 @@ def made(line):
     stamps = ("created", "quickstart-installed", "test-installed", "installed")
     old = [f"{folder}/{stamp}" for folder in (".venv", ".venv-reference") for stamp in stamps]
     flags = [word for stamp in old for word in ("-o", stamp)]
+    # Under another make its flags and level are in the environment, and change what is printed.
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     shown = subprocess.run(
-        [*words, "-n", *flags], cwd=ROOT, check=True, capture_output=True, text=True
+        [*words, "-n", *flags], cwd=ROOT, check=True, capture_output=True, text=True, env=alone
     )
     return shown.stdout.splitlines()[-1]
 
