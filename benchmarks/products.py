@@ -33,23 +33,28 @@ def forward(params, spec, x, reads: int, targets: int):
     x, _ = jax.lax.scan(layer, x, params["layers"])
     x = _layer(x, x[-reads:], params["last"], spec)
     x = x[jnp.arange(targets) % reads]
-    if spec.tied_head:
-        head = params["embed"]["embedding"].T
-    else:
-        head = params["head"]["kernel"]
-    return jnp.matmul(x, head, preferred_element_type=jnp.float32)
+    head = params["embed"]["embedding"] if spec.tied_head else params["head"]["weight"]
+    return _times(x, head, jnp.float32)
 
 
 def _layer(x, read, weights, spec):
     """The products of one layer: keys and values of `x`, all the others of `read`."""
-    attention, feedforward = weights["attention"], weights["feedforward"]
-    seen = x @ attention["k"]["kernel"] + x @ attention["v"]["kernel"]
+
+    def times(x, part, name):
+        return _times(x, weights[part][name]["weight"])
+
+    seen = times(x, "attention", "k") + times(x, "attention", "v")
     # Every row of keys and values must reach the result, or its product would be left out: the
     # rows that are not read are added to the first one that is.
     ahead = x.shape[0] - read.shape[0]
     seen = seen[ahead:].at[0].add(seen[:ahead].sum(axis=0))
-    queries = read @ attention["q"]["kernel"]
+    queries = times(read, "attention", "q")
     mixed = queries + jnp.tile(seen, (1, spec.heads // spec.kv_heads))
-    read = read + mixed @ attention["o"]["kernel"]
-    wide = read @ feedforward["gate"]["kernel"] + read @ feedforward["up"]["kernel"]
-    return read + wide @ feedforward["down"]["kernel"]
+    read = read + times(mixed, "attention", "o")
+    wide = times(read, "feedforward", "gate") + times(read, "feedforward", "up")
+    return read + times(wide, "feedforward", "down")
+
+
+def _times(x, weight, dtype=None):
+    """`[N, in]` times `[out, in]`."""
+    return jax.lax.dot_general(x, weight, (((1,), (1,)), ((), ())), preferred_element_type=dtype)

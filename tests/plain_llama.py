@@ -23,7 +23,7 @@ LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 32)
 
 
 class Plain(NamedTuple):
-    """Sizes, and tensors by name, kernels as [out, in]."""
+    """Sizes, and tensors by name, matrices as [out, in]."""
 
     spec: Spec
     arrays: dict[str, np.ndarray]

@@ -238,8 +238,7 @@ def expected(spec: Spec, arrays: dict[str, np.ndarray], dtype=np.float32) -> dic
     """The leaves, by path, that reading these tensors should give, made the slow way."""
     leaves: dict = {}
     for name, slot in names.wanted(spec, "folder"):
-        leaf = arrays[name].T if slot.name.ours.endswith("kernel") else arrays[name]
-        leaf = leaf.astype(dtype)
+        leaf = arrays[name].astype(dtype)
         if slot.layer is None:
             leaves[slot.name.ours] = leaf
         elif slot.layer == spec.layers - 1:

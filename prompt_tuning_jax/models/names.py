@@ -20,7 +20,7 @@ class Name(NamedTuple):
     rotary: bool = False
 
 
-EMBEDDING, HEAD = "embed/embedding", "head/kernel"
+EMBEDDING, HEAD = "embed/embedding", "head/weight"
 LLAMA = (
     Name(EMBEDDING, "model.embed_tokens.weight", "token_embd.weight", "V D"),
     Name(
@@ -30,27 +30,27 @@ LLAMA = (
         "D",
     ),
     Name(
-        "attention/q/kernel",
+        "attention/q/weight",
         "model.layers.{}.self_attn.q_proj.weight",
         "blk.{}.attn_q.weight",
         "Hd D",
         rotary=True,
     ),
     Name(
-        "attention/k/kernel",
+        "attention/k/weight",
         "model.layers.{}.self_attn.k_proj.weight",
         "blk.{}.attn_k.weight",
         "Kd D",
         rotary=True,
     ),
     Name(
-        "attention/v/kernel",
+        "attention/v/weight",
         "model.layers.{}.self_attn.v_proj.weight",
         "blk.{}.attn_v.weight",
         "Kd D",
     ),
     Name(
-        "attention/o/kernel",
+        "attention/o/weight",
         "model.layers.{}.self_attn.o_proj.weight",
         "blk.{}.attn_output.weight",
         "D Hd",
@@ -62,19 +62,19 @@ LLAMA = (
         "D",
     ),
     Name(
-        "feedforward/gate/kernel",
+        "feedforward/gate/weight",
         "model.layers.{}.mlp.gate_proj.weight",
         "blk.{}.ffn_gate.weight",
         "F D",
     ),
     Name(
-        "feedforward/up/kernel",
+        "feedforward/up/weight",
         "model.layers.{}.mlp.up_proj.weight",
         "blk.{}.ffn_up.weight",
         "F D",
     ),
     Name(
-        "feedforward/down/kernel",
+        "feedforward/down/weight",
         "model.layers.{}.mlp.down_proj.weight",
         "blk.{}.ffn_down.weight",
         "D F",

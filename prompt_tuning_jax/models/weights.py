@@ -29,7 +29,7 @@ from prompt_tuning_jax.models.spec import Spec
 
 DTYPES = {dtype.name: dtype for dtype in safetensors_file.DTYPES.values()}
 FOLDER = "a folder with config.json and safetensors"
-LAYOUT = 1  # of converted files; raise it when the tree or the conversion changes
+LAYOUT = 2  # of converted files; raise it when the tree or the conversion changes
 STALE = 3600  # seconds after which the unfinished file of a conversion is nobody's
 SHARD = re.compile(r"[A-Za-z0-9_. -]{1,200}\.safetensors")  # what an index may name
 # Tables that some files carry and the spec says already.
@@ -57,8 +57,8 @@ def read(path: str, dtype: DTypeLike) -> Weights:
       dtype: of every leaf: float32, bfloat16 or float16.
 
     Returns:
-      Spec, params and fingerprint. Kernels are `[in, out]`, those of layers but the last stacked:
-      `layers/attention/q/kernel [L-1, D, H*d]`, `last/attention/q/kernel [D, H*d]`.
+      Spec, params and fingerprint. Matrices are `[out, in]`, those of layers but the last stacked:
+      `layers/attention/q/weight [L-1, H*d, D]`, `last/attention/q/weight [H*d, D]`.
 
     Raises:
       UserError: nothing is there, it is damaged, or the model is not supported.
@@ -249,7 +249,6 @@ def allocate(spec: Spec, dtype: np.dtype) -> dict[str, np.ndarray]:
     leaves = {}
     for row in rows(spec):
         shape = axes(spec, row.axes)
-        shape = shape[::-1] if row.ours.endswith("kernel") else shape
         if "{}" in row.folder:
             leaves[f"layers/{row.ours}"] = np.empty((spec.layers - 1, *shape), dtype)
             leaves[f"last/{row.ours}"] = np.empty(shape, dtype)
@@ -259,14 +258,14 @@ def allocate(spec: Spec, dtype: np.dtype) -> dict[str, np.ndarray]:
 
 
 def fill(leaves: Mapping[str, np.ndarray], spec: Spec, slot: Slot, array: np.ndarray):
-    """Puts a tensor into its place, cast and, if it is a kernel, turned from [out, in]."""
+    """Puts a tensor into its place, cast."""
     if slot.layer is None:
         place = leaves[slot.name.ours]
     elif slot.layer == spec.layers - 1:
         place = leaves[f"last/{slot.name.ours}"]
     else:
         place = leaves[f"layers/{slot.name.ours}"][slot.layer]
-    place[...] = array.T if slot.name.ours.endswith("kernel") else array
+    place[...] = array
 
 
 def nest(leaves: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -292,7 +291,7 @@ def read_converted(folder: Path, manifest: Mapping[str, Any]) -> dict[str, np.nd
         kept, leaves, digest = None, {}, ""
     if kept == {**manifest, "sha256": digest}:
         return leaves
-    log.warning("The converted model in %s is damaged; converting it again.", folder)
+    log.warning("The converted model in %s is damaged or old; converting it again.", folder)
     return None
 
 
