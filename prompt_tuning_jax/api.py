@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, tee
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from prompt_tuning_jax.data.template import with_prompt
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.generate import DEFAULTS, Settings, generate
 from prompt_tuning_jax.models import LanguageModel, load, prefix_length
+from prompt_tuning_jax.progress import watched
 from prompt_tuning_jax.train import Result, encode, tune
 
 __all__ = ("Result", "evaluate", "load", "predict", "save", "tune")
@@ -36,6 +37,7 @@ def evaluate(
     demonstrations: Sequence[Record] = (),
     generation: Settings | None = DEFAULTS,
     seed: int = 0,
+    log: Callable = print,
 ) -> dict[str, Any]:
     """Scores the model on a split of the task.
 
@@ -51,6 +53,7 @@ def evaluate(
         alone is measured.
       generation: how a task with a target writes its texts; None measures its loss alone.
       seed: of what is drawn where `generation` has a temperature.
+      log: takes a line of text, where it takes long.
 
     Returns:
       loss (nats an example), examples, and with labels accuracy (0 to 1), the task's other metrics,
@@ -76,17 +79,16 @@ def evaluate(
         generation = None
     else:
         examples = _encode(lm, task, rows, adaptation)
-    scores = scoring.score(lm, examples, adaptation.collections)
+    scores = scoring.score(lm, examples, adaptation.collections, log=log)
     answers = np.array([example.answer for example in examples])
     found: dict[str, Any] = scoring.metrics(scores, answers) | counts
     shortened, _ = tasks.dropped(examples)
     if shortened:
         found["shortened"] = shortened
     if task.target:
-        settings = generation
-        return found | (
-            _text_metrics(lm, task, rows, adaptation, settings, seed) if settings else {}
-        )
+        if generation is None:
+            return found
+        return found | _text_metrics(lm, task, rows, adaptation, generation, seed, log)
     values = [value for value, _ in task.labels]
     return found | metrics.label_metrics(scores.argmax(1), answers, values, task.metrics)
 
@@ -181,10 +183,11 @@ def _texts(lm, task, rows, adaptation, settings, seed):
     yield from zip(behind, generate(lm, ahead, adaptation.collections, settings, seed), strict=True)
 
 
-def _text_metrics(lm, task, rows, adaptation, settings, seed):
+def _text_metrics(lm, task, rows, adaptation, settings, seed, log):
     """Metrics of the texts that are written for the distinct inputs of the records."""
     inputs, references = tasks.grouped(task, rows)
-    written = [each for _, each in _texts(lm, task, inputs, adaptation, settings, seed)]
+    texts = _texts(lm, task, inputs, adaptation, settings, seed)
+    written = [each for _, each in watched(texts, "texts written", log, len(inputs))]
     unfinished = sum(not each.finished for each in written)
     counts = {"texts": len(written)} | ({"unfinished": unfinished} if unfinished else {})
     texts = [each.text.strip() for each in written]

@@ -1,6 +1,7 @@
 """What the commands do, once the command line is understood. Text for people goes to stdout."""
 
 import contextlib
+import functools
 import itertools
 import platform
 import shlex
@@ -37,6 +38,7 @@ from prompt_tuning_jax.data.records import wanted as wanted_of
 from prompt_tuning_jax.data.template import with_prompt
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.models import LanguageModel, load
+from prompt_tuning_jax.progress import watched
 from prompt_tuning_jax.train import Result
 
 INTERRUPTED = 75
@@ -133,7 +135,7 @@ def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list
     validation split (by accuracy, or without labels by loss), and what was tuned."""
 
     def row(name, trained, size, seconds, **how):
-        found = api.evaluate(lm, task, split=config.task.test, generation=None, **how)
+        found = api.evaluate(lm, task, split=config.task.test, generation=None, log=say, **how)
         accuracy = found.get("accuracy")
         if "shortened" in found:
             counts = f"{found['shortened']} of {found['examples']}"
@@ -142,7 +144,9 @@ def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list
         return report.Row(name, accuracy, trained, size, seconds, loss)
 
     def merit(prompt):
-        found = api.evaluate(lm, task, split=config.task.validation, prompt=prompt, generation=None)
+        found = api.evaluate(
+            lm, task, split=config.task.validation, prompt=prompt, generation=None, log=say
+        )
         return found.get("accuracy", -found["loss"])
 
     rows = [row("no prompt", 0, 0, 0.0)]
@@ -180,6 +184,7 @@ def evaluate(
         demonstrations=shown,
         generation=generate.settings(config.generation),
         seed=config.seed,
+        log=say,
     )
     for note in task.load().notes:
         say(note)
@@ -205,9 +210,9 @@ def rank(config, path: str, split: str, wanted: Wanted | None) -> dict[str, Any]
     lm = load_model(config)
 
     def score(prompt, split=config.task.validation):
-        return api.evaluate(lm, task, split=split, prompt=prompt, demonstrations=shown)
+        return api.evaluate(lm, task, split=split, prompt=prompt, demonstrations=shown, log=say)
 
-    ranking = written.rank(candidates.found, score)
+    ranking = written.rank(candidates.found, score, say)
     best = ranking[0]["prompt"]
     result = {"prompt": best, "split": split, **score(best, split), "candidates": ranking}
     left_out([result, *ranking], wanted)
@@ -271,9 +276,10 @@ def predict(
     counts: Counter[str] = Counter()
     settings = generate.settings(config.generation)
     records = itertools.chain([first], records)
-    for row in api.predict(
+    rows = api.predict(
         load_model(config), task, records, made, generation=settings, seed=config.seed
-    ):
+    )
+    for row in watched(rows, "records", functools.partial(print, file=sys.stderr)):
         counts.update(
             rows=1, shortened="shortened" in row, unfinished=not row.get("finished", True)
         )

@@ -9,10 +9,10 @@ import numpy as np
 
 from prompt_tuning_jax import advice
 from prompt_tuning_jax.errors import RunError
+from prompt_tuning_jax.progress import SECONDS, left
 from prompt_tuning_jax.workdir import METRICS, TENSORBOARD, Metrics, read_metrics
 
 REFUSED_IN_A_ROW = 5  # updates whose gradient is not finite, after which a run stops
-SECONDS = 5.0  # between two lines of progress
 
 
 class Journal:
@@ -21,6 +21,7 @@ class Journal:
     Attributes:
       lines: all metrics lines written, as dicts with `step`. They hold no times: the same run twice
         writes the same lines.
+      log: takes a line of text.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Journal:
         first; `log` takes a line of text."""
         self._files = Metrics(folder / METRICS, start, folder / TENSORBOARD) if folder else None
         self.lines: list[dict] = read_metrics(folder / METRICS) if folder else []
-        self._log, self._steps, self._every = log, config.steps, config.log_every
+        self.log, self._steps, self._every = log, config.steps, config.log_every
         self._waiting: collections.deque = collections.deque()
         self._first: list[float] = []
         self._loss: collections.deque = collections.deque(maxlen=advice.WINDOW)
@@ -78,13 +79,13 @@ class Journal:
         found = {name: metrics[name] for name in ("loss", "accuracy") if name in metrics}
         self._write(step, {f"validation/{name}": value for name, value in found.items()})
         accuracy = f", accuracy {found['accuracy']:.1%}" if "accuracy" in found else ""
-        self._log(f"step {step}: validation loss {found['loss']:.4f}{accuracy}")
+        self.log(f"step {step}: validation loss {found['loss']:.4f}{accuracy}")
 
     def warn(self, kind: str, sentence: str):
         """Logs the first sentence of a kind; "" is nothing to warn of."""
         if sentence and kind not in self._warned:
             self._warned.add(kind)
-            self._log(f"warning: {sentence}")
+            self.log(f"warning: {sentence}")
 
     def seconds(self) -> float:
         """Seconds of steps and validation, those of earlier starts included."""
@@ -95,7 +96,7 @@ class Journal:
         values = {name: float(np.asarray(part).ravel()[0]) for name, part in metrics.items()}
         refused = values.pop("refused_in_a_row")
         if refused:
-            self._log(f"warning: the gradient of step {step} is not finite: the update is left out")
+            self.log(f"warning: the gradient of step {step} is not finite: the update is left out")
         if refused >= REFUSED_IN_A_ROW:
             raise RunError(
                 f"{REFUSED_IN_A_ROW} updates in a row, to step {step}, had a gradient that is not "
@@ -116,7 +117,7 @@ class Journal:
         self._send(self.lines[-1])
         warning = self._files.write(step, values) if self._files else ""
         if warning:
-            self._log(f"warning: {warning}")
+            self.log(f"warning: {warning}")
 
     def _send(self, line: dict):
         numbers = {name: value for name, value in line.items() if value is not None}
@@ -126,9 +127,8 @@ class Journal:
         self._said = now = time.perf_counter()
         training = max(now - self._began - self._evaluating, 1e-9)
         rate = (step - self._start) / training
-        minutes, seconds = divmod(round((self._steps - step) / rate), 60)
         loss = sum(self._loss) / len(self._loss)
-        self._log(
+        self.log(
             f"step {step}/{self._steps}  loss {loss:.3f}  {rate:.2f} steps/s  "
-            f"{self._tokens / training:,.0f} tokens/s  {minutes}:{seconds:02} left"
+            f"{self._tokens / training:,.0f} tokens/s  {left((self._steps - step) / rate)}"
         )

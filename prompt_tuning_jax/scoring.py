@@ -5,6 +5,7 @@ example share its text's positions; examples are packed. Each equals the plain c
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -20,11 +21,17 @@ from prompt_tuning_jax.data.batch import (
 )
 from prompt_tuning_jax.models import LanguageModel, bake
 from prompt_tuning_jax.models.decoder import Decoder, bind
+from prompt_tuning_jax.progress import watched
 from prompt_tuning_jax.step import make_mesh, place_rows, row_specs, target_scores
 
 
 def score(
-    lm: LanguageModel, examples, collections, devices=None, shape: Shape | None = None
+    lm: LanguageModel,
+    examples,
+    collections,
+    devices=None,
+    shape: Shape | None = None,
+    log: Callable | None = None,
 ) -> np.ndarray:
     """Log-probability of each answer of each example.
 
@@ -34,6 +41,7 @@ def score(
       collections: what a method's `adapt` returned, or {} for the model alone.
       devices: to spread the rows over; all of them unless given.
       shape: of the batches, from `next_shape`; the best for these examples unless given.
+      log: takes a line of text, where scoring takes long.
 
     Returns:
       float32[N, C] nats, in the order of the examples.
@@ -46,7 +54,10 @@ def score(
     compiled = _compiled(lm.module, mesh)
     scores = np.zeros((len(examples), answers), np.float32)
     shape = shape or evaluation_shape(examples, shared, row_multiple=len(devices))
-    for batch, index in evaluation_batches(examples, shared, shape):
+    parts = evaluation_batches(examples, shared, shape)
+    if log is not None:
+        parts = watched(parts, "examples scored", log, len(examples), _size)
+    for batch, index in parts:
         batch = batch._replace(
             shared=np.zeros((0,), np.int32), positions=np.maximum(batch.positions - shared, 0)
         )
@@ -61,6 +72,10 @@ def score(
 def next_shape(examples, before: Shape | None) -> Shape:
     """The shape for the next part of a stream of examples, all devices used; None is the first."""
     return stream_shape(examples, shared_length(examples), before, row_multiple=jax.device_count())
+
+
+def _size(part) -> int:
+    return len(part[1])
 
 
 @functools.cache

@@ -310,7 +310,7 @@ def executables(compiled: Compiled, state: State, frozen, data: Data, log: Calla
 def validate(lm: LanguageModel, data: Data, collections, step: int, journal: Journal) -> float:
     """The loss on the validation examples, in nats an example; goes into the journal."""
     began = time.perf_counter()
-    scores = scoring.score(lm, data.validation, collections)
+    scores = scoring.score(lm, data.validation, collections, log=journal.log)
     answers = np.array([example.answer for example in data.validation])
     metrics = scoring.metrics(scores, answers)
     journal.validated(step, metrics, time.perf_counter() - began)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
 from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.progress import watched
 
 
 class Candidate(NamedTuple):
@@ -56,7 +57,7 @@ def read(path: str) -> Candidates:
 
 
 def rank(
-    candidates: Sequence[Candidate], score: Callable[[str], dict[str, Any]]
+    candidates: Sequence[Candidate], score: Callable[[str], dict[str, Any]], log: Callable = print
 ) -> list[dict[str, Any]]:
     """Scores each candidate, the best first: by accuracy, or by loss where there is none; of equals
     the one that was written first.
@@ -64,12 +65,13 @@ def rank(
     Args:
       candidates: from `read`.
       score: a text's metrics.
+      log: takes a line of text, where it takes long.
 
     Returns:
       a dict each: prompt, and what `score` gave.
     """
     scored = []
-    for candidate in candidates:
+    for candidate in watched(candidates, "prompts scored", log, len(candidates)):
         try:
             scored.append({"prompt": candidate.text, **score(candidate.text)})
         except UserError as error:

@@ -270,7 +270,7 @@ def test_the_written_prompt_of_the_report_is_the_best_on_validation(monkeypatch,
     scores = {("validation[:40]", "one"): 0.2, ("validation[:40]", "twelve"): 0.9}
     scores |= {("validation[:40]", "six"): 0.5, ("test[:40]", "twelve"): 0.4}
 
-    def evaluate(lm, task, artifact=None, *, split, prompt=None, generation):
+    def evaluate(lm, task, artifact=None, *, split, prompt=None, generation, log):
         return {
             "accuracy": scores[split, prompt] if prompt else 0.7 if artifact else 0.1,
             "loss": 2,

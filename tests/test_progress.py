@@ -1,0 +1,55 @@
+"""What long work says, with a clock of the test's own."""
+
+import pytest
+
+from prompt_tuning_jax import progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass as the test adds to them."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def lines(clock, sizes, each, first=0.0, total=None):
+    """What is said of parts of some sizes that take so many seconds each, the first one longer."""
+    said = []
+    for number, _ in enumerate(progress.watched(sizes, "texts", said.append, total, int)):
+        clock[0] += each + (0.0 if number else first)
+    return said
+
+
+def test_it_counts_what_is_done_and_says_what_is_left(clock):
+    # The first part waited a minute for the compiler: the rate is that of the others.
+    said = lines(clock, [4] * 100, each=2.0, first=60.0, total=400)
+    assert said[0] == "16 of 400 texts  2.0/s  3:12 left"
+    assert said[1] == "28 of 400 texts  2.0/s  3:06 left"
+    assert said[-1] == "388 of 400 texts  2.0/s  0:06 left"
+
+
+def test_what_has_no_known_end_is_counted(clock):
+    said = lines(clock, [1] * 3000, each=0.25)
+    assert said[:2] == ["21 texts  4.0/s", "41 texts  4.0/s"]
+    assert said[-1] == "2,981 texts  4.0/s"
+
+
+def test_short_work_says_nothing(clock):
+    assert lines(clock, [1] * 10, each=0.4, total=10) == []
+
+
+def test_it_hands_on_every_part_as_it_comes():
+    came = []
+    parts = (came.append(number) or number for number in range(3))
+    watched = progress.watched(parts, "parts", print)
+    assert next(watched) == 0 and came == [0]
+    assert list(watched) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0:00 left"), (59.7, "1:00 left"), (750, "12:30 left"), (11_040, "3:04:00 left")],
+)
+def test_the_time_left_is_for_people(seconds, text):
+    assert progress.left(seconds) == text
