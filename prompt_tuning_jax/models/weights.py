@@ -9,8 +9,10 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import re
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
+from prompt_tuning_jax import memory
 from prompt_tuning_jax.cache import cache_folder
 from prompt_tuning_jax.embedded import EMBEDDED, find
 from prompt_tuning_jax.errors import UserError, short
@@ -137,6 +140,7 @@ def read_folder(folder: Path, dtype: np.dtype) -> Weights:
     twins = {names[EMBEDDING], names[HEAD]} if spec.tied_head else set()
     ignored = {name for name in shapes if name.endswith(BUFFERS) or name in twins}
     slots = match(spec, "folder", shapes, ignored, folder)
+    check_memory(spec, dtype, folder)
     leaves, digests, ties = allocate(spec, dtype), [], set()
     for file, entries in headers.items():
         digests.append(hashlib.sha256())
@@ -183,6 +187,7 @@ def read_gguf(path: Path, dtype: np.dtype) -> Weights:
             factors = gguf_file.load(data, ROPE_FACTORS, file.tensors[ROPE_FACTORS])
     spec = specs.from_gguf(file.fields, GGUF_HEAD not in shapes, factors, str(path))
     slots = match(spec, "gguf", shapes, {ROPE_FACTORS}, path)
+    check_memory(spec, dtype, path)
     folder = cache_folder() / "models" / f"{fingerprint[:16]}-{dtype.name}"
     manifest = {"layout": LAYOUT, "source": fingerprint, "dtype": dtype.name}
     leaves = read_converted(folder, manifest)
@@ -242,6 +247,21 @@ def match(
                 f"{spec.layers} layers{', whose head is tied' if spec.tied_head else ''}."
             )
     return slots
+
+
+def check_memory(spec: Spec, dtype: np.dtype, path: Path):
+    """Raises a UserError for a model that the host or a device has too little memory for."""
+    numbers = sum(
+        math.prod(axes(spec, row.axes)) * (spec.layers if "{}" in row.folder else 1)
+        for row in rows(spec)
+    )
+    needed, available = numbers * dtype.itemsize, min(memory.host(), memory.device() or sys.maxsize)
+    if needed > available:
+        smaller = "model.dtype=bfloat16 or " if dtype.itemsize > 2 else ""
+        raise UserError(
+            f"{path}: the model takes {needed / 1e9:,.1f} GB as {dtype.name} and there are "
+            f"{available / 1e9:,.1f} GB of memory: give {smaller}a smaller model."
+        )
 
 
 def allocate(spec: Spec, dtype: np.dtype) -> dict[str, np.ndarray]:

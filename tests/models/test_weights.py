@@ -16,10 +16,11 @@ import tiny_models
 from safetensors.numpy import load_file, save_file
 from tiny_models import BFLOAT16, SPEC, changed
 
-from prompt_tuning_jax import embedded
+from prompt_tuning_jax import embedded, memory
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models import safetensors_file, spec, weights
 
+ARRAYS = tiny_models.tensors(SPEC)
 EMBEDDED = "smollm2-135m-instruct"
 LLAMA3 = spec.RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
@@ -505,3 +506,36 @@ def test_two_processes_convert_at_once(tmp_path, cache):
     assert {out.strip() for out, _ in done} == {hashlib.sha256(wanted).hexdigest()}, done
     assert {error for _, error in done} == {""}
     assert not list(converted(cache).glob("*.tmp"))
+
+
+@pytest.mark.parametrize(("place", "dtype"), [("host", "float32"), ("device", "bfloat16")])
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_a_model_larger_than_memory_is_refused(tmp_path, monkeypatch, place, dtype, kind):
+    write = tiny_models.write_gguf if kind == "gguf" else tiny_models.write_folder
+    path = str(write(tmp_path / "model"))
+    size = {"float32": 4, "bfloat16": 2}[dtype] * sum(array.size for array in ARRAYS.values())
+    monkeypatch.setattr(memory, place, lambda: size)
+    weights.read(path, dtype)
+    monkeypatch.setattr(memory, place, lambda: size - 1)
+    typed = "model.dtype=bfloat16 or " if dtype == "float32" else ""
+    with pytest.raises(UserError, match=f"as {dtype} and there are .* give {typed}a smaller model"):
+        weights.read(path, dtype)
+
+
+def test_a_huge_model_is_refused_with_the_figure_before_any_of_it_is_read(tmp_path):
+    vocabulary = 10**10
+    folder = tiny_models.write_folder(tmp_path / "model")
+    tiny_models.rewrite(folder / "config.json", vocab_size=vocabulary)
+    entries, end = {}, 0
+    for name, array in ARRAYS.items():
+        shape = [vocabulary if size == SPEC.vocabulary else size for size in array.shape]
+        begin, end = end, end + 2 * int(np.prod(shape))
+        entries[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+    header = json.dumps(entries).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + end)
+    began = time.process_time()
+    with pytest.raises(UserError, match=r"takes [\d,.]+ GB as bfloat16 and there are"):
+        weights.read(str(folder), "bfloat16")
+    assert time.process_time() - began < 1.0
