@@ -7,7 +7,6 @@ is taken, and nothing outside the folder is opened. `README.md` is for people an
 """
 
 import dataclasses
-import errno
 import hashlib
 import importlib.metadata
 import json
@@ -24,7 +23,7 @@ import numpy as np
 
 from prompt_tuning_jax import __version__, card
 from prompt_tuning_jax.config import KEYS, flatten
-from prompt_tuning_jax.errors import UserError, nearest, short
+from prompt_tuning_jax.errors import DISK, UserError, nearest, short
 from prompt_tuning_jax.models import safetensors_file
 from prompt_tuning_jax.report import Row
 from prompt_tuning_jax.workdir import sync
@@ -53,8 +52,6 @@ _KINDS: dict[str, type] = {
 }
 _MODEL = {"name": str, "fingerprint": str, "spec": dict}
 _AGAIN = "copy the artifact again, or train it again"
-# Failures that are the disk's; any other is the name's that was given.
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _PACKAGES = ("jax", "flax", "optax", "numpy")
 
 
@@ -141,7 +138,8 @@ def save(artifact: Artifact, folder: str | os.PathLike) -> None:
             sync(path)
         _swap(partial, folder)
     except OSError as error:
-        if error.errno in _DISK:
+        if error.errno in DISK:
+            error.filename, error.filename2 = os.fspath(folder), None
             raise
         raise UserError(
             f"the artifact '{folder}' cannot be written ({error.strerror}): give another folder."
@@ -155,8 +153,11 @@ def write_card(artifact: Artifact, folder: str | os.PathLike, rows: Iterable[Row
     folder = Path(folder).resolve()
     # Beside the folder, where what a kill leaves behind is in nobody's way.
     partial = folder.with_name(f".{folder.name}.card")
-    partial.write_text(_card(artifact, folder, folder.name, rows), encoding="utf-8")
-    os.replace(partial, folder / card.CARD)
+    try:
+        partial.write_text(_card(artifact, folder, folder.name, rows), encoding="utf-8")
+        os.replace(partial, folder / card.CARD)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _card(artifact: Artifact, written: Path, name: str, rows: Iterable[Row] = ()) -> str:
