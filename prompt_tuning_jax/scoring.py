@@ -32,13 +32,13 @@ def score(
       lm: the frozen model.
       examples: `data.template.Example`s, all with the same number of answers C.
       collections: what a method's `adapt` returned, or {} for the model alone.
-      devices: to spread the rows over; all of them unless given.
+      devices: to spread the rows over; all of this process's unless given.
       shape: of the batches, from `next_shape`; the best for these examples unless given.
 
     Returns:
       float32[N, C] nats, in the order of the examples.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = jax.local_devices() if devices is None else devices
     mesh = make_mesh(devices)
     answers = len(examples[0].tails)
     shared = shared_length(examples)
@@ -60,7 +60,9 @@ def score(
 
 def next_shape(examples, before: Shape | None) -> Shape:
     """The shape for the next part of a stream of examples, all devices used; None is the first."""
-    return stream_shape(examples, shared_length(examples), before, row_multiple=jax.device_count())
+    return stream_shape(
+        examples, shared_length(examples), before, row_multiple=jax.local_device_count()
+    )
 
 
 @functools.cache
