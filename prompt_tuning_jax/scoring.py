@@ -8,7 +8,7 @@ import functools
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from prompt_tuning_jax.data.batch import (
     Batch,
@@ -44,13 +44,15 @@ def score(
     shared = shared_length(examples)
     front = bake(lm, np.asarray(examples[0].trunk[:shared]), collections)
     compiled = _compiled(lm.module, mesh)
+    # Once, not for each batch anew.
+    params, front = jax.device_put((lm.params, front), NamedSharding(mesh, PartitionSpec()))
     scores = np.zeros((len(examples), answers), np.float32)
     shape = shape or evaluation_shape(examples, shared, row_multiple=len(devices))
     for batch, index in evaluation_batches(examples, shared, shape):
         batch = batch._replace(
             shared=np.zeros((0,), np.int32), positions=np.maximum(batch.positions - shared, 0)
         )
-        values = np.asarray(compiled(lm.params, front, place_rows(mesh, batch)))
+        values = np.asarray(compiled(params, front, place_rows(mesh, batch)))
         # Tails of several tokens: the sum over their tokens, added in float32 on the host.
         flat = np.zeros((len(index) * answers,), np.float32)
         np.add.at(flat, batch.target_example.ravel(), (values * batch.target_weights).ravel())
