@@ -158,9 +158,7 @@ def plan(lm: LanguageModel, task, config, log: Callable) -> Plan:
     adapt = jax.jit(lambda tree: method.adapt(tree, key, False))
     log(parameters(trainable, lm))
     data = prepare(lm, task, config, adapt(trainable), log)
-    processes.check(
-        config, lm.fingerprint, repr([example.trunk.tolist() for example in data.train])
-    )
+    processes.check(config, lm.fingerprint, data.train)
     return Plan(parts, trainable, adapt, data)
 
 
