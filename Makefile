@@ -5,6 +5,8 @@ CONFIG := $(patsubst soft_prompt,quickstart,$(METHOD))
 WORKDIR ?= runs/$(CONFIG)
 PIP := -m pip install --quiet --disable-pip-version-check
 PACKAGING := setup.py requirements/demo.txt
+# Text to tokens, packing, batches, templates, config overrides.
+PROPERTIES := -m hypothesis --hypothesis-profile=slow tests/data tests/test_config.py
 
 .PHONY: quickstart test test-slow test-reference test-versions lint clean
 
@@ -14,9 +16,11 @@ quickstart: .venv/quickstart-installed
 test: .venv/test-installed
 	.venv/bin/python -m pytest -n auto --maxprocesses 4 --ignore tests/reference --ignore tests/slow tests
 
-# What takes minutes: thousands of damaged files, whole runs under a watch. TESTS as below.
+# What takes minutes: thousands of damaged files, whole runs under a watch, and the property tests
+# with a thousand examples each. TESTS as below.
 test-slow: .venv/test-installed
 	.venv/bin/python -m pytest $(or $(TESTS),tests/slow)
+	$(if $(TESTS),,.venv/bin/python -m pytest $(PROPERTIES))
 
 # Reference numbers from transformers and PEFT on torch, which is why it has its own environment.
 test-reference: .venv-reference/installed

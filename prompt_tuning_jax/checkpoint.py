@@ -55,7 +55,16 @@ class Checkpoints:
         self._folder = Path(folder).absolute()
         self._hook = sys.unraisablehook
         sys.unraisablehook = functools.partial(_unless_loop_closed, self._hook)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            enable_async_checkpointing=False,
+            create=False,
+            # Of several processes the first alone opens it: orbax is to wait for no other.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+            ),
+        )
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._sweep()
         with _quiet():
             self._manager = ocp.CheckpointManager(

@@ -25,6 +25,7 @@ from prompt_tuning_jax import (
     dry_run,
     environment,
     generate,
+    processes,
     report,
     workdir,
     written,
@@ -57,6 +58,12 @@ def train(config, folder: str, fresh: bool, command: list[str]) -> int:
       Exit status: 0 done, 75 interrupted and saved.
     """
     keep_compiled()
+    with processes.joined() as first:
+        return lead(config, folder, fresh, command) if first else follow(config)
+
+
+def lead(config, folder: str, fresh: bool, command: list[str]) -> int:
+    """`train` in a process alone, or in the first of several."""
     with workdir.claim(folder) as run, environment.recorded(run, command) as start:
         if not fresh and (run / workdir.CONFIG).exists():
             workdir.settle(run, config)
@@ -86,6 +93,15 @@ def train(config, folder: str, fresh: bool, command: list[str]) -> int:
         asking = f"{program} predict --artifact {shlex.quote(str(kept))}"
         say(f"next:   echo {card.question(config.task.template)} | {asking}")
     return 0
+
+
+def follow(config) -> int:
+    """`train` in the other processes: steps with the first, says nothing and keeps nothing."""
+    with enough_memory(config):
+        result = api.tune(
+            load_model(config), tasks.make(config.task), config, log=lambda line: None
+        )
+    return 0 if result.finished else INTERRUPTED
 
 
 def rehearse(config, folder: str | None, fresh: bool) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 from prompt_tuning_jax import __version__
 from prompt_tuning_jax.cache import cache_folder
-from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.errors import UserError, hide
 from prompt_tuning_jax.workdir import RUN, atomic_write
 
 _PACKAGES = (
@@ -30,6 +31,7 @@ _PACKAGES = (
 )
 # Environment variables that change what a run does.
 _VARIABLES = ("CUDA_", "JAX_", "LIBTPU_", "NPROC", "PROMPT_TUNING_", "TPU_", "XLA_")
+_SECRET = re.compile("KEY$|TOKEN|SECRET|PASSW|CREDENTIAL")
 _GIT_SECONDS = 5.0
 
 
@@ -46,7 +48,9 @@ def describe() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         **_devices(),
         "variables": {
-            name: value for name, value in sorted(os.environ.items()) if name.startswith(_VARIABLES)
+            name: "***" if _SECRET.search(name) else hide(value)
+            for name, value in sorted(os.environ.items())
+            if name.startswith(_VARIABLES)
         },
     }
 

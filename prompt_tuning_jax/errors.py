@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,3 +34,9 @@ def short(value: Any, most: int = 60) -> str:
     """Returns a value out of a file as a sentence can hold it: escaped, on one line, and cut."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}…"
+
+
+def hide(text: str) -> str:
+    """Returns a text for others to see without the credentials of its URLs and without tokens of a
+    hub, which a person may have typed where they do not belong."""
+    return re.sub(r"(:/{1,2})[^/@\s]+(?=@)|\bhf_\w{16,}", r"\1***", text)

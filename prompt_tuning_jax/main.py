@@ -15,7 +15,7 @@ import click
 
 from prompt_tuning_jax import __version__
 from prompt_tuning_jax.data.demonstrations import CHOICES, Wanted
-from prompt_tuning_jax.errors import DISK, RunError, UserError, nearest
+from prompt_tuning_jax.errors import DISK, RunError, UserError, hide, nearest
 
 FAILED = 1
 USAGE = 2
@@ -283,9 +283,9 @@ def run(arguments: list[str]) -> int:
         return finished.exit_code
     except (RunError, UserError, click.ClickException) as error:
         if "--debug" in arguments:
-            traceback.print_exc()
+            click.echo(hide(traceback.format_exc()), err=True)
         wrong = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        click.echo(f"error: {wrong}", err=True)
+        click.echo(f"error: {hide(wrong)}", err=True)
         return FAILED if isinstance(error, RunError) else USAGE
     except OSError as error:
         if error.errno not in DISK or "--debug" in arguments:
@@ -369,7 +369,7 @@ def _json(value: Any) -> str:
 
 def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     text = next(iter(str(error).strip().splitlines()), "")
-    click.echo(f"error: {kind.__name__}: {text} (--debug shows the traceback)", err=True)
+    click.echo(f"error: {kind.__name__}: {hide(text)} (--debug shows the traceback)", err=True)
 
 
 def _name(lines: BinaryIO) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from prompt_tuning_jax.data.batch import (
     Batch,
@@ -39,19 +39,21 @@ def score(
       lm: the frozen model.
       examples: `data.template.Example`s, all with the same number of answers C.
       collections: what a method's `adapt` returned, or {} for the model alone.
-      devices: to spread the rows over; all of them unless given.
+      devices: to spread the rows over; all of this process's unless given.
       shape: of the batches, from `next_shape`; the best for these examples unless given.
       log: takes a line of text, where scoring takes long.
 
     Returns:
       float32[N, C] nats, in the order of the examples.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = jax.local_devices() if devices is None else devices
     mesh = make_mesh(devices)
     answers = len(examples[0].tails)
     shared = shared_length(examples)
     front = bake(lm, np.asarray(examples[0].trunk[:shared]), collections)
     compiled = _compiled(lm.module, mesh)
+    # Once, not for each batch anew.
+    params, front = jax.device_put((lm.params, front), NamedSharding(mesh, PartitionSpec()))
     scores = np.zeros((len(examples), answers), np.float32)
     shape = shape or evaluation_shape(examples, shared, row_multiple=len(devices))
     parts = evaluation_batches(examples, shared, shape)
@@ -61,7 +63,7 @@ def score(
         batch = batch._replace(
             shared=np.zeros((0,), np.int32), positions=np.maximum(batch.positions - shared, 0)
         )
-        values = np.asarray(compiled(lm.params, front, place_rows(mesh, batch)))
+        values = np.asarray(compiled(params, front, place_rows(mesh, batch)))
         # Tails of several tokens: the sum over their tokens, added in float32 on the host.
         flat = np.zeros((len(index) * answers,), np.float32)
         np.add.at(flat, batch.target_example.ravel(), (values * batch.target_weights).ravel())
@@ -71,7 +73,9 @@ def score(
 
 def next_shape(examples, before: Shape | None) -> Shape:
     """The shape for the next part of a stream of examples, all devices used; None is the first."""
-    return stream_shape(examples, shared_length(examples), before, row_multiple=jax.device_count())
+    return stream_shape(
+        examples, shared_length(examples), before, row_multiple=jax.local_device_count()
+    )
 
 
 def _size(part) -> int:

@@ -211,6 +211,13 @@ def place_rows(mesh, batch: Batch) -> Batch:
 def _over_mesh(step, devices):
     mesh = make_mesh(devices)
     everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def place(leaf):
+        if everywhere.is_fully_addressable:
+            return jax.device_put(leaf, everywhere)
+        # `device_put` would first send the whole tree to every process, to compare.
+        return jax.make_array_from_callback(np.shape(leaf), everywhere, lambda _: np.asarray(leaf))
+
     # check_vma=True would add the shared keys' gradient up over devices in every layer.
     mapped = jax.shard_map(
         step,
@@ -221,7 +228,7 @@ def _over_mesh(step, devices):
     )
     return Compiled(
         jax.jit(mapped, donate_argnums=0),
-        lambda tree: jax.device_put(tree, everywhere),
+        functools.partial(jax.tree.map, place),
         functools.partial(place_rows, mesh),
         # Copies: on a CPU numpy would look into memory that the next step takes over.
         functools.partial(jax.tree.map, np.array),

@@ -5,8 +5,6 @@ The mathematics is in `step.py`, what is kept on disk in `workdir.py` and `check
 
 import contextlib
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from prompt_tuning_jax import advice, methods, optimizers, scoring, tracking
+from prompt_tuning_jax import advice, methods, optimizers, processes, scoring, tracking
 from prompt_tuning_jax import artifact as artifacts
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.checkpoint import Checkpoints
@@ -24,6 +22,7 @@ from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.journal import Journal
 from prompt_tuning_jax.models import LanguageModel, prefix_length
+from prompt_tuning_jax.processes import agreed, stop_requested
 from prompt_tuning_jax.profiling import profiler
 from prompt_tuning_jax.step import Compiled, Parts, State, compile_step, init_state
 from prompt_tuning_jax.workdir import CHECKPOINTS, settle
@@ -97,6 +96,7 @@ def tune(
       RunError: five updates in a row whose gradient was not finite.
     """
     run = plan(lm, task, config, log)
+    kept = agreed(folder is not None)
     with contextlib.ExitStack() as opened:
         track = opened.enter_context(tracking.tracker(config, folder))
         before_step = opened.enter_context(profiler(config.profile_steps, folder, log))
@@ -105,7 +105,7 @@ def tune(
             settle(folder, config, fresh)
         stopping = opened.enter_context(stop_requested(log))
         checkpoints = opened.enter_context(Checkpoints(folder / CHECKPOINTS)) if folder else None
-        state, best, spent = restore(checkpoints, init_state(run.parts, run.trainable), log)
+        state, best, spent = agreed(restore(checkpoints, init_state(run.parts, run.trainable), log))
         start = config.steps if enough(best, config) else int(state.step)
         journal = opened.enter_context(Journal(int(state.step), spent, config, folder, log, track))
         journal.warn("norm", advice.prompt_norm(lm, run.adapt(state.trainable)))
@@ -121,9 +121,9 @@ def tune(
             state, metrics = steps[batch.tokens.shape](state, frozen, placed)
             journal.add(step + 1, metrics, batch)
 
-            stop, last = bool(stopping), step + 1 == config.steps
+            stop, last = processes.stops(stopping, step), step + 1 == config.steps
             # Stopped without a folder, a run cannot go on: what it has learnt is its result.
-            if last or (stop and folder is None) or due(step + 1, config.evaluate_every):
+            if last or (stop and not kept) or due(step + 1, config.evaluate_every):
                 journal.settle()
                 current = compiled.fetch(state.trainable)
                 loss = validate(lm, run.data, run.adapt(current), step + 1, journal)
@@ -158,6 +158,7 @@ def plan(lm: LanguageModel, task, config, log: Callable) -> Plan:
     adapt = jax.jit(lambda tree: method.adapt(tree, key, False))
     log(parameters(trainable, lm))
     data = prepare(lm, task, config, adapt(trainable), log)
+    processes.check(config, lm.fingerprint, data.train)
     return Plan(parts, trainable, adapt, data)
 
 
@@ -316,29 +317,4 @@ def validate(lm: LanguageModel, data: Data, collections, step: int, journal: Jou
     journal.validated(step, metrics, time.perf_counter() - began)
     journal.warn("answers", advice.one_answer(scores.argmax(1), answers, data.labels))
     journal.warn("norm", advice.prompt_norm(lm, collections))
-    return metrics["loss"]
-
-
-@contextlib.contextmanager
-def stop_requested(log: Callable):
-    """Yields a list that is no longer empty once Ctrl-C or SIGTERM asked the run to stop.
-
-    A second Ctrl-C stops at once. Outside the main thread signals are left as they are.
-    """
-    asked: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-
-    def ask(number, frame):
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.append(signal.Signals(number).name)
-        log(f"{asked[-1]}: finishing this step, then saving")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return agreed(metrics["loss"])

@@ -24,4 +24,6 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["NPROC"] = "16"
 
 settings.register_profile("tests", derandomize=True, deadline=None, database=None)
+# `make test-slow` runs the property tests again with `--hypothesis-profile=slow`.
+settings.register_profile("slow", settings.get_profile("tests"), max_examples=1000)
 settings.load_profile("tests")

@@ -143,6 +143,39 @@ def test_overrides_arrive_as_typed(steps, rate, text):
     assert config.prompts == (text, text)
 
 
+VALUES = ["", "0", "-1", "1e400", "nan", "true", "None", "()", "('a', 'b')", "('a=b',)", "{'a': 1}"]
+VALUES += ["prefix", "text", "{text}", "{soft:2}{a}", "files", "tfds:x", "accuracy", "[" * 50, "\0"]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([*KEYS]), st.sampled_from(VALUES) | st.text(max_size=8)),
+        max_size=4,
+    )
+)
+def test_overrides_are_taken_as_a_whole_or_refused_by_their_keys(given):
+    words = [f"--config.{key}={value}" for key, value in given]
+    try:
+        config = load(None, words)
+    except UserError as error:
+        message = str(error)
+        assert message.replace("\n", "").isprintable()
+        faults = message.splitlines()
+        faults = faults[1:] if len(faults) > 1 else faults
+        # What does not fit together may be said of the other half of it.
+        assert all(re.search(r"config\.[a-z]", fault) for fault in faults)
+        return
+    found = flatten(config.to_dict())
+    assert found.keys() == KEYS.keys()
+    for name, value in found.items():
+        key = KEYS[name]
+        assert type(value) is type(key.default)
+        if name not in dict(given):
+            assert value == key.default
+    again = configs.build(json.loads(to_json(config)), ())
+    assert again == config
+
+
 @pytest.mark.parametrize("from_file", [False, True])
 def test_mutated_keys_are_refused_and_named(tmp_path, from_file):
     tried = named = 0

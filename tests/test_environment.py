@@ -6,6 +6,7 @@ import sys
 
 import jax
 import pytest
+import tiny_runs
 
 from prompt_tuning_jax import __version__, environment, main, workdir
 from prompt_tuning_jax.errors import RunError, UserError
@@ -102,3 +103,44 @@ def test_a_failure_is_heard_though_the_record_cannot_be_written(tmp_path):
         raise RunError("five in a row")
     with pytest.raises(FileNotFoundError), environment.recorded(tmp_path / "gone", ["a"]):
         pass
+
+
+SECRET = "hf_NobodyMaySeeThisAnywhere"
+URL = f"https://user:{SECRET[3:]}@example.org/model.gguf"
+NAMES = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY"]
+# Recorded by how their names begin.
+RECORDED = ["JAX_API_KEY", "TPU_TOKEN", "XLA_PASSWORD", "PROMPT_TUNING_CREDENTIALS", "CUDA_SECRET"]
+
+
+def set_secrets(monkeypatch):
+    for name in [*NAMES, *RECORDED]:
+        monkeypatch.setenv(name, SECRET[3:])
+    # No secrets by their names.
+    monkeypatch.setenv("JAX_NOTE", SECRET)
+    monkeypatch.setenv("TPU_PROXY", URL)
+
+
+def test_no_secret_is_recorded(tmp_path, monkeypatch):
+    set_secrets(monkeypatch)
+    with environment.recorded(tmp_path, ["a"]):
+        pass
+    [start] = json.loads((tmp_path / workdir.RUN).read_text())["starts"]
+    variables = start["environment"]["variables"]
+    assert {variables[name] for name in [*RECORDED, "JAX_NOTE"]} == {"***"}
+    assert variables["TPU_PROXY"] == "https://***@example.org/model.gguf"
+    assert not {*NAMES} & {*variables}
+
+
+@pytest.mark.parametrize("secret", [URL, SECRET])
+def test_no_secret_is_in_a_refusal_or_its_traceback(secret, tmp_path, monkeypatch, capfd):
+    set_secrets(monkeypatch)
+    with tiny_runs.at_home(monkeypatch):
+        for key in ("tracker", "model.path", "task.name", "steps"):
+            words = tiny_runs.training(tmp_path / "run", f"--config.{key}={secret}", "--debug")
+            assert main.run(words) == 2
+        assert main.run(["evaluate", "--artifact", secret, "--debug"]) == 2
+    shown = capfd.readouterr()
+    assert SECRET[3:] not in shown.out + shown.err
+    assert shown.err.count("Traceback") >= 5 and shown.err.count("***") >= 5
+    # But for the lock's file, which is empty.
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) == 0

@@ -7,6 +7,7 @@ neither a field nor a label is ever tokenised alone.
 
 import functools
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -205,7 +206,8 @@ def encode(
             f"template {template.text!r} puts nothing before the answer: give it text, a slot or a"
             " field that is not empty"
         )
-    constant = _constant(rendered.first_field, trunk.ends)
+    # A slot or special token behind a field that is empty stands where the field does.
+    constant = min(_constant(rendered.first_field, trunk.ends), rendered.most)
     return Example(
         np.array(trunk.ids, np.int32),
         tuple(np.array(tail, np.int32) for tail in tails),
@@ -234,6 +236,7 @@ class _Rendered(NamedTuple):
     begins: int  # where the last run begins
     spans: dict[str, list[tuple[int, int]]]  # characters of each occurrence of each field
     first_field: int | None  # where the first field begins
+    most: int  # front tokens up to the end of the first field's run, if that is not the last
 
 
 # What tokenises in one piece (constants and fields), or tokens without text.
@@ -302,7 +305,7 @@ def _render(
     specials: dict[str, int] = tokenizer.specials
     front = _Tokens(list(bos), [0] * len(bos), [0] * len(bos))
     spans: dict[str, list[tuple[int, int]]] = {}
-    first_field = None
+    first_field, most = None, sys.maxsize
     begins = place = 0
     text = ""
     for number, item in enumerate(layout):
@@ -321,7 +324,9 @@ def _render(
             if number < len(layout) - 1:
                 ids, offsets = tokenizer.encode(text)
                 _extend(front, ids, offsets, begins)
-    return _Rendered(front, text, begins, spans, first_field)
+                if first_field is not None:
+                    most = min(most, len(front.ids))
+    return _Rendered(front, text, begins, spans, first_field, most)
 
 
 def _extend(

@@ -148,6 +148,51 @@ def test_parse_refuses_what_is_no_field_or_slot_at_its_position(text, position):
         parse(text)
 
 
+MARKUP = ["<|im|>", "<|im|", "|>"]
+PARTS = st.sampled_from(
+    ["{", "}", "{{", "}}", "{text}", "{soft}", "{soft:2}", "{a b}", "{é}", "\\n", "\\", *MARKUP]
+)
+
+
+@given(st.lists(PARTS | st.text(max_size=3), max_size=8).map("".join), st.booleans())
+def test_what_parse_reads_is_what_is_written_and_the_rest_is_refused(text, special):
+    specials = MARKUP[:2] if special else []
+    plain = re.sub(r"\{\{|\}\}", "", text)
+    inside = re.findall(r"\{([^{}]*)\}", plain)
+    fields = [name for name in inside if not name.partition(":")[0] == "soft"]
+    try:
+        parsed = parse(text, specials)
+    except UserError as error:
+        assert re.search(r"position \d+: ", str(error))
+        # A brace without its partner, no name, no slot, or a second plain slot.
+        alone = re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", plain))
+        slots = [name for name in inside if name.startswith("soft:")]
+        assert (
+            alone
+            or inside.count("soft") > 1
+            or not all(name.isidentifier() for name in fields)
+            or not all(re.fullmatch("soft:[1-9][0-9]{0,8}", slot) for slot in slots)
+        )
+        return
+    assert [field.name for field in parsed.fields] == fields
+    written = ""
+    for piece in parsed.pieces:
+        if isinstance(piece, Field):
+            written += f"{{{piece.name}}}"
+        elif isinstance(piece, Slot):
+            written += "{soft}" if piece.size is None else f"{{soft:{piece.size}}}"
+        elif isinstance(piece, Special):
+            assert piece.markup in specials
+            written += piece.markup
+        else:
+            assert piece.text and not any(markup in piece.text for markup in specials)
+            written += re.sub(r"[{}]", lambda brace: 2 * brace[0], piece.text)
+    assert written == text.replace("\\n", "\n").replace("\\t", "\t")
+    prompt = with_prompt(text, "P")
+    assert not any(isinstance(piece, Slot) for piece in parse(prompt, specials).pieces)
+    assert prompt.count("P") == text.count("P") + 1
+
+
 @FIXTURES
 @given(templates(), TEXTS, TEXTS, WORDS, st.booleans(), st.booleans())
 def test_the_whole_text_is_tokenised_between_slots_and_specials(
@@ -287,6 +332,16 @@ def test_constant_tokens_lie_before_the_first_field(tokenizer, template, text, o
     constant = example.trunk[: example.constant].tolist()
     assert constant[: len(before)] == before[: len(constant)]
     assert rendered.encode().startswith(to_bytes(constant[len(before) :], tokenizer))
+
+
+def test_what_stands_behind_an_empty_field_is_not_constant(tokenizer):
+    for behind, virtual in (("<|im_start|>", 0), ("{soft}", 2)):
+        parsed = parse("A:{text}" + behind, tokenizer.specials)
+        arguments = {"num_virtual_tokens": virtual, "add_bos": False, "max_length": 99}
+        examples = [
+            encode(parsed, {"text": text}, ["yes"], tokenizer, **arguments) for text in ("", "x")
+        ]
+        assert [example.constant for example in examples] == [2, 2]
 
 
 @FIXTURES

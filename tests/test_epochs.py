@@ -1,0 +1,111 @@
+"""Batches of a run as the machines of one see them: no record lost or repeated, wherever it starts.
+
+Simulated hosts share out the eight devices of the tests; each sees the rows on its own.
+"""
+
+import functools
+import random
+import types
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+from grain import experimental
+
+from prompt_tuning_jax.data import batch as batches
+from prompt_tuning_jax.data.template import Example
+from prompt_tuning_jax.step import Parts, compile_step
+from prompt_tuning_jax.train import Data
+
+RECORDS, BATCH, STEPS = 37, 8, 11  # two epochs and a part
+FRONT, FIRST = [5, 6], 1000  # tokens: of all records, and the one that names record 0
+
+
+def example(number):
+    """A record as tokens, of which one names it."""
+    text = [7] * random.Random(number).randrange(9)
+    trunk = np.array([*FRONT, *text, FIRST + number, 8], np.int32)
+    return Example(trunk, (np.array([9], np.int32),), 0, len(FRONT), 0)
+
+
+def begin():
+    """The data of a run, as a process that has just been started has it."""
+    train = [example(number) for number in range(RECORDS)]
+    order = batches.order(RECORDS, seed=3)
+    planned = np.stack([batches.take(order, step, BATCH) for step in range(STEPS)])
+    shapes = batches.plan(train, planned, len(FRONT), row_multiple=jax.device_count())
+    return Data(train, [], len(FRONT), order, shapes, BATCH, ())
+
+
+def named(tokens):
+    """The records in rows of tokens, each as often as it is there."""
+    return Counter((tokens[tokens >= FIRST] - FIRST).tolist())
+
+
+PLACE = compile_step(Parts(*[None] * 3), "jit").place_batch
+
+
+class Seen:
+    """What one of several hosts sees, as an iterator whose state is the step; `grain` restores it.
+
+    To be given a state is to be started anew.
+    """
+
+    def __init__(self, host, hosts):
+        each = jax.device_count() // hosts
+        self._mine = set(jax.devices()[host * each : (host + 1) * each])
+        self.set_state({"step": 0})
+
+    def __iter__(self):
+        return self
+
+    def get_state(self):
+        return {"step": self._step}
+
+    def set_state(self, state):
+        self._data, self._step = begin(), state["step"]
+
+    def __next__(self):
+        if self._step == STEPS:
+            raise StopIteration
+        placed = PLACE(self._data.batch(self._step))
+        self._step += 1
+        return [
+            np.concatenate([s.data for s in array.addressable_shards if s.device in self._mine])
+            for array in placed[1:]
+        ]
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_every_host_goes_on_where_it_was_from_every_state(hosts):
+    for host in range(hosts):
+        begun = types.SimpleNamespace(__iter__=functools.partial(Seen, host, hosts))
+        experimental.assert_equal_output_after_checkpoint(begun)
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_the_hosts_parts_are_the_batch(hosts):
+    data = begin()
+    parts = zip(*(Seen(host, hosts) for host in range(hosts)), strict=True)
+    for step, seen in enumerate(parts):
+        for name, whole, *rows in zip(
+            batches.Batch._fields[1:], data.batch(step)[1:], *seen, strict=True
+        ):
+            np.testing.assert_array_equal(np.concatenate(rows), whole, err_msg=name)
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_each_record_is_read_once_an_epoch(hosts):
+    read = []
+    for seen in zip(*(Seen(host, hosts) for host in range(hosts)), strict=True):
+        found = sum((named(rows[0]) for rows in seen), Counter())
+        assert found.total() == BATCH
+        read.append(found)
+    # Whatever the order in a batch: epochs that end inside one share it.
+    for epoch in range(1, STEPS * BATCH // RECORDS + 1):
+        whole, rest = divmod(epoch * RECORDS, BATCH)
+        so_far = sum(read[:whole], Counter())
+        begun = read[whole] if rest else Counter()
+        assert all(so_far[n] <= epoch <= so_far[n] + begun[n] for n in range(RECORDS))
+    assert len({tuple(sorted(found.elements())) for found in read}) == STEPS
