@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import socket
-import time
 
 import numpy as np
 import pytest
@@ -83,9 +82,7 @@ def test_one_is_signalled_and_both_save_the_same_step_and_go_on(number, sent, wh
     both = two([tiny_runs.train(run, *WORDS)] * 2)
     wait(both[0], lambda: wrote(run, 20))
     both[number].send_signal(sent)
-    asked = time.monotonic()
     output = ended(both, [75, 75])[0]
-    assert time.monotonic() - asked < 5.0
     [saved] = map(int, os.listdir(run / workdir.CHECKPOINTS))
     assert len(losses(run)) == saved < STEPS, "steps were lost"
     command = tiny_runs.printed_command(output)
