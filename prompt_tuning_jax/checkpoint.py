@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.workdir import writable
 
 _STATE, _EXTRA = "state", "extra"
 # What orbax and tensorstore answer damaged files with.
@@ -48,19 +49,23 @@ class Checkpoints:
     """The newest `keep` states of a run in a folder. Use as a context manager, or `close`."""
 
     def __init__(self, folder: str | os.PathLike, keep: int = 2):
-        """Opens or makes the folder, and deletes what a kill left unfinished in it."""
+        """Opens or makes the folder, and deletes what a kill left unfinished in it.
+
+        Raises:
+          UserError: it cannot be made.
+        """
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
         self._folder = Path(folder).absolute()
-        self._hook = sys.unraisablehook
-        sys.unraisablehook = functools.partial(_unless_loop_closed, self._hook)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
         self._sweep()
-        with _quiet():
+        with writable(self._folder.parent), _quiet():
             self._manager = ocp.CheckpointManager(
                 self._folder, options=options, item_names=(_STATE, _EXTRA)
             )
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = functools.partial(_unless_loop_closed, self._hook)
 
     def __enter__(self) -> "Checkpoints":
         return self
