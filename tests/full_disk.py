@@ -1,0 +1,172 @@
+"""A run on a disk without room, in the tests' process: what takes some is counted and refused.
+
+Only what Python calls is seen here; `slow/test_disk.py` has a disk that is really full.
+"""
+
+import _pyio
+import builtins
+import contextlib
+import errno
+import io
+import os
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import tiny_runs
+
+from prompt_tuning_jax import main, train, workdir
+
+SETTINGS = ("steps=6", "save_every=2", "evaluate_every=3", "microbatches=1")
+FULL = "No space left on device"
+PURPOSE = re.compile(r"\w+ (\.artifact\.partial|\.report\.json).*")
+UNFINISHED = re.compile(r".*(partial|tmp|\.old|\.card)")
+
+
+class Calls(NamedTuple):
+    """What took room, in order, as 'write metrics.jsonl', and what of it was refused."""
+
+    made: list[str]
+    refused: list[str]
+
+
+class Run(NamedTuple):
+    """A run that was typed: its exit status, stdout and stderr, and its calls."""
+
+    status: int
+    out: str
+    err: str
+    calls: Calls
+
+
+@contextlib.contextmanager
+def refusing(folder: Path, refuse: Callable[[int, str], bool]):
+    """Refuses calls below a folder, by their number from 1 on and their text; yields the calls."""
+    calls, opened, lock = Calls([], []), {}, threading.Lock()
+    root = os.path.realpath(folder)
+
+    def take(call, path):
+        path = os.path.realpath(path)
+        if path != root and not path.startswith(root + os.sep):
+            return
+        text = f"{call.__name__} {os.path.relpath(path, root)}"
+        with lock:
+            calls.made.append(text)
+            if not refuse(len(calls.made), text):
+                return
+            calls.refused.append(text)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    def of_path(call):
+        def wrapped(path, *rest, **more):
+            # A folder that is there takes no room.
+            if call is not os_mkdir or not os.path.isdir(path):
+                take(call, path)
+            return call(path, *rest, **more)
+
+        return wrapped
+
+    def of_descriptor(call):
+        def wrapped(descriptor, *rest):
+            if descriptor in opened:
+                take(call, opened[descriptor])
+            return call(descriptor, *rest)
+
+        return wrapped
+
+    def open_descriptor(path, flags, *rest, **more):
+        if flags & os.O_CREAT and not os.path.exists(path):
+            take(os_open, path)
+        descriptor = os_open(path, flags, *rest, **more)
+        opened[descriptor] = path
+        return descriptor
+
+    def close(descriptor):
+        opened.pop(descriptor, None)
+        os_close(descriptor)
+
+    def open_file(file, mode="r", *rest, **more):
+        # Python's own in Python, which goes through the calls of `os`.
+        written = set(mode) & set("wax+") and not isinstance(file, int)
+        return (_pyio.open if written else plain_open)(file, mode, *rest, **more)
+
+    os_mkdir, os_open, os_close, plain_open = os.mkdir, os.open, os.close, builtins.open
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("mkdir", "rename", "replace"):
+            patch.setattr(os, name, of_path(getattr(os, name)))
+        for name in ("write", "fsync"):
+            patch.setattr(os, name, of_descriptor(getattr(os, name)))
+        patch.setattr(os, "open", open_descriptor)
+        patch.setattr(os, "close", close)
+        patch.setattr(builtins, "open", open_file)
+        patch.setattr(io, "open", open_file)
+        yield calls
+
+
+@contextlib.contextmanager
+def compiled_once():
+    """Every run of this module has the same step."""
+    made: dict = {}
+
+    def executables(*given):
+        return made or made.update(compile_all(*given)) or made
+
+    compile_all = train.executables
+    with pytest.MonkeyPatch.context() as patch, tiny_runs.at_home(patch):
+        patch.setattr(train, "executables", executables)
+        yield
+
+
+def typed(run: Path, refuse: Callable[[int, str], bool] = lambda number, call: False) -> Run:
+    """Trains on a disk that refuses, see `refusing`."""
+    settings = (f"--config.{setting}" for setting in SETTINGS)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with refusing(run, refuse) as calls:
+            status = main.run(tiny_runs.training(run, *settings))
+    return Run(status, out.getvalue(), err.getvalue(), calls)
+
+
+def left(run: Path) -> dict[str, bytes]:
+    """What a run leaves and holds no times."""
+    names = ("artifact/adaptation.safetensors", "artifact/manifest.json", workdir.METRICS)
+    return {name: (run / name).read_bytes() for name in names}
+
+
+def newest(run: Path) -> int:
+    """The step of the newest checkpoint, 0 for none."""
+    folder = run / workdir.CHECKPOINTS
+    return max((int(path.name) for path in folder.glob("[0-9]")), default=0)
+
+
+def survives(run: Path, refuse: Callable[[int, str], bool], whole: dict[str, bytes]) -> int:
+    """Checks a run on a disk that refuses, and the same command once there is room, which has to
+    leave the bytes of `whole`; gives back how many calls were refused."""
+    found = typed(run, refuse)
+    refused = found.calls.refused
+    if not refused:
+        return 0
+    told = [line for line in found.out.splitlines() if FULL in line]
+    assert all(line.startswith("warning: ") for line in told), found
+    wanted = [call for call in refused if PURPOSE.fullmatch(call)]
+    if "write metrics.jsonl" not in found.calls.made[: found.calls.made.index(refused[0]) + 1]:
+        assert (found.status, told) == (2, []), found
+        assert "cannot be written (No space left on device): give another --workdir" in found.err
+    elif wanted:
+        assert found.status == 1, found
+        assert "could not be written (No space left on device): make room" in found.err
+    else:
+        assert (found.status, found.err) == (0, ""), found
+    if len(refused) == 1:
+        assert len(told) == (found.status == 0), found
+    assert found.err.count("\n") == (found.status > 0), found
+    unfinished = [str(path) for path in run.rglob("*") if UNFINISHED.fullmatch(path.name)]
+    assert not unfinished, (refused[0], unfinished)
+    saved, again = newest(run), typed(run)
+    assert (again.status, again.err) == (0, ""), again
+    assert (f"going on after step {saved}" in again.out) == (saved > 0), again
+    assert left(run) == whole, refused[0]
+    return len(refused)
