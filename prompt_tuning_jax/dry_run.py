@@ -5,16 +5,15 @@ thrown away, and nothing is written.
 """
 
 import itertools
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from prompt_tuning_jax import memory as memories
 from prompt_tuning_jax import scoring, train
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.template import Example
@@ -162,23 +161,15 @@ def memory(executables: Iterable[Any]) -> dict[str, Any]:
         return alive + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
 
     largest = max(analyses, key=needed)
-    stats = jax.local_devices()[0].memory_stats() or {}
-    shared_by = 1 if "bytes_limit" in stats else jax.local_device_count()
+    own = memories.device()
+    shared_by = 1 if own else jax.local_device_count()
     return {
         "arguments": largest.argument_size_in_bytes,
         "temporaries": largest.temp_size_in_bytes,
         "outputs": largest.output_size_in_bytes - largest.alias_size_in_bytes,
         "needed": needed(largest) * shared_by,
-        "available": int(stats.get("bytes_limit", 0)) or host_memory(),
+        "available": own or memories.host(),
     }
-
-
-def host_memory() -> int:
-    """Bytes of the machine, or of the container that holds this process where that has less."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.exists() else ""
-    return min(total, int(text)) if text.isdigit() else total
 
 
 def advice(found: dict[str, Any], config) -> str:

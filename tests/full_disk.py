@@ -27,10 +27,10 @@ UNFINISHED = re.compile(r".*(partial|tmp|\.old|\.card)")
 
 
 class Calls(NamedTuple):
-    """What took room, in order, as 'write metrics.jsonl', and what of it was refused."""
+    """What took room, in order, as 'write metrics.jsonl', and the numbers of what was refused."""
 
     made: list[str]
-    refused: list[str]
+    refused: list[int]
 
 
 class Run(NamedTuple):
@@ -57,7 +57,7 @@ def refusing(folder: Path, refuse: Callable[[int, str], bool]):
             calls.made.append(text)
             if not refuse(len(calls.made), text):
                 return
-            calls.refused.append(text)
+            calls.refused.append(len(calls.made))
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
     def of_path(call):
@@ -151,22 +151,31 @@ def survives(run: Path, refuse: Callable[[int, str], bool], whole: dict[str, byt
         return 0
     told = [line for line in found.out.splitlines() if FULL in line]
     assert all(line.startswith("warning: ") for line in told), found
-    wanted = [call for call in refused if PURPOSE.fullmatch(call)]
-    if "write metrics.jsonl" not in found.calls.made[: found.calls.made.index(refused[0]) + 1]:
+    # A folder is synchronised for what was called before.
+    made = ["", *found.calls.made]
+    names = [made[number - (made[number] == "fsync .")] for number in refused]
+    if "write metrics.jsonl" not in made[: refused[0] + 1]:
         assert (found.status, told) == (2, []), found
         assert "cannot be written (No space left on device): give another --workdir" in found.err
-    elif wanted:
+    elif any(map(PURPOSE.fullmatch, names)):
         assert found.status == 1, found
         assert "could not be written (No space left on device): make room" in found.err
     else:
         assert (found.status, found.err) == (0, ""), found
     if len(refused) == 1:
         assert len(told) == (found.status == 0), found
+    goes_on(found, run, whole)
+    return len(refused)
+
+
+def goes_on(found: Run, run: Path, whole: dict[str, bytes], room: Callable[[], None] = int):
+    """Checks that a run on a full disk left nothing half-written and said at most a sentence; and,
+    once `room` has made some, the same command."""
     assert found.err.count("\n") == (found.status > 0), found
     unfinished = [str(path) for path in run.rglob("*") if UNFINISHED.fullmatch(path.name)]
-    assert not unfinished, (refused[0], unfinished)
+    assert not unfinished, (found, unfinished)
+    room()
     saved, again = newest(run), typed(run)
     assert (again.status, again.err) == (0, ""), again
     assert (f"going on after step {saved}" in again.out) == (saved > 0), again
-    assert left(run) == whole, refused[0]
-    return len(refused)
+    assert left(run) == whole, found
