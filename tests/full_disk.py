@@ -42,68 +42,77 @@ class Run(NamedTuple):
     calls: Calls
 
 
-@contextlib.contextmanager
-def refusing(folder: Path, refuse: Callable[[int, str], bool]):
-    """Refuses calls below a folder, by their number from 1 on and their text; yields the calls."""
-    calls, opened, lock = Calls([], []), {}, threading.Lock()
-    root = os.path.realpath(folder)
+class Disk:
+    """Refuses calls below a folder, by their number from 1 on and their text."""
 
-    def take(call, path):
+    def __init__(self, folder: Path, refuse: Callable[[int, str], bool]):
+        self.calls = Calls([], [])
+        self._root, self._refuse = os.path.realpath(folder), refuse
+        self._opened: dict[int, str] = {}  # paths by descriptor
+        self._lock = threading.Lock()  # orbax has threads
+        self._open, self._close, self._open_file = os.open, os.close, builtins.open
+
+    def take(self, call, path):
         path = os.path.realpath(path)
-        if path != root and not path.startswith(root + os.sep):
+        if path != self._root and not path.startswith(self._root + os.sep):
             return
-        text = f"{call.__name__} {os.path.relpath(path, root)}"
-        with lock:
-            calls.made.append(text)
-            if not refuse(len(calls.made), text):
+        with self._lock:
+            text = f"{call.__name__} {os.path.relpath(path, self._root)}"
+            self.calls.made.append(text)
+            number = len(self.calls.made)
+            if not self._refuse(number, text):
                 return
-            calls.refused.append(len(calls.made))
+            self.calls.refused.append(number)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
-    def of_path(call):
+    def of_path(self, call):
         def wrapped(path, *rest, **more):
             # A folder that is there takes no room.
-            if call is not os_mkdir or not os.path.isdir(path):
-                take(call, path)
+            if call.__name__ != "mkdir" or not os.path.isdir(path):
+                self.take(call, path)
             return call(path, *rest, **more)
 
         return wrapped
 
-    def of_descriptor(call):
+    def of_descriptor(self, call):
         def wrapped(descriptor, *rest):
-            if descriptor in opened:
-                take(call, opened[descriptor])
+            if descriptor in self._opened:
+                self.take(call, self._opened[descriptor])
             return call(descriptor, *rest)
 
         return wrapped
 
-    def open_descriptor(path, flags, *rest, **more):
+    def open(self, path, flags, *rest, **more):
         if flags & os.O_CREAT and not os.path.exists(path):
-            take(os_open, path)
-        descriptor = os_open(path, flags, *rest, **more)
-        opened[descriptor] = path
+            self.take(self._open, path)
+        descriptor = self._open(path, flags, *rest, **more)
+        self._opened[descriptor] = path
         return descriptor
 
-    def close(descriptor):
-        opened.pop(descriptor, None)
-        os_close(descriptor)
+    def close(self, descriptor):
+        self._opened.pop(descriptor, None)
+        self._close(descriptor)
 
-    def open_file(file, mode="r", *rest, **more):
+    def open_file(self, file, mode="r", *rest, **more):
         # Python's own in Python, which goes through the calls of `os`.
         written = set(mode) & set("wax+") and not isinstance(file, int)
-        return (_pyio.open if written else plain_open)(file, mode, *rest, **more)
+        return (_pyio.open if written else self._open_file)(file, mode, *rest, **more)
 
-    os_mkdir, os_open, os_close, plain_open = os.mkdir, os.open, os.close, builtins.open
+
+@contextlib.contextmanager
+def refusing(folder: Path, refuse: Callable[[int, str], bool]):
+    """Puts a `Disk` in front of Python's calls, and yields them."""
+    disk = Disk(folder, refuse)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("mkdir", "rename", "replace"):
-            patch.setattr(os, name, of_path(getattr(os, name)))
+            patch.setattr(os, name, disk.of_path(getattr(os, name)))
         for name in ("write", "fsync"):
-            patch.setattr(os, name, of_descriptor(getattr(os, name)))
-        patch.setattr(os, "open", open_descriptor)
-        patch.setattr(os, "close", close)
-        patch.setattr(builtins, "open", open_file)
-        patch.setattr(io, "open", open_file)
-        yield calls
+            patch.setattr(os, name, disk.of_descriptor(getattr(os, name)))
+        patch.setattr(os, "open", disk.open)
+        patch.setattr(os, "close", disk.close)
+        patch.setattr(builtins, "open", disk.open_file)
+        patch.setattr(io, "open", disk.open_file)
+        yield disk.calls
 
 
 @contextlib.contextmanager
