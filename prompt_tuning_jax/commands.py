@@ -6,6 +6,7 @@ import platform
 import shlex
 import shutil
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -361,7 +362,16 @@ def keep_compiled():
     """Keeps what XLA compiles, for the next time the same command is typed. A folder for each
     version and host: what another machine compiled has been seen to crash."""
     name = f"{jaxlib.__version__}-{platform.node()}-{platform.machine()}"
-    jax.config.update("jax_compilation_cache_dir", str(cache.cache_folder() / "compiled" / name))
+    folder = cache.cache_folder() / "compiled" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Tried beforehand: jax warns of each function that it could not keep.
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        cache.warn(error)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from prompt_tuning_jax import memory
-from prompt_tuning_jax.cache import cache_folder
+from prompt_tuning_jax.cache import cache_folder, warn
 from prompt_tuning_jax.embedded import EMBEDDED, find
 from prompt_tuning_jax.errors import UserError, short
 from prompt_tuning_jax.models import gguf_file, safetensors_file
@@ -341,4 +341,4 @@ def keep_converted(folder: Path, manifest: Mapping[str, Any], leaves: Mapping[st
         with contextlib.suppress(OSError):
             for _, unfinished in (weights, record):
                 unfinished.unlink(missing_ok=True)
-        log.warning("The converted model is not kept in %s: %s.", folder, error.strerror)
+        warn(error)

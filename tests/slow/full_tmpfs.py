@@ -37,7 +37,7 @@ def runs(folder, option, unit, whole):
             mounted(folder, f"{option}={unit * 10_000}", ["mount", "-o", "remount"])
 
         full_disk.goes_on(found, folder / "run", whole, room)
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
         if not (found.status or told):
             return refused
         refused += 1
