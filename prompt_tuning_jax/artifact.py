@@ -149,7 +149,11 @@ def save(artifact: Artifact, folder: str | os.PathLike) -> None:
 
 
 def write_card(artifact: Artifact, folder: str | os.PathLike, rows: Iterable[Row]) -> None:
-    """Replaces the card in the folder of a saved artifact by one with the rows of a report."""
+    """Replaces the card in the folder of a saved artifact by one with the rows of a report.
+
+    Raises:
+      OSError: as of any write; the card that was there is there.
+    """
     folder = Path(folder).resolve()
     # Beside the folder, where what a kill leaves behind is in nobody's way.
     partial = folder.with_name(f".{folder.name}.card")
@@ -191,8 +195,10 @@ def _swap(partial: Path, folder: Path) -> None:
         if before:
             os.replace(old, folder)
         raise
-    sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def load(folder: str | os.PathLike) -> Artifact:

@@ -1,5 +1,8 @@
 """A folder for what is made once and read by every later run: prepared data, converted weights."""
 
+import atexit
+import functools
+import logging
 import os
 import pathlib
 import shutil
@@ -11,6 +14,8 @@ from prompt_tuning_jax.errors import UserError
 
 _ABANDONED_AFTER = 24 * 3600.0  # seconds
 
+log = logging.getLogger(__name__)
+
 
 def cache_folder() -> pathlib.Path:
     """Returns the folder that PROMPT_TUNING_CACHE names, else ~/.cache/prompt_tuning_jax.
@@ -21,26 +26,53 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(given or "~/.cache/prompt_tuning_jax").expanduser()
 
 
+def warn(error: OSError) -> None:
+    """Logs, once for each cache folder and reason, that nothing can be kept."""
+    _warn(cache_folder(), error.strerror or str(error))
+
+
+@functools.cache
+def _warn(folder: pathlib.Path, reason: str) -> None:
+    log.warning(
+        "warning: the cache folder '%s' cannot be written (%s): what is made for it is made again"
+        " each time; set PROMPT_TUNING_CACHE to a folder that can",
+        folder,
+        reason,
+    )
+
+
 def publish(folder: pathlib.Path, build: Callable[[pathlib.Path], None]) -> pathlib.Path:
     """Returns `folder`, calling `build` to fill it if it is not there.
 
     `build` fills a temporary folder beside it, which is then renamed: a process that is killed
     midway leaves no half-filled `folder`, and of two processes that build at once the first wins,
-    which costs the other its work but needs no lock.
+    which costs the other its work but needs no lock. Where the cache cannot be written, a warning
+    says so, and what is built lasts as long as the process.
 
     Raises:
-        UserError: the folder cannot be made.
+        UserError: neither that nor a temporary folder can be written.
     """
     if folder.is_dir():
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        return _publish(folder, build)
+    except OSError as error:
+        warn(error)
+    try:
+        temporary = tempfile.mkdtemp(prefix=f"{folder.name}.")
     except OSError as error:
         raise UserError(
-            f"cannot write to the cache folder {str(folder.parent)!r} ({error.strerror}): set"
-            " PROMPT_TUNING_CACHE to a folder that can be written"
+            f"cannot write to a temporary folder ({error.strerror}): set PROMPT_TUNING_CACHE to a"
+            " folder that can be written"
         ) from error
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    build(pathlib.Path(temporary))
+    return pathlib.Path(temporary)
+
+
+def _publish(folder: pathlib.Path, build: Callable[[pathlib.Path], None]) -> pathlib.Path:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         build(temporary)
         try:

@@ -14,7 +14,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +23,13 @@ import jax
 import numpy as np
 
 from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.workdir import writable
 
 _STATE, _EXTRA = "state", "extra"
 # What orbax and tensorstore answer damaged files with.
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError)
+
+_JOIN_SECONDS = 60.0
 
 
 class Restored(NamedTuple):
@@ -48,13 +52,15 @@ class Checkpoints:
     """The newest `keep` states of a run in a folder. Use as a context manager, or `close`."""
 
     def __init__(self, folder: str | os.PathLike, keep: int = 2):
-        """Opens or makes the folder, and deletes what a kill left unfinished in it."""
+        """Opens or makes the folder, and deletes what a kill left unfinished in it.
+
+        Raises:
+          UserError: it cannot be made.
+        """
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
         self._folder = Path(folder).absolute()
-        self._hook = sys.unraisablehook
-        sys.unraisablehook = functools.partial(_unless_loop_closed, self._hook)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             enable_async_checkpointing=False,
@@ -64,12 +70,15 @@ class Checkpoints:
                 primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
             ),
         )
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._sweep()
-        with _quiet():
+        with writable(self._folder.parent), _quiet():
+            self._folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 self._folder, options=options, item_names=(_STATE, _EXTRA)
             )
+        self._failed = False
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = functools.partial(_unless_loop_closed, self._hook)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -80,7 +89,10 @@ class Checkpoints:
     def close(self) -> None:
         with _quiet():
             self._manager.close()
-        sys.unraisablehook = self._hook
+        self._sweep()
+        # What tensorstore calls back after a failure may come later than this.
+        if not self._failed:
+            sys.unraisablehook = self._hook
 
     def _sweep(self) -> None:
         # Orbax's own sweep is in the background, and a save that failed would keep its space.
@@ -105,6 +117,7 @@ class Checkpoints:
                 _EXTRA: self._ocp.args.JsonSave(extra),
             }
         )
+        threads = set(threading.enumerate())
         with _quiet():
             try:
                 self._manager.save(step, args=items, force=True)
@@ -114,6 +127,8 @@ class Checkpoints:
                 if not isinstance(error, OSError) and code is None:
                     raise
                 reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", "")
+            self._failed = True
+            _join(set(threading.enumerate()) - threads)
             self._sweep()
             gc.collect()
         return f"the checkpoint of step {step} could not be saved ({reason})."
@@ -155,7 +170,7 @@ class Checkpoints:
             try:
                 return self._read(step, target)
             except _DAMAGE:
-                pass
+                self._failed = True
             gc.collect()
         return None
 
@@ -180,6 +195,15 @@ def _digest(state: Any, extra: Mapping[str, Any]) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
         digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def _join(threads: Iterable[threading.Thread]) -> None:
+    """Waits for the part of a failed save that orbax goes on with in threads of its own class; a
+    pool's are plain ones and never end."""
+    for thread in threads:
+        if type(thread) is not threading.Thread:
+            # Orbax's own `join` raises what went wrong in the thread.
+            threading.Thread.join(thread, _JOIN_SECONDS)
 
 
 @contextlib.contextmanager

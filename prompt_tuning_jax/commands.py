@@ -7,6 +7,7 @@ import platform
 import shlex
 import shutil
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -73,22 +74,30 @@ def lead(config, folder: str, fresh: bool, command: list[str]) -> int:
         say(machine(lm))
         with enough_memory(config):
             result = api.tune(lm, task, config, run, say, fresh)
+        again = shlex.join(word for word in command if word != "--fresh")
         if not result.finished:
+            if not result.saved:
+                raise RunError(
+                    f"stopped and not saved: make room; this goes on from the last save: {again}"
+                )
             start["outcome"] = "stopped"
-            again = [word for word in command if word != "--fresh"]
-            say(f"saved; this goes on from here:\n  {shlex.join(again)}")
+            say(f"saved; this goes on from here:\n  {again}")
             return INTERRUPTED
         kept = run / workdir.ARTIFACT
-        api.save(result.artifact, kept)
-        report.curves(run / workdir.METRICS, run / workdir.CURVES)
+        with needed(kept, again):
+            api.save(result.artifact, kept)
         say(f"scoring {config.task.test}")
         rows = compare(lm, task, config, result, kept)
-        report.write_report(run / workdir.REPORT, rows)
-        artifact.write_card(result.artifact, kept, rows)
-        start |= {"outcome": "finished", "seconds": {row.name: row.seconds for row in rows}}
         say("")
         report.table(rows)
-        say(f"\ncurves: {run / workdir.CURVES}")
+        with needed(run / workdir.REPORT, again):
+            report.write_report(run / workdir.REPORT, rows)
+        with spared(kept / card.CARD):
+            artifact.write_card(result.artifact, kept, rows)
+        with spared(run / workdir.CURVES):
+            report.curves(run / workdir.METRICS, run / workdir.CURVES)
+            say(f"\ncurves: {run / workdir.CURVES}")
+        start |= {"outcome": "finished", "seconds": {row.name: row.seconds for row in rows}}
         program = "prompt-tuning" if shutil.which("prompt-tuning") else shlex.quote(command[0])
         asking = f"{program} predict --artifact {shlex.quote(str(kept))}"
         say(f"next:   echo {card.question(config.task.template)} | {asking}")
@@ -116,6 +125,27 @@ def rehearse(config, folder: str | None, fresh: bool) -> dict[str, Any]:
     say(machine(lm))
     with enough_memory(config):
         return dry_run.measure(lm, task, config, say)
+
+
+@contextlib.contextmanager
+def needed(path: Path, again: str):
+    """Turns the disk's refusal of what a run is for into a sentence that says what to type."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path} could not be written ({error.strerror}): make room; this goes on from the last"
+            f" save: {again}"
+        ) from error
+
+
+@contextlib.contextmanager
+def spared(path: Path):
+    """Turns the disk's refusal of what a run can do without into a warning."""
+    try:
+        yield
+    except OSError as error:
+        say(f"warning: {path} could not be written ({error.strerror}).")
 
 
 @contextlib.contextmanager
@@ -354,7 +384,16 @@ def keep_compiled():
     """Keeps what XLA compiles, for the next time the same command is typed. A folder for each
     version and host: what another machine compiled has been seen to crash."""
     name = f"{jaxlib.__version__}-{platform.node()}-{platform.machine()}"
-    jax.config.update("jax_compilation_cache_dir", str(cache.cache_folder() / "compiled" / name))
+    folder = cache.cache_folder() / "compiled" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Tried beforehand: jax warns of each function that it could not keep.
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        cache.warn(error)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

@@ -13,11 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from prompt_tuning_jax import memory as memories
 from prompt_tuning_jax import scoring, train
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.template import Example
-from prompt_tuning_jax.memory import device as device_memory
-from prompt_tuning_jax.memory import host as host_memory
 from prompt_tuning_jax.models import LanguageModel
 from prompt_tuning_jax.models.tokenizer import Tokenizer
 from prompt_tuning_jax.report import duration, size
@@ -162,14 +161,14 @@ def memory(executables: Iterable[Any]) -> dict[str, Any]:
         return alive + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
 
     largest = max(analyses, key=needed)
-    own = device_memory()
-    shared_by = jax.local_device_count() if own is None else 1
+    own = memories.device()
+    shared_by = 1 if own else jax.local_device_count()
     return {
         "arguments": largest.argument_size_in_bytes,
         "temporaries": largest.temp_size_in_bytes,
         "outputs": largest.output_size_in_bytes - largest.alias_size_in_bytes,
         "needed": needed(largest) * shared_by,
-        "available": own or host_memory(),
+        "available": own or memories.host(),
     }
 
 

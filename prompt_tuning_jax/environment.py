@@ -96,6 +96,7 @@ def recorded(run: Path, command: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Appends to a run's `run.json` what one start of it was: command, times, outcome, environment.
 
     A start that is refused leaves the folder as it was, and one that is killed leaves no entry.
+    Where the disk refuses the entry there is none: a warning, unless there is worse to hear of.
 
     Args:
       run: the claimed folder.
@@ -115,7 +116,10 @@ def recorded(run: Path, command: Sequence[str]) -> Iterator[dict[str, Any]]:
         with contextlib.suppress(OSError):
             _append(run / RUN, entry, clock)
         raise
-    _append(run / RUN, entry, clock)
+    try:
+        _append(run / RUN, entry, clock)
+    except OSError as error:
+        print(f"warning: {run / RUN} lacks this start ({error.strerror}).", flush=True)
 
 
 def _append(path: Path, entry: dict[str, Any], clock: float) -> None:

@@ -55,7 +55,7 @@ class Journal:
 
     def __exit__(self, *_):
         if self._files is not None:
-            self._files.close()
+            self._say(self._files.close())
 
     def begin(self):
         """Starts the clock, once everything is compiled."""
@@ -69,9 +69,11 @@ class Journal:
             self._read()
 
     def settle(self):
-        """Reads every update that has not been read."""
+        """Reads every update that has not been read, and writes every line that is not on disk."""
         while self._waiting:
             self._read()
+        if self._files is not None:
+            self._say(self._files.flush())
 
     def validated(self, step: int, metrics: dict, seconds: float):
         """Takes a validation's metrics and how long it took."""
@@ -115,7 +117,10 @@ class Journal:
     def _write(self, step: int, values: dict):
         self.lines.append({"step": step, **values})
         self._send(self.lines[-1])
-        warning = self._files.write(step, values) if self._files else ""
+        if self._files is not None:
+            self._say(self._files.write(step, values))
+
+    def _say(self, warning: str):
         if warning:
             self.log(f"warning: {warning}")
 

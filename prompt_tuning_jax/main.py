@@ -306,6 +306,11 @@ def main() -> None:
     """Runs the console script: a failure is one line, and a closed stdout is none."""
     if "--debug" not in sys.argv:
         sys.excepthook = _one_line
+    # What was closed before the program began is None, which cannot be written to.
+    sys.stdout, sys.stderr = (
+        open(os.devnull, "w", encoding="utf-8") if stream is None else stream
+        for stream in (sys.stdout, sys.stderr)
+    )
     try:
         status = run(sys.argv[1:])
         sys.stdout.flush()

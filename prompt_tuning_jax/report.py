@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -103,6 +104,8 @@ def curves(metrics: str | os.PathLike, picture: str | os.PathLike) -> None:
         `train/accuracy` and `validation/accuracy`, as far as they are there.
       picture: the PNG to write.
     """
+    # It warns of a home that cannot be written, and finds another place.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     from matplotlib.figure import Figure
 
     lines = read_metrics(metrics)

@@ -68,13 +68,15 @@ class Best(NamedTuple):
 class Result(NamedTuple):
     """What tuning leaves: the best adaptation as an `artifact.Artifact`, the lines of metrics,
     whether it ended by itself (after all steps, or early) before anybody asked it to stop, how many
-    numbers were trained, and the seconds that the steps and validations took."""
+    numbers were trained, the seconds that the steps and validations took, and whether its end is in
+    a checkpoint."""
 
     artifact: artifacts.Artifact
     history: list[dict]
     finished: bool
     trainable_parameters: int
     seconds: float
+    saved: bool
 
 
 def tune(
@@ -114,6 +116,7 @@ def tune(
         frozen, state = compiled.place(lm.params), compiled.place(state)
         steps = executables(compiled, state, frozen, run.data, log) if start < config.steps else {}
         journal.begin()
+        saved = start == config.steps
         for step in range(start, config.steps):
             before_step(state)
             batch = run.data.batch(step)
@@ -131,7 +134,7 @@ def tune(
             ended = stop or last or enough(best, config)
             if checkpoints is not None and (ended or due(step + 1, config.save_every)):
                 journal.settle()
-                save(checkpoints, compiled.fetch(state), best, journal.seconds(), log)
+                saved = save(checkpoints, compiled.fetch(state), best, journal.seconds(), log)
             if ended:
                 break
 
@@ -144,7 +147,7 @@ def tune(
     adaptation = jax.device_get(run.adapt(best.trainable))
     artifact = artifacts.Artifact(adaptation, manifest(lm, task, config, best))
     size = parameter_count(run.trainable)
-    return Result(artifact, journal.lines, finished, size, journal.seconds())
+    return Result(artifact, journal.lines, finished, size, journal.seconds(), saved)
 
 
 def plan(lm: LanguageModel, task, config, log: Callable) -> Plan:
@@ -204,7 +207,7 @@ def restore(checkpoints: Checkpoints | None, state: State, log) -> tuple[State, 
     return state, best, extra["seconds"]
 
 
-def save(checkpoints: Checkpoints, state: State, best: Best, seconds: float, log):
+def save(checkpoints: Checkpoints, state: State, best: Best, seconds: float, log) -> bool:
     """Saves all that a run needs to go on; a full disk is a warning, and the run goes on."""
     extra = {
         "best_loss": best.loss,
@@ -216,6 +219,7 @@ def save(checkpoints: Checkpoints, state: State, best: Best, seconds: float, log
     warning = checkpoints.save(int(state.step), (state, best.trainable), extra)
     if warning:
         log(f"warning: {warning}")
+    return not warning
 
 
 def parameter_count(tree) -> int:

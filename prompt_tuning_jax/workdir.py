@@ -71,6 +71,18 @@ def sync(path: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
+def writable(folder: str | os.PathLike) -> Iterator[None]:
+    """Turns the disk's refusal of what a run cannot begin without into a UserError."""
+    try:
+        yield
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"the workdir '{folder}' cannot be written ({reason}): give another --workdir."
+        ) from error
+
+
+@contextlib.contextmanager
 def claim(folder: str | os.PathLike) -> Iterator[Path]:
     """Makes the run folder and holds it: another run is refused until this one ends or is killed.
 
@@ -86,24 +98,20 @@ def claim(folder: str | os.PathLike) -> Iterator[Path]:
         )
     folder = Path(folder)
     lock = FileLock(folder / _LOCK, timeout=_LOCK_SECONDS)
-    try:
+    with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-        # Beside the lock and not in it: older filelocks empty a file that they only wait for.
-        owner = {"pid": os.getpid(), "host": socket.gethostname()}
-        atomic_write(folder / _OWNER, json.dumps(owner).encode())
-    except Timeout:
-        raise UserError(
-            f"a run is in progress in the workdir '{folder}' ({_owner(folder)}): "
-            "wait for it, end it, or give another --workdir."
-        ) from None
-    except (OSError, NotImplementedError) as error:
-        lock.release()
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"the workdir '{folder}' cannot be written ({reason}): give another --workdir."
-        ) from error
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"a run is in progress in the workdir '{folder}' ({_owner(folder)}): "
+                "wait for it, end it, or give another --workdir."
+            ) from None
     try:
+        with writable(folder):
+            # Beside the lock and not in it: older filelocks empty a file that they only wait for.
+            owner = {"pid": os.getpid(), "host": socket.gethostname()}
+            atomic_write(folder / _OWNER, json.dumps(owner).encode())
         yield folder
     finally:
         (folder / _OWNER).unlink(missing_ok=True)
@@ -146,7 +154,8 @@ def settle(folder: Path, config: ConfigDict, fresh: bool = False) -> None:
             "another --workdir, or --fresh to start over here."
         )
     else:
-        atomic_write(path, configs.to_json(config).encode())
+        with writable(folder):
+            atomic_write(path, configs.to_json(config).encode())
 
 
 def _clear(folder: Path) -> None:
@@ -175,65 +184,89 @@ class Metrics:
           path: of the lines.
           step: the last step whose lines are kept.
           tensorboard: folder of its event files, or None for none.
+
+        Raises:
+          UserError: they cannot be written.
         """
         path = Path(path)
         before = path.read_bytes() if path.exists() else b""
         kept = list(_until(before, step))
-        if b"".join(kept) != before:
-            atomic_write(path, b"".join(kept))
-        self._file = path.open("ab", buffering=0)
         self._pending = b""
-        self._events = None if tensorboard is None else _open_events(Path(tensorboard))
         self._flushed = time.monotonic()
-        for line in kept:
-            self._add_events(json.loads(line))
+        with writable(path.parent), contextlib.ExitStack() as unfinished:
+            if b"".join(kept) != before:
+                atomic_write(path, b"".join(kept))
+            self._file = unfinished.enter_context(path.open("ab", buffering=0))
+            self._events = None if tensorboard is None else _open_events(Path(tensorboard))
+            for line in kept:
+                self._write_events(json.loads(line))
+            unfinished.pop_all()
 
     def write(self, step: int, values: Mapping[str, Any]) -> str:
         """Appends a line.
 
         Returns:
-          "" or, where the disk is full, a sentence. The line is kept and written with the next one;
-          TensorBoard goes without until the run is started again.
+          "" or, where the disk is full, a sentence. The line is kept and written with the next one,
+          or by `flush`; TensorBoard goes without until the run is started again.
         """
         line = {"step": int(step)} | {name: _number(value) for name, value in values.items()}
         self._pending += json.dumps(line, allow_nan=False).encode() + b"\n"
+        try:
+            self._append()
+        except OSError as error:
+            return f"the metrics of step {step} are not on disk yet ({error.strerror})."
+        try:
+            self._write_events(line)
+        except OSError as error:
+            self._events = None
+            return f"TensorBoard's files end at step {step} ({error.strerror})."
+        return ""
+
+    def flush(self) -> str:
+        """Writes the lines that the disk refused; "" or a sentence, as `write`."""
+        try:
+            self._append()
+        except OSError as error:
+            return f"metrics are not on disk yet ({error.strerror})."
+        return ""
+
+    def close(self) -> str:
+        """Closes the files; "" or a sentence about what is not in them."""
+        warning = self.flush()
+        self._file.close()
+        try:
+            if self._events is not None:
+                self._events.close()
+        except OSError as error:
+            warning = warning or f"TensorBoard's files lack their end ({error.strerror})."
+        return warning
+
+    def _append(self) -> None:
+        if not self._pending:
+            return
         end = os.fstat(self._file.fileno()).st_size
         try:
             if self._file.write(self._pending) != len(self._pending):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
+        except OSError:
             os.ftruncate(self._file.fileno(), end)
-            return f"the metrics of step {step} are not on disk yet ({error.strerror})."
+            raise
         self._pending = b""
-        return self._add_events(line)
 
-    def close(self) -> None:
-        self._file.close()
-        if self._events is not None:
-            with contextlib.suppress(OSError):
-                self._events.close()
-
-    def _add_events(self, line: Mapping[str, Any]) -> str:
+    def _write_events(self, line: Mapping[str, Any]) -> None:
         if self._events is None:
-            return ""
+            return
         from tensorboardX import summary
         from tensorboardX.proto import event_pb2
 
-        try:
-            for name, number in line.items():
-                if name != "step" and number is not None:
-                    scalar = summary.scalar(name, number)
-                    event = event_pb2.Event(
-                        wall_time=time.time(), step=line["step"], summary=scalar
-                    )
-                    self._events.write_event(event)
-            if time.monotonic() > self._flushed + _EVENT_SECONDS:
-                self._events.flush()
-                self._flushed = time.monotonic()
-        except OSError as error:
-            self._events = None
-            return f"TensorBoard's files end at step {line['step']} ({error.strerror})."
-        return ""
+        for name, number in line.items():
+            if name != "step" and number is not None:
+                scalar = summary.scalar(name, number)
+                event = event_pb2.Event(wall_time=time.time(), step=line["step"], summary=scalar)
+                self._events.write_event(event)
+        if time.monotonic() > self._flushed + _EVENT_SECONDS:
+            self._events.flush()
+            self._flushed = time.monotonic()
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:

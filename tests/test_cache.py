@@ -1,7 +1,9 @@
+import errno
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -93,7 +95,44 @@ def test_of_two_processes_at_once_the_first_wins_whole(tmp_path):
     assert os.listdir(tmp_path) == ["made"]
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_where_the_cache_cannot_be_written_it_lasts_as_long_as_the_process(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cache folder .*file.*set PROMPT_TUNING_CACHE"):
+    (tmp_path / "temporary").mkdir()
+    program = f"{SLOW}\nprint(len(list(pathlib.Path(sys.argv[3]).glob('*/two'))))"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "file" / "made"), "word", "temporary"],
+        input="\n",
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PROMPT_TUNING_CACHE": str(tmp_path / "file"),
+            "TMPDIR": str(tmp_path / "temporary"),
+        },
+    )
+    assert done.stdout.split() == ["begun", "1"], done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "/file' cannot be written (" in done.stderr
+    assert "set PROMPT_TUNING_CACHE" in done.stderr
+    assert os.listdir(tmp_path / "temporary") == []
+
+
+def test_a_disk_that_fills_while_building_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROMPT_TUNING_CACHE", str(tmp_path))
+
+    def build(folder):
+        if folder.parent == tmp_path:
+            (folder / "half").touch()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        (folder / "whole").touch()
+
+    assert os.listdir(publish(tmp_path / "made", build)) == ["whole"]
+    assert os.listdir(tmp_path) == []
+
+
+def test_nowhere_to_write_is_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"temporary folder .*set PROMPT_TUNING_CACHE"):
         publish(tmp_path / "file" / "made", lambda folder: None)

@@ -2,12 +2,14 @@
 `bake` runs the front of its input once for all."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prompt_tuning_jax import memory
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models import tokenizer, weights
 from prompt_tuning_jax.models.decoder import REMAT, Decoder, bind, unbind_baked
@@ -54,14 +56,14 @@ def load(
       matmul_precision: '' for the platform's default, or 'default', 'high', 'highest'.
 
     Raises:
-      UserError: a path, dtype or setting that cannot be used.
+      UserError: a path, dtype or setting that cannot be used, or a model larger than the memory.
     """
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     for name, value, known in (("dtype", dtype, DTYPES), ("remat", remat, REMAT)):
         if value not in known:
             raise UserError(f"model.{name} is '{value}'; it can be auto or {', '.join(known)}.")
-    source = weights.read(path, dtype)
+    source = weights.read(path, dtype, memory.device() or math.inf)
     module = Decoder(source.spec, remat=remat, precision=matmul_precision or None)
     params = jax.device_put(source.params)
     words = tokenizer.read(path)

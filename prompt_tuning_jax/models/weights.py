@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import re
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from prompt_tuning_jax import memory
-from prompt_tuning_jax.cache import cache_folder
+from prompt_tuning_jax.cache import cache_folder, warn
 from prompt_tuning_jax.embedded import EMBEDDED, find
 from prompt_tuning_jax.errors import UserError, short
 from prompt_tuning_jax.models import gguf_file, safetensors_file
@@ -52,25 +51,28 @@ class Weights(NamedTuple):
     fingerprint: str
 
 
-def read(path: str, dtype: DTypeLike) -> Weights:
+def read(path: str, dtype: DTypeLike, most: float = math.inf) -> Weights:
     """Reads a model.
 
     Args:
       path: an embedded name ('smollm2-135m-instruct'), a GGUF file, or a Hugging Face folder.
       dtype: of every leaf: float32, bfloat16 or float16.
+      most: bytes that there are for it elsewhere, on the device that it is meant for.
 
     Returns:
       Spec, params and fingerprint. Matrices are `[out, in]`, those of layers but the last stacked:
       `layers/attention/q/weight [L-1, H*d, D]`, `last/attention/q/weight [H*d, D]`.
 
     Raises:
-      UserError: nothing is there, it is damaged, or the model is not supported.
+      UserError: nothing is there, it is damaged, the model is not supported, or is larger than the
+        memory that is free.
     """
     kind = DTYPES.get(dtype if isinstance(dtype, str) else np.dtype(dtype).name)
     if kind is None:
         raise UserError(f"weights cannot be read as {dtype}; expected {', '.join(DTYPES)}.")
     found = locate(path)
-    return read_folder(found, kind) if found.is_dir() else read_gguf(found, kind)
+    most = min(most, memory.available())
+    return (read_folder if found.is_dir() else read_gguf)(found, kind, most)
 
 
 def locate(path: str) -> Path:
@@ -123,7 +125,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_folder(folder: Path, dtype: np.dtype) -> Weights:
+def read_folder(folder: Path, dtype: np.dtype, most: float) -> Weights:
     """A Hugging Face folder: `config.json`, and safetensors in one file or sharded by an index."""
     spec = specs.from_config(read_json(folder / "config.json"), str(folder / "config.json"))
     headers = {file: safetensors_file.read_header(file) for file in weight_files(folder)}
@@ -140,7 +142,7 @@ def read_folder(folder: Path, dtype: np.dtype) -> Weights:
     twins = {names[EMBEDDING], names[HEAD]} if spec.tied_head else set()
     ignored = {name for name in shapes if name.endswith(BUFFERS) or name in twins}
     slots = match(spec, "folder", shapes, ignored, folder)
-    check_memory(spec, dtype, folder)
+    check_size(spec, dtype, most, folder)
     leaves, digests, ties = allocate(spec, dtype), [], set()
     for file, entries in headers.items():
         digests.append(hashlib.sha256())
@@ -176,18 +178,19 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(names))]
 
 
-def read_gguf(path: Path, dtype: np.dtype) -> Weights:
+def read_gguf(path: Path, dtype: np.dtype, most: float) -> Weights:
     """A GGUF file, converted once for each dtype."""
     file = gguf_file.read(path)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     factors = None
-    with path.open("rb") as data:
-        fingerprint = hashlib.file_digest(data, "sha256").hexdigest()
-        if ROPE_FACTORS in shapes:
+    if ROPE_FACTORS in shapes:
+        with path.open("rb") as data:
             factors = gguf_file.load(data, ROPE_FACTORS, file.tensors[ROPE_FACTORS])
     spec = specs.from_gguf(file.fields, GGUF_HEAD not in shapes, factors, str(path))
     slots = match(spec, "gguf", shapes, {ROPE_FACTORS}, path)
-    check_memory(spec, dtype, path)
+    check_size(spec, dtype, most, path)
+    with path.open("rb") as data:
+        fingerprint = hashlib.file_digest(data, "sha256").hexdigest()
     folder = cache_folder() / "models" / f"{fingerprint[:16]}-{dtype.name}"
     manifest = {"layout": LAYOUT, "source": fingerprint, "dtype": dtype.name}
     leaves = read_converted(folder, manifest)
@@ -249,19 +252,23 @@ def match(
     return slots
 
 
-def check_memory(spec: Spec, dtype: np.dtype, path: Path):
-    """Raises a UserError for a model that the host or a device has too little memory for."""
+def check_size(spec: Spec, dtype: np.dtype, most: float, path: Path):
+    """Raises a UserError for a model that takes more than so many bytes, before any are taken."""
     numbers = sum(
         math.prod(axes(spec, row.axes)) * (spec.layers if "{}" in row.folder else 1)
         for row in rows(spec)
     )
-    needed, available = numbers * dtype.itemsize, min(memory.host(), memory.device() or sys.maxsize)
-    if needed > available:
-        smaller = "model.dtype=bfloat16 or " if dtype.itemsize > 2 else ""
+    needed, half = numbers * dtype.itemsize, numbers * DTYPES["bfloat16"].itemsize
+    if needed > most:
+        other = "give --config.model.dtype=bfloat16" if half <= most else "give a smaller model"
         raise UserError(
-            f"{path}: the model takes {needed / 1e9:,.1f} GB as {dtype.name} and there are "
-            f"{available / 1e9:,.1f} GB of memory: give {smaller}a smaller model."
+            f"the model {path} takes {gigabytes(needed)} as {dtype.name}, and {gigabytes(most)} of "
+            f"memory are free: {other}, or a machine with more."
         )
+
+
+def gigabytes(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB"
 
 
 def allocate(spec: Spec, dtype: np.dtype) -> dict[str, np.ndarray]:
@@ -334,4 +341,4 @@ def keep_converted(folder: Path, manifest: Mapping[str, Any], leaves: Mapping[st
         with contextlib.suppress(OSError):
             for _, unfinished in (weights, record):
                 unfinished.unlink(missing_ok=True)
-        log.warning("The converted model is not kept in %s: %s.", folder, error.strerror)
+        warn(error)

@@ -1,0 +1,190 @@
+"""A run on a disk without room, in the tests' process: what takes some is counted and refused.
+
+Only what Python calls is seen here; `slow/test_disk.py` has a disk that is really full.
+"""
+
+import _pyio
+import builtins
+import contextlib
+import errno
+import io
+import os
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import tiny_runs
+
+from prompt_tuning_jax import main, train, workdir
+
+SETTINGS = ("steps=6", "save_every=2", "evaluate_every=3", "microbatches=1")
+FULL = "No space left on device"
+PURPOSE = re.compile(r"\w+ (\.artifact\.partial|\.report\.json).*")
+UNFINISHED = re.compile(r".*(partial|tmp|\.old|\.card)")
+
+
+class Calls(NamedTuple):
+    """What took room, in order, as 'write metrics.jsonl', and the numbers of what was refused."""
+
+    made: list[str]
+    refused: list[int]
+
+
+class Run(NamedTuple):
+    """A run that was typed: its exit status, stdout and stderr, and its calls."""
+
+    status: int
+    out: str
+    err: str
+    calls: Calls
+
+
+class Disk:
+    """Refuses calls below a folder, by their number from 1 on and their text."""
+
+    def __init__(self, folder: Path, refuse: Callable[[int, str], bool]):
+        self.calls = Calls([], [])
+        self._root, self._refuse = os.path.realpath(folder), refuse
+        self._opened: dict[int, str] = {}  # paths by descriptor
+        self._lock = threading.Lock()  # orbax has threads
+        self._open, self._close, self._open_file = os.open, os.close, builtins.open
+
+    def take(self, call, path):
+        path = os.path.realpath(path)
+        if path != self._root and not path.startswith(self._root + os.sep):
+            return
+        with self._lock:
+            text = f"{call.__name__} {os.path.relpath(path, self._root)}"
+            self.calls.made.append(text)
+            number = len(self.calls.made)
+            if not self._refuse(number, text):
+                return
+            self.calls.refused.append(number)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    def of_path(self, call):
+        def wrapped(path, *rest, **more):
+            # A folder that is there takes no room.
+            if call.__name__ != "mkdir" or not os.path.isdir(path):
+                self.take(call, path)
+            return call(path, *rest, **more)
+
+        return wrapped
+
+    def of_descriptor(self, call):
+        def wrapped(descriptor, *rest):
+            if descriptor in self._opened:
+                self.take(call, self._opened[descriptor])
+            return call(descriptor, *rest)
+
+        return wrapped
+
+    def open(self, path, flags, *rest, **more):
+        if flags & os.O_CREAT and not os.path.exists(path):
+            self.take(self._open, path)
+        descriptor = self._open(path, flags, *rest, **more)
+        self._opened[descriptor] = path
+        return descriptor
+
+    def close(self, descriptor):
+        self._opened.pop(descriptor, None)
+        self._close(descriptor)
+
+    def open_file(self, file, mode="r", *rest, **more):
+        # Python's own in Python, which goes through the calls of `os`.
+        written = set(mode) & set("wax+") and not isinstance(file, int)
+        return (_pyio.open if written else self._open_file)(file, mode, *rest, **more)
+
+
+@contextlib.contextmanager
+def refusing(folder: Path, refuse: Callable[[int, str], bool]):
+    """Puts a `Disk` in front of Python's calls, and yields them."""
+    disk = Disk(folder, refuse)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("mkdir", "rename", "replace"):
+            patch.setattr(os, name, disk.of_path(getattr(os, name)))
+        for name in ("write", "fsync"):
+            patch.setattr(os, name, disk.of_descriptor(getattr(os, name)))
+        patch.setattr(os, "open", disk.open)
+        patch.setattr(os, "close", disk.close)
+        patch.setattr(builtins, "open", disk.open_file)
+        patch.setattr(io, "open", disk.open_file)
+        yield disk.calls
+
+
+@contextlib.contextmanager
+def compiled_once():
+    """Every run of this module has the same step."""
+    made: dict = {}
+
+    def executables(*given):
+        return made or made.update(compile_all(*given)) or made
+
+    compile_all = train.executables
+    with pytest.MonkeyPatch.context() as patch, tiny_runs.at_home(patch):
+        patch.setattr(train, "executables", executables)
+        yield
+
+
+def typed(run: Path, refuse: Callable[[int, str], bool] = lambda number, call: False) -> Run:
+    """Trains on a disk that refuses, see `refusing`."""
+    settings = (f"--config.{setting}" for setting in SETTINGS)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with refusing(run, refuse) as calls:
+            status = main.run(tiny_runs.training(run, *settings))
+    return Run(status, out.getvalue(), err.getvalue(), calls)
+
+
+def left(run: Path) -> dict[str, bytes]:
+    """What a run leaves and holds no times."""
+    names = ("artifact/adaptation.safetensors", "artifact/manifest.json", workdir.METRICS)
+    return {name: (run / name).read_bytes() for name in names}
+
+
+def newest(run: Path) -> int:
+    """The step of the newest checkpoint, 0 for none."""
+    folder = run / workdir.CHECKPOINTS
+    return max((int(path.name) for path in folder.glob("[0-9]")), default=0)
+
+
+def survives(run: Path, refuse: Callable[[int, str], bool], whole: dict[str, bytes]) -> int:
+    """Checks a run on a disk that refuses, and the same command once there is room, which has to
+    leave the bytes of `whole`; gives back how many calls were refused."""
+    found = typed(run, refuse)
+    refused = found.calls.refused
+    if not refused:
+        return 0
+    told = [line for line in found.out.splitlines() if FULL in line]
+    assert all(line.startswith("warning: ") for line in told), found
+    # A folder is synchronised for what was called before.
+    made = ["", *found.calls.made]
+    names = [made[number - (made[number] == "fsync .")] for number in refused]
+    if "write metrics.jsonl" not in made[: refused[0] + 1]:
+        assert (found.status, told) == (2, []), found
+        assert "cannot be written (No space left on device): give another --workdir" in found.err
+    elif any(map(PURPOSE.fullmatch, names)):
+        assert found.status == 1, found
+        assert "could not be written (No space left on device): make room" in found.err
+    else:
+        assert (found.status, found.err) == (0, ""), found
+    if len(refused) == 1:
+        assert len(told) == (found.status == 0), found
+    goes_on(found, run, whole)
+    return len(refused)
+
+
+def goes_on(found: Run, run: Path, whole: dict[str, bytes], room: Callable[[], None] = int):
+    """Checks that a run on a full disk left nothing half-written and said at most a sentence; and,
+    once `room` has made some, the same command."""
+    assert found.err.count("\n") == (found.status > 0), found
+    unfinished = [str(path) for path in run.rglob("*") if UNFINISHED.fullmatch(path.name)]
+    assert not unfinished, (found, unfinished)
+    room()
+    saved, again = newest(run), typed(run)
+    assert (again.status, again.err) == (0, ""), again
+    assert (f"going on after step {saved}" in again.out) == (saved > 0), again
+    assert left(run) == whole, found

@@ -1,0 +1,87 @@
+"""Whole runs on a full disk, of each kind of write one; `slow/test_disk.py` has every one."""
+
+import os
+import re
+import resource
+import signal
+
+import full_disk
+import pytest
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What a run leaves that had room."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    with full_disk.compiled_once():
+        found = full_disk.typed(run)
+        assert found.status == 0 and found.calls.refused == []
+        yield full_disk.left(run)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        r"open \.lock",
+        r"replace \.\.owner.*",
+        r"write \.config.*",
+        r"mkdir checkpoints",
+        r"open tensorboard/.*",
+        r"write metrics.*",
+        r"write checkpoints/2\..*/metadata",
+        r"rename checkpoints/6\.[\w-]*",
+        r"fsync tensorboard/.*",
+        r"write \.artifact\.partial/adapt.*",
+        r"replace \.artifact.partial",
+        r"write \.report.*",
+        r"write \.artifact\.card",
+        r"replace \.curves.*",
+        r"fsync \.run.*",
+    ],
+)
+def test_one_write_finds_no_room(whole, tmp_path, call):
+    left = [call]
+
+    def first(number, made):
+        return bool(left and re.fullmatch(left[0], made) and left.pop())
+
+    assert full_disk.survives(tmp_path / "run", first, whole) == 1
+
+
+@pytest.mark.parametrize("first", [1, 17, 30, 80])
+def test_from_a_write_on_there_is_no_room(whole, tmp_path, first):
+    assert full_disk.survives(tmp_path / "run", lambda number, _: number >= first, whole)
+
+
+def test_files_must_not_grow(whole, tmp_path):
+    run, limits = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Room for the metrics, and for no checkpoint and no manifest.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2200, limits[1]))
+    try:
+        found = full_disk.typed(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert found.status == 1
+    assert f"{run / 'artifact'} could not be written (File too large): make room" in found.err
+    told = [line for line in found.out.splitlines() if "checkpoint" in line]
+    assert told == [
+        f"warning: the checkpoint of step {step} could not be saved (File too large)."
+        for step in (2, 4, 6)
+    ]
+    full_disk.goes_on(found, run, whole)
+
+
+def test_stopped_without_room_to_save_it_does_not_say_saved(whole, tmp_path):
+    run, full = tmp_path / "run", []
+
+    def stop(number, call):
+        if call == "mkdir checkpoints/4.orbax-checkpoint-tmp":
+            full.append(call)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return bool(full)
+
+    found = full_disk.typed(run, stop)
+    assert found.status == 1 and "saved; " not in found.out
+    assert "stopped and not saved: make room; this goes on from the last save: " in found.err
+    assert full_disk.newest(run) == 2
+    full_disk.goes_on(found, run, whole)
