@@ -1,9 +1,10 @@
 """A soft prompt that puts a table of facts about a restaurant into words (E2E).
 
 Command: prompt-tuning train --config configs/e2e.py --workdir runs/e2e
-Hardware and time: one CPU core, float32, beside another run: 3 s a step, so about eight minutes of
-  training; writing the 630 texts of the report takes longer.
-Expected: the texts were not scored here.
+Hardware and time: one CPU core, float32, beside other runs: 14 minutes of training, and then half
+  an hour and more for the losses of the report.
+Expected: 50.1 nats a sentence on the test split, where the model alone has 87.0 (seed 0; run here).
+  The texts were not scored here.
 
 The data (Novikova et al. 2017, tokenised as in Li and Liang 2021) are JSON lines with the facts as
 `mr` and a text as `text` or several as `references`; each of several counts as a record.

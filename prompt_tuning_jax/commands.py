@@ -58,7 +58,6 @@ def train(config, folder: str, fresh: bool, command: list[str]) -> int:
     Returns:
       Exit status: 0 done, 75 interrupted and saved.
     """
-    keep_compiled()
     with processes.joined() as first:
         return lead(config, folder, fresh, command) if first else follow(config)
 
@@ -116,7 +115,6 @@ def follow(config) -> int:
 def rehearse(config, folder: str | None, fresh: bool) -> dict[str, Any]:
     """Everything but training, as `dry_run.measure` says it; refuses what `train` would refuse and
     writes nothing. `folder` and `fresh` are as for `train`, or None for no folder."""
-    keep_compiled()
     if folder is not None and not fresh and (Path(folder) / workdir.CONFIG).exists():
         workdir.settle(Path(folder), config)
     task = tasks.make(config.task)
@@ -213,7 +211,6 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores an artifact, a written prompt, or the model alone; `config` is None with an artifact
     that brings its own; `wanted` demonstrations stand in front where there is no artifact."""
-    keep_compiled()
     made = None if folder is None else artifact.load(folder)
     labels = ()
     if config is None:
@@ -245,7 +242,6 @@ def rank(config, path: str, split: str, wanted: Wanted | None) -> dict[str, Any]
       prompt, split and metrics of the best; and `candidates`, what each gave on the validation
       split, the best first.
     """
-    keep_compiled()
     task = tasks.make(config.task)
     candidates = written.read(path)
     fields = tasks.fields(task, tasks.records(task, config.task.validation)[0])
@@ -308,7 +304,6 @@ def predict(
       as_json: whether a line is a JSON object.
       overrides: of `generation.*`, for a task whose texts are written.
     """
-    keep_compiled()
     made = artifact.load(folder)
     config = configs.build(made.manifest["config"], overrides)
     task = tasks.make(config.task, made.manifest["labels"])
@@ -370,14 +365,17 @@ def own_config(made: artifact.Artifact | None):
 
 
 def load_model(config) -> LanguageModel:
-    """The frozen model that a config names."""
+    """The frozen model that a config names; what XLA compiles for it is kept."""
     settings = config.model
-    return load(
+    lm = load(
         settings.path,
         dtype=settings.dtype,
         remat=settings.remat,
         matmul_precision=settings.matmul_precision,
     )
+    # Behind it: what is refused writes nothing.
+    keep_compiled()
+    return lm
 
 
 def keep_compiled():
