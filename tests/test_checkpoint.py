@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import full_disk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,6 +188,19 @@ def test_a_disk_that_refuses_is_a_warning_and_older_checkpoints_stay(tmp_path, c
         assert checkpoints.save(5, make(5, seed=5), {}) == ""
         assert_same(checkpoints.restore(make(0)).state, make(5, seed=5))
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_a_failed_save_goes_on_with_leaves_and_says_nothing(tmp_path, capfd, caplog):
+    for number in range(10):
+        folder = tmp_path / str(number)
+        with Checkpoints(folder) as checkpoints:
+            # One of two parts that are written at once; the other does not hear of it.
+            extra = folder / "1.orbax-checkpoint-tmp" / "extra.orbax-checkpoint-tmp"
+            with full_disk.refusing(extra, lambda number, call: call == "open metadata") as calls:
+                assert "No space left" in checkpoints.save(1, make(1), {})
+            assert calls.refused and os.listdir(folder) == []
+        assert os.listdir(folder) == []
+    assert caplog.records == [] and capfd.readouterr() == ("", "")
 
 
 _SAVES_UNTIL_KILLED = """

@@ -48,6 +48,16 @@ def test_one_write_finds_no_room(whole, tmp_path, call):
     assert full_disk.survives(tmp_path / "run", first, whole) == 1
 
 
+def test_the_last_line_of_metrics_finds_no_room(whole, tmp_path):
+    seen = []
+
+    def last(number, call):
+        seen.extend([call] * (call == "write metrics.jsonl"))
+        return call == "write metrics.jsonl" and len(seen) == 8
+
+    assert full_disk.survives(tmp_path / "run", last, whole) == 1
+
+
 @pytest.mark.parametrize("first", [1, 17, 30, 80])
 def test_from_a_write_on_there_is_no_room(whole, tmp_path, first):
     assert full_disk.survives(tmp_path / "run", lambda number, _: number >= first, whole)

@@ -1,161 +1,210 @@
-"""Names, folders and moments that nobody plans for."""
+"""Odd places: names with spaces and beyond ASCII, links, folders that cannot be written, a closed
+stdout, Ctrl-C again and again in a notebook."""
 
-import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
+import jax
 import pytest
 import tiny_models
 import tiny_runs
+from test_own_data import write_csv
 
-from prompt_tuning_jax import api, main, workdir
+from prompt_tuning_jax import api, artifact, main, train, workdir
 
-ODD = "ein Ordner 文件 'zitat' $HOME %s {text} 🙂"
+ODD = "Läufe 跑 'q' $HOME & {x}"
+COLUMNS = "('text=Head Line','label=section')"
 
 
-@pytest.fixture
-def home(monkeypatch):
+@pytest.fixture(autouse=True)
+def home(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     with tiny_runs.at_home(monkeypatch):
-        yield
+        yield tmp_path
 
 
-def headlines(path):
-    """Own data with enough records for a few steps."""
-    rows = [json.dumps({"text": f"text {n}", "label": "ab"[n % 2]}) for n in range(60)]
-    path.write_text("\n".join(rows), encoding="utf-8")
+def cached_model(folder: Path) -> Path:
+    """A model as Hugging Face's cache has it: names that are links to files named by their hash."""
+    whole = tiny_models.write_folder(folder / "blobs")
+    snapshot = folder / "snapshots" / "0123456789abcdef"
+    snapshot.mkdir(parents=True)
+    for number, path in enumerate(sorted(whole.iterdir())):
+        path = path.rename(whole / f"{number:064}")
+        names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+        (snapshot / names[number]).symlink_to(os.path.relpath(path, snapshot))
+    return snapshot
 
 
-def test_spaces_quotes_and_letters_of_all_kinds_in_every_path(tmp_path, monkeypatch, capfd):
-    place = tmp_path / ODD
-    place.mkdir()
-    tiny_models.write_folder(place / "model 模型")
-    headlines(place / "data é.jsonl")
-    monkeypatch.setenv("PROMPT_TUNING_CACHE", str(place / "cache ø"))
-    config, run = place / "config ñ.py", place / "run ü"
-    config.write_text((tiny_runs.ROOT / "configs/local.py").read_text())
-    words = [
-        *("train", "--config", str(config), "--workdir", str(run)),
-        f"--config.task.files.train={place / 'data é.jsonl'}",
-        f"--config.model.path={place / 'model 模型'}",
-        *("--config.steps=4", "--config.batch_size=4", "--config.method.num_virtual_tokens=2"),
-        "--config.task.template={soft} {text} :",
-    ]
-    assert main.run(words) == 0, capfd.readouterr().err
-    capfd.readouterr()
-    lines = place / "fragen ß.txt"
-    lines.write_text("one text\n", encoding="utf-8")
-    answers = place / "antworten.jsonl"
-    asking = ["predict", "--artifact", str(run / "artifact"), str(lines), "--output", str(answers)]
-    assert main.run(asking) == 0, capfd.readouterr().err
-    assert json.loads(answers.read_text())["label"] in ("a", "b")
+def words(run, config, model, data):
+    """Words that train a few steps on a CSV."""
+    settings = (f"files.train={data}", f"columns={COLUMNS}", "name=files", "labels=()")
+    splits = ("train=train", "validation=validation", "test=test")
+    words = [f"--config.task.{word}" for word in (*settings, *splits)]
+    command = ["train", "--config", str(config), "--workdir", str(run), "--config.prompts=()"]
+    return [*command, *tiny_runs.FEW, f"--config.model.path={model}", *words]
 
 
-def test_links_to_the_workdir_and_the_model(home, tmp_path, capfd):
-    """As a hub's cache has them: a folder of links to files that are named by their hash."""
-    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
-    snapshot.mkdir()
-    tiny_models.write_folder(blobs)
-    for file in blobs.iterdir():
-        (snapshot / file.name).symlink_to(os.path.relpath(file, snapshot))
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "run").symlink_to(tmp_path / "disk")
-    words = tiny_runs.training(tmp_path / "run", *tiny_runs.FEW, f"--config.model.path={snapshot}")
-    assert main.run(words) == 0, capfd.readouterr().err
-    assert (tmp_path / "disk" / workdir.REPORT).exists() and (tmp_path / "run").is_symlink()
-    assert main.run(words) == 0, capfd.readouterr().err
+def test_odd_names_and_links_train_what_plain_ones_train(home, capsys, monkeypatch):
+    plain = tiny_models.write_folder(home / "model")
+    write_csv(home / "news.csv")
+    config = tiny_runs.world().config
+    assert main.run(words("run", config, plain, "news.csv")) == 0
+    odd = home / ODD
+    for name in ("there", "place"):
+        (odd / name).mkdir(parents=True)
+    monkeypatch.setenv("PROMPT_TUNING_CACHE", str(odd / "cache"))
+    model = cached_model(odd / "hub")
+    (odd / "place" / "news.csv").symlink_to(home / "news.csv")
+    (odd / "run").symlink_to(odd / "there", target_is_directory=True)
+    (odd / "tiny ü.py").symlink_to(config)
+    capsys.readouterr()
+    command = words(odd / "run", odd / "tiny ü.py", model, odd / "place" / "news.csv")
+    assert main.run(command) == 0
+    *_, following = capsys.readouterr().out.splitlines()
+    assert (odd / "run").is_symlink()
+    tensors = f"{workdir.ARTIFACT}/{artifact.TENSORS}"
+    assert (odd / "there" / tensors).read_bytes() == (home / "run" / tensors).read_bytes()
+    # The printed words are the ones that a shell takes apart so.
+    [*_, kept] = shlex.split(following)
+    assert kept == str(odd / "run" / workdir.ARTIFACT)
+    (odd / "asked 问.txt").write_text("banks, and 7\n")
+    answers = odd / "answers é.jsonl"
+    asked = ["predict", "--artifact", kept, "--output", str(answers), str(odd / "asked 问.txt")]
+    assert main.run(asked) == 0
+    assert json.loads(answers.read_text())["label"] in ("big money", "loud music")
+    assert main.run(["evaluate", "--artifact", kept, "--json"]) == 0
+    # Once more: nothing is left to train.
+    capsys.readouterr()
+    assert main.run(command) == 0
+    assert "going on after step 12" in capsys.readouterr().out
 
 
-def refuse(event, arguments, folder, number):
-    """What an audit hook does for a folder that cannot be written."""
-    flags = arguments[2] if event == "open" else os.O_WRONLY
-    writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-    if writes and str(arguments[0]).startswith(folder):
-        raise OSError(number, os.strerror(number), str(arguments[0]))
+def test_a_link_to_nowhere_is_a_sentence(home, capsys):
+    (home / "run").symlink_to(home / "gone" / "run")
+    (home / "news.csv").symlink_to(home / "none.csv")
+    model = tiny_models.write_folder(home / "model")
+    config = tiny_runs.world().config
+    assert main.run(words("run", config, model, "news.csv")) == 2
+    assert "the workdir 'run' cannot be written" in capsys.readouterr().err
+    assert main.run(words("other", config, model, "news.csv")) == 2
+    assert "'news.csv' does not exist" in capsys.readouterr().err
 
 
-READ_ONLY = """
-import os, sys
-sys.path.insert(0, {tests!r})
-from test_odd_places import refuse
-def hook(event, arguments):
-    if event in ("open", "os.mkdir", "os.rename", "os.remove"):
-        refuse(event, arguments, {folder!r}, {number})
-sys.addaudithook(hook)
-from prompt_tuning_jax.main import main
-sys.argv = ["prompt-tuning", *sys.argv[1:]]
-main()
-"""
+# Nobody can write to the processes' folder, not even root.
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["copy", "quickstart", "/proc/quickstart.py"],
+        ["predict", "--artifact", "{artifact}", "--output", "/proc/answers", "{lines}"],
+        ["train", "--config", "{config}", "--workdir", "/proc/run"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_folder_that_cannot_be_written_is_a_sentence(home, capsys, command):
+    (home / "lines.txt").write_text("banks\n")
+    names = {
+        "{artifact}": str(tiny_runs.artifact()),
+        "{config}": str(tiny_runs.world().config),
+        "{lines}": str(home / "lines.txt"),
+    }
+    capsys.readouterr()
+    assert main.run([names.get(word, word) for word in command]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1
+    assert "/proc/" in shown.err and "cannot" in shown.err
 
 
-@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC], ids=["read-only", "full"])
-def test_a_home_that_cannot_be_written_costs_a_warning(tmp_path, number):
-    """The cache: converted weights and compiled steps are made each time."""
-    model = tiny_models.write_gguf(tmp_path / "model.gguf")
-    folder = tmp_path / "home"
-    folder.mkdir()
-    script = READ_ONLY.format(
-        tests=str(Path(__file__).parent), folder=str(folder), number=int(number)
-    )
-    headlines(tmp_path / "data.jsonl")
-    words = [
-        *("train", "--config", str(tiny_runs.ROOT / "configs/local.py")),
-        *(
-            "--workdir",
-            str(tmp_path / "run"),
-            f"--config.task.files.train={tmp_path / 'data.jsonl'}",
-        ),
-        *(f"--config.model.path={model}", "--config.steps=4", "--config.batch_size=4"),
-        "--config.method.num_virtual_tokens=2",
-        "--config.task.template={soft} {text} :",
-    ]
-    env = tiny_runs.environment(PROMPT_TUNING_CACHE=str(folder))
-    path = os.pathsep.join([env["PYTHONPATH"], str(Path(__file__).parent)])
-    done = subprocess.run(
-        [sys.executable, "-c", script, *words],
-        env={**env, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    assert f"the cache folder '{folder}' cannot be written" in done.stderr
-    assert os.listdir(folder) == []
+def test_a_home_that_cannot_be_written_is_one_warning(home):
+    environment = tiny_runs.environment(HOME="/proc/home", PROMPT_TUNING_CACHE="")
+    command = tiny_runs.train(home / "run", "--config.steps=2", "--config.prompts=()")
+    done = tiny_runs.start(command, env=environment, stderr=subprocess.PIPE)
+    out, err = done.communicate(timeout=300)
+    assert done.returncode == 0 and "step 2/2" in out, err
+    assert err.count("\n") == 1 and "set PROMPT_TUNING_CACHE" in err
+    assert "the cache folder '/proc/home/.cache/prompt_tuning_jax' cannot be written" in err
 
 
-@pytest.mark.parametrize("words", ["list models", "env", "predict --artifact {artifact}"])
-def test_a_pipe_that_is_closed_early_is_quiet(words):
-    """As `| head -1` does, with more lines than a pipe holds."""
-    command = [str(tiny_runs.world().program), *words.split()]
-    artifact = tiny_runs.artifact() if "predict" in words else ""
-    command = [word.format(artifact=artifact) for word in command]
-    with tiny_runs.start(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.close()
-        errors = process.communicate("text\n" * 3, timeout=120)[1]
-    assert process.returncode == main.FAILED
-    assert "Traceback" not in errors and "Exception ignored" not in errors, errors
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "2>&- | head -n 0"])
+def test_output_that_nobody_takes_leaves_no_traceback(closed):
+    program = shlex.quote(str(tiny_runs.world().program))
+    for arguments, status in (("list models", 0), ("list modles", 2)):
+        done = subprocess.run(
+            ["bash", "-c", f"set -o pipefail; {program} {arguments} {closed}"],
+            env={**tiny_runs.environment(), "PYTHONUNBUFFERED": ""},
+            capture_output=True,
+            text=True,
+        )
+        # What is written to a pipe that has been closed is lost: 1.
+        assert done.returncode in ((status, 1) if "|" in closed else (status,)), done
+        assert "Traceback" not in done.stderr and done.stdout == ""
+        assert done.stderr.count("\n") == (status == 2 and "2>&-" not in closed)
 
 
-def test_ctrl_c_five_times_in_a_notebook(home, tmp_path):
-    """A kernel gets KeyboardInterrupt where it is; cells go on, and so does the run."""
-    handler = signal.getsignal(signal.SIGINT)
-    lm, task, config = tiny_runs.tiny("--config.steps=30", "--config.save_every=1")
-    whole = api.tune(lm, task, config, log=lambda line: None)
+def interrupted(folder, moment, monkeypatch):
+    """Tunes in a claimed folder and presses Ctrl-C twice at a moment: (module, name, call)."""
+    module, name, number = moment
+    count, call = 0, getattr(module, name)
 
-    def interrupt(line):
-        # Twice at once: the first asks to stop, the second does not wait.
-        if line.startswith("compiled in"):
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+    def press(*given, **more):
+        nonlocal count
+        count += 1
+        if count == number:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.1)  # in a thread of orbax: the main one hears of each
+        return call(*given, **more)
 
-    for _ in range(5):
-        with pytest.raises(KeyboardInterrupt), workdir.claim(tmp_path / "run") as run:
-            api.tune(lm, task, config, run, interrupt)
-        assert signal.getsignal(signal.SIGINT) is handler
-    with workdir.claim(tmp_path / "run") as run:
-        result = api.tune(lm, task, config, run, lambda line: None)
-    assert result.finished and result.history == whole.history
+    with monkeypatch.context() as patch, workdir.claim(folder) as run:
+        patch.setattr(module, name, press)
+        tiny_runs.tune(folder=run)
+
+
+# Reading the data, compiling, a step, a validation, a save.
+MOMENTS = (
+    (train, "prepare", 1),
+    (train, "executables", 1),
+    (train.Journal, "add", 6),
+    (train, "validate", 1),
+    (os, "rename", 3),
+)
+
+
+def test_ctrl_c_again_and_again_in_a_notebook(home, monkeypatch):
+    plain = tiny_runs.tune()[0]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    hooks = sys.excepthook, sys.unraisablehook
+    for moment in MOMENTS:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(home / "run", moment, monkeypatch)
+        assert {number: signal.getsignal(number) for number in handlers} == handlers, moment
+        assert (sys.excepthook, sys.unraisablehook) == hooks, moment
+        assert not (home / "run" / ".owner").exists()
+    with workdir.claim(home / "run") as run:
+        result, _ = tiny_runs.tune(folder=run)
+    assert result.finished and result.history == plain.history
+    assert tiny_runs.vectors(result).tobytes() == tiny_runs.vectors(plain).tobytes()
+    assert jax.numpy.ones(2).sum() == 2
+
+
+def test_in_a_thread_signals_are_left_alone(home):
+    found = []
+
+    def tune():
+        found.append(signal.getsignal(signal.SIGINT))
+        with workdir.claim(home / "run") as run:
+            found.append(tiny_runs.tune(folder=run)[0])
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=tune)
+    thread.start()
+    thread.join(300)
+    assert found[0] == before == signal.getsignal(signal.SIGINT)
+    api.save(found[1].artifact, home / "artifact")
+    assert tiny_runs.vectors(found[1]).shape == (4, 24)
