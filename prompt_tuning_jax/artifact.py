@@ -7,6 +7,7 @@ is taken, and nothing outside the folder is opened. `README.md` is for people an
 """
 
 import dataclasses
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -23,7 +24,7 @@ import numpy as np
 
 from prompt_tuning_jax import __version__, card
 from prompt_tuning_jax.config import KEYS, flatten
-from prompt_tuning_jax.errors import DISK, UserError, nearest, short
+from prompt_tuning_jax.errors import UserError, nearest, short
 from prompt_tuning_jax.models import safetensors_file
 from prompt_tuning_jax.report import Row
 from prompt_tuning_jax.workdir import sync
@@ -52,6 +53,8 @@ _KINDS: dict[str, type] = {
 }
 _MODEL = {"name": str, "fingerprint": str, "spec": dict}
 _AGAIN = "copy the artifact again, or train it again"
+# Failures that are the disk's; any other is the name's that was given.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _PACKAGES = ("jax", "flax", "optax", "numpy")
 
 
@@ -138,8 +141,7 @@ def save(artifact: Artifact, folder: str | os.PathLike) -> None:
             sync(path)
         _swap(partial, folder)
     except OSError as error:
-        if error.errno in DISK:
-            error.filename, error.filename2 = os.fspath(folder), None
+        if error.errno in _DISK:
             raise
         raise UserError(
             f"the artifact '{folder}' cannot be written ({error.strerror}): give another folder."

@@ -1,13 +1,9 @@
 """What the commands answer in one sentence: wrong input, a failed run; and spelling help."""
 
 import difflib
-import errno
 import re
 from collections.abc import Iterable
 from typing import Any
-
-# Failures to write that are the disk's; any other is the name's that was given.
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class UserError(Exception):

@@ -15,7 +15,7 @@ import click
 
 from prompt_tuning_jax import __version__
 from prompt_tuning_jax.data.demonstrations import CHOICES, Wanted
-from prompt_tuning_jax.errors import DISK, RunError, UserError, hide, nearest
+from prompt_tuning_jax.errors import RunError, UserError, hide, nearest
 
 FAILED = 1
 USAGE = 2
@@ -287,16 +287,6 @@ def run(arguments: list[str]) -> int:
         wrong = error.format_message() if isinstance(error, click.ClickException) else str(error)
         click.echo(f"error: {hide(wrong)}", err=True)
         return FAILED if isinstance(error, RunError) else USAGE
-    except OSError as error:
-        if error.errno not in DISK or "--debug" in arguments:
-            raise
-        what = f"'{error.filename}'" if error.filename else "a file"
-        click.echo(
-            f"error: {what} could not be written ({error.strerror}): make room there and type the "
-            "same command again.",
-            err=True,
-        )
-        return FAILED
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
         return INTERRUPTED

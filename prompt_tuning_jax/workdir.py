@@ -43,7 +43,7 @@ def atomic_write(path: str | os.PathLike, data: bytes) -> None:
     """Writes a file whole or not at all, and durably: a kill or a full disk leaves the old one.
 
     Raises:
-      OSError: as of any write, with the file's name; nothing is left behind then.
+      OSError: as of any write; nothing is left behind then.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -53,9 +53,6 @@ def atomic_write(path: str | os.PathLike, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError as error:
-        error.filename, error.filename2 = os.fspath(path), None
-        raise
     finally:
         partial.unlink(missing_ok=True)
     sync(path.parent)
@@ -75,7 +72,7 @@ def writable(folder: str | os.PathLike) -> Iterator[None]:
     """Turns the disk's refusal of what a run cannot begin without into a UserError."""
     try:
         yield
-    except (OSError, NotImplementedError) as error:
+    except (OSError, NotImplementedError) as error:  # the second is filelock's, without locks
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"the workdir '{folder}' cannot be written ({reason}): give another --workdir."
