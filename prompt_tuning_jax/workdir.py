@@ -83,6 +83,8 @@ def writable(folder: str | os.PathLike) -> Iterator[None]:
 def claim(folder: str | os.PathLike) -> Iterator[Path]:
     """Makes the run folder and holds it: another run is refused until this one ends or is killed.
 
+    A folder in which nothing was written is as it was before, or gone.
+
     Yields:
       the folder.
 
@@ -96,6 +98,8 @@ def claim(folder: str | os.PathLike) -> Iterator[Path]:
     folder = Path(folder)
     lock = FileLock(folder / _LOCK, timeout=_LOCK_SECONDS)
     with writable(folder):
+        made = [each for each in (folder, *folder.parents) if not each.exists()]
+        untouched = not (folder / _LOCK).exists()
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()
@@ -112,6 +116,13 @@ def claim(folder: str | os.PathLike) -> Iterator[Path]:
         yield folder
     finally:
         (folder / _OWNER).unlink(missing_ok=True)
+        if untouched and os.listdir(folder) == [_LOCK]:
+            # Nothing was begun here: leave no trace. Whoever waits for the lock meanwhile fails to
+            # write its name, and says so.
+            with contextlib.suppress(OSError):
+                (folder / _LOCK).unlink()
+                for each in made:
+                    each.rmdir()
         lock.release()
 
 

@@ -69,6 +69,21 @@ def test_a_folder_is_claimed_once_in_a_process_and_given_back(tmp_path):
         assert workdir.CONFIG not in os.listdir(folder)
 
 
+def test_a_folder_in_which_nothing_was_begun_is_as_it_was(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for place in ("empty", "new/one"):
+        with pytest.raises(UserError, match="the model is missing"), claim(tmp_path / place):
+            raise UserError("the model is missing")
+    assert [*map(str, tmp_path.rglob("*"))] == [str(tmp_path / "empty")]
+    with claim(tmp_path / "new" / "one") as folder:
+        (folder / workdir.METRICS).touch()
+    assert sorted(os.listdir(tmp_path / "new" / "one")) == [".lock", workdir.METRICS]
+    (folder / workdir.METRICS).unlink()
+    with claim(folder):
+        pass
+    assert os.listdir(folder) == [".lock"]
+
+
 @pytest.mark.parametrize("place", ("file", "file/below", "/proc/run"))
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, place):
     (tmp_path / "file").write_text("here before")
