@@ -56,7 +56,8 @@ def load(
       matmul_precision: '' for the platform's default, or 'default', 'high', 'highest'.
 
     Raises:
-      UserError: a path, dtype or setting that cannot be used, or a model larger than the memory.
+      UserError: a path, dtype or setting that cannot be used, a model larger than the memory, or
+        a tokenizer with more ids than the model has embeddings.
     """
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -64,9 +65,15 @@ def load(
         if value not in known:
             raise UserError(f"model.{name} is '{value}'; it can be auto or {', '.join(known)}.")
     source = weights.read(path, dtype, memory.device() or math.inf)
+    words = tokenizer.read(path)
+    if words.highest >= source.spec.vocabulary:
+        # The embedding of such an id would be NaN, and so would every score be.
+        raise UserError(
+            f"the tokenizer of '{path}' has ids up to {words.highest} and the model embeddings for "
+            f"{source.spec.vocabulary}: give the weights and the tokenizer.json that belong together."
+        )
     module = Decoder(source.spec, remat=remat, precision=matmul_precision or None)
     params = jax.device_put(source.params)
-    words = tokenizer.read(path)
     return LanguageModel(path, source.spec, module, params, words, source.fingerprint)
 
 

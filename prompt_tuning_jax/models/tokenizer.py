@@ -61,6 +61,7 @@ class Tokenizer:
 
     Attributes:
       size: how many ids there are; a model may have embeddings for more.
+      highest: the largest id that a text, its beginning or its end can have.
       specials: markup to id, e.g. '<|im_start|>': 1.
       bos_id, eos_id, pad_id: None where the model has none.
       add_bos: whether the model's own tokenizer puts BOS in front of a text.
@@ -92,6 +93,10 @@ class Tokenizer:
         self.chat_template = facts.chat_template
         added = self.library.get_added_tokens_decoder().items()
         self.specials = {token.content: number for number, token in added if token.special}
+        ends = [number for number in (self.bos_id, self.eos_id) if number is not None]
+        words = self.library.get_vocab().items()
+        spelled = [number for token, number in words if token not in self.specials]
+        self.highest = max([*spelled, *ends], default=0)
         # A processor that adds nothing: others add BOS, or trim the space off a token's offsets.
         self.library.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
         decisive = [vocabulary, self.bos_id, self.eos_id, self.pad_id, self.add_bos]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny_models import SPECIALS, rewrite
 
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models import gguf_file, tokenizer
+from prompt_tuning_jax.models import gguf_file, load, tokenizer
 
 SMOLLM2 = "smollm2-135m-instruct"
 
@@ -199,6 +199,19 @@ def test_tokenizers_that_are_refused(tmp_path, folder):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"tokenizer\.json does not exist"):
         tokenizer.read(str(folder))
+
+
+def test_ids_without_an_embedding_are_refused_unless_no_text_has_them(tmp_path):
+    ids = len(tiny_models.VOCABULARY)
+    cut = tiny_models.write_folder(tmp_path / "cut", tiny_models.changed(vocabulary=ids - 1))
+    with pytest.raises(UserError, match=f"ids up to {ids - 1} .* embeddings for {ids - 1}: give"):
+        load(str(cut))
+    # As after fine-tuning with a padding token of its own, which no batch here has.
+    whole = tiny_models.write_folder(tmp_path / "whole")
+    content = json.loads((whole / "tokenizer.json").read_text())
+    padding = {**content["added_tokens"][0], "id": ids, "content": "<|more|>"}
+    rewrite(whole / "tokenizer.json", added_tokens=[*content["added_tokens"], padding])
+    assert load(str(whole)).tokenizer.size == ids + 1
 
 
 @pytest.mark.parametrize(
