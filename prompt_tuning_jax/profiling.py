@@ -15,7 +15,7 @@ SKIPPED = 3  # steps before the trace begins: the first ones are not like the ot
 
 @contextlib.contextmanager
 def profiler(count: int, folder: Path | None, log: Callable) -> Iterator[Callable[[Any], None]]:
-    """Traces `count` steps, 0 for none, into a run folder.
+    """Traces `count` steps, 0 for none, into a run folder. One that the disk refuses is a warning.
 
     Yields:
       a function to call before each step with the state.
@@ -31,7 +31,14 @@ def profiler(count: int, folder: Path | None, log: Callable) -> Iterator[Callabl
             f"config.profile_steps is {count} and the run has no folder to write a trace to: give "
             "one, or leave it at 0"
         )
-    seen = 0
+    seen, refused = 0, ""
+
+    def stop():
+        nonlocal refused
+        try:
+            jax.profiler.stop_trace()
+        except (OSError, jax.errors.JaxRuntimeError) as error:
+            refused = str(error).partition("\n")[0]
 
     def before(state):
         nonlocal seen
@@ -40,16 +47,22 @@ def profiler(count: int, folder: Path | None, log: Callable) -> Iterator[Callabl
             jax.profiler.start_trace(folder / PROFILE)
         elif seen == SKIPPED + count:
             jax.block_until_ready(state)
-            jax.profiler.stop_trace()
+            stop()
         seen += 1
 
     try:
         yield before
     finally:
         if SKIPPED < seen <= SKIPPED + count:
-            jax.profiler.stop_trace()
-    if seen <= SKIPPED:
-        log(f"warning: no trace: it begins after {SKIPPED} steps, and {seen} were taken")
-    else:
-        traced = min(seen - SKIPPED, count)
-        log(f"trace of {traced} steps: {folder / PROFILE} (TensorBoard's profile plugin shows it)")
+            stop()
+    log(outcome(min(seen - SKIPPED, count), folder / PROFILE, refused))
+
+
+def outcome(traced: int, folder: Path, refused: str) -> str:
+    """One line: how many steps were traced to where, or why none."""
+    if traced <= 0:
+        taken = SKIPPED + traced
+        return f"warning: no trace: it begins after {SKIPPED} steps, and {taken} were taken"
+    if refused:
+        return f"warning: the trace in {folder} is not whole ({refused})."
+    return f"trace of {traced} steps: {folder} (TensorBoard's profile plugin shows it)"

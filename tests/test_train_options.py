@@ -132,6 +132,15 @@ def test_a_trace_of_some_steps_is_in_the_folder_and_changes_nothing(plain, tmp_p
         assert another != trace
 
 
+def test_a_trace_that_the_disk_refuses_is_a_warning(plain, tmp_path):
+    with workdir.claim(tmp_path / "run") as run:
+        (run / workdir.PROFILE).write_text("in the way")
+        result, log = tune("--config.profile_steps=3", folder=run)
+    assert result.history == plain.history
+    [said] = [line for line in log if "trace" in line]
+    assert said.startswith(f"warning: the trace in {run / workdir.PROFILE} is not whole (")
+
+
 def test_a_trace_needs_a_folder():
     with pytest.raises(UserError, match=r"profile_steps is 3 and the run has no folder"):
         tune("--config.profile_steps=3")

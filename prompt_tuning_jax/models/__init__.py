@@ -69,8 +69,8 @@ def load(
     if words.highest >= source.spec.vocabulary:
         # The embedding of such an id would be NaN, and so would every score be.
         raise UserError(
-            f"the tokenizer of '{path}' has ids up to {words.highest} and the model embeddings for "
-            f"{source.spec.vocabulary}: give the weights and the tokenizer.json that belong together."
+            f"the tokenizer of '{path}' has ids up to {words.highest} and the model "
+            f"embeddings for {source.spec.vocabulary}: give the two that belong together."
         )
     module = Decoder(source.spec, remat=remat, precision=matmul_precision or None)
     params = jax.device_put(source.params)
