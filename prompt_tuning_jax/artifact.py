@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax import traverse_util
 
 from prompt_tuning_jax import __version__, card
 from prompt_tuning_jax.config import KEYS, flatten
@@ -127,7 +128,8 @@ def save(artifact: Artifact, folder: str | os.PathLike) -> None:
       OSError: the disk is full; what was there before is still there.
     """
     folder = Path(folder).resolve()
-    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in _leaves(artifact.collections)}
+    leaves = traverse_util.flatten_dict(artifact.collections, sep="/")
+    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()}
     _check_arrays(arrays, folder)
     partial = folder.with_name(f".{folder.name}.partial")
     try:
@@ -167,7 +169,8 @@ def write_card(artifact: Artifact, folder: str | os.PathLike, rows: Iterable[Row
 
 
 def _card(artifact: Artifact, written: Path, name: str, rows: Iterable[Row] = ()) -> str:
-    leaves = {path: (str(leaf.dtype), leaf.shape) for path, leaf in _leaves(artifact.collections)}
+    flat = traverse_util.flatten_dict(artifact.collections, sep="/")
+    leaves = {path: (str(leaf.dtype), leaf.shape) for path, leaf in flat.items()}
     tensors_bytes = (written / TENSORS).stat().st_size
     return card.render(artifact.manifest, leaves, tensors_bytes, name, rows)
 
@@ -219,7 +222,7 @@ def load(folder: str | os.PathLike) -> Artifact:
         raise UserError(
             f"{error.filename} cannot be read ({error.strerror}): give the folder of an artifact."
         ) from error
-    return Artifact(_nested(arrays), manifest)
+    return Artifact(traverse_util.unflatten_dict(arrays, sep="/"), manifest)
 
 
 def check(artifact: Artifact, lm: Any) -> None:
@@ -344,25 +347,6 @@ def _shallow(value: Any, depth: int) -> bool:
         return True
     inside = value.values() if isinstance(value, dict) else value
     return depth > 0 and all(_shallow(item, depth - 1) for item in inside)
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}/")
-        else:
-            yield f"{prefix}{name}", np.asarray(value)
-
-
-def _nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *parents, last = name.split("/")
-        place = tree
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = array
-    return tree
 
 
 def _read_tensors(path: Path, digest: str) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax import traverse_util
 from numpy.typing import DTypeLike
 
 from prompt_tuning_jax import memory
@@ -158,7 +159,7 @@ def read_folder(folder: Path, dtype: np.dtype, most: float) -> Weights:
         )
     digests.append(hashlib.sha256((folder / "config.json").read_bytes()))
     whole = hashlib.sha256(b"".join(digest.digest() for digest in digests))
-    return Weights(spec, nest(leaves), whole.hexdigest())
+    return Weights(spec, traverse_util.unflatten_dict(leaves, sep="/"), whole.hexdigest())
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -197,7 +198,7 @@ def read_gguf(path: Path, dtype: np.dtype, most: float) -> Weights:
     if leaves is None:
         leaves = convert(file, spec, slots, dtype)
         keep_converted(folder, manifest, leaves)
-    return Weights(spec, nest(leaves), fingerprint)
+    return Weights(spec, traverse_util.unflatten_dict(leaves, sep="/"), fingerprint)
 
 
 def convert(
@@ -293,18 +294,6 @@ def fill(leaves: Mapping[str, np.ndarray], spec: Spec, slot: Slot, array: np.nda
     else:
         place = leaves[f"layers/{slot.name.ours}"][slot.layer]
     place[...] = array
-
-
-def nest(leaves: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Leaves by path as a tree of dicts."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *branches, name = path.split("/")
-        node = tree
-        for branch in branches:
-            node = node.setdefault(branch, {})
-        node[name] = leaf
-    return tree
 
 
 def read_converted(folder: Path, manifest: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
