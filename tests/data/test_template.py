@@ -141,6 +141,9 @@ def test_parse_finds_the_pieces():
         ("{soft:}", 1),
         ("{soft:99999999999999}", 1),
         ("{soft} {text}{soft}", 14),
+        ("{" + "a" * 201 + "}", 1),
+        ("{text}" * 1001, 6001),
+        ("{soft:1}" * 1001, 8001),
     ],
 )
 def test_parse_refuses_what_is_no_field_or_slot_at_its_position(text, position):
