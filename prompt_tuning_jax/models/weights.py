@@ -83,12 +83,15 @@ def locate(path: str) -> Path:
     """
     if path in EMBEDDED:
         return locate_embedded(path)
-    found, expected = Path(path).expanduser(), f"a GGUF file, {FOLDER}"
+    found, expected = Path(os.path.expanduser(path)), f"a GGUF file, {FOLDER}"
     try:
         if found.is_dir():
             problem = "" if (found / "config.json").exists() else "is a folder without config.json"
+            if odd := [path for path in found.iterdir() if path.exists() and not is_plain(path)]:
+                problem = f"holds {short(odd[0].name)}, which is neither a file nor a folder"
         elif found.exists():
-            problem = "" if gguf_file.is_gguf(found) else "is not a GGUF file"
+            plain = is_plain(found) and gguf_file.is_gguf(found)
+            problem = "" if plain else "is not a GGUF file"
         else:
             problem, expected = "does not exist", f"{expected} or {', '.join(EMBEDDED)}"
     except OSError as error:
@@ -96,6 +99,11 @@ def locate(path: str) -> Path:
     if problem:
         raise UserError(f"the model {short(path, 200)} {problem}; expected {expected}.")
     return found
+
+
+def is_plain(path: Path) -> bool:
+    """Whether it is a file or a folder: a pipe would be waited for, a device has no end."""
+    return path.is_file() or path.is_dir()
 
 
 def locate_embedded(name: str) -> Path:
@@ -314,7 +322,7 @@ def read_converted(folder: Path, manifest: Mapping[str, Any]) -> dict[str, np.nd
         leaves, digest = safetensors_file.read_whole(folder / "model.safetensors")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, UserError):
+    except (OSError, ValueError, RecursionError, UserError):
         kept, leaves, digest = None, {}, ""
     if kept == {**manifest, "sha256": digest}:
         return leaves
