@@ -49,8 +49,8 @@ def _unread(task: str, changed: Sequence[str], values: Mapping[str, Any]) -> lis
         else:
             continue
         faults.append(
-            f"config.{name} is {short(values[name], 200)} and config.task.name is {short(task, 200)},"
-            f" which does not read it: write config.task.name={reader}"
+            f"config.{name} is {short(values[name], 200)} and config.task.name is"
+            f" {short(task, 200)}, which does not read it: write config.task.name={reader}"
         )
     if is_files and not values["task.files.train"]:
         faults.append(

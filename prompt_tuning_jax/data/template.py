@@ -210,8 +210,8 @@ def encode(
         fields[shortened] = kept
     if not trunk.ids:
         raise UserError(
-            f"template {short(template.text, 200)} puts nothing before the answer: give it text, a slot"
-            " or a field that is not empty"
+            f"template {short(template.text, 200)} puts nothing before the answer: give it"
+            " text, a slot or a field that is not empty"
         )
     # A slot or special token behind a field that is empty stands where the field does.
     constant = min(_constant(rendered.first_field, trunk.ends), rendered.most)
@@ -282,8 +282,8 @@ def _rest(template: Template, num_virtual_tokens: int) -> int:
     slots = [piece for piece in template.pieces if isinstance(piece, Slot)]
     if not slots and num_virtual_tokens:
         raise UserError(
-            f"template {short(template.text, 200)} has no slot for the {num_virtual_tokens} virtual tokens:"
-            " write {soft} where they stand"
+            f"template {short(template.text, 200)} has no slot for the {num_virtual_tokens} virtual"
+            " tokens: write {soft} where they stand"
         )
     counts = [slot.size for slot in slots if slot.size is not None]
     if counts and not num_virtual_tokens:

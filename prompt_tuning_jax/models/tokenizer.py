@@ -120,8 +120,8 @@ class Tokenizer:
 
 @contextlib.contextmanager
 def panics(what: str) -> Iterator[None]:
-    """Turns what the library raises into a UserError: a plain Exception, or a panic, as of a pattern
-    that needs too long."""
+    """Turns what the library raises, a plain Exception, or a panic as of a pattern that needs too
+    long, into a UserError."""
     try:
         yield
     except BaseException as error:  # which a panic is, of a class that cannot be imported
