@@ -325,7 +325,7 @@ def _check_target(target: str, specials: Sequence[str]) -> Template:
     if not parsed.fields or any(isinstance(piece, Slot | Special) for piece in parsed.pieces):
         raise UserError(
             f"task.target is {short(target, 200)}: expected text with at least one field, as"
-            " '{summary}', without slots and special tokens (the token that ends a text is added to it)"
+            " '{summary}', without slots and special tokens (the token that ends a text is added)"
         )
     return parsed
 

@@ -317,9 +317,12 @@ def nest(leaves: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def read_converted(folder: Path, manifest: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
     """Leaves of an earlier conversion; None where there is none, or it is not what it was."""
+    record, weights = folder / "manifest.json", folder / "model.safetensors"
     try:
-        kept = json.loads((folder / "manifest.json").read_bytes())
-        leaves, digest = safetensors_file.read_whole(folder / "model.safetensors")
+        if any(file.exists() and not file.is_file() for file in (record, weights)):
+            raise ValueError("a pipe would be waited for")
+        kept = json.loads(record.read_bytes())
+        leaves, digest = safetensors_file.read_whole(weights)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError, UserError):

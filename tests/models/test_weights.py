@@ -443,6 +443,16 @@ def cut_manifest(folder):
     file.write_text(file.read_text()[:-1])
 
 
+def pipe_for_manifest(folder):
+    (folder / "manifest.json").unlink()
+    os.mkfifo(folder / "manifest.json")
+
+
+def pipe_for_weights(folder):
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+
+
 DAMAGES = [
     damage_middle,
     damage_header,
@@ -450,6 +460,8 @@ DAMAGES = [
     empty_weights,
     damage_manifest,
     cut_manifest,
+    pipe_for_manifest,
+    pipe_for_weights,
 ]
 
 
