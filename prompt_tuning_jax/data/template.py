@@ -70,7 +70,7 @@ class Example(NamedTuple):
 
 _PARTS = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|\\[nt]|[^{}\\]+|\\")
 # A record's text is in memory once for each of its fields, so a template must not multiply it.
-_MOST_FILLED, _LONGEST_NAME = 1000, 200
+_MOST_FILLED, _LONGEST_NAME, _MOST_CHARACTERS = 1000, 200, 1 << 20
 _WRITTEN = {"{{": "{", "}}": "}", "\\n": "\n", "\\t": "\t"}
 
 
@@ -182,12 +182,19 @@ def encode(
         ending: tokens behind each answer.
 
     Raises:
-        UserError: slots that do not add up to P, a field that the record lacks, an example that is
-            too long with one character of its longest field, or one with nothing before its answer.
+        UserError: slots that do not add up to P, a field that the record lacks, fields that make
+            over a million characters, an example that is too long with one character of its longest
+            field, or one with nothing before its answer.
     """
     layout = _layout(template, num_virtual_tokens)
     bos = _bos(template, tokenizer, add_bos)
     fields = {field.name: _text_of(field, record, template) for field in template.fields}
+    size = sum(len(fields[field.name]) for field in template.fields)
+    if size > _MOST_CHARACTERS:
+        raise UserError(
+            f"the template's fields make {size:,} characters of the record, expected at most"
+            f" {_MOST_CHARACTERS:,}: shorten the record, or the template"
+        )
     shortened, whole = "", 0
     while True:
         rendered = _render(layout, fields, tokenizer, bos)

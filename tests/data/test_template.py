@@ -510,6 +510,20 @@ def test_encode_refuses(tokenizer, template, num_virtual_tokens, message):
         )
 
 
+def test_a_template_that_multiplies_a_record_is_refused_at_once(tokenizer):
+    template = parse("{text}" * 1000)
+    with pytest.raises(UserError, match=r"make 2,000,000 characters .* at most 1,048,576"):
+        encode(
+            template,
+            {"text": "ab" * 1000},
+            ["x"],
+            tokenizer,
+            num_virtual_tokens=0,
+            add_bos=False,
+            max_length=100,
+        )
+
+
 def test_nothing_left_to_shorten_says_so(tokenizer):
     with pytest.raises(UserError, match=r"\d+ positions and 5 are allowed, with nothing left"):
         encode(
