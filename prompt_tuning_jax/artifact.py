@@ -332,6 +332,8 @@ def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
     for pair in manifest["labels"]:
         if not isinstance(pair, list) or list(map(type, pair)) != [str, str]:
             yield f"'labels' has {short(pair)}, expected pairs of texts"
+    if any(len(set(part)) < len(part) for part in zip(*manifest["labels"], strict=True)):
+        yield "'labels' has a value or a word twice"
     if manifest["max_length"] < 0:
         yield f"'max_length' is {short(manifest['max_length'])}, expected at least 0"
     yield from _unknown(flatten(manifest["config"]), KEYS, "config.")

@@ -21,9 +21,18 @@ def cache_folder() -> pathlib.Path:
     """Returns the folder that PROMPT_TUNING_CACHE names, else ~/.cache/prompt_tuning_jax.
 
     It need not exist yet.
+
+    Raises:
+        UserError: nobody knows where the home folder is.
     """
     given = os.environ.get("PROMPT_TUNING_CACHE")
-    return pathlib.Path(given or "~/.cache/prompt_tuning_jax").expanduser()
+    try:
+        return pathlib.Path(given or "~/.cache/prompt_tuning_jax").expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            "there is no home folder to keep prepared data in: set HOME, or PROMPT_TUNING_CACHE to"
+            " a folder that can be written"
+        ) from error
 
 
 def warn(error: OSError) -> None:

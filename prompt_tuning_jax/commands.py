@@ -322,7 +322,7 @@ def predict(
     )
     for row in watched(rows, "records", functools.partial(print, file=sys.stderr)):
         counts.update(
-            rows=1, shortened="shortened" in row, unfinished=not row.get("finished", True)
+            rows=1, shortened=int("shortened" in row), unfinished=int(not row.get("finished", True))
         )
         yield row
     for line in cut(counts, settings):

@@ -284,7 +284,8 @@ def difference(old: str, config: ConfigDict) -> list[str]:
     before |= {name: _plain(value, name) for name, value in flatten(_parse(old, "saved")).items()}
     now = flatten(config.to_dict())
     return [
-        f"config.{name} was {before.get(name)!r} and is {now.get(name)!r} now"
+        f"config.{short(name, 200)[1:-1]} was {short(before.get(name), 1000)} and is"
+        f" {short(now.get(name), 1000)} now"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
@@ -375,8 +376,10 @@ def _parse(text: str, source: str) -> Mapping[str, Any]:
         raise UserError(
             f"config file {source!r}, line {error.lineno}: {error.msg}; it is not valid JSON"
         ) from error
-    except RecursionError as error:
-        raise UserError(f"config file {source!r} is nested too deeply") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"config file {source!r} is nested too deeply, or has a number of too many digits"
+        ) from error
     if not isinstance(given, dict):
         raise UserError(f"config file {source!r} holds no JSON object of keys and values")
     return given
@@ -481,8 +484,8 @@ def _unread(
     name, optional = values[f"{section}.name"], {key for keys in reads.values() for key in keys}
     unread = sorted(f"{section}.{key}" for key in optional.difference(reads[name]))
     return [
-        f"config.{key} is {values[key]!r} and {name!r} has no such setting: leave it at"
-        f" {KEYS[key].default!r}"
+        f"config.{key} is {short(values[key], 200)} and {name!r} has no such setting: leave it"
+        f" at {KEYS[key].default!r}"
         for key in unread
         if values[key] != KEYS[key].default
     ]

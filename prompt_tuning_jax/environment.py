@@ -124,8 +124,8 @@ def recorded(run: Path, command: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 def _append(path: Path, entry: dict[str, Any], clock: float) -> None:
     try:
-        starts = json.loads(path.read_bytes())["starts"]
-    except (OSError, ValueError, KeyError, TypeError):
+        starts = list(json.loads(path.read_bytes())["starts"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         starts = []
     took = round(time.monotonic() - clock, 3)
     starts = [*starts, {**entry, "ended": _now(), "took": took, "environment": describe()}]

@@ -45,6 +45,8 @@ class Journal:
         self._look = config.schedule.warmup_steps + advice.PATIENCE
         self._warned: set[str] = set()
         self._track = track
+        if self._files is not None and self._files.damaged:
+            log(f"warning: {self._files.damaged} damaged lines of {METRICS} are left out")
         for line in self.lines:
             self._send(line)
         self._start, self._spent, self._tokens, self._evaluating = start, spent, 0, 0.0

@@ -20,6 +20,7 @@ from prompt_tuning_jax.errors import RunError, UserError, hide, nearest
 FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
+LONGEST_LINE = 1 << 25  # bytes; one that never ends would fill the memory
 
 _debug = click.option(
     "--debug", is_flag=True, expose_value=False, help="Show the traceback of a failure."
@@ -296,10 +297,10 @@ def main() -> None:
     """Runs the console script: a failure is one line, and a closed stdout is none."""
     if "--debug" not in sys.argv:
         sys.excepthook = _one_line
-    # What was closed before the program began is None, which cannot be written to.
-    sys.stdout, sys.stderr = (
-        open(os.devnull, "w", encoding="utf-8") if stream is None else stream
-        for stream in (sys.stdout, sys.stderr)
+    # What was closed before the program began is None, which cannot be written to or read.
+    sys.stdout, sys.stderr, sys.stdin = (
+        open(os.devnull, mode, encoding="utf-8") if stream is None else stream
+        for stream, mode in ((sys.stdout, "w"), (sys.stderr, "w"), (sys.stdin, "r"))
     )
     try:
         status = run(sys.argv[1:])
@@ -374,8 +375,10 @@ def _name(lines: BinaryIO) -> str:
 
 def _decoded(lines: BinaryIO) -> Iterator[tuple[str, str]]:
     """Yields the place and the text of each line."""
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE), b""), 1):
         place = f"{_name(lines)}, line {number}"
+        if len(line) == LONGEST_LINE:
+            raise UserError(f"{place}: it has over {LONGEST_LINE:,} bytes: end each record's line")
         try:
             yield place, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
@@ -390,15 +393,19 @@ def _output(path: str | None) -> Iterator[TextIO]:
     if path is None:
         yield sys.stdout
         return
+    # Where a link leads: what is there is replaced, and a link or a device would be gone.
+    real = os.path.realpath(path)
+    if os.path.exists(real) and not os.path.isfile(real):
+        raise UserError(f"cannot write {path!r}: it is there and no file; give another --output")
     try:
-        place = tempfile.TemporaryDirectory(prefix=".", dir=os.path.dirname(path) or ".")
+        place = tempfile.TemporaryDirectory(prefix=".", dir=os.path.dirname(real))
     except OSError as error:
         raise UserError(f"cannot write {path!r}: {error.strerror}") from error
     with place as folder:
         partial = os.path.join(folder, "partial")
         with open(partial, "w", encoding="utf-8") as stream:
             yield stream
-        os.replace(partial, path)
+        os.replace(partial, real)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from prompt_tuning_jax import memory
 from prompt_tuning_jax.data.batch import (
     Batch,
     Shape,
@@ -19,6 +20,7 @@ from prompt_tuning_jax.data.batch import (
     shared_length,
     stream_shape,
 )
+from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models import LanguageModel, bake
 from prompt_tuning_jax.models.decoder import Decoder, bind
 from prompt_tuning_jax.progress import watched
@@ -45,6 +47,9 @@ def score(
 
     Returns:
       float32[N, C] nats, in the order of the examples.
+
+    Raises:
+      UserError: the answers of an example, which share a row, take more than the memory there is.
     """
     devices = jax.local_devices() if devices is None else devices
     mesh = make_mesh(devices)
@@ -56,6 +61,7 @@ def score(
     params, front = jax.device_put((lm.params, front), NamedSharding(mesh, PartitionSpec()))
     scores = np.zeros((len(examples), answers), np.float32)
     shape = shape or evaluation_shape(examples, shared, row_multiple=len(devices))
+    _check_memory(lm, shape, memory.device() * len(devices) or memory.available())
     parts = evaluation_batches(examples, shared, shape)
     if log is not None:
         parts = watched(parts, "examples scored", log, len(examples), _size)
@@ -76,6 +82,19 @@ def next_shape(examples, before: Shape | None) -> Shape:
     return stream_shape(
         examples, shared_length(examples), before, row_multiple=jax.local_device_count()
     )
+
+
+def _check_memory(lm: LanguageModel, shape: Shape, most: int):
+    """Raises a UserError for rows whose attention takes more than so many bytes."""
+    # float32: a mask, and twice the weights of the queries that share a key head.
+    matrices = 1 + 2 * lm.spec.heads // lm.spec.kv_heads
+    needed = 4 * matrices * shape.rows * shape.length**2
+    if needed > most:
+        raise UserError(
+            f"a text with the words of all labels takes {shape.length:,} positions, for which"
+            f" {needed / 1e9:,.1f} GB of memory are needed and {most / 1e9:,.1f} GB are free: give"
+            " fewer or shorter labels, or a machine with more"
+        )
 
 
 def _size(part) -> int:

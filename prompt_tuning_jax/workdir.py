@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from ml_collections import ConfigDict
 
 from prompt_tuning_jax import config as configs
-from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.errors import UserError, short
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -35,6 +35,8 @@ RUN = "run.json"
 
 _LOCK = ".lock"
 _OWNER = ".owner"
+_FOLDERS = (CHECKPOINTS, ARTIFACT, TENSORBOARD, PROFILE)
+_FILES = (METRICS, REPORT, CURVES, RUN, CONFIG)
 _LOCK_SECONDS = 1.0
 _EVENT_SECONDS = 5.0  # between flushes of TensorBoard's file, which wait for the disk
 
@@ -115,7 +117,8 @@ def claim(folder: str | os.PathLike) -> Iterator[Path]:
             atomic_write(folder / _OWNER, json.dumps(owner).encode())
         yield folder
     finally:
-        (folder / _OWNER).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder of that name
+            (folder / _OWNER).unlink()
         if untouched and os.listdir(folder) == [_LOCK]:
             # Nothing was begun here: leave no trace. Whoever waits for the lock meanwhile fails to
             # write its name, and says so.
@@ -127,11 +130,14 @@ def claim(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 def _owner(folder: Path) -> str:
+    unknown = "its owner has not written its name yet"
     try:
+        if not (folder / _OWNER).is_file():  # a pipe would be waited for
+            return unknown
         owner = json.loads((folder / _OWNER).read_bytes())
-        return f"process {owner['pid']} on {owner['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "its owner has not written its name yet"
+        return f"process {short(owner['pid'])} on {short(owner['host'])[1:-1]}"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return unknown
 
 
 def settle(folder: Path, config: ConfigDict, fresh: bool = False) -> None:
@@ -145,6 +151,7 @@ def settle(folder: Path, config: ConfigDict, fresh: bool = False) -> None:
     Raises:
       UserError: the folder belongs to a run of another config; each difference is a line.
     """
+    _check_kinds(folder)
     path = folder / CONFIG
     if fresh:
         _clear(folder)
@@ -166,11 +173,21 @@ def settle(folder: Path, config: ConfigDict, fresh: bool = False) -> None:
             atomic_write(path, configs.to_json(config).encode())
 
 
+def _check_kinds(folder: Path) -> None:
+    """Raises a UserError for a pipe or a folder where a run has a file, and the reverse: it would
+    be waited for, or could be neither read nor removed."""
+    kinds = {"file": (Path.is_file, _FILES), "folder": (Path.is_dir, _FOLDERS)}
+    for kind, (holds, names) in kinds.items():
+        for path in (folder / name for name in names):
+            if path.exists() and not holds(path):
+                raise UserError(f"'{path}' is not a {kind}: remove it, or give another --workdir.")
+
+
 def _clear(folder: Path) -> None:
     # The config goes last: a kill on the way leaves a folder that still says whose it was.
-    for name in (CHECKPOINTS, ARTIFACT, TENSORBOARD, PROFILE):
+    for name in _FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (METRICS, REPORT, CURVES, RUN, CONFIG):
+    for name in _FILES:
         (folder / name).unlink(missing_ok=True)
 
 
@@ -181,6 +198,9 @@ class Metrics:
     the step that a run resumes from, it drops the lines of later steps (and one that a kill cut
     short), so that a resumed run's file equals that of one which never stopped; for the same reason
     nothing that differs between two runs of a command, such as a time, belongs in it.
+
+    Attributes:
+      damaged: how many lines among the earlier ones could not be read and are left out.
     """
 
     def __init__(
@@ -198,7 +218,7 @@ class Metrics:
         """
         path = Path(path)
         before = path.read_bytes() if path.exists() else b""
-        kept = list(_until(before, step))
+        kept, self.damaged = _until(before, step)
         self._pending = b""
         self._flushed = time.monotonic()
         with writable(path.parent), contextlib.ExitStack() as unfinished:
@@ -279,17 +299,32 @@ class Metrics:
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The whole lines of a metrics file, in order."""
-    return [json.loads(line) for line in _until(Path(path).read_bytes(), math.inf)]
+    return [json.loads(line) for line in _until(Path(path).read_bytes(), math.inf)[0]]
 
 
-def _until(data: bytes, step: float) -> Iterator[bytes]:
+def _until(data: bytes, step: float) -> tuple[list[bytes], int]:
+    """The whole lines up to a step, and how many before the last of these are damaged."""
+    kept: list[bytes] = []
+    damaged = unread = 0
     for line in data.splitlines(keepends=True):
         try:
-            whole = line.endswith(b"\n") and json.loads(line)["step"] <= step
-        except (ValueError, KeyError, TypeError):
-            return
+            whole = line.endswith(b"\n") and _step(line) <= step
+        except (ValueError, RecursionError):
+            unread += 1
+            continue
         if whole:
-            yield line
+            kept.append(line)
+            damaged = unread
+    return kept, damaged
+
+
+def _step(line: bytes) -> int:
+    values = json.loads(line)
+    if type(values) is not dict or type(values.get("step")) is not int:
+        raise ValueError("no line of metrics")
+    if not all(value is None or type(value) in (int, float) for value in values.values()):
+        raise ValueError("values that are no numbers")
+    return values["step"]
 
 
 def _number(value: Any) -> int | float | None:

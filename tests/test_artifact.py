@@ -194,6 +194,8 @@ MANIFESTS = {
     "labels nested deeply": {"labels": DEEP},
     "labels that are no pairs": {"labels": [["sport"]]},
     "labels of numbers": {"labels": [[1, 2]]},
+    "a label twice": {"labels": [["sport", "sports"], ["sport", "tech"]]},
+    "a label's word twice": {"labels": [["sport", "one"], ["tech", "one"]]},
     "a model without a fingerprint": {"model": {"name": "m", "spec": {}}},
     "a model with a loader": {
         "model": {"name": "m", "fingerprint": "f", "spec": {}, "loader": "evil"}
@@ -367,6 +369,9 @@ def test_leaves_that_the_model_has_no_place_for_are_refused(tmp_path):
         {"prompt": {"vectors": np.zeros((3, 9), np.float32)}},
         {"prompt": {"vector": np.zeros((3, 8), np.float32)}},
         {"promt": {"vectors": np.zeros((3, 8), np.float32)}},
+        {"prompt": {"vectors": {"deeper": np.zeros((3, 8), np.float32)}}},
+        {"params": {"embed": {"embedding": np.zeros((32, 8), np.float32)}}},
+        {"prompt": {"vectors": np.zeros((0, 8), np.float32)}},
     ):
         artifacts.save(make()._replace(collections=collections), tmp_path / "a")
         with pytest.raises(UserError):

@@ -20,6 +20,14 @@ def test_the_environment_names_the_folder(monkeypatch, tmp_path):
     assert str(cache_folder()) == "/home/somebody/.cache/prompt_tuning_jax"
 
 
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    for name in ("PROMPT_TUNING_CACHE", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)  # whom the system does not know
+    with pytest.raises(UserError, match="PROMPT_TUNING_CACHE"):
+        cache_folder()
+
+
 def test_what_is_there_is_not_built_again(tmp_path):
     calls = []
 

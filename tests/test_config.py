@@ -343,6 +343,7 @@ def test_broken_python_file(tmp_path, text, part):
         ("", "line 1: "),
         ("[1]", "no JSON object"),
         ("[" * 100_000, "nested too deeply"),
+        ("9" * 5000, "too many digits"),
         ('{"steps": NaN}', "config.steps is nan"),
         ('{"model": "x"}', "config.model is a section"),
     ],

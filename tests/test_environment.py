@@ -91,7 +91,7 @@ def test_a_start_that_is_refused_leaves_nothing(tmp_path):
 
 
 def test_a_damaged_record_is_begun_again(tmp_path):
-    for damaged in ("", "[]", '{"start": 1}', '{"starts": 1'):
+    for damaged in ("", "[]", '{"start": 1}', '{"starts": 1', '{"starts": 1}', "[" * 10**5):
         (tmp_path / workdir.RUN).write_text(damaged)
         with environment.recorded(tmp_path, ["a"]):
             pass

@@ -31,6 +31,12 @@ CONFIGS = {
         "model": AWAY,
     },
     "a template that is code": {"task": {"template": "{soft}{text.__class__}"}},
+    "a target of 100,000 characters": {"task": {"target": "x" * 100_000, "name": "files"}},
+    "a field of 100,000 characters": {"task": {"template": "{" + "x" * 100_000 + "}"}},
+    "columns of 100,000 characters": {"task": {"columns": ["text=" + "x" * 100_000]}},
+    "a metric of 100,000 characters": {"task": {"metrics": ["x" * 100_000]}},
+    "a task of 100,000 characters": {"task": {"name": "x" * 100_000}},
+    "a model that has no end": {"model": {"path": "/dev/zero"}},
     "a number that is code": {"steps": "__import__('os').system('id')"},
     "a text of 100,000 characters": {"method": {"init": "x" * 100_000}},
     "a seed of 2^70": {"seed": 2**70},
@@ -44,6 +50,7 @@ TEMPLATES = {
     "a template that is code": {"template": "{soft}{text.__class__}"},
     "a template of 100,000 braces": {"template": "{" * 100_000},
     "a template that is long": {"template": "x" * 100_000 + "{a.b}"},
+    "a template of 100,000 fields": {"template": "{soft}" + "{text}" * 100_000},
 }
 
 

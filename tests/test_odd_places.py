@@ -131,6 +131,18 @@ def test_a_home_that_cannot_be_written_is_one_warning(home):
     assert "the cache folder '/proc/home/.cache/prompt_tuning_jax' cannot be written" in err
 
 
+def test_a_stdin_that_is_closed_holds_no_records():
+    program = shlex.quote(str(tiny_runs.world().program))
+    made = shlex.quote(str(tiny_runs.artifact()))
+    done = subprocess.run(
+        ["bash", "-c", f"{program} predict --artifact {made} <&-"],
+        env=tiny_runs.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 @pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "2>&- | head -n 0"])
 def test_output_that_nobody_takes_leaves_no_traceback(closed):
     program = shlex.quote(str(tiny_runs.world().program))

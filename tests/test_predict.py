@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -107,6 +108,11 @@ def test_how_texts_are_written_can_be_typed(typed, writer):
 # What is typed and on stdin, and parts of the sentence.
 MISTAKES = {
     "lines": ([], "price", "fields facts, area", "--jsonl"),
+    "a line of 200,000 characters": (
+        ["--jsonl"],
+        json.dumps({"facts": "a" * 200_000, "area": "b"}),
+        "line 1: 'facts' has 200,000 characters",
+    ),
     "no json": (["--jsonl"], "price 1", "<stdin>, line 1: no JSON object"),
     "field": (["--jsonl"], '{"facts": "a", "are": "b"}', "line 1: no field 'area'", "'are'"),
     "null": (["--jsonl"], '{"facts": null, "area": "b"}', "line 1: 'facts' is null"),
@@ -153,11 +159,34 @@ def test_labels_take_json_lines_too_and_nothing_of_generation(typed):
     assert shown.status == 2 and "finds labels" in shown.err
 
 
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(typed, monkeypatch):
+    made = ["--artifact", tiny_runs.artifact()]
+    shown = typed(*made, stdin="banks\n" + "a" * 200_000 + "\n")
+    assert shown.status == 2 and "line 2: 'text' has 200,000 characters" in shown.err
+    monkeypatch.setattr(main, "LONGEST_LINE", 1000)
+    shown = typed(*made, stdin="banks\n" + "a" * 2000)
+    assert shown.status == 2 and "line 2: it has over 1,000 bytes" in shown.err
+
+
+def test_an_output_is_a_file_or_a_link_to_one(typed, tmp_path):
+    made = ["--artifact", tiny_runs.artifact(), "--output"]
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for path in ("pipe", "folder", ""):
+        shown = typed(*made, path, stdin="banks\n")
+        assert shown.status == 2 and f"cannot write {path!r}" in shown.err
+    (tmp_path / "link").symlink_to("there")
+    assert typed(*made, "link", stdin="banks\n").status == 0
+    assert (tmp_path / "link").is_symlink() and json.loads((tmp_path / "there").read_text())
+
+
 def test_records_that_lost_their_end_are_counted(typed):
     shown = typed("--artifact", tiny_runs.artifact(), stdin="banks\n" + "funds " * 500)
     short, long = answers(shown)
     assert "shortened" not in short and long["shortened"] > 300
     assert shown.err == "warning: 1 of 2 records were too long and lost their end\n"
+    shown = typed("--artifact", tiny_runs.artifact(), stdin="funds " * 500)
+    assert shown.err == "warning: 1 of 1 records were too long and lost their end\n"
 
 
 def test_a_reader_that_has_enough_is_no_error(writer):

@@ -13,6 +13,7 @@ from prompt_tuning_jax.data import batch as batches
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.demonstrations import Wanted, choose
 from prompt_tuning_jax.data.template import Example
+from prompt_tuning_jax.errors import UserError
 
 MODEL, PLAIN = plain_llama.make()
 FRONT = (1, -1, -2, 40)
@@ -68,6 +69,14 @@ def test_words_of_several_tokens_are_ranked_as_one_label_at_a_time():
             begin = len(ids) - len(MODEL.tokenizer.encode(f" {label[1]}")[0])
             wanted = sum(likely[place - 1, ids[place]] for place in range(begin, len(ids)))
             assert score == pytest.approx(wanted, abs=1e-4)
+
+
+def test_answers_that_take_more_than_the_memory_are_refused_before_it_is_taken():
+    """The words of all labels share a row: 60,000 of one token take a terabyte."""
+    answers = tuple(np.array([1], np.int32) for _ in range(60_000))
+    examples = [Example(np.arange(5, dtype=np.int32), answers, 0, 2, 0)]
+    with pytest.raises(UserError, match=r"\d+,\d+ positions, for which .* GB .* fewer or shorter"):
+        scoring.score(MODEL, examples, {}, jax.devices()[:1], scoring.Shape(4, 100_000, 1, 1))
 
 
 def test_a_single_answer_has_a_loss_and_no_accuracy():

@@ -51,6 +51,35 @@ def test_a_second_run_is_refused_within_two_seconds_and_told_whose_it_is(tmp_pat
     assert holder.poll() is None
 
 
+@pytest.mark.parametrize(
+    "owner", [os.mkfifo, os.mkdir, b"[" * 100_000, b"7", b'{"pid": 1, "host": "a\\n\\u001b[2J"}']
+)
+def test_an_owner_that_is_damaged_is_not_waited_for_nor_shown(tmp_path, holder, owner):
+    path = tmp_path / "run" / ".owner"
+    path.unlink()
+    path.write_bytes(owner) if isinstance(owner, bytes) else owner(path)
+    with pytest.raises(UserError, match="a run is in progress") as caught, claim(tmp_path / "run"):
+        pass
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", [*workdir._FILES, *workdir._FOLDERS])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_pipe_or_a_folder_in_place_of_a_file_is_refused(tmp_path, name, fresh):
+    makers = [os.mkfifo] + [os.mkdir] * (name in workdir._FILES)
+    for make in makers:
+        make(tmp_path / name)
+        with pytest.raises(UserError, match=name), claim(tmp_path) as run:
+            settle(run, configs.load(None), fresh)
+        os.rmdir(tmp_path / name) if make is os.mkdir else os.unlink(tmp_path / name)
+
+
+def test_a_folder_in_place_of_the_owner_is_refused(tmp_path):
+    (tmp_path / ".owner").mkdir()
+    with pytest.raises(UserError, match="cannot be written"), claim(tmp_path):
+        pass
+
+
 def test_a_killed_run_gives_its_folder_back(tmp_path, holder):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
@@ -181,6 +210,20 @@ def test_a_resumed_file_equals_one_that_never_stopped(tmp_path_factory, saved, c
     )
     (folder / "cut").write_bytes(kept + whole[len(kept) :][:cut] + damage)
     assert write_run(folder / "cut", saved, 12) == whole
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b'{"step": 2, "tra', b"\xff\x00", b"[" * 100_000, b'{"step": 2, "train/loss": "a"}', b"[2]"],
+)
+def test_a_damaged_line_is_left_out_and_counted_and_the_others_stay(tmp_path, damage):
+    lines = write_run(tmp_path / "m", 0, 4).splitlines(keepends=True)
+    lines[1] = damage + b"\n"
+    (tmp_path / "m").write_bytes(b"".join(lines) + b'{"step": 5')
+    metrics = Metrics(tmp_path / "m", 4, tmp_path / "tensorboard")
+    metrics.close()
+    assert metrics.damaged == 1
+    assert (tmp_path / "m").read_bytes() == b"".join(lines[:1] + lines[2:])
 
 
 def test_numbers_that_are_not_finite_are_null(tmp_path):

@@ -40,7 +40,7 @@ def records(
     choices = {field: (*columns.get(field, ()), field) for field in fields}
     for place, line in lines:
         if not as_json:
-            yield {fields[0]: line, PLACE: place}
+            yield {fields[0]: needed(line, fields[0], place), PLACE: place}
         elif line.strip():
             yield _record(line, choices, place)
 

@@ -6,7 +6,7 @@ Imports nothing that takes time, so that a fault is reported at once.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prompt_tuning_jax.errors import nearest
+from prompt_tuning_jax.errors import nearest, short
 
 LABEL_METRICS = ("accuracy", "class_accuracy", "macro_f1", "matthews")
 TEXT_METRICS = ("exact_match", "token_f1", "bleu", "rouge_l")
@@ -49,8 +49,8 @@ def _unread(task: str, changed: Sequence[str], values: Mapping[str, Any]) -> lis
         else:
             continue
         faults.append(
-            f"config.{name} is {values[name]!r} and config.task.name is {task!r}, which does not"
-            f" read it: write config.task.name={reader}"
+            f"config.{name} is {short(values[name], 200)} and config.task.name is"
+            f" {short(task, 200)}, which does not read it: write config.task.name={reader}"
         )
     if is_files and not values["task.files.train"]:
         faults.append(
@@ -64,14 +64,14 @@ def _labels_or_target(values: Mapping[str, Any]) -> list[str]:
     target, faults = values["task.target"], []
     if target and values["task.labels"]:
         faults.append(
-            f"config.task.target is {target!r} and config.task.labels is"
-            f" {values['task.labels']!r}: leave one of them empty"
+            f"config.task.target is {short(target, 200)} and config.task.labels is"
+            f" {short(values['task.labels'], 200)}: leave one of them empty"
         )
     if target and values["task.examples_per_class"]:
         faults.append(
             f"config.task.examples_per_class is {values['task.examples_per_class']} and"
-            f" config.task.target is {target!r}, which has no classes: write config.task.train as"
-            " 'train[:64]' for a part of the examples"
+            f" config.task.target is {short(target, 200)}, which has no classes: write"
+            " config.task.train as 'train[:64]' for a part of the examples"
         )
     return faults
 
@@ -80,7 +80,7 @@ def _metrics(names: Sequence[str], has_target: bool) -> list[str]:
     known, others = (TEXT_METRICS, LABEL_METRICS) if has_target else (LABEL_METRICS, TEXT_METRICS)
     kind = "a text target" if has_target else "labels"
     return [
-        f"config.task.metrics has {name!r},"
+        f"config.task.metrics has {short(name, 200)},"
         f"{f' which a task with {kind} cannot have:' if name in others else ''}"
         f" expected some of {', '.join(known)}{nearest(name, known)}"
         for name in names

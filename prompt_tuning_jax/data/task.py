@@ -20,7 +20,7 @@ from prompt_tuning_jax.data.template import (
     parse,
     with_demonstrations,
 )
-from prompt_tuning_jax.errors import UserError, nearest
+from prompt_tuning_jax.errors import UserError, nearest, short
 
 _MOST_LABELS = 100  # distinct values in the data, above which they are hardly labels
 
@@ -77,7 +77,7 @@ def make(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
     if kind is None or (":" in name) != (kind is KINDS["tfds"]):
         known = ", ".join(f"{key}:NAME" if key == "tfds" else key for key in KINDS)
         raise UserError(
-            f"task.name is {name!r}, expected one of: {known}{nearest(name, list(KINDS))}"
+            f"task.name is {short(name, 200)}, expected one of: {known}{nearest(name, list(KINDS))}"
         )
     module = f"prompt_tuning_jax.data.{kind.module}"
     load = functools.cache(lambda: importlib.import_module(module).source(config))
@@ -104,8 +104,9 @@ def check_fields(template: str, fields: Sequence[str]) -> None:
         if fields and field.name not in fields:
             known = ", ".join(f"{{{name}}}" for name in fields)
             raise UserError(
-                f"template {template!r}, position {field.place}: unknown field {{{field.name}}},"
-                f" expected {known} or {{soft}}{nearest(field.name, [*fields, 'soft'])}"
+                f"template {short(template, 200)}, position {field.place}: unknown field"
+                f" {{{field.name}}}, expected {known} or {{soft}}"
+                f"{nearest(field.name, [*fields, 'soft'])}"
             )
 
 
@@ -311,8 +312,8 @@ def _check_template(task: Task) -> None:
     _check_outputs(task, task.template)
     if not names(task.template):
         raise UserError(
-            f"template {task.template!r} names no field of the data, so that all examples would be"
-            " alike: write {text} where the text stands"
+            f"template {short(task.template, 200)} names no field of the data, so that all"
+            " examples would be alike: write {text} where the text stands"
         )
     if task.target:
         check_fields(task.target, task.fields)
@@ -323,8 +324,8 @@ def _check_target(target: str, specials: Sequence[str]) -> Template:
     parsed = parse(target, specials)
     if not parsed.fields or any(isinstance(piece, Slot | Special) for piece in parsed.pieces):
         raise UserError(
-            f"task.target is {target!r}: expected text with at least one field, as '{{summary}}',"
-            " without slots and special tokens (the token that ends a text is added to it)"
+            f"task.target is {short(target, 200)}: expected text with at least one field, as"
+            " '{summary}', without slots and special tokens (the token that ends a text is added)"
         )
     return parsed
 
@@ -337,8 +338,8 @@ def _check_outputs(task: Task, template: str) -> None:
     for field in parse(template).fields:
         if field.name in _outputs(task):
             raise UserError(
-                f"template {template!r}, position {field.place}: {{{field.name}}} is what the model"
-                " has to find: expected other fields of the data"
+                f"template {short(template, 200)}, position {field.place}: {{{field.name}}} is"
+                " what the model has to find: expected other fields of the data"
             )
 
 

@@ -8,6 +8,7 @@ neither a field nor a label is ever tokenised alone.
 import functools
 import re
 import sys
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -68,6 +69,8 @@ class Example(NamedTuple):
 
 
 _PARTS = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|\\[nt]|[^{}\\]+|\\")
+# A record's text is in memory once for each of its fields, so a template must not multiply it.
+_MOST_FILLED, _LONGEST_NAME, _MOST_CHARACTERS = 1000, 200, 1 << 20
 _WRITTEN = {"{{": "{", "}}": "}", "\\n": "\n", "\\t": "\t"}
 
 
@@ -80,7 +83,7 @@ def parse(text: str, specials: Iterable[str] = ()) -> Template:
 
     Raises:
         UserError: a brace without its partner, anything but a plain name as a field, or more than
-            one `{soft}`; names the position.
+            one `{soft}`, or very many of both; names the position.
     """
     pieces: list[Piece] = []
     constant = ""
@@ -98,7 +101,11 @@ def parse(text: str, specials: Iterable[str] = ()) -> Template:
         else:
             constant += part
     pieces += _split_at_specials(constant, markups)
-    plain = [piece for piece in pieces if isinstance(piece, Slot) and piece.size is None]
+    filled = [piece for piece in pieces if isinstance(piece, Field | Slot)]
+    if len(filled) > _MOST_FILLED:
+        place = filled[_MOST_FILLED].place
+        raise _misplaced(text, place, f"more than {_MOST_FILLED:,} fields and slots: use fewer")
+    plain = [piece for piece in filled if isinstance(piece, Slot) and piece.size is None]
     if len(plain) > 1:
         raise _misplaced(
             text, plain[1].place, "a second {soft}: write {soft:8} for a part of the virtual tokens"
@@ -175,12 +182,19 @@ def encode(
         ending: tokens behind each answer.
 
     Raises:
-        UserError: slots that do not add up to P, a field that the record lacks, an example that is
-            too long with one character of its longest field, or one with nothing before its answer.
+        UserError: slots that do not add up to P, a field that the record lacks, fields that make
+            over a million characters, an example that is too long with one character of its longest
+            field, or one with nothing before its answer.
     """
     layout = _layout(template, num_virtual_tokens)
     bos = _bos(template, tokenizer, add_bos)
     fields = {field.name: _text_of(field, record, template) for field in template.fields}
+    size = sum(len(fields[field.name]) for field in template.fields)
+    if size > _MOST_CHARACTERS:
+        raise UserError(
+            f"the template's fields make {size:,} characters of the record, expected at most"
+            f" {_MOST_CHARACTERS:,}: shorten the record, or the template"
+        )
     shortened, whole = "", 0
     while True:
         rendered = _render(layout, fields, tokenizer, bos)
@@ -203,8 +217,8 @@ def encode(
         fields[shortened] = kept
     if not trunk.ids:
         raise UserError(
-            f"template {template.text!r} puts nothing before the answer: give it text, a slot or a"
-            " field that is not empty"
+            f"template {short(template.text, 200)} puts nothing before the answer: give it"
+            " text, a slot or a field that is not empty"
         )
     # A slot or special token behind a field that is empty stands where the field does.
     constant = min(_constant(rendered.first_field, trunk.ends), rendered.most)
@@ -275,8 +289,8 @@ def _rest(template: Template, num_virtual_tokens: int) -> int:
     slots = [piece for piece in template.pieces if isinstance(piece, Slot)]
     if not slots and num_virtual_tokens:
         raise UserError(
-            f"template {template.text!r} has no slot for the {num_virtual_tokens} virtual tokens:"
-            " write {soft} where they stand"
+            f"template {short(template.text, 200)} has no slot for the {num_virtual_tokens} virtual"
+            " tokens: write {soft} where they stand"
         )
     counts = [slot.size for slot in slots if slot.size is not None]
     if counts and not num_virtual_tokens:
@@ -382,13 +396,9 @@ def _longest(spans: Mapping[str, Sequence[tuple[int, int]]], tokens: _Tokens) ->
     )
 
 
-def _within(span: tuple[int, int], tokens: _Tokens) -> list[int]:
+def _within(span: tuple[int, int], tokens: _Tokens) -> range:
     start, end = span
-    return [
-        number
-        for number in range(len(tokens.ids))
-        if tokens.starts[number] < end and tokens.ends[number] > start
-    ]
+    return range(bisect_right(tokens.ends, start), bisect_left(tokens.starts, end))
 
 
 def _cut(span: tuple[int, int], tokens: _Tokens, excess: int) -> int:
@@ -433,7 +443,7 @@ def _field_or_slot(text: str, inside: str, place: int) -> Field | Slot:
         if re.fullmatch("[1-9][0-9]{0,8}", count):
             return Slot(int(count), place)
         raise _misplaced(text, place, f"{{{shown}}} is no slot: write {{soft}} or {{soft:8}}")
-    if not inside.isidentifier():
+    if not inside.isidentifier() or len(inside) > _LONGEST_NAME:
         raise _misplaced(
             text, place, f"{{{shown}}} is no field: write a plain name, or {{{{ for a brace"
         )

@@ -308,7 +308,7 @@ def bind(spec: Spec, collections: Mapping[str, Mapping[str, jax.Array]]) -> dict
     table = sites(spec)
     for collection, leaves in collections.items():
         for leaf, array in leaves.items():
-            check_site(table, collection, leaf, array.shape)
+            check_site(table, collection, leaf, array)
     bound: dict[str, Any] = {name: dict(leaves) for name, leaves in collections.items()}
     if "prefix" in bound:
         if (
@@ -323,20 +323,20 @@ def bind(spec: Spec, collections: Mapping[str, Mapping[str, jax.Array]]) -> dict
     return bound
 
 
-def check_site(table, collection, leaf, shape):
+def check_site(table, collection, leaf, array):
     """Refuses a leaf that is not in the table of `sites`, or whose shape is not the table's."""
-    if (collection, leaf) not in table:
+    if (collection, leaf) not in table or isinstance(array, Mapping):
         names = [f"{first}/{second}" for first, second in table]
         path = f"{collection}/{leaf}"
         raise UserError(
             f"the model has no place for '{path}'{nearest(path, names)}: "
             f"it takes {', '.join(names)}."
         )
-    wanted = table[collection, leaf]
+    wanted, shape = table[collection, leaf], array.shape
     if len(shape) != len(wanted) or any(
-        size not in (None, given) for size, given in zip(wanted, shape, strict=True)
+        given == 0 or size not in (None, given) for size, given in zip(wanted, shape, strict=True)
     ):
-        free = tuple("any" if size is None else size for size in wanted)
+        free = tuple("1 or more" if size is None else size for size in wanted)
         raise UserError(f"'{collection}/{leaf}' has shape {tuple(shape)}, the model takes {free}.")
 
 

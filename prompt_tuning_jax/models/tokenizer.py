@@ -120,11 +120,12 @@ class Tokenizer:
 
 @contextlib.contextmanager
 def panics(what: str) -> Iterator[None]:
-    """Turns a panic of the library, as of a pattern that needs too long, into a UserError."""
+    """Turns what the library raises, a plain Exception, or a panic as of a pattern that needs too
+    long, into a UserError."""
     try:
         yield
     except BaseException as error:  # which a panic is, of a class that cannot be imported
-        if type(error).__name__ != "PanicException":
+        if type(error).__name__ not in ("Exception", "PanicException"):
             raise
         raise UserError(
             f"{what}: the model's tokenizer.json is at fault ({reason(error)})."
@@ -199,12 +200,13 @@ def special(named: Mapping[str, Any], model: Mapping[str, Any], kind: str) -> st
 
 def read_template(folder: Path, named: Mapping[str, Any]) -> str | None:
     """The chat template: a file of its own, a string, or the one called 'default' in a list."""
-    if (folder / "chat_template.jinja").exists():
+    if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
     template = named.get("chat_template")
     if isinstance(template, list):
         entries = [entry for entry in template if isinstance(entry, dict)]
-        template = {entry.get("name"): entry.get("template") for entry in entries}.get("default")
+        named_so = [entry for entry in entries if entry.get("name") == "default"]
+        template = named_so[-1].get("template") if named_so else None
     return template if isinstance(template, str) else None
 
 

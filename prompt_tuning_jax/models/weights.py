@@ -84,12 +84,15 @@ def locate(path: str) -> Path:
     """
     if path in EMBEDDED:
         return locate_embedded(path)
-    found, expected = Path(path).expanduser(), f"a GGUF file, {FOLDER}"
+    found, expected = Path(os.path.expanduser(path)), f"a GGUF file, {FOLDER}"
     try:
         if found.is_dir():
             problem = "" if (found / "config.json").exists() else "is a folder without config.json"
+            if odd := [path for path in found.iterdir() if path.exists() and not is_plain(path)]:
+                problem = f"holds {short(odd[0].name)}, which is neither a file nor a folder"
         elif found.exists():
-            problem = "" if gguf_file.is_gguf(found) else "is not a GGUF file"
+            plain = is_plain(found) and gguf_file.is_gguf(found)
+            problem = "" if plain else "is not a GGUF file"
         else:
             problem, expected = "does not exist", f"{expected} or {', '.join(EMBEDDED)}"
     except OSError as error:
@@ -97,6 +100,11 @@ def locate(path: str) -> Path:
     if problem:
         raise UserError(f"the model {short(path, 200)} {problem}; expected {expected}.")
     return found
+
+
+def is_plain(path: Path) -> bool:
+    """Whether it is a file or a folder: a pipe would be waited for, a device has no end."""
+    return path.is_file() or path.is_dir()
 
 
 def locate_embedded(name: str) -> Path:
@@ -298,12 +306,15 @@ def fill(leaves: Mapping[str, np.ndarray], spec: Spec, slot: Slot, array: np.nda
 
 def read_converted(folder: Path, manifest: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
     """Leaves of an earlier conversion; None where there is none, or it is not what it was."""
+    record, weights = folder / "manifest.json", folder / "model.safetensors"
     try:
-        kept = json.loads((folder / "manifest.json").read_bytes())
-        leaves, digest = safetensors_file.read_whole(folder / "model.safetensors")
+        if any(file.exists() and not file.is_file() for file in (record, weights)):
+            raise ValueError("a pipe would be waited for")
+        kept = json.loads(record.read_bytes())
+        leaves, digest = safetensors_file.read_whole(weights)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, UserError):
+    except (OSError, ValueError, RecursionError, UserError):
         kept, leaves, digest = None, {}, ""
     if kept == {**manifest, "sha256": digest}:
         return leaves

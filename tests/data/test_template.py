@@ -141,6 +141,9 @@ def test_parse_finds_the_pieces():
         ("{soft:}", 1),
         ("{soft:99999999999999}", 1),
         ("{soft} {text}{soft}", 14),
+        ("{" + "a" * 201 + "}", 1),
+        ("{text}" * 1001, 6001),
+        ("{soft:1}" * 1001, 8001),
     ],
 )
 def test_parse_refuses_what_is_no_field_or_slot_at_its_position(text, position):
@@ -502,6 +505,20 @@ def test_encode_refuses(tokenizer, template, num_virtual_tokens, message):
             ["yes", "no"],
             tokenizer,
             num_virtual_tokens=num_virtual_tokens,
+            add_bos=False,
+            max_length=100,
+        )
+
+
+def test_a_template_that_multiplies_a_record_is_refused_at_once(tokenizer):
+    template = parse("{text}" * 1000)
+    with pytest.raises(UserError, match=r"make 2,000,000 characters .* at most 1,048,576"):
+        encode(
+            template,
+            {"text": "ab" * 1000},
+            ["x"],
+            tokenizer,
+            num_virtual_tokens=0,
             add_bos=False,
             max_length=100,
         )

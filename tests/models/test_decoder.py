@@ -283,11 +283,15 @@ def test_a_matmul_precision_reaches_every_product():
         ({"prompt": {"vector": (3, 24)}}, r"'prompt/vector' \(did you mean 'prompt/vectors'\?\)"),
         ({"prefix": {"key": (3, 2, 2, 10)}}, r"'prefix/key'.*prefix/k, prefix/v"),
         ({"lora": {"a": (3, 24, 4)}}, r"no place for 'lora/a'"),
-        ({"prompt": {"vectors": (3, 25)}}, r"'prompt/vectors' has shape \(3, 25\).*\('any', 24\)"),
+        (
+            {"prompt": {"vectors": (3, 25)}},
+            r"'prompt/vectors' has shape \(3, 25\).*\('1 or more', 24\)",
+        ),
         ({"prompt": {"vectors": (24,)}}, r"shape \(24,\)"),
+        ({"prompt": {"vectors": (0, 24)}}, r"shape \(0, 24\)"),
         (
             {"prefix": {"k": (2, 5, 2, 10), "v": (2, 5, 2, 10)}},
-            r"'prefix/k' has shape \(2, 5, 2, 10\).*\(3, 'any', 2, 10\)",
+            r"'prefix/k' has shape \(2, 5, 2, 10\).*\(3, '1 or more', 2, 10\)",
         ),
         ({"prefix": {"k": (3, 5, 2, 10)}}, r"'k' and 'v' of the same shape"),
         ({"prefix": {"k": (3, 5, 2, 10), "v": (3, 4, 2, 10)}}, r"'k' and 'v' of the same shape"),

@@ -144,8 +144,12 @@ def test_chat_templates(folder):
     rewrite(named, chat_template="{{ a }}")
     assert tokenizer.read(str(folder)).chat_template == "{{ a }}"
     listed = [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}, 3]
+    listed.insert(0, {"name": ["default"], "template": "e"})
     rewrite(named, chat_template=listed)
     assert tokenizer.read(str(folder)).chat_template == "d"
+    (folder / "chat_template.jinja").mkdir()
+    assert tokenizer.read(str(folder)).chat_template == "d"
+    (folder / "chat_template.jinja").rmdir()
     (folder / "chat_template.jinja").write_text("of its own")
     assert tokenizer.read(str(folder)).chat_template == "of its own"
 
@@ -316,6 +320,13 @@ def test_a_pattern_that_never_ends_is_given_up_at_once(folder):
     with pytest.raises(UserError, match=r"a text of 61 characters cannot be cut .*retry-limit"):
         words.encode("a" * 60 + "!")
     assert time.process_time() - began < 5
+
+
+def test_a_text_that_the_vocabulary_cannot_write_is_a_sentence(folder):
+    words = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "?"}
+    rewrite(folder / "tokenizer.json", model=words)
+    with pytest.raises(UserError, match=r"a text of 5 characters cannot be cut .*UNK"):
+        tokenizer.read(str(folder)).encode("banks")
 
 
 def test_what_a_tokenizer_may_replace(folder):

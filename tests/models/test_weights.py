@@ -333,6 +333,20 @@ def test_paths_that_are_no_model(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             weights.read(str(path), "float32")
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/zero", tmp_path / "pipe", "~nobody-of-this-name/model"):
+        with pytest.raises(UserError, match=r"is not a GGUF file|does not exist"):
+            weights.read(str(path), "float32")
+    for name in ("config.json", "model-00001-of-00002.safetensors"):
+        before = (folder / name).read_bytes() if (folder / name).exists() else None
+        (folder / name).unlink(missing_ok=True)
+        for link in ("/dev/zero", tmp_path / "pipe"):
+            (folder / name).symlink_to(link)
+            with pytest.raises(UserError, match=f"'{name}', which is neither a file nor a folder"):
+                weights.read(str(folder), "float32")
+            (folder / name).unlink()
+        if before is not None:
+            (folder / name).write_bytes(before)
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"holds neither model\.safetensors nor"):
         weights.read(str(folder), "float32")
@@ -429,6 +443,16 @@ def cut_manifest(folder):
     file.write_text(file.read_text()[:-1])
 
 
+def pipe_for_manifest(folder):
+    (folder / "manifest.json").unlink()
+    os.mkfifo(folder / "manifest.json")
+
+
+def pipe_for_weights(folder):
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+
+
 DAMAGES = [
     damage_middle,
     damage_header,
@@ -436,6 +460,8 @@ DAMAGES = [
     empty_weights,
     damage_manifest,
     cut_manifest,
+    pipe_for_manifest,
+    pipe_for_weights,
 ]
 
 
