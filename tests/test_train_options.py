@@ -134,7 +134,9 @@ def test_a_trace_of_some_steps_is_in_the_folder_and_changes_nothing(plain, tmp_p
 
 def test_a_trace_that_the_disk_refuses_is_a_warning(plain, tmp_path):
     with workdir.claim(tmp_path / "run") as run:
-        (run / workdir.PROFILE).write_text("in the way")
+        # In the way of what the profiler makes there.
+        (run / workdir.PROFILE).mkdir()
+        (run / workdir.PROFILE / "plugins").touch()
         result, log = tune("--config.profile_steps=3", folder=run)
     assert result.history == plain.history
     [said] = [line for line in log if "trace" in line]
