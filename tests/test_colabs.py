@@ -86,7 +86,8 @@ def run(name, settings, folder):
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})
     client.execute(env=tiny_runs.environment(IPYTHONDIR=str(folder / "ipython")))
     errors = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert not [output for output in errors if output.get("name") == "stderr"]
+    told = [output["text"] for output in errors if output.get("name") == "stderr"]
+    assert not tiny_runs.said("".join(told))
     assert sorted(path.name for path in (folder / "artifact").iterdir()) == [
         "README.md",
         "adaptation.safetensors",

@@ -209,3 +209,8 @@ def vectors(result):
 def values(result):
     """All numbers of a history, in order."""
     return np.array([value for line in result.history for value in line.values()])
+
+
+def said(stderr: str) -> list[str]:
+    """The lines of stderr but for grain's notice that a jaxlib is too old for its profiling."""
+    return [line for line in stderr.splitlines() if not line.startswith("WARNING:absl:Grain ")]
