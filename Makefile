@@ -14,7 +14,7 @@ quickstart: .venv/quickstart-installed
 	.venv/bin/prompt-tuning train --config configs/$(CONFIG).py --workdir $(WORKDIR)
 
 test: .venv/test-installed
-	.venv/bin/python -m pytest -n auto --maxprocesses 4 --ignore tests/reference --ignore tests/slow tests
+	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal --ignore tests/reference --ignore tests/slow tests
 
 # What takes minutes: thousands of damaged files, whole runs under a watch, and the property tests
 # with a thousand examples each. TESTS as below.
