@@ -132,11 +132,15 @@ def test_a_trace_of_some_steps_is_in_the_folder_and_changes_nothing(plain, tmp_p
         assert another != trace
 
 
-def test_a_trace_that_the_disk_refuses_is_a_warning(plain, tmp_path):
+def test_a_trace_that_the_disk_refuses_is_a_warning(plain, tmp_path, monkeypatch):
+    stop = jax.profiler.stop_trace
+
+    def refused():
+        stop()
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: x.pb; No space left on device")
+
+    monkeypatch.setattr(jax.profiler, "stop_trace", refused)
     with workdir.claim(tmp_path / "run") as run:
-        # In the way of what the profiler makes there.
-        (run / workdir.PROFILE).mkdir()
-        (run / workdir.PROFILE / "plugins").touch()
         result, log = tune("--config.profile_steps=3", folder=run)
     assert result.history == plain.history
     [said] = [line for line in log if "trace" in line]
