@@ -101,7 +101,7 @@ def claim(folder: str | os.PathLike) -> Iterator[Path]:
     lock = FileLock(folder / _LOCK, timeout=_LOCK_SECONDS)
     with writable(folder):
         made = [each for each in (folder, *folder.parents) if not each.exists()]
-        untouched = not (folder / _LOCK).exists()
+        before = set() if made else set(os.listdir(folder))
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()
@@ -119,10 +119,10 @@ def claim(folder: str | os.PathLike) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # a folder of that name
             (folder / _OWNER).unlink()
-        if untouched and os.listdir(folder) == [_LOCK]:
-            # Nothing was begun here: leave no trace. Whoever waits for the lock meanwhile fails to
-            # write its name, and says so.
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # somebody removed the folder
+            if _LOCK not in before and set(os.listdir(folder)) == before | {_LOCK}:
+                # Nothing was begun here: leave no trace. Whoever waits for the lock meanwhile fails
+                # to write its name, and says so.
                 (folder / _LOCK).unlink()
                 for each in made:
                     each.rmdir()

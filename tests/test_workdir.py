@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import struct
@@ -111,6 +112,18 @@ def test_a_folder_in_which_nothing_was_begun_is_as_it_was(tmp_path):
     with claim(folder):
         pass
     assert os.listdir(folder) == [".lock"]
+    (tmp_path / "empty" / "notes").touch()
+    with claim(tmp_path / "empty"):
+        pass
+    assert os.listdir(tmp_path / "empty") == ["notes"]
+
+
+def test_a_folder_that_is_removed_meanwhile_hides_no_error_and_can_be_claimed_again(tmp_path):
+    with pytest.raises(ZeroDivisionError), claim(tmp_path / "run") as folder:
+        shutil.rmtree(folder)
+        raise ZeroDivisionError
+    with claim(tmp_path / "run"):
+        pass
 
 
 @pytest.mark.parametrize("place", ("file", "file/below", "/proc/run"))
