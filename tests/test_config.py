@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.config import KEYS, difference, flatten, load, to_json, validate
 from prompt_tuning_jax.errors import UserError, nearest
+from prompt_tuning_jax.keys import OPTIMIZERS, SCHEDULES
 from prompt_tuning_jax.methods import METHODS
 
 ROOT = os.path.join(os.path.dirname(__file__), os.pardir)
@@ -90,8 +91,8 @@ def test_names_are_those_that_the_code_knows():
     from prompt_tuning_jax.models import DTYPES
     from prompt_tuning_jax.models.decoder import REMAT
 
-    for name in configs.OPTIMIZERS:
-        for schedule in configs.SCHEDULES:
+    for name in OPTIMIZERS:
+        for schedule in SCHEDULES:
             overrides = [f"--config.optimizer.name={name}", f"--config.schedule.name={schedule}"]
             optimizers.make(load(None, overrides))
     assert set(KEYS["model.remat"].names) == set(REMAT)
@@ -326,6 +327,7 @@ def test_all_faults_at_once(tmp_path):
             "import ml_collections as m\nc = m.ConfigDict()\nc.taks = {}\nc.task.name = 'x'\n",
             "line 4: 'task' is not there (did you mean 'taks'?)",
         ),
+        ("import sys\nsys.exit(0)\n", "line 2: SystemExit"),
         ("x = '\0'\n", "SyntaxError: source code string cannot contain null bytes"),
     ],
 )
@@ -346,6 +348,9 @@ def test_broken_python_file(tmp_path, text, part):
         ("9" * 5000, "too many digits"),
         ('{"steps": NaN}', "config.steps is nan"),
         ('{"model": "x"}', "config.model is a section"),
+        ('{"steps": {}}', "config.steps is {}: expected a whole number"),
+        ('{"steps": {"a": 1}}', "config.steps is {'a': 1}: expected a whole number"),
+        ('{"learning_rate": 1' + "0" * 400 + "}", "config.learning_rate is 1000"),
     ],
 )
 def test_broken_json_file(tmp_path, text, part):
@@ -358,7 +363,7 @@ def test_missing_file_names_the_nearest(tmp_path):
     expected = str(tmp_path / "quickstart.py")
     assert refusal(path) == f"config file {path!r} does not exist (did you mean {expected!r}?)"
     assert "does not exist" in refusal(str(tmp_path / "no" / "folder.py"))
-    assert "does not exist" in refusal(str(tmp_path))
+    assert "is a folder: give a .py file" in refusal(str(tmp_path))
     assert "has to end in .py" in refusal(write(tmp_path, "", "made.yaml"))
 
 

@@ -9,6 +9,7 @@ import pytest
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import optimizers
 from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.keys import OPTIMIZERS, SCHEDULES
 
 # Lester et al. 2021, with the released runs' step counter going on from T5's own training.
 LESTER = (
@@ -92,7 +93,7 @@ def test_schedules_rise_then_fall(name, values):
     np.testing.assert_allclose(found, 3 * np.array(values), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", configs.SCHEDULES)
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("warmup", [0, 5])
 def test_schedules_without_a_rise_or_a_rest(name, warmup):
     rate = optimizers.schedule(
@@ -142,7 +143,7 @@ def test_sgd_adam_and_adamw_are_their_formulas():
 
 
 def test_every_optimizer_of_the_config_can_be_made():
-    for name in configs.OPTIMIZERS:
+    for name in OPTIMIZERS:
         made = optimizers.make(config(f"--config.optimizer.name={name}"))
         (found,) = updates(made, [jnp.ones((2, 3))], jnp.ones((2, 3)))
         assert (found < 0).all(), name
