@@ -1,7 +1,7 @@
 """Warnings that a person can act on: each is a sentence, or "" where nothing is wrong."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,46 @@ def unmoved(first: Sequence[float], last: Sequence[float], step: int) -> str:
     return (
         f"after {step} steps the loss has not moved, from {before:.3f} to {after:.3f}: raise "
         "learning_rate, or look at what the model reads with --dry_run"
+    )
+
+
+def init_text(settings, lm) -> str:
+    """How the text that virtual tokens begin with has been made to fit their number."""
+    if settings.init != "text":
+        return ""
+    held, wanted = len(lm.tokenizer.encode(settings.init_text)[0]), settings.num_virtual_tokens
+    if held == wanted:
+        return ""
+    return (
+        f"method.init_text has {held} tokens and is {'cut' if held > wanted else 'repeated'} to "
+        f"the {wanted} virtual tokens"
+    )
+
+
+def trained_on(
+    rows: Sequence[Mapping[str, str]],
+    trained: Sequence[Mapping[str, str]],
+    fields: Sequence[str],
+    split: str,
+) -> str:
+    """Whether records of a split have the input, the texts of `fields`, of any trained on."""
+    known = {tuple(row[field] for field in fields) for row in trained}
+    count = sum(tuple(row[field] for field in fields) in known for row in rows)
+    if not count:
+        return ""
+    return (
+        f"{count} of {len(rows)} records of {split} are trained on too, with the same input: they "
+        "tell nothing about others; take them out of one of the two splits"
+    )
+
+
+def repeated(batch_size: int, examples: int) -> str:
+    """Whether updates have more examples than there are."""
+    if batch_size <= examples:
+        return ""
+    return (
+        f"batch_size is {batch_size} and there are {examples} training examples, some of which "
+        "each update reads more than once: lower batch_size"
     )
 
 

@@ -65,6 +65,7 @@ def evaluate(
 
     Raises:
       UserError: the artifact belongs to another model, or a template, split or record is at fault.
+      RunError: the model's scores are not finite.
     """
     if artifact is not None and demonstrations:
         raise UserError("an artifact was trained without demonstrations: evaluate it without")
@@ -80,6 +81,7 @@ def evaluate(
     else:
         examples = _encode(lm, task, rows, adaptation)
     scores = scoring.score(lm, examples, adaptation.collections, log=log)
+    scoring.check_finite(lm, scores)
     answers = np.array([example.answer for example in examples])
     found: dict[str, Any] = scoring.metrics(scores, answers) | counts
     shortened, _ = tasks.dropped(examples)
@@ -132,6 +134,7 @@ def predict(
         examples = _encode(lm, task, chunk, adaptation)
         shape = scoring.next_shape(examples, shape)
         scores = scoring.score(lm, examples, adaptation.collections, shape=shape)
+        scoring.check_finite(lm, scores)
         for example, row in zip(examples, scoring.probabilities(scores), strict=True):
             shares = [round(float(share), 6) for share in row]
             probabilities = dict(zip(values, shares, strict=True))

@@ -28,7 +28,7 @@ from prompt_tuning_jax.config import KEYS, flatten
 from prompt_tuning_jax.errors import UserError, nearest, short
 from prompt_tuning_jax.models import safetensors_file
 from prompt_tuning_jax.report import Row
-from prompt_tuning_jax.workdir import sync
+from prompt_tuning_jax.workdir import ARTIFACT, sync
 
 FORMAT = 1
 MANIFEST, TENSORS = "manifest.json", "adaptation.safetensors"
@@ -219,8 +219,11 @@ def load(folder: str | os.PathLike) -> Artifact:
         manifest = _read_manifest(folder / MANIFEST)
         arrays = _read_tensors(folder / TENSORS, manifest.pop("tensors_sha256"))
     except OSError as error:
+        inside = folder / ARTIFACT
+        other = f"{inside}, which is one" if (inside / MANIFEST).is_file() else "the folder of one"
         raise UserError(
-            f"{error.filename} cannot be read ({error.strerror}): give the folder of an artifact."
+            f"{error.filename} cannot be read ({error.strerror}), which an artifact has: give "
+            f"{other}."
         ) from error
     return Artifact(traverse_util.unflatten_dict(arrays, sep="/"), manifest)
 

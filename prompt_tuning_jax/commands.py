@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import jaxlib
 
 from prompt_tuning_jax import (
+    advice,
     api,
     artifact,
     cache,
@@ -34,8 +35,9 @@ from prompt_tuning_jax import (
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.demonstrations import Wanted, choose
+from prompt_tuning_jax.data.lines import Form, form_of, is_object
 from prompt_tuning_jax.data.lines import records as read_records
-from prompt_tuning_jax.data.records import PLACE
+from prompt_tuning_jax.data.records import PLACE, names
 from prompt_tuning_jax.data.records import wanted as wanted_of
 from prompt_tuning_jax.data.template import with_prompt
 from prompt_tuning_jax.errors import RunError, UserError
@@ -164,6 +166,14 @@ def check_report(task, config):
     fields = tasks.fields(task, tasks.records(task, config.task.test)[0])
     for prompt in config.prompts:
         check_prompt(task, prompt, fields)
+    warn_of_overlap(task, config, config.task.test)
+
+
+def warn_of_overlap(task, config, split: str):
+    """Says how many records of a split are trained on."""
+    rows, trained = tasks.records(task, split), tasks.training(task, config.task)
+    if warning := advice.trained_on(rows, trained, names(task.template), split):
+        say(f"warning: {warning}")
 
 
 def check_prompt(task, prompt: str, fields, place: str = ""):
@@ -207,16 +217,24 @@ def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list
 
 
 def evaluate(
-    config, folder: str | None, prompt: str | None, split: str, wanted: Wanted | None = None
+    config,
+    folder: str | None,
+    prompt: str | None,
+    split: str | None = None,
+    wanted: Wanted | None = None,
 ) -> dict[str, Any]:
     """Scores an artifact, a written prompt, or the model alone; `config` is None with an artifact
-    that brings its own; `wanted` demonstrations stand in front where there is no artifact."""
+    that brings its own; the split is `config.task.test` unless given; `wanted` demonstrations stand
+    in front where there is no artifact."""
     made = None if folder is None else artifact.load(folder)
     labels = ()
     if config is None:
         config = own_config(made)
         labels = made.manifest["labels"] if made else ()
     task = tasks.make(config.task, labels)
+    split = split or config.task.test
+    if made is not None and split != config.task.train:
+        warn_of_overlap(task, config, split)
     shown = demonstrations(task, config, wanted, split)
     result = api.evaluate(
         load_model(config),
@@ -229,20 +247,22 @@ def evaluate(
         seed=config.seed,
         log=say,
     )
+    say(f"scored {split}")
     for note in task.load().notes:
         say(note)
     left_out([result], wanted)
     return result
 
 
-def rank(config, path: str, split: str, wanted: Wanted | None) -> dict[str, Any]:
-    """Ranks the written prompts of a file on the validation split and scores the best on `split`.
+def rank(config, path: str, split: str | None, wanted: Wanted | None) -> dict[str, Any]:
+    """Ranks the written prompts of a file on the validation split and scores the best on `split`,
+    or `config.task.test`.
 
     Returns:
       prompt, split and metrics of the best; and `candidates`, what each gave on the validation
       split, the best first.
     """
-    task = tasks.make(config.task)
+    task, split = tasks.make(config.task), split or config.task.test
     candidates = written.read(path)
     fields = tasks.fields(task, tasks.records(task, config.task.validation)[0])
     for candidate in candidates.found:
@@ -294,14 +314,19 @@ def left_out(results: list[dict[str, Any]], wanted: Wanted | None):
 
 
 def predict(
-    folder: str, lines: Iterable[tuple[str, str]], as_json: bool, overrides: Sequence[str] = ()
+    folder: str,
+    lines: Iterable[tuple[str, str]],
+    name: str,
+    as_json: bool | None,
+    overrides: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
     """A label and its probabilities, or a text, for every line; says what was cut on stderr.
 
     Args:
       folder: of the artifact.
-      lines: (place, text), see `data.lines.records`.
-      as_json: whether a line is a JSON object.
+      lines: (place, text with its end), see `data.lines.records`.
+      name: of the file that they are from, whose ending says what a line is;
+      as_json: unless it is given here whether one is a JSON object or a text.
       overrides: of `generation.*`, for a task whose texts are written.
     """
     made = artifact.load(folder)
@@ -309,11 +334,15 @@ def predict(
     task = tasks.make(config.task, made.manifest["labels"])
     if overrides and not task.target:
         raise UserError(f"the artifact {folder!r} finds labels, which {overrides[0]!r} is not for")
-    template = made.manifest["template"]
-    records = read_records(lines, template, wanted_of(config.task).columns, as_json)
+    template, files = made.manifest["template"], config.task.files
+    form = form_of(name, as_json, files.delimiter, files.header)
+    records = read_records(lines, template, wanted_of(config.task).columns, form, name)
     first = next(records, None)
     if first is None:
         return
+    if as_json is None and form == Form() and is_object(next(iter(first.values()))):
+        note = f"warning: {first[PLACE]} is read as a text: for JSON objects give --jsonl"
+        print(note, file=sys.stderr)
     counts: Counter[str] = Counter()
     settings = generate.settings(config.generation)
     records = itertools.chain([first], records)

@@ -119,6 +119,7 @@ def generate(
 
     Raises:
       UserError: an example that leaves no position for a token.
+      RunError: the model's scores are not finite.
     """
     waiting, first, front = iter(examples), 0, None
     eos = -1 if lm.tokenizer.eos_id is None else lm.tokenizer.eos_id
@@ -186,6 +187,7 @@ def write(
         ended = np.array(written.ended)
         counts = np.asarray(written.counts)
         ids = [row[: counts[place]].tolist() for place, row in enumerate(np.asarray(written.ids))]
+        scoring.check_finite(lm, np.where(np.asarray(written.ids) < 0, np.nan, 0))
         if settings.stop and not ended.all():
             ended |= [text_of(lm, row, settings.stop)[1] for row in ids]
             written = written._replace(ended=ended)
@@ -263,13 +265,15 @@ def _append(written: Written, logits, rows: Rows, rule: Rule) -> Written:
         written.steps + 1,
         jax.lax.dynamic_update_index_in_dim(written.ids, chosen, written.steps, 1),
         counts,
-        written.ended | (chosen == rule.eos) | (counts >= rows.limits),
+        # No eos is -1 too, and so is a token that could not be chosen: both are an end.
+        written.ended | (chosen == rule.eos) | (chosen < 0) | (counts >= rows.limits),
         written.cache,
     )
 
 
 def choose(logits, numbers, step, rule: Rule):
-    """The next token of each row, int32[R]: the likeliest at temperature 0, else one drawn.
+    """The next token of each row, int32[R]: the likeliest at temperature 0, else one drawn; -1
+    where the logits are not finite.
 
     Args:
       logits: float32[R, V].
@@ -287,7 +291,8 @@ def choose(logits, numbers, step, rule: Rule):
     def likeliest():
         return jnp.argmax(logits, axis=-1)
 
-    return jax.lax.cond(rule.temperature > 0, draw, likeliest).astype(jnp.int32)
+    chosen = jax.lax.cond(rule.temperature > 0, draw, likeliest).astype(jnp.int32)
+    return jnp.where(jnp.isfinite(logits.max(axis=-1)), chosen, -1)
 
 
 def kept(probabilities, top_k, top_p):

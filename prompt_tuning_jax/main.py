@@ -15,7 +15,7 @@ import click
 
 from prompt_tuning_jax import __version__
 from prompt_tuning_jax.data.demonstrations import CHOICES, Wanted
-from prompt_tuning_jax.errors import RunError, UserError, hide, nearest
+from prompt_tuning_jax.errors import RunError, UserError, hide, nearest, short
 
 FAILED = 1
 USAGE = 2
@@ -65,7 +65,7 @@ def train(
 
     if rehearsed and config_path is not None:
         return _rehearse(load(config_path, overrides), workdir, fresh, as_json)
-    if config_path is None or workdir is None:
+    if config_path is None or not workdir:
         raise UserError("train needs both --config FILE and --workdir DIR")
     config = load(config_path, overrides)
     from prompt_tuning_jax import commands
@@ -105,7 +105,8 @@ def _rehearse(config: Any, workdir: str | None, fresh: bool, as_json: bool) -> i
 @click.option(
     "--prompts",
     metavar="FILE",
-    help="Templates, one a line, or a JSON list: ranked on validation, the best is scored.",
+    help="Templates, one a line, or a JSON list in a .json: ranked on validation, the best is"
+    " scored.",
 )
 @click.option(
     "--demonstrations",
@@ -122,7 +123,9 @@ def _rehearse(config: Any, workdir: str | None, fresh: bool, as_json: bool) -> i
     "--demonstrations_seed", type=click.IntRange(min=0), metavar="N", help="0 unless given."
 )
 @_config
-@click.option("--split", default="test", show_default=True, help="train, validation or test.")
+@click.option(
+    "--split", help="train, validation, test or a part, as 'test[:100]'; config.task.test if none."
+)
 @click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
 @_debug
 @click.pass_obj
@@ -135,7 +138,7 @@ def evaluate(
     demonstrations_choice: str | None,
     demonstrations_seed: int | None,
     config_path: str | None,
-    split: str,
+    split: str | None,
     as_json: bool,
 ) -> None:
     """Scores an artifact, written prompts, or the task's template alone on a split."""
@@ -143,6 +146,7 @@ def evaluate(
 
     given = {"--artifact DIR": artifact, "--prompt TEXT": prompt, "--prompts FILE": prompts}
     _at_most_one(given)
+    _readable("--prompt", prompt or "")
     wanted = _wanted(demonstrations, demonstrations_choice, demonstrations_seed, artifact)
     if artifact is not None and overrides and config_path is None:
         raise UserError(
@@ -177,7 +181,8 @@ def evaluate(
     "as_json",
     default=None,
     help="Whether a line is a JSON object with the template's fields by name, or the text of its"
-    " only field. Unless given, it is one in a file that ends in .jsonl or .ndjson.",
+    " only field. Unless given, a FILE's name says it: .jsonl are objects, .csv and .tsv rows of"
+    " cells under the names of their columns, all else texts.",
 )
 @click.option("--output", metavar="FILE", help="Where to write, whole or not at all; else stdout.")
 @_debug
@@ -191,7 +196,7 @@ def predict(
 ) -> None:
     """Answers each line of FILE or stdin with a JSON line: label and probabilities, or for a task
     with a target the text."""
-    if artifact is None:
+    if not artifact:
         raise UserError("predict needs --artifact DIR")
     for word in overrides:
         if not word.startswith("--config.generation."):
@@ -199,12 +204,11 @@ def predict(
                 f"predict takes no {word!r}: the artifact brings its own config, of which only"
                 " --config.generation.KEY can be another"
             )
-    if as_json is None:
-        as_json = _name(lines).lower().endswith((".jsonl", ".ndjson"))
     with _output(output) as stream:
         from prompt_tuning_jax import commands
 
-        for row in commands.predict(artifact, _decoded(lines), as_json, overrides):
+        given = _decoded(lines)
+        for row in commands.predict(artifact, given, _name(lines), as_json, overrides):
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
             if output is None:
                 stream.flush()
@@ -319,11 +323,23 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     for word in overrides:
         if "=" not in word:
             raise UserError(f"{word!r} has no value: write {word}=VALUE as one word")
+        _readable("an override", word)
     if words and not words[0].startswith("-") and words[0] not in program.commands:
         known = ", ".join(program.commands)
         hint = nearest(words[0], program.commands)
         raise UserError(f"{words[0]!r} is not a command{hint}: there are {known}")
     return overrides, words
+
+
+def _readable(what: str, text: str) -> None:
+    """Refuses what was typed in another encoding, which no tokenizer and no file could take."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{what} is not UTF-8 at character {error.start + 1}: {short(text, 200)}; type it in a"
+            " terminal that is"
+        ) from error
 
 
 def _at_most_one(given: dict[str, str | None]) -> None:
@@ -374,13 +390,13 @@ def _name(lines: BinaryIO) -> str:
 
 
 def _decoded(lines: BinaryIO) -> Iterator[tuple[str, str]]:
-    """Yields the place and the text of each line."""
+    """Yields the place and the text of each line, with its end."""
     for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE), b""), 1):
         place = f"{_name(lines)}, line {number}"
         if len(line) == LONGEST_LINE:
             raise UserError(f"{place}: it has over {LONGEST_LINE:,} bytes: end each record's line")
         try:
-            yield place, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            yield place, line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{place}: not UTF-8 at byte {error.start}: convert the file"

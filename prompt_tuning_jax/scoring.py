@@ -20,7 +20,7 @@ from prompt_tuning_jax.data.batch import (
     shared_length,
     stream_shape,
 )
-from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.models import LanguageModel, bake
 from prompt_tuning_jax.models.decoder import Decoder, bind
 from prompt_tuning_jax.progress import watched
@@ -82,6 +82,16 @@ def next_shape(examples, before: Shape | None) -> Shape:
     return stream_shape(
         examples, shared_length(examples), before, row_multiple=jax.local_device_count()
     )
+
+
+def check_finite(lm: LanguageModel, scores: np.ndarray):
+    """Raises a RunError for scores that are not numbers, of which some answer would be the best."""
+    if not np.isfinite(scores).all():
+        raise RunError(
+            "the model's scores are not finite, with weights in"
+            f" {lm.params['embed']['embedding'].dtype}: give --config.model.dtype=float32 if that"
+            " is another, else the model's weights or what tailors it are at fault"
+        )
 
 
 def _check_memory(lm: LanguageModel, shape: Shape, most: int):

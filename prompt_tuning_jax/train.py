@@ -19,11 +19,13 @@ from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.checkpoint import Checkpoints
 from prompt_tuning_jax.data import batch as batches
 from prompt_tuning_jax.data import task as tasks
+from prompt_tuning_jax.data.records import names
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.journal import Journal
 from prompt_tuning_jax.models import LanguageModel, prefix_length
 from prompt_tuning_jax.processes import agreed, stop_requested
 from prompt_tuning_jax.profiling import profiler
+from prompt_tuning_jax.progress import watched
 from prompt_tuning_jax.step import Compiled, Parts, State, compile_step, init_state
 from prompt_tuning_jax.workdir import CHECKPOINTS, settle
 
@@ -160,6 +162,8 @@ def plan(lm: LanguageModel, task, config, log: Callable) -> Plan:
     trainable = method.init(key, lm, task)
     adapt = jax.jit(lambda tree: method.adapt(tree, key, False))
     log(parameters(trainable, lm))
+    if note := advice.init_text(config.method, lm):
+        log(note)
     data = prepare(lm, task, config, adapt(trainable), log)
     processes.check(config, lm.fingerprint, data.train)
     return Plan(parts, trainable, adapt, data)
@@ -248,17 +252,13 @@ def prepare(lm: LanguageModel, task, config, collections, log: Callable) -> Data
     """Both splits as tokens, and the shapes of every batch of the run."""
     for note in task.load().notes:
         log(note)
+    rows, held_out = tasks.training(task, config.task), tasks.records(task, config.task.validation)
     train, validation = (
-        encode(lm, task, rows, collections, config.task.max_length)
-        for rows in (
-            tasks.training(task, config.task),
-            tasks.records(task, config.task.validation),
-        )
+        encode(lm, task, split, collections, config.task.max_length) for split in (rows, held_out)
     )
     order = batches.order(len(train), config.seed)
-    planned = np.stack(
-        [batches.take(order, step, config.batch_size) for step in range(config.steps)]
-    )
+    steps = watched(range(config.steps), "updates planned", log, config.steps)
+    planned = np.stack([batches.take(order, step, config.batch_size) for step in steps])
     shared = batches.shared_length(train)
     shapes = batches.plan(
         train, planned, shared, row_multiple=jax.device_count() * config.microbatches
@@ -274,8 +274,11 @@ def prepare(lm: LanguageModel, task, config, collections, log: Callable) -> Data
                 f"warning: {shortened} {name} examples were too long and lost {tokens} tokens: "
                 "raise task.max_length if the model has more positions, or shorten the template"
             )
-    for sentence in advice.alike(task.labels, train[0].tails):
-        log(f"warning: {sentence}")
+    overlap = advice.trained_on(held_out, rows, names(task.template), config.task.validation)
+    repeated = advice.repeated(config.batch_size, len(train))
+    for sentence in (overlap, repeated, *advice.alike(task.labels, train[0].tails)):
+        if sentence:
+            log(f"warning: {sentence}")
     return Data(train, validation, shared, order, shapes, config.batch_size, task.labels)
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import plain_llama
 import pytest
+from ml_collections import ConfigDict
 from tiny_models import SPEC
 
 from prompt_tuning_jax import advice
@@ -104,6 +105,31 @@ def test_both_are_said_and_a_long_list_is_counted():
 
 def test_words_that_differ_at_once_are_no_trouble():
     assert advice.alike(LABELS, tails([4, 5], [5, 4], [6, 4, 5])) == []
+
+
+def test_records_that_are_trained_on_are_counted_by_their_input():
+    rows = [{"text": text, "label": label} for text, label in zip("aabc", "xyzz", strict=True)]
+    found = advice.trained_on(rows, [{"text": "a", "label": "z"}, rows[3]], ["text"], "test[:4]")
+    assert found.startswith("3 of 4 records of test[:4] are trained on too")
+    assert advice.trained_on(rows, [rows[3]], ["text", "label"], "test").startswith("1 of 4")
+    assert advice.trained_on(rows, [{"text": "d"}], ["text"], "test") == ""
+
+
+def test_updates_with_more_examples_than_there_are():
+    assert advice.repeated(8, 8) == ""
+    assert "batch_size is 9 and there are 8 training examples" in advice.repeated(9, 8)
+
+
+def test_a_text_that_does_not_fill_the_virtual_tokens_is_said():
+    def said(**settings):
+        return advice.init_text(ConfigDict(settings), LM)
+
+    size = len(LM.tokenizer.encode("two words")[0])
+    given = {"init": "text", "init_text": "two words"}
+    assert said(**given, num_virtual_tokens=size) == ""
+    assert f"has {size} tokens and is cut to the 1 virtual" in said(**given, num_virtual_tokens=1)
+    assert "is repeated to the 99 virtual tokens" in said(**given, num_virtual_tokens=99)
+    assert said(init="vocabulary", init_text="two words", num_virtual_tokens=1) == ""
 
 
 def test_other_devices_are_said_and_the_same_are_not():

@@ -87,7 +87,10 @@ MISTAKES = {
     ),
     "misfit": (train("microbatches=9"), "config.microbatches is 9", "config.batch_size, 8"),
     "no config": (["train", "--config", "no.py", "--workdir", "run"], "'no.py' does not exist"),
-    "folder as config": (["train", "--config", ".", "--workdir", "run"], "'.' does not exist"),
+    "folder as config": (
+        ["train", "--config", ".", "--workdir", "run"],
+        "'.' is a folder: give a .py",
+    ),
     "no model": (train("model.path=no/such"), "'no/such' does not exist", "smollm2-135m-instruct"),
     "no task": (train("task.name=bbc_new"), "'bbc_new'", "did you mean 'bbc_news'?"),
     "field": (train("task.template={soft}{txt}"), "{txt}", "did you mean 'text'?", "position 7"),
@@ -114,6 +117,15 @@ MISTAKES = {
     "no artifact": (["evaluate", "--artifact", "none"], "'none' does not exist"),
     "prompt's field": (["evaluate", "--prompt", "{txt}:"], "{txt}", "did you mean 'text'?"),
     "evaluated split": (["evaluate", "--prompt", "It:", "--split", "tset"], "split 'tset'"),
+    "a prompt in another encoding": (
+        ["evaluate", "--prompt", "\udcff"],
+        "not UTF-8",
+        "character 1",
+    ),
+    "an override in it": (train("task.template=a\udcff"), "not UTF-8 at character 25"),
+    "no workdir's name": ([*train()[:-1], ""], "needs both --config FILE and --workdir DIR"),
+    "a run for its artifact": (["predict", "--artifact", "{run}"], "run/artifact, which is one"),
+    "empty braces": (train("task.template={soft}{text}{}"), "{} is no field", "position 13"),
     "prompts file": (["evaluate", "--prompts", "none.txt"], "'none.txt' cannot be read"),
     "prompts' line": (
         ["evaluate", "--prompts", "{prompts}"],
@@ -145,7 +157,8 @@ def test_a_mistake_is_one_sentence_and_status_2(refused, mistake, home):
     if "--prompt" in words:
         words = [*words, f"--config.model.path={tiny_runs.world().model}"]
     (home / "prompts").write_text("{text}:\n\n{txt}:\n")
-    words = [word.replace("{prompts}", "prompts") for word in words]
+    shutil.copytree(tiny_runs.artifact(), home / "made" / "run" / "artifact")
+    words = [word.replace("{prompts}", "prompts").replace("{run}", "made/run") for word in words]
     if "{tiny}" in words:
         words[words.index("{tiny}")] = f"--config={tiny_runs.world().config}"
     sentence = refused(*words)
@@ -306,6 +319,46 @@ def test_evaluate_an_artifact_a_written_prompt_or_neither(typed):
     assert result(*tiny, "--prompt", prompt) == whole
     lines = typed("evaluate", *tiny, "--split", "test[:30]").out.splitlines()
     assert lines == [f"{name}: {value}" for name, value in alone.items()]
+
+
+def test_evaluate_takes_the_split_that_the_report_is_of(typed, home):
+    tiny = ["evaluate", "--config", tiny_runs.world().config, "--json"]
+    (home / "prompts.txt").write_text("It: {text}")
+    for words in ([], ["--prompts", "prompts.txt"]):
+        given = typed(*tiny, *words, "--split", "test[:40]")
+        assert typed(*tiny, *words).out == given.out
+        assert json.loads(given.out)["examples"] == 40
+    own = typed("evaluate", "--artifact", tiny_runs.artifact(), "--json")
+    assert json.loads(own.out)["examples"] == 40 and "scored test[:40]" in own.err
+
+
+def test_records_that_are_trained_on_are_counted_and_said(typed):
+    tuned = ["evaluate", "--artifact", tiny_runs.artifact(), "--split"]
+    said = "records of {} are trained on too"
+    assert (
+        "warning: 40 of 80 " + said.format("train[120:200]") in typed(*tuned, "train[120:200]").err
+    )
+    for split in ("train[:160]", "test[:10]"):
+        assert "trained on" not in typed(*tuned, split).err
+    rehearsed = typed(
+        *[*train("task.validation=train[:20]", "task.test=train[150:170]"), *tiny_runs.FEW],
+        "--dry_run",
+    )
+    assert "warning: 20 of 20 " + said.format("train[:20]") in rehearsed.out
+    assert "warning: 10 of 20 " + said.format("train[150:170]") in rehearsed.out
+
+
+def test_scores_that_are_not_finite_are_no_accuracy(typed, home):
+    """float16 that overflows; what had been the answer is whatever argmax finds first."""
+    model = tiny_models.write_folder(home / "model")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"] *= 30_000
+    save_file(tensors, model / "model.safetensors")
+    words = ["evaluate", "--config", tiny_runs.world().config, f"--config.model.path={model}"]
+    assert typed(*words).status == 0
+    shown = typed(*words, "--config.model.dtype=float16")
+    assert (shown.status, shown.out) == (1, "")
+    assert "scores are not finite, with weights in float16: give" in shown.err
 
 
 def test_prompts_of_a_file_are_ranked_and_the_best_is_scored(typed, home):

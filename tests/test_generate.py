@@ -15,7 +15,7 @@ from tiny_models import SPEC
 
 from prompt_tuning_jax import generate as generation
 from prompt_tuning_jax.data.template import Example
-from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.generate import Rule, Settings, generate
 from prompt_tuning_jax.models import decoder
 
@@ -143,6 +143,14 @@ def test_a_row_ends_at_the_end_of_text_and_leaves_the_others_alone():
         cut = other.index(token) + 1 if token in other else 12
         assert one.ids == other[:cut] and one.finished == (token in other)
     assert {each.finished for each in found} == {True, False}
+
+
+@pytest.mark.parametrize("settings", [GREEDY, SAMPLED, GREEDY._replace(stop=("zz",))])
+@pytest.mark.parametrize("name", ["prompt", "prefix"])
+def test_a_model_whose_scores_are_no_numbers_writes_nothing(settings, name):
+    broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), {name: COLLECTIONS[name]})
+    with pytest.raises(RunError, match="scores are not finite, with weights in float32"):
+        write(collections=broken, settings=settings, lm=with_eos(None))
 
 
 def test_a_model_without_an_end_of_text_writes_on():

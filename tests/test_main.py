@@ -68,12 +68,12 @@ def commands(monkeypatch):
         candidates = [{"prompt": name, "accuracy": 0.5, "loss": 1.5} for name in ("b[i]", "a\nc")]
         return {"prompt": "b[i]", "split": split, "accuracy": 0.25, "candidates": candidates}
 
-    def predict(artifact, lines, as_json, overrides):
-        made.calls.append((artifact, as_json, overrides))
+    def predict(artifact, lines, name, as_json, overrides):
+        made.calls.append((artifact, name, as_json, overrides))
         for _, line in lines:
             if line == "bad":
                 raise UserError("a bad line")
-            yield {"label": line, "probabilities": {"é": 1.0}}
+            yield {"label": line.rstrip("\r\n"), "probabilities": {"é": 1.0}}
 
     made.train = train
     made.evaluate = evaluate
@@ -173,11 +173,11 @@ def test_debug_shows_the_traceback_of_a_refusal(capsys):
 @pytest.mark.parametrize(
     ("arguments", "artifact", "prompt", "split", "has_config", "wanted"),
     [
-        ([], None, None, "test", True, None),
-        (["--artifact", "a"], "a", None, "test", False, None),
+        ([], None, None, None, True, None),
+        (["--artifact", "a"], "a", None, None, False, None),
         (
             ["--artifact", "a", "--config", QUICKSTART, "--config.seed=1"],
-            *("a", None, "test", True, None),
+            *("a", None, None, True, None),
         ),
         (
             ["--prompt", "{text}:", "--split", "validation", "--demonstrations", "4"],
@@ -185,7 +185,7 @@ def test_debug_shows_the_traceback_of_a_refusal(capsys):
         ),
         (
             ["--demonstrations=2", "--demonstrations_choice=random", "--demonstrations_seed=7"],
-            *(None, None, "test", True, (2, "random", 7)),
+            *(None, None, None, True, (2, "random", 7)),
         ),
     ],
 )
@@ -245,20 +245,18 @@ def test_predict_leaves_no_half_written_output(commands, tmp_path, capsys, bad, 
     assert sorted(os.listdir(tmp_path)) == ["lines.txt", "out.jsonl"]
 
 
-def test_lines_are_json_by_the_files_ending_or_as_one_says(commands, tmp_path):
-    for name in ("a.txt", "b.jsonl", "c.NDJSON"):
-        (tmp_path / name).write_text("{}\n")
-    override = "--config.generation.top_k=3"
+def test_what_lines_are_goes_by_the_files_name_unless_one_says(commands, tmp_path):
+    path, override = str(tmp_path / "a.jsonl"), "--config.generation.top_k=3"
+    (tmp_path / "a.jsonl").write_text("{}\n")
     for words, as_json in (
-        (["a.txt"], False),
-        (["b.jsonl"], True),
-        (["c.NDJSON", override], True),
-        (["a.txt", "--jsonl"], True),
-        (["b.jsonl", "--lines"], False),
+        ([], None),
+        ([override], None),
+        (["--jsonl"], True),
+        (["--lines"], False),
     ):
-        path = str(tmp_path / words[0])
-        assert run(["predict", "--artifact", "a", path, *words[1:]]) == 0
-        assert commands.calls[-1] == ("a", as_json, [w for w in words if w == override])
+        assert run(["predict", "--artifact", "a", path, *words]) == 0
+        overrides = [word for word in words if word == override]
+        assert commands.calls[-1] == ("a", path, as_json, overrides)
 
 
 def test_help_lists_what_there_is():

@@ -159,6 +159,26 @@ def test_labels_take_json_lines_too_and_nothing_of_generation(typed):
     assert shown.status == 2 and "finds labels" in shown.err
 
 
+def test_a_table_is_read_by_its_columns_and_an_object_that_is_read_as_text_is_said(typed, tmp_path):
+    made = ["--artifact", tiny_runs.artifact()]
+    plain = answers(typed(*made, stdin="banks and funds\nfilms, albums\n"))
+    (tmp_path / "in.csv").write_text('label,text\nx,banks and funds\n,"films, albums"\n')
+    shown = typed(*made, "in.csv")
+    assert (answers(shown), shown.err) == (plain, "")
+    assert len(answers(typed(*made, "--lines", "in.csv"))) == 3
+    (tmp_path / "in.csv").write_text("title\nbanks\n")
+    shown = typed(*made, "in.csv")
+    assert (shown.status, shown.out) == (2, "")
+    assert shown.err == "error: in.csv, line 2: no field 'text': it has 'title'\n"
+    line = '{"text": "banks and funds"}\n'
+    shown = typed(*made, stdin=line * 2)
+    assert len(answers(shown)) == 2
+    assert shown.err == (
+        "warning: <stdin>, line 1 is read as a text: for JSON objects give --jsonl\n"
+    )
+    assert typed(*made, "--lines", stdin=line).err == ""
+
+
 def test_a_line_without_end_is_refused_before_it_fills_the_memory(typed, monkeypatch):
     made = ["--artifact", tiny_runs.artifact()]
     shown = typed(*made, stdin="banks\n" + "a" * 200_000 + "\n")

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from prompt_tuning_jax.data.records import (
@@ -59,7 +59,7 @@ def source(config: Any) -> Source:
     if missing:
         sizes = ", ".join(f"{len(splits[name])} for {name}" for name in splits)
         notes.append(f"{files.train} is split: {sizes} (seed {config.split_seed})")
-    return Source(splits, [*notes, *_repeated(splits, want)])
+    return Source(splits, notes)
 
 
 def read(path: str, want: Wanted, delimiter: str = "", header: bool = True) -> Rows:
@@ -74,9 +74,10 @@ def read(path: str, want: Wanted, delimiter: str = "", header: bool = True) -> R
     Raises:
         UserError: names the file, and the line if it is one's fault.
     """
-    delimiter = _delimiter(path, delimiter)
+    delimiter = delimiter_of(path, delimiter)
     text = _text(path)
-    rows = _cells(text, path, delimiter, header) if delimiter else _objects(text, path)
+    lines = io.StringIO(text, newline="")
+    rows = cells_of(lines, path, delimiter, header) if delimiter else _objects(text, path)
     hint = ", or give --config.task.files.header=false if line 1 is a record"
     hint = hint if delimiter and header else ""
     found: list[Record] = []
@@ -135,24 +136,12 @@ def split(
     return made
 
 
-def _repeated(splits: Mapping[str, list[Record]], want: Wanted) -> Iterator[str]:
-    """A warning for each split some of whose inputs are trained on."""
+def delimiter_of(path: str, delimiter: str = "") -> str:
+    """Returns the character between a file's cells, '' for JSON lines.
 
-    def inputs(row: Record) -> tuple[str, ...]:
-        return tuple(row[field] for field in want.inputs)
-
-    trained = set(map(inputs, splits["train"]))
-    for name in ("validation", "test"):
-        count = sum(inputs(row) in trained for row in splits[name])
-        if count:
-            yield (
-                f"warning: {count} of {len(splits[name])} {name} records stand in the training"
-                " split too, with the same input: remove them from one of the two files"
-            )
-
-
-def _delimiter(path: str, delimiter: str) -> str:
-    """The character between cells, '' for JSON lines."""
+    Raises:
+        UserError: `delimiter` is none, or is '' and the path's ending says nothing.
+    """
     if delimiter:
         delimiter = {"\\t": "\t"}.get(delimiter, delimiter)
         if len(delimiter) != 1 or delimiter in '"\r\n':
@@ -230,12 +219,20 @@ def _object(line: str, place: str) -> dict[str, Any]:
     return value
 
 
-def _cells(
-    text: str, path: str, delimiter: str, header: bool
+def cells_of(
+    lines: Iterable[str], path: str, delimiter: str, header: bool
 ) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Yields the first line and the cells by column of each row, None for a blank one."""
+    """Yields the first line and the cells by column of each row, None for a blank one.
+
+    Args:
+        lines: with their ends, see `read` for the rest.
+        path: for errors.
+
+    Raises:
+        UserError: names the file and the line.
+    """
     rows = csv.reader(
-        io.StringIO(text, newline=""),
+        lines,
         delimiter=delimiter,
         quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL,
         strict=True,

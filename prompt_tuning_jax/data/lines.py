@@ -2,25 +2,53 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+from prompt_tuning_jax.data.files import DELIMITERS, JSON_ENDINGS, cells_of, delimiter_of
 from prompt_tuning_jax.data.records import PLACE, Record, names, needed
 from prompt_tuning_jax.errors import UserError, nearest, short
+
+
+class Form(NamedTuple):
+    """What a line is: the text of the template's only field, whatever it looks like; a JSON object
+    with the fields by name, of which a blank line is none; or cells, for which there is a delimiter
+    and perhaps a header."""
+
+    as_json: bool = False
+    delimiter: str = ""
+    header: bool = True
+
+
+def form_of(name: str, as_json: bool | None, delimiter: str = "", header: bool = True) -> Form:
+    """Returns the form of a file's lines: as it is asked for, else by the ending of its name.
+
+    Args:
+        name: of the file.
+        as_json: whether lines are JSON objects or texts; None where nobody says.
+        delimiter: between cells, as in `files.read`; '' goes by the name.
+        header: whether the first line of cells names the columns.
+    """
+    ending = name[name.rfind(".") :].lower()
+    if as_json is None and ending in DELIMITERS:
+        return Form(delimiter=delimiter_of(name, delimiter), header=header)
+    return Form(ending in JSON_ENDINGS if as_json is None else as_json)
 
 
 def records(
     lines: Iterable[tuple[str, str]],
     template: str,
     columns: Mapping[str, Sequence[str]],
-    as_json: bool,
+    form: Form,
+    name: str = "<stdin>",
 ) -> Iterator[Record]:
     """Yields the record of each line; memory does not grow with how many there are.
 
     Args:
-        lines: (place, text), such as ('a.txt, line 3', 'Shares fall').
+        lines: (place, text with its end), such as ('a.txt, line 3', 'Shares fall').
         template: whose fields count.
-        columns: further names that a field may have in a JSON object, see `records.Wanted`.
-        as_json: whether a line is a JSON object with the fields by name, of which a blank line is
-            none. Otherwise it is the text of the template's only field, whatever it looks like.
+        columns: further names that a field may have in the data, see `records.Wanted`.
+        form: what a line is.
+        name: of the file, for errors.
 
     Raises:
         UserError: names the place.
@@ -31,29 +59,54 @@ def records(
             f"the template {short(template, 200)} names no field, so that all answers would be"
             " alike: train the artifact again, with {text} where the text stands"
         )
-    if not as_json and len(fields) != 1:
+    if form.as_json or form.delimiter:
+        choices = {field: (*columns.get(field, ()), field) for field in fields}
+        rows = _cells(lines, name, form) if form.delimiter else _objects(lines)
+        yield from (_record(row, choices, place) for place, row in rows)
+        return
+    if len(fields) != 1:
         raise UserError(
             f"the template has the fields {', '.join(fields)[:200]}: give a line for each as a JSON"
             f' object, {{"{fields[0][:60]}": "...", ...}}, with --jsonl or in a file that ends in'
-            " .jsonl"
+            " .jsonl, or cells in one that ends in .csv"
         )
-    choices = {field: (*columns.get(field, ()), field) for field in fields}
     for place, line in lines:
-        if not as_json:
-            yield {fields[0]: needed(line, fields[0], place), PLACE: place}
-        elif line.strip():
-            yield _record(line, choices, place)
+        yield {fields[0]: needed(line.rstrip("\r\n"), fields[0], place), PLACE: place}
 
 
-def _record(line: str, choices: Mapping[str, Sequence[str]], place: str) -> Record:
+def is_object(text: str) -> bool:
+    """Whether a text is a JSON object, which is hardly meant as text."""
     try:
-        held = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        deep = isinstance(error, RecursionError)
-        reason = "it is nested too deeply" if deep else getattr(error, "msg", error)
-        raise UserError(f"{place}: no JSON object: {reason}") from error
-    if not isinstance(held, dict):
-        raise UserError(f"{place}: {type(held).__name__}, expected a JSON object")
+        return text.lstrip().startswith("{") and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _cells(
+    lines: Iterable[tuple[str, str]], name: str, form: Form
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    texts = (line for _, line in lines)
+    for number, row in cells_of(texts, name, form.delimiter, form.header):
+        if row is not None:
+            yield f"{name}, line {number}", row
+
+
+def _objects(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for place, line in lines:
+        if not line.strip():
+            continue
+        try:
+            held = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            deep = isinstance(error, RecursionError)
+            reason = "it is nested too deeply" if deep else getattr(error, "msg", error)
+            raise UserError(f"{place}: no JSON object: {reason}") from error
+        if not isinstance(held, dict):
+            raise UserError(f"{place}: {type(held).__name__}, expected a JSON object")
+        yield place, held
+
+
+def _record(held: Mapping[str, Any], choices: Mapping[str, Sequence[str]], place: str) -> Record:
     record = {PLACE: place}
     for field, columns in choices.items():
         column = next((name for name in columns if name in held), None)

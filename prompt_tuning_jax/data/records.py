@@ -189,7 +189,7 @@ def _missing(field: str, fields: Mapping[str, str], want: Wanted, place: str) ->
     if len(shown) == 1:
         inside += " alone (is config.task.files.delimiter right?)"
     columns = want.columns.get(field, [field])
-    what = f"no column {columns[0]!r}{nearest(columns[0], [*fields, *fields.values()])}"
+    what = f"no column {columns[0]!r}{nearest(columns[0], [*fields, *fields.values(), 'soft'])}"
     if columns[1:]:
         what = f"none of the columns {', '.join(map(repr, columns))}"
     return (

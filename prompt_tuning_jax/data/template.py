@@ -90,7 +90,7 @@ def parse(text: str, specials: Iterable[str] = ()) -> Template:
     markups = sorted(specials, key=len, reverse=True)
     for match in _PARTS.finditer(text):
         part, place = match[0], match.start() + 1
-        if part in "{}":
+        if part in ("{", "}"):
             raise _misplaced(text, place, f"{part!r} without its partner: write {part * 2!r}")
         if part in _WRITTEN:
             constant += _WRITTEN[part]
@@ -428,8 +428,8 @@ def _text_of(field: Field, record: Mapping[str, str], template: Template) -> str
         raise _misplaced(
             template.text,
             field.place,
-            f"the data has no field {field.name!r}{nearest(field.name, record)}: expected one of:"
-            f" {', '.join(record)}",
+            f"the data has no field {field.name!r}{nearest(field.name, [*record, 'soft'])}:"
+            f" expected one of: {', '.join(record)}",
         )
     return record[field.name]
 

@@ -157,7 +157,7 @@ def read_folder(folder: Path, dtype: np.dtype, most: float) -> Weights:
         digests.append(hashlib.sha256())
         for name, array in safetensors_file.read_tensors(file, entries, digests[-1]):
             if name in slots:
-                fill(leaves, spec, slots[name], array)
+                fill(leaves, spec, slots[name], array, f"{file}: the tensor '{name}'")
             if name in twins and names[HEAD] in shapes:
                 ties.add(hashlib.sha256(array.view(np.uint8).data).digest())
     if len(ties) > 1:
@@ -219,7 +219,7 @@ def convert(
             array = gguf_file.load(data, name, file.tensors[name])
             if slot.name.rotary:
                 array = gguf_file.unpermute(array, array.shape[0] // spec.head_size)
-            fill(leaves, spec, slot, array)
+            fill(leaves, spec, slot, array, f"{file.path}: the tensor '{name}'")
     return leaves
 
 
@@ -293,15 +293,27 @@ def allocate(spec: Spec, dtype: np.dtype) -> dict[str, np.ndarray]:
     return leaves
 
 
-def fill(leaves: Mapping[str, np.ndarray], spec: Spec, slot: Slot, array: np.ndarray):
-    """Puts a tensor into its place, cast."""
+def fill(leaves: Mapping[str, np.ndarray], spec: Spec, slot: Slot, array: np.ndarray, what: str):
+    """Puts a tensor into its place, cast.
+
+    Raises:
+      UserError: it holds numbers that are not finite, or are not once they are cast; begins with
+        `what`.
+    """
     if slot.layer is None:
         place = leaves[slot.name.ours]
     elif slot.layer == spec.layers - 1:
         place = leaves[f"last/{slot.name.ours}"]
     else:
         place = leaves[f"layers/{slot.name.ours}"][slot.layer]
-    place[...] = array
+    with np.errstate(over="ignore"):
+        place[...] = array
+    if not np.isfinite(place).all():
+        if np.isfinite(array).all():
+            fault = f"too large for {place.dtype.name}: give --config.model.dtype=bfloat16"
+        else:
+            fault = "not finite: get the file again"
+        raise UserError(f"{what} holds numbers that are {fault}.")
 
 
 def read_converted(folder: Path, manifest: Mapping[str, Any]) -> dict[str, np.ndarray] | None:

@@ -167,7 +167,6 @@ def test_the_same_input_is_never_on_both_sides(tmp_path):
     texts = [{row["text"] for row in rows} for rows in parts.values()]
     assert sum(map(len, texts)) == 30 and len(parts["test"]) == 9
     assert sum(map(len, parts.values())) == 90
-    assert not any("stand in the training" in note for note in files.source(settings(path)).notes)
 
 
 def test_only_what_has_no_file_is_taken_from_the_training_file(tmp_path):
@@ -181,17 +180,6 @@ def test_only_what_has_no_file_is_taken_from_the_training_file(tmp_path):
     assert source.notes == [
         f"{path} is split: 45 for train, 4 for test, 5 for validation (seed 0)",
         *source.notes[1:],
-    ]
-
-
-def test_records_that_are_trained_on_too_are_counted(tmp_path):
-    path = write(tmp_path, numbered(10))
-    test = write(tmp_path, "text,label\ntext 3,good\ntext 3,bad\nnew,bad\n", "test.csv")
-    overrides = [f"files.test={test}", f"files.validation={path}"]
-    notes = files.source(settings(path, *overrides)).notes
-    assert [note.partition(" records")[0] for note in notes] == [
-        "warning: 10 of 10 validation",
-        "warning: 2 of 3 test",
     ]
 
 

@@ -4,21 +4,22 @@ import itertools
 
 import pytest
 
-from prompt_tuning_jax.data.lines import records
+from prompt_tuning_jax.data.lines import Form, form_of, is_object, records
 from prompt_tuning_jax.data.records import PLACE
 from prompt_tuning_jax.errors import UserError
 
+OBJECTS = Form(as_json=True)
 TEMPLATE, TWO = "{soft}Headline: {text}\\nTopic:", "{name} {area}:"
 
 
-def read(*lines, template=TEMPLATE, columns=None, as_json=True):
+def read(*lines, template=TEMPLATE, columns=None, form=OBJECTS):
     placed = [(f"f, line {number}", line) for number, line in enumerate(lines, 1)]
-    return list(records(placed, template, columns or {}, as_json))
+    return list(records(placed, template, columns or {}, form, "f"))
 
 
 def test_a_plain_line_is_the_text_whatever_it_looks_like():
     lines = ["a", "", ' {"text": "b"} ', "{text}"]
-    found = read(*lines, as_json=False)
+    found = read(*(f"{line}\r\n" for line in lines), form=Form())
     assert [record["text"] for record in found] == lines
     assert [record[PLACE] for record in found] == [f"f, line {n}" for n in range(1, 5)]
 
@@ -69,19 +70,60 @@ def test_what_is_no_record_is_refused_by_its_line(line, parts):
     assert all(part in sentence for part in parts), sentence
 
 
+CELLS = Form(delimiter=",")
+
+
+def test_cells_are_read_as_they_were_for_training():
+    lines = ["label,name,area\r\n", "a,Zizzi,north\n", "\n", 'b,"the ""Old\n', 'Inn""",7\n']
+    assert read(*lines, template=TWO, form=CELLS) == [
+        {"name": "Zizzi", "area": "north", PLACE: "f, line 2"},
+        {"name": 'the "Old\nInn"', "area": "7", PLACE: "f, line 4"},
+    ]
+    columns = {"text": ["2"]}
+    bare = Form(delimiter="\t", header=False)
+    assert [row["text"] for row in read("x\ta\n", "y\tb", columns=columns, form=bare)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("a\n", "f, line 3: 1 cells, expected 2"),
+        ('"a,b\n', "f, line 3: a quote that is opened here is not closed"),
+        (f"{'a' * 200_000},b", "f, line 3: a cell of more than 131,072 characters"),
+    ],
+)
+def test_cells_that_are_none_are_refused_by_their_line(line, part):
+    with pytest.raises(UserError, match=part):
+        read("text,area\n", "a,b\n", line, form=CELLS)
+    with pytest.raises(UserError, match=r"f, line 2: no field 'text' .*'txt'.*: it has 'txt', 'x'"):
+        read("txt,x\n", "a,b\n", form=CELLS)
+
+
+def test_a_name_says_what_its_lines_are_unless_a_person_does():
+    assert form_of("<stdin>", None) == form_of("a.txt", None) == form_of("a.csv", False) == Form()
+    assert form_of("a.JSONL", None) == form_of("a.csv", True) == Form(as_json=True)
+    assert form_of("a.csv", None) == CELLS and form_of("a.tsv", None) == Form(delimiter="\t")
+    assert form_of("a.csv", None, ";", False) == Form(delimiter=";", header=False)
+
+
+def test_an_object_is_told_from_a_text_in_braces():
+    assert is_object(' {"text": "a"}\n') and is_object("{}")
+    assert not any(map(is_object, ("{text}", "[1]", "a", "", "{" * 100_000, '{"a":' * 100_000)))
+
+
 def test_several_fields_need_objects():
     with pytest.raises(UserError, match=r"fields name, area: .* --jsonl"):
-        read("a", template=TWO, as_json=False)
+        read("a", template=TWO, form=Form())
 
 
 def test_lines_are_read_as_records_are_asked_for():
     taken = itertools.count()
     endless = (("f", f"a {next(taken)}") for _ in itertools.repeat(None))
-    assert len(list(itertools.islice(records(endless, TEMPLATE, {}, False), 5))) == 5
+    assert len(list(itertools.islice(records(endless, TEMPLATE, {}, Form()), 5))) == 5
     assert next(taken) == 5
 
 
 def test_a_template_without_a_field_is_refused():
-    for as_json in (True, False):
+    for form in (Form(), Form(as_json=True), Form(delimiter=",")):
         with pytest.raises(UserError, match=r"template '\{soft\}\\n' names no field"):
-            list(records([("line 1", "a")], "{soft}\n", {}, as_json))
+            list(records([("line 1", "a")], "{soft}\n", {}, form))

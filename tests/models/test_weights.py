@@ -261,6 +261,26 @@ def test_tensors_that_do_not_fit(tmp_path, arrays, message):
         weights.read(str(path), "float32")
 
 
+@pytest.mark.parametrize("write", [tiny_models.write_folder, tiny_models.write_gguf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_tensor_that_is_not_finite_is_refused_by_its_name(tmp_path, cache, write, value):
+    arrays = {name: array.copy() for name, array in tiny_models.tensors(SPEC).items()}
+    arrays[QUERY].flat[-1] = value
+    path = write(tmp_path / "m.gguf", arrays=arrays)
+    with pytest.raises(UserError, match=r"(q_proj|attn_q)\.weight' holds .* not finite: get the"):
+        weights.read(str(path), "float32")
+    assert not cache.exists()
+
+
+def test_a_tensor_that_a_narrow_type_cannot_hold_is_refused(tmp_path):
+    arrays = {name: array.copy() for name, array in tiny_models.tensors(SPEC).items()}
+    arrays[QUERY].flat[-1] = 70_000
+    path = str(tiny_models.write_folder(tmp_path, arrays=arrays))
+    weights.read(path, "bfloat16")
+    with pytest.raises(UserError, match=r"q_proj\.weight' holds .* too large for float16: give"):
+        weights.read(path, "float16")
+
+
 def test_gguf_tensors_that_do_not_fit(tmp_path, cache):
     bias = extra("blk.0.attn_q.bias")
     with pytest.raises(UserError, match=r"'blk.0.attn_q.bias' has no place"):
