@@ -265,8 +265,7 @@ def _append(written: Written, logits, rows: Rows, rule: Rule) -> Written:
         written.steps + 1,
         jax.lax.dynamic_update_index_in_dim(written.ids, chosen, written.steps, 1),
         counts,
-        # No eos is -1 too, and so is a token that could not be chosen: both are an end.
-        written.ended | (chosen == rule.eos) | (chosen < 0) | (counts >= rows.limits),
+        written.ended | (chosen == rule.eos) | (counts >= rows.limits),
         written.cache,
     )
 

@@ -14,7 +14,7 @@ import prompt_tuning_jax
 from prompt_tuning_jax import api, artifact, commands, train
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data import task as tasks
-from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.errors import RunError, UserError
 
 TEXTS = ["banks and funds", "phone games {text}", ""]
 
@@ -77,6 +77,18 @@ def test_predictions_are_right_as_often_as_evaluate_says(given, made):
     answers = list(api.predict(lm, task, rows, made))
     right = sum(answer["label"] == row["label"] for answer, row in zip(answers, rows, strict=True))
     assert right / 20 == api.evaluate(lm, task, made, split="test[:20]")["accuracy"]
+
+
+def test_scores_that_are_not_finite_are_no_answer(given, made):
+    lm, task, _ = given
+    broken = made._replace(
+        collections={"prompt": {"vectors": np.full((4, 24), np.nan, np.float32)}}
+    )
+    refused = pytest.raises(RunError, match="scores are not finite, with weights in float32")
+    with refused:
+        api.evaluate(lm, task, broken, split="test[:5]")
+    with refused:
+        list(api.predict(lm, task, TEXTS, broken))
 
 
 def test_records_may_be_fields_or_text_and_their_label_is_not_looked_at(given, made):

@@ -11,7 +11,7 @@ import pytest
 import tiny_runs
 from tiny_runs import tune, values, vectors
 
-from prompt_tuning_jax import methods, train, workdir
+from prompt_tuning_jax import methods, progress, train, workdir
 from prompt_tuning_jax.errors import UserError
 
 
@@ -53,6 +53,17 @@ def validated(monkeypatch):
         monkeypatch.setattr(train, "validate", lambda *given: losses[given[3]])
 
     return say
+
+
+def test_what_does_not_fit_the_data_or_the_text_is_said(monkeypatch):
+    _, log = tune()
+    assert not any("batch_size" in line or "init_text" in line for line in log)
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    text = ("--config.method.init=text", "--config.method.init_text=a")
+    _, log = tune("--config.task.train=train[:5]", *text)
+    assert any(line.startswith("warning: batch_size is 8 and there are 5 training") for line in log)
+    assert "method.init_text has 1 tokens and is repeated to the 4 virtual tokens" in log
+    assert any("of 12 updates planned" in line for line in log)
 
 
 LOSSES = {2: 3.0, 4: 1.0, 6: 1.0, 8: 2.0, 10: 0.5, 12: 4.0}
