@@ -177,6 +177,23 @@ def test_a_table_is_read_by_its_columns_and_an_object_that_is_read_as_text_is_sa
         "warning: <stdin>, line 1 is read as a text: for JSON objects give --jsonl\n"
     )
     assert typed(*made, "--lines", stdin=line).err == ""
+    (tmp_path / "in.jsonl").write_text(json.dumps({"text": line}))
+    assert typed(*made, "in.jsonl").err == ""
+
+
+def test_a_table_has_the_delimiter_and_header_of_those_trained_on(typed, tmp_path, writer):
+    made = artifact.load(writer)
+    files = made.manifest["config"]["task"]["files"]
+    files |= {"delimiter": ";", "header": False}
+    made.manifest["config"]["task"]["columns"] = ["facts=2", "area=1"]
+    artifact.save(made, tmp_path / "made")
+    (tmp_path / "in.csv").write_text("north;price 1\nsouth;price 2\n")
+    rows = "\n".join(
+        json.dumps({"facts": f"price {n}", "area": a}) for n, a in ((1, "north"), (2, "south"))
+    )
+    assert answers(typed("--artifact", "made", "in.csv")) == answers(
+        typed("--artifact", writer, "--jsonl", stdin=rows)
+    )
 
 
 def test_a_line_without_end_is_refused_before_it_fills_the_memory(typed, monkeypatch):

@@ -202,6 +202,7 @@ BAD = {
     ),
     "missing label": ("text,y\na,b\n", "data.csv", (), "no column 'label'", "'label=COLUMN'"),
     "mapped column": (SAMPLE, "data.csv", ("columns=('text=txt',)",), "no column 'txt'", "'text'"),
+    "slot": (SAMPLE, "data.csv", ("template={sfot}{text}",), "did you mean 'soft'?"),
     "number": (SAMPLE, "data.csv", ("columns=('text=3',)",), "no column '3'"),
     "no header": ("hello,good\nbye,bad\n", "data.csv", (), "line 1", "files.header=false"),
     "missing field": (
