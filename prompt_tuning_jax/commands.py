@@ -340,7 +340,7 @@ def predict(
     first = next(records, None)
     if first is None:
         return
-    if as_json is None and form == Form() and is_object(next(iter(first.values()))):
+    if as_json is None and form == Form() and is_object(first[names(template)[0]]):
         note = f"warning: {first[PLACE]} is read as a text: for JSON objects give --jsonl"
         print(note, file=sys.stderr)
     counts: Counter[str] = Counter()
