@@ -1,7 +1,7 @@
 """Resume state on disk, through orbax, synchronously: when `save` returns, the state is there.
 
 Orbax writes a step under a temporary name and renames it, so a kill leaves the older steps whole.
-It has no checksum over values, so each step carries a SHA-256 of its own.
+It has no checksum over values, so each step carries a SHA-256 of its own, of its number as well.
 """
 
 import contextlib
@@ -110,7 +110,7 @@ class Checkpoints:
           "" or, where the disk refuses, a sentence; older checkpoints are as they were.
         """
         state = jax.tree.map(np.asarray, state)
-        extra = {"extra": dict(extra), "sha256": _digest(state, extra)}
+        extra = {"extra": dict(extra), "sha256": _digest(step, state, extra)}
         items = self._ocp.args.Composite(
             **{
                 _STATE: self._ocp.args.StandardSave(state),
@@ -160,8 +160,8 @@ class Checkpoints:
         if steps:
             raise UserError(
                 f"no checkpoint in '{self._folder}' can be read (steps "
-                f"{', '.join(map(str, steps))}): they are damaged or of another config; --fresh "
-                "starts over."
+                f"{', '.join(map(str, steps))}): they are damaged, renamed or of another config; "
+                "--fresh starts over."
             )
         return None
 
@@ -184,13 +184,14 @@ class Checkpoints:
         for was, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True):
             if (was.shape, was.dtype) != (wanted.shape, wanted.dtype):
                 raise ValueError(f"{was.dtype}{was.shape} is not {wanted.dtype}{wanted.shape}")
-        if _digest(state, extra) != read[_EXTRA]["sha256"]:
-            raise ValueError("the values are not those that were saved")
+        if _digest(step, state, extra) != read[_EXTRA]["sha256"]:
+            raise ValueError("the values are not those that were saved at this step")
         return state, extra
 
 
-def _digest(state: Any, extra: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(extra, sort_keys=True).encode())
+def _digest(step: int, state: Any, extra: Mapping[str, Any]) -> str:
+    # With the step: only the name of a folder says it, and a folder can be copied to another.
+    digest = hashlib.sha256(f"{step} {json.dumps(extra, sort_keys=True)}".encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
         digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)

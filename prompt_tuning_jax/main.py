@@ -1,11 +1,13 @@
 """The command `prompt-tuning`: parses a command line, then imports what the command needs."""
 
+import _thread
 import contextlib
 import json
 import os
 import shlex
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator
 from types import TracebackType
@@ -20,6 +22,7 @@ from prompt_tuning_jax.errors import RunError, UserError, hide, nearest, short
 FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
+_AGAIN = 0.01  # seconds
 LONGEST_LINE = 1 << 25  # bytes; one that never ends would fill the memory
 
 _debug = click.option(
@@ -301,6 +304,7 @@ def main() -> None:
     """Runs the console script: a failure is one line, and a closed stdout is none."""
     if "--debug" not in sys.argv:
         sys.excepthook = _one_line
+    sys.unraisablehook = _heard
     # What was closed before the program began is None, which cannot be written to or read.
     sys.stdout, sys.stderr, sys.stdin = (
         open(os.devnull, mode, encoding="utf-8") if stream is None else stream
@@ -382,6 +386,15 @@ def _json(value: Any) -> str:
 def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     text = next(iter(str(error).strip().splitlines()), "")
     click.echo(f"error: {kind.__name__}: {hide(text)} (--debug shows the traceback)", err=True)
+
+
+def _heard(fault: Any) -> None:
+    """Ctrl-C comes again a moment later where it met a callback whose exceptions lead nowhere, as
+    jax's of the garbage collector, and would be lost."""
+    if fault.exc_type is KeyboardInterrupt:
+        threading.Timer(_AGAIN, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(fault)
 
 
 def _name(lines: BinaryIO) -> str:

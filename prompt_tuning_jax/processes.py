@@ -112,7 +112,8 @@ def stops(asked: list[str], step: int) -> bool:
 
 @contextlib.contextmanager
 def stop_requested(log: Callable) -> Iterator[list[str]]:
-    """Yields a list that is no longer empty once Ctrl-C or SIGTERM asked the run to stop.
+    """Yields a list that is no longer empty once Ctrl-C, SIGTERM or SIGHUP (a terminal that was
+    closed, unless `nohup` has it ignored) asked the run to stop.
 
     A second Ctrl-C stops at once. Outside the main thread signals are left as they are. One of
     several processes is told of SIGTERM by jax, which has them agree on an update: see `stops`.
@@ -126,18 +127,37 @@ def stop_requested(log: Callable) -> Iterator[list[str]]:
         if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.append(signal.Signals(number).name)
+        if number == signal.SIGHUP:
+            _leave_terminal()
         log(f"{asked[-1]}: finishing this step, then saving")
 
     def tell(number, frame):
-        log("SIGINT: all processes finish a step, then save")
+        if number == signal.SIGHUP:
+            _leave_terminal()
+        log(f"{signal.Signals(number).name}: all processes finish a step, then save")
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGTERM)
 
-    alone = {signal.SIGINT: ask, signal.SIGTERM: ask}
-    handlers = alone if jax.process_count() == 1 else {signal.SIGINT: tell}
+    alone = {signal.SIGINT: ask, signal.SIGTERM: ask, signal.SIGHUP: ask}
+    several = {signal.SIGINT: tell, signal.SIGHUP: tell}
+    handlers = alone if jax.process_count() == 1 else several
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        del handlers[signal.SIGHUP]
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _leave_terminal() -> None:
+    """Sends what is said from here on nowhere, where it went to a terminal that is closed: writing
+    there fails."""
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)

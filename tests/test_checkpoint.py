@@ -150,6 +150,19 @@ def test_values_that_were_changed_with_valid_checksums_of_orbax_are_not_used(tmp
         assert checkpoints.restore(make(0)).step == 1
 
 
+def test_a_checkpoint_under_the_name_of_another_step_is_not_used(tmp_path):
+    fill(tmp_path, (1, 2))
+    shutil.copytree(tmp_path / "1", tmp_path / "7")
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(make(0))
+        assert restored.step == 2 and "step 7" in restored.warning
+        assert_same(restored.state, make(2, seed=2))
+    shutil.rmtree(tmp_path / "2")
+    (tmp_path / "1").rename(tmp_path / "3")
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="renamed"):
+        checkpoints.restore(make(0))
+
+
 @pytest.mark.parametrize(
     "other",
     (

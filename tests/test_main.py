@@ -320,6 +320,22 @@ def test_ctrl_c_is_one_word(tmp_path):
     assert (shown.returncode, shown.stderr) == (128 + signal.SIGINT, "interrupted\n")
 
 
+def test_ctrl_c_is_heard_inside_of_a_callback_that_swallows_it(tmp_path):
+    stop = """
+import gc, os, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def train(*given):
+    def interrupt(phase, about):
+        gc.callbacks.remove(interrupt)
+        os.kill(os.getpid(), signal.SIGINT)
+    gc.callbacks.append(interrupt)
+    gc.collect()
+    time.sleep(9)
+commands.train = train"""
+    shown = command(*TRAIN, str(tmp_path), stand_in=stop)
+    assert (shown.returncode, shown.stderr) == (128 + signal.SIGINT, "interrupted\n")
+
+
 def test_a_closed_stdout_is_quiet(monkeypatch):
     # With a buffer there is something left to write when the interpreter ends.
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)

@@ -1,5 +1,13 @@
 """A run over several processes: what is refused. `tests/slow/test_processes.py` has real ones."""
 
+import fcntl
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+
 import jax
 import pytest
 import tiny_runs
@@ -42,3 +50,48 @@ def test_a_process_alone_agrees_with_itself(monkeypatch):
         assert first
     tree = object()
     assert processes.agreed(tree) is tree
+
+
+STOPS_AND_TELLS = """
+import sys, time
+from prompt_tuning_jax.processes import stop_requested
+
+def say(line):
+    print(line, flush=True)
+
+with stop_requested(say) as asked:
+    say("begun")
+    while not asked:
+        time.sleep(0.01)
+    say("saved")
+with open(sys.argv[1], "w") as file:
+    file.write(f"{asked}")
+"""
+
+
+def test_a_closed_terminal_asks_to_stop_and_nothing_is_said_to_it(tmp_path):
+    ours, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPS_AND_TELLS, str(tmp_path / "asked")],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        env=tiny_runs.environment(),
+    )
+    os.close(terminal)
+    said = os.read(ours, 99)
+    os.close(ours)
+    assert (said, process.wait(60)) == (b"begun\r\n", 0)
+    assert (tmp_path / "asked").read_text() == "['SIGHUP']"
+
+
+def test_under_nohup_a_closed_terminal_asks_for_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with processes.stop_requested(print) as asked:
+            signal.raise_signal(signal.SIGHUP)
+        assert asked == [] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

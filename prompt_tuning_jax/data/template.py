@@ -87,7 +87,8 @@ def parse(text: str, specials: Iterable[str] = ()) -> Template:
     """
     pieces: list[Piece] = []
     constant = ""
-    markups = sorted(specials, key=len, reverse=True)
+    markups = _any_of(specials)
+    filled: list[Field | Slot] = []
     for match in _PARTS.finditer(text):
         part, place = match[0], match.start() + 1
         if part in ("{", "}"):
@@ -97,14 +98,15 @@ def parse(text: str, specials: Iterable[str] = ()) -> Template:
         elif part.startswith("{"):
             pieces += _split_at_specials(constant, markups)
             constant = ""
-            pieces.append(_field_or_slot(text, part[1:-1], place))
+            if len(filled) == _MOST_FILLED:
+                raise _misplaced(
+                    text, place, f"more than {_MOST_FILLED:,} fields and slots: use fewer"
+                )
+            filled.append(_field_or_slot(text, part[1:-1], place))
+            pieces.append(filled[-1])
         else:
             constant += part
     pieces += _split_at_specials(constant, markups)
-    filled = [piece for piece in pieces if isinstance(piece, Field | Slot)]
-    if len(filled) > _MOST_FILLED:
-        place = filled[_MOST_FILLED].place
-        raise _misplaced(text, place, f"more than {_MOST_FILLED:,} fields and slots: use fewer")
     plain = [piece for piece in filled if isinstance(piece, Slot) and piece.size is None]
     if len(plain) > 1:
         raise _misplaced(
@@ -450,9 +452,16 @@ def _field_or_slot(text: str, inside: str, place: int) -> Field | Slot:
     return Field(inside, place)
 
 
-def _split_at_specials(text: str, markups: Sequence[str]) -> list[Constant | Special]:
-    parts = re.split(f"({'|'.join(map(re.escape, markups))})", text) if markups else [text]
-    return [Special(part) if part in markups else Constant(part) for part in parts if part]
+def _any_of(markups: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that finds the longest of some markups, and nothing where there is none."""
+    longest_first = sorted(markups, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+
+
+def _split_at_specials(text: str, markups: re.Pattern[str]) -> list[Constant | Special]:
+    # Every second part is what the pattern's group found.
+    parts = enumerate(markups.split(text))
+    return [Special(part) if number % 2 else Constant(part) for number, part in parts if part]
 
 
 def _misplaced(text: str, place: int, fault: str) -> UserError:

@@ -1,5 +1,6 @@
 import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -523,6 +524,16 @@ def test_a_template_that_multiplies_a_record_is_refused_at_once(tokenizer):
             add_bos=False,
             max_length=100,
         )
+
+
+def test_a_long_template_is_read_or_refused_at_once():
+    specials = [f"<|reserved_special_token_{number}|>" for number in range(256)]
+    began = time.process_time()
+    with pytest.raises(UserError, match="position 3001: more than 1,000 fields and slots"):
+        parse("{a}" * 10_000, specials)
+    markup = specials[-1]
+    assert parse(("{a}" + "text " * 160 + markup) * 500, specials).pieces[-1] == Special(markup)
+    assert time.process_time() - began < 1
 
 
 def test_nothing_left_to_shorten_says_so(tokenizer):
