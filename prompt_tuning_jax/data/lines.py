@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from prompt_tuning_jax.data.files import DELIMITERS, JSON_ENDINGS, cells_of, delimiter_of
-from prompt_tuning_jax.data.records import PLACE, Record, names, needed
+from prompt_tuning_jax.data.records import PLACE, Record, column_of, names, needed
 from prompt_tuning_jax.errors import UserError, nearest, short
 
 
@@ -62,7 +62,7 @@ def records(
     if form.as_json or form.delimiter:
         choices = {field: (*columns.get(field, ()), field) for field in fields}
         rows = _cells(lines, name, form) if form.delimiter else _objects(lines)
-        yield from (_record(row, choices, place) for place, row in rows)
+        yield from (_record(row, choices, place, bool(form.delimiter)) for place, row in rows)
         return
     if len(fields) != 1:
         raise UserError(
@@ -106,12 +106,18 @@ def _objects(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, dict[str, 
         yield place, held
 
 
-def _record(held: Mapping[str, Any], choices: Mapping[str, Sequence[str]], place: str) -> Record:
+def _record(
+    held: Mapping[str, Any], choices: Mapping[str, Sequence[str]], place: str, ordered: bool
+) -> Record:
+    """`ordered` columns have numbers too, as `records.sources` takes them; the names of an object
+    stand in any order."""
     record = {PLACE: place}
+    inside = list(held)
     for field, columns in choices.items():
-        column = next((name for name in columns if name in held), None)
+        named = (column_of(name, inside) if ordered else name for name in columns)
+        column = next((name for name in named if name in held), None)
         if column is None:
-            inside = ", ".join(repr(name[:40]) for name in list(held)[:12]) or "none"
-            raise UserError(f"{place}: no field {field!r}{nearest(field, held)}: it has {inside}")
+            shown = ", ".join(repr(name[:40]) for name in inside[:12]) or "none"
+            raise UserError(f"{place}: no field {field!r}{nearest(field, held)}: it has {shown}")
         record[field] = needed(held[column], column, place)
     return record

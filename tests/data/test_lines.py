@@ -84,6 +84,15 @@ def test_cells_are_read_as_they_were_for_training():
     assert [row["text"] for row in read("x\ta\n", "y\tb", columns=columns, form=bare)] == ["a", "b"]
 
 
+def test_a_number_is_a_columns_place_as_it_was_for_training():
+    lines = ["review,text\n", "a,b\n"]
+    assert [row["text"] for row in read(*lines, columns={"text": ["1"]}, form=CELLS)] == ["a"]
+    # More than there are, where the label's column is not there: by the name.
+    assert [row["text"] for row in read(*lines, columns={"text": ["3"]}, form=CELLS)] == ["b"]
+    found = read('{"label": "x", "text": "b"}', columns={"text": ["1"]})
+    assert [row["text"] for row in found] == ["b"]
+
+
 @pytest.mark.parametrize(
     ("line", "part"),
     [
