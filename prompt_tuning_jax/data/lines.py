@@ -1,10 +1,11 @@
 """Records as they come, one a line: what is asked for, without labels or targets."""
 
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from prompt_tuning_jax.data.files import DELIMITERS, JSON_ENDINGS, cells_of, delimiter_of
+from prompt_tuning_jax.data.files import DELIMITERS, JSON_ENDINGS, cells_of, delimiter_of, object_of
 from prompt_tuning_jax.data.records import PLACE, Record, column_of, names, needed
 from prompt_tuning_jax.errors import UserError, nearest, short
 
@@ -85,7 +86,8 @@ def is_object(text: str) -> bool:
 def _cells(
     lines: Iterable[tuple[str, str]], name: str, form: Form
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    texts = (line for _, line in lines)
+    # Lines may end in \r alone, as `files.read` takes them.
+    texts = (part for _, line in lines for part in io.StringIO(line, newline=""))
     for number, row in cells_of(texts, name, form.delimiter, form.header):
         if row is not None:
             yield f"{name}, line {number}", row
@@ -95,15 +97,7 @@ def _objects(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, dict[str, 
     for place, line in lines:
         if not line.strip():
             continue
-        try:
-            held = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            deep = isinstance(error, RecursionError)
-            reason = "it is nested too deeply" if deep else getattr(error, "msg", error)
-            raise UserError(f"{place}: no JSON object: {reason}") from error
-        if not isinstance(held, dict):
-            raise UserError(f"{place}: {type(held).__name__}, expected a JSON object")
-        yield place, held
+        yield place, object_of(line, place)
 
 
 def _record(

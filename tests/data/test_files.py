@@ -243,7 +243,7 @@ BAD = {
         "data.csv",
         (),
         "line 1: the only column is 'text;label'",
-        "files.delimiter right?",
+        "expected ',' between cells",
     ),
     "no delimiter": (
         "a b\nc d\n",
