@@ -339,6 +339,7 @@ def predict(
     records = read_records(lines, template, wanted_of(config.task).columns, form, name)
     first = next(records, None)
     if first is None:
+        print(f"warning: {name} holds no record: nothing is answered", file=sys.stderr)
         return
     if as_json is None and form == Form() and is_object(next(iter(first.values()))):
         note = f"warning: {first[PLACE]} is read as a text: for JSON objects give --jsonl"
