@@ -272,7 +272,16 @@ def rank(config, path: str, split: str | None, wanted: Wanted | None) -> dict[st
     lm = load_model(config)
 
     def score(prompt, split=config.task.validation):
-        return api.evaluate(lm, task, split=split, prompt=prompt, demonstrations=shown, log=say)
+        return api.evaluate(
+            lm,
+            task,
+            split=split,
+            prompt=prompt,
+            demonstrations=shown,
+            generation=generate.settings(config.generation),
+            seed=config.seed,
+            log=say,
+        )
 
     ranking = written.rank(candidates.found, score, say)
     best = ranking[0]["prompt"]

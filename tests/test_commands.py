@@ -361,6 +361,21 @@ def test_scores_that_are_not_finite_are_no_accuracy(typed, home):
     assert "scores are not finite, with weights in float16: give" in shown.err
 
 
+def test_ranked_prompts_write_as_the_config_says(typed, home, monkeypatch):
+    seen = []
+
+    def evaluate(lm, task, *, generation, seed, **_):
+        seen.append((generation.max_new_tokens, generation.stop, seed))
+        return {"loss": 1.0, "examples": 1}
+
+    monkeypatch.setattr(api, "evaluate", evaluate)
+    (home / "written.txt").write_text("It: {text}")
+    words = ["generation.max_new_tokens=3", "generation.stop=('x',)", "seed=5"]
+    tiny = ["evaluate", "--config", tiny_runs.world().config, "--prompts", "written.txt"]
+    shown = typed(*tiny, *(f"--config.{word}" for word in words))
+    assert shown.status == 0 and seen == [(3, ("x",), 5)] * 2, shown.err
+
+
 def test_prompts_of_a_file_are_ranked_and_the_best_is_scored(typed, home):
     lines = ["# mine", r"Headline: {text}\nTopic:", "", "One of b, e, p, s, t. ", "It: {text}"]
     (home / "prompts.txt").write_text("\n".join(lines))
