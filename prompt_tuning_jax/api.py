@@ -61,7 +61,8 @@ def evaluate(
       demonstrations are given, how many of them stand in front of each; if any example was too
       long: shortened, how many lost the end of their longest field. With a target the metrics are
       those of texts, one for each distinct input: texts, how many, and if any was cut at the most
-      new tokens: unfinished, how many.
+      new tokens: unfinished, how many; texts_shortened, how many inputs lost the end of their
+      longest field to make room for as many new tokens.
 
     Raises:
       UserError: the artifact belongs to another model, or a template, split or record is at fault.
@@ -190,9 +191,14 @@ def _text_metrics(lm, task, rows, adaptation, settings, seed, log):
     """Metrics of the texts that are written for the distinct inputs of the records."""
     inputs, references = tasks.grouped(task, rows)
     texts = _texts(lm, task, inputs, adaptation, settings, seed)
-    written = [each for _, each in watched(texts, "texts written", log, len(inputs))]
-    unfinished = sum(not each.finished for each in written)
-    counts = {"texts": len(written)} | ({"unfinished": unfinished} if unfinished else {})
+    pairs = list(watched(texts, "texts written", log, len(inputs)))
+    written = [each for _, each in pairs]
+    # Other examples than those of the loss: what is written needs more room than the target.
+    cut = {
+        "unfinished": sum(not each.finished for each in written),
+        "texts_shortened": tasks.dropped([example for example, _ in pairs])[0],
+    }
+    counts = {"texts": len(written)} | {name: count for name, count in cut.items() if count}
     texts = [each.text.strip() for each in written]
     return counts | metrics.text_metrics(texts, references, task.metrics)
 
