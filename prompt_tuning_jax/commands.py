@@ -39,7 +39,7 @@ from prompt_tuning_jax.data.lines import Form, form_of, is_object
 from prompt_tuning_jax.data.lines import records as read_records
 from prompt_tuning_jax.data.records import PLACE, names
 from prompt_tuning_jax.data.records import wanted as wanted_of
-from prompt_tuning_jax.data.template import with_prompt
+from prompt_tuning_jax.data.template import check_slots, with_prompt
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.models import LanguageModel, load
 from prompt_tuning_jax.progress import watched
@@ -179,7 +179,9 @@ def warn_of_overlap(task, config, split: str):
 def check_prompt(task, prompt: str, fields, place: str = ""):
     """Raises a UserError, which begins with `place`, for a written prompt that does not fit."""
     try:
-        tasks.check_fields(with_prompt(task.template, prompt), fields)
+        written_out = with_prompt(task.template, prompt)
+        tasks.check_fields(written_out, fields)
+        check_slots(written_out, 0)
     except UserError as error:
         raise UserError(f"{place}{error}") from error
 

@@ -113,6 +113,10 @@ MISTAKES = {
     "label": (train('task.labels=("business=b","sport=s")'), "'politics'", "business, sport"),
     "same label": (train('task.labels=("business=b","sport=b")'), "the word 'b' already"),
     "written prompt": (train('prompts=("About {subject}:",)'), "{subject}", "{text}"),
+    "written prompt's slot": (
+        train('prompts=("{soft:4} {text}:",)'),
+        "position 1: there are no virtual tokens for this slot",
+    ),
     "both": (["evaluate", "--artifact", "a", "--prompt", "b"], "not both"),
     "no artifact": (["evaluate", "--artifact", "none"], "'none' does not exist"),
     "prompt's field": (["evaluate", "--prompt", "{txt}:"], "{txt}", "did you mean 'text'?"),
