@@ -119,7 +119,13 @@ def predict(
       label (its value in the data) and probabilities by label, or text and finished (false if it
       was cut at the most new tokens), in the order of the records. Where a record was too long:
       shortened, how many tokens its longest field lost.
+
+    Raises:
+      UserError: one record in place of several, or a record that is at fault.
     """
+    if isinstance(records, str | Mapping):
+        # Its characters, or its fields' names, would be answered one by one.
+        raise UserError(f"records is one {type(records).__name__}: give a list of it, [record]")
     adaptation = _adaptation(lm, task, artifact)
     rows = (
         {PLACE: f"record {number}", **_fields(task, adaptation.template, record)}

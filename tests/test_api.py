@@ -193,3 +193,10 @@ def test_tuning_in_another_thread_leaves_signals_alone(given, made):
         thread.join(0.01)
     vectors = [kept.collections["prompt"]["vectors"] for kept in (results[0].artifact, made)]
     np.testing.assert_array_equal(*vectors)
+
+
+def test_one_record_is_not_taken_for_its_characters_or_names(given, made):
+    lm, task, _ = given
+    for record in (TEXTS[0], {"text": TEXTS[0]}):
+        with pytest.raises(UserError, match=r"records is one (str|dict): give a list"):
+            list(api.predict(lm, task, record, made))
