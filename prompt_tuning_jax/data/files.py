@@ -57,7 +57,7 @@ def source(config: Any) -> Source:
     missing = {name: part for name, part in parts.items() if name not in given}
     splits |= split(splits["train"], missing, want.inputs, config.split_seed, files.train)
     if missing:
-        sizes = ", ".join(f"{len(splits[name])} for {name}" for name in splits)
+        sizes = ", ".join(f"{len(splits[name])} for {name}" for name in ("train", *missing))
         notes.append(f"{files.train} is split: {sizes} (seed {config.split_seed})")
     return Source(splits, notes)
 
