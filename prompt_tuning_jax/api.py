@@ -37,6 +37,7 @@ def evaluate(
     demonstrations: Sequence[Record] = (),
     generation: Settings | None = DEFAULTS,
     seed: int = 0,
+    max_length: int = 0,
     log: Callable = print,
 ) -> dict[str, Any]:
     """Scores the model on a split of the task.
@@ -53,6 +54,8 @@ def evaluate(
         alone is measured.
       generation: how a task with a target writes its texts; None measures its loss alone.
       seed: of what is drawn where `generation` has a temperature.
+      max_length: the most positions that an example of the model alone may take, 0 for all there
+        are; an artifact brings its own, and demonstrations take what there is.
       log: takes a line of text, where it takes long.
 
     Returns:
@@ -71,6 +74,8 @@ def evaluate(
     if artifact is not None and demonstrations:
         raise UserError("an artifact was trained without demonstrations: evaluate it without")
     adaptation = _adaptation(lm, task, artifact)
+    if artifact is None:
+        adaptation = adaptation._replace(max_length=max_length)
     if prompt is not None:
         adaptation = adaptation._replace(template=with_prompt(task.template, prompt))
     rows = tasks.records(task, split)

@@ -247,6 +247,7 @@ def evaluate(
         demonstrations=shown,
         generation=generate.settings(config.generation),
         seed=config.seed,
+        max_length=config.task.max_length,
         log=say,
     )
     say(f"scored {split}")
@@ -282,6 +283,7 @@ def rank(config, path: str, split: str | None, wanted: Wanted | None) -> dict[st
             demonstrations=shown,
             generation=generate.settings(config.generation),
             seed=config.seed,
+            max_length=config.task.max_length,
             log=say,
         )
 
