@@ -37,6 +37,7 @@ def evaluate(
     demonstrations: Sequence[Record] = (),
     generation: Settings | None = DEFAULTS,
     seed: int = 0,
+    max_length: int = 0,
     log: Callable = print,
 ) -> dict[str, Any]:
     """Scores the model on a split of the task.
@@ -53,6 +54,8 @@ def evaluate(
         alone is measured.
       generation: how a task with a target writes its texts; None measures its loss alone.
       seed: of what is drawn where `generation` has a temperature.
+      max_length: the most positions that an example of the model alone may take, 0 for all there
+        are; an artifact brings its own, and demonstrations take what there is.
       log: takes a line of text, where it takes long.
 
     Returns:
@@ -61,7 +64,8 @@ def evaluate(
       demonstrations are given, how many of them stand in front of each; if any example was too
       long: shortened, how many lost the end of their longest field. With a target the metrics are
       those of texts, one for each distinct input: texts, how many, and if any was cut at the most
-      new tokens: unfinished, how many.
+      new tokens: unfinished, how many; texts_shortened, how many inputs lost the end of their
+      longest field to make room for as many new tokens.
 
     Raises:
       UserError: the artifact belongs to another model, or a template, split or record is at fault.
@@ -70,6 +74,8 @@ def evaluate(
     if artifact is not None and demonstrations:
         raise UserError("an artifact was trained without demonstrations: evaluate it without")
     adaptation = _adaptation(lm, task, artifact)
+    if artifact is None:
+        adaptation = adaptation._replace(max_length=max_length)
     if prompt is not None:
         adaptation = adaptation._replace(template=with_prompt(task.template, prompt))
     rows = tasks.records(task, split)
@@ -118,7 +124,13 @@ def predict(
       label (its value in the data) and probabilities by label, or text and finished (false if it
       was cut at the most new tokens), in the order of the records. Where a record was too long:
       shortened, how many tokens its longest field lost.
+
+    Raises:
+      UserError: one record in place of several, or a record that is at fault.
     """
+    if isinstance(records, str | Mapping):
+        # Its characters, or its fields' names, would be answered one by one.
+        raise UserError(f"records is one {type(records).__name__}: give a list of it, [record]")
     adaptation = _adaptation(lm, task, artifact)
     rows = (
         {PLACE: f"record {number}", **_fields(task, adaptation.template, record)}
@@ -190,9 +202,14 @@ def _text_metrics(lm, task, rows, adaptation, settings, seed, log):
     """Metrics of the texts that are written for the distinct inputs of the records."""
     inputs, references = tasks.grouped(task, rows)
     texts = _texts(lm, task, inputs, adaptation, settings, seed)
-    written = [each for _, each in watched(texts, "texts written", log, len(inputs))]
-    unfinished = sum(not each.finished for each in written)
-    counts = {"texts": len(written)} | ({"unfinished": unfinished} if unfinished else {})
+    pairs = list(watched(texts, "texts written", log, len(inputs)))
+    written = [each for _, each in pairs]
+    # Other examples than those of the loss: what is written needs more room than the target.
+    cut = {
+        "unfinished": sum(not each.finished for each in written),
+        "texts_shortened": tasks.dropped([example for example, _ in pairs])[0],
+    }
+    counts = {"texts": len(written)} | {name: count for name, count in cut.items() if count}
     texts = [each.text.strip() for each in written]
     return counts | metrics.text_metrics(texts, references, task.metrics)
 

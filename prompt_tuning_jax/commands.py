@@ -39,7 +39,7 @@ from prompt_tuning_jax.data.lines import Form, form_of, is_object
 from prompt_tuning_jax.data.lines import records as read_records
 from prompt_tuning_jax.data.records import PLACE, names
 from prompt_tuning_jax.data.records import wanted as wanted_of
-from prompt_tuning_jax.data.template import with_prompt
+from prompt_tuning_jax.data.template import check_slots, with_prompt
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.models import LanguageModel, load
 from prompt_tuning_jax.progress import watched
@@ -179,7 +179,9 @@ def warn_of_overlap(task, config, split: str):
 def check_prompt(task, prompt: str, fields, place: str = ""):
     """Raises a UserError, which begins with `place`, for a written prompt that does not fit."""
     try:
-        tasks.check_fields(with_prompt(task.template, prompt), fields)
+        written_out = with_prompt(task.template, prompt)
+        tasks.check_fields(written_out, fields)
+        check_slots(written_out, 0)
     except UserError as error:
         raise UserError(f"{place}{error}") from error
 
@@ -245,6 +247,7 @@ def evaluate(
         demonstrations=shown,
         generation=generate.settings(config.generation),
         seed=config.seed,
+        max_length=config.task.max_length,
         log=say,
     )
     say(f"scored {split}")
@@ -272,7 +275,17 @@ def rank(config, path: str, split: str | None, wanted: Wanted | None) -> dict[st
     lm = load_model(config)
 
     def score(prompt, split=config.task.validation):
-        return api.evaluate(lm, task, split=split, prompt=prompt, demonstrations=shown, log=say)
+        return api.evaluate(
+            lm,
+            task,
+            split=split,
+            prompt=prompt,
+            demonstrations=shown,
+            generation=generate.settings(config.generation),
+            seed=config.seed,
+            max_length=config.task.max_length,
+            log=say,
+        )
 
     ranking = written.rank(candidates.found, score, say)
     best = ranking[0]["prompt"]
@@ -339,6 +352,7 @@ def predict(
     records = read_records(lines, template, wanted_of(config.task).columns, form, name)
     first = next(records, None)
     if first is None:
+        print(f"warning: {name} holds no record: nothing is answered", file=sys.stderr)
         return
     if as_json is None and form == Form() and is_object(first[names(template)[0]]):
         note = f"warning: {first[PLACE]} is read as a text: for JSON objects give --jsonl"

@@ -408,6 +408,8 @@ def _decoded(lines: BinaryIO) -> Iterator[tuple[str, str]]:
         place = f"{_name(lines)}, line {number}"
         if len(line) == LONGEST_LINE:
             raise UserError(f"{place}: it has over {LONGEST_LINE:,} bytes: end each record's line")
+        if b"\0" in line:
+            raise UserError(f"{place}: a NUL byte, which no text has: save the file as UTF-8")
         try:
             yield place, line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:

@@ -205,3 +205,27 @@ def test_tuning_in_another_thread_leaves_signals_alone(given, made):
         thread.join(0.01)
     vectors = [kept.collections["prompt"]["vectors"] for kept in (results[0].artifact, made)]
     np.testing.assert_array_equal(*vectors)
+
+
+def test_one_record_is_not_taken_for_its_characters_or_names(given, made):
+    lm, task, _ = given
+    for record in (TEXTS[0], {"text": TEXTS[0]}):
+        with pytest.raises(UserError, match=r"records is one (str|dict): give a list"):
+            list(api.predict(lm, task, record, made))
+
+
+def test_the_model_alone_reads_no_more_than_it_is_given(given, made):
+    lm, task, _ = given
+    whole = api.evaluate(lm, task, split="test[:5]")
+    cut = api.evaluate(lm, task, split="test[:5]", max_length=20)
+    assert cut["shortened"] == 5 and cut["loss"] != whole["loss"] and "shortened" not in whole
+    own = api.evaluate(lm, task, made, split="test[:5]")
+    assert api.evaluate(lm, task, made, split="test[:5]", max_length=20) == own
+
+
+def test_evaluate_reads_the_configs_max_length(capsys):
+    from prompt_tuning_jax import main
+
+    words = ["--config", str(tiny_runs.world().config), "--config.task.max_length=20"]
+    assert main.run(["evaluate", *words, "--split", "test[:5]", "--json"]) == 0
+    assert '"shortened": 5' in capsys.readouterr().out

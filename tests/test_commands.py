@@ -113,6 +113,10 @@ MISTAKES = {
     "label": (train('task.labels=("business=b","sport=s")'), "'politics'", "business, sport"),
     "same label": (train('task.labels=("business=b","sport=b")'), "the word 'b' already"),
     "written prompt": (train('prompts=("About {subject}:",)'), "{subject}", "{text}"),
+    "written prompt's slot": (
+        train('prompts=("{soft:4} {text}:",)'),
+        "position 1: there are no virtual tokens for this slot",
+    ),
     "both": (["evaluate", "--artifact", "a", "--prompt", "b"], "not both"),
     "no artifact": (["evaluate", "--artifact", "none"], "'none' does not exist"),
     "prompt's field": (["evaluate", "--prompt", "{txt}:"], "{txt}", "did you mean 'text'?"),
@@ -359,6 +363,21 @@ def test_scores_that_are_not_finite_are_no_accuracy(typed, home):
     shown = typed(*words, "--config.model.dtype=float16")
     assert (shown.status, shown.out) == (1, "")
     assert "scores are not finite, with weights in float16: give" in shown.err
+
+
+def test_ranked_prompts_write_as_the_config_says(typed, home, monkeypatch):
+    seen = []
+
+    def evaluate(lm, task, *, generation, seed, **_):
+        seen.append((generation.max_new_tokens, generation.stop, seed))
+        return {"loss": 1.0, "examples": 1}
+
+    monkeypatch.setattr(api, "evaluate", evaluate)
+    (home / "written.txt").write_text("It: {text}")
+    words = ["generation.max_new_tokens=3", "generation.stop=('x',)", "seed=5"]
+    tiny = ["evaluate", "--config", tiny_runs.world().config, "--prompts", "written.txt"]
+    shown = typed(*tiny, *(f"--config.{word}" for word in words))
+    assert shown.status == 0 and seen == [(3, ("x",), 5)] * 2, shown.err
 
 
 def test_prompts_of_a_file_are_ranked_and_the_best_is_scored(typed, home):

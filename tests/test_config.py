@@ -280,6 +280,13 @@ def test_wrong_override_names_its_key(override):
         (["task.files.header=false"], "config.task.name=files"),
         (["task.name=files"], "config.task.files.train is ''"),
         (["task.name=tfds:x", "task.files.test=y.csv"], "config.task.name=files"),
+        (
+            [
+                *("task.name=files", "task.files.train=a.csv", "task.files.test=b.csv"),
+                "task.files.test_part=0.5",
+            ],
+            "test_part is 0.5 and config.task.files.test is 'b.csv', which is taken whole",
+        ),
         (["task.columns=('a=b',)"], "config.task.name=files or tfds:NAME"),
         (["task.target={a}", "task.labels=('b','c')"], "leave one of them empty"),
         (["task.target={a}", "task.examples_per_class=4"], "which has no classes"),

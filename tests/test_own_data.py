@@ -143,7 +143,7 @@ MISTAKES = {
     "delimiter": (
         (*CSV, "files.delimiter=;"),
         "only column is 'Head Line,section'",
-        "delimiter right?",
+        "expected ';' between cells",
     ),
     "target": ((*CSV, "target=summary"), "with at least one field"),
     "template": ((*CSV, "template={soft}Say:"), "names no field of the data"),

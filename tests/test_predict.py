@@ -205,6 +205,23 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(typed, monkeyp
     assert shown.status == 2 and "line 2: it has over 1,000 bytes" in shown.err
 
 
+def test_a_file_without_text_or_record_is_not_answered_in_silence(typed, tmp_path):
+    made = ["--artifact", tiny_runs.artifact()]
+    # UTF-16 without its mark is UTF-8 too, with a NUL byte in each character.
+    (tmp_path / "in.txt").write_bytes("banks\nfunds".encode("utf-16-le"))
+    shown = typed(*made, "in.txt")
+    assert (shown.status, shown.out) == (2, "")
+    assert shown.err == (
+        "error: in.txt, line 1: a NUL byte, which no text has: save the file as UTF-8\n"
+    )
+    # The only row was taken for the columns' names.
+    (tmp_path / "in.csv").write_text("banks and funds\n")
+    for arguments, name in ((["in.csv"], "in.csv"), ([], "<stdin>")):
+        shown = typed(*made, *arguments)
+        assert (shown.status, shown.out) == (0, "")
+        assert shown.err == f"warning: {name} holds no record: nothing is answered\n"
+
+
 def test_an_output_is_a_file_or_a_link_to_one(typed, tmp_path):
     made = ["--artifact", tiny_runs.artifact(), "--output"]
     os.mkfifo(tmp_path / "pipe")

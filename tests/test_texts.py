@@ -112,6 +112,12 @@ def test_evaluate_measures_the_texts_and_the_loss_of_all_references(lm, made):
     assert alone == {"loss": found["loss"], "examples": 10}
 
 
+def test_inputs_that_are_cut_to_make_room_for_a_text_are_counted(lm, made):
+    found = api.evaluate(lm, TASK, made, generation=Settings(max_new_tokens=120))
+    assert "shortened" not in found and found["texts_shortened"] == found["texts"] == 5
+    assert "texts_shortened" not in api.evaluate(lm, TASK, made, generation=SETTINGS)
+
+
 def test_texts_that_are_right_are_measured_as_right(lm, made, monkeypatch):
     written = iter([f" It is {2 * number}. " for number in range(5)])
     monkeypatch.setattr(

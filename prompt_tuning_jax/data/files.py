@@ -57,7 +57,7 @@ def source(config: Any) -> Source:
     missing = {name: part for name, part in parts.items() if name not in given}
     splits |= split(splits["train"], missing, want.inputs, config.split_seed, files.train)
     if missing:
-        sizes = ", ".join(f"{len(splits[name])} for {name}" for name in splits)
+        sizes = ", ".join(f"{len(splits[name])} for {name}" for name in ("train", *missing))
         notes.append(f"{files.train} is split: {sizes} (seed {config.split_seed})")
     return Source(splits, notes)
 
@@ -195,10 +195,16 @@ def _objects(text: str, path: str) -> Iterator[tuple[int, dict[str, Any] | None]
     """Yields the number and the object of each line of JSON, None for a blank one."""
     # Other line separators than \n may stand inside of a JSON text.
     for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
-        yield number, (_object(line, f"{path}, line {number}") if line.strip() else None)
+        yield number, (object_of(line, f"{path}, line {number}") if line.strip() else None)
 
 
-def _object(line: str, place: str) -> dict[str, Any]:
+def object_of(line: str, place: str) -> dict[str, Any]:
+    """Returns the JSON object that a line holds.
+
+    Raises:
+        UserError: it holds none, or a name twice; begins with `place`.
+    """
+
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(items)
         if len(made) < len(items):
@@ -209,8 +215,9 @@ def _object(line: str, place: str) -> dict[str, Any]:
     try:
         value = json.loads(line, object_pairs_hook=pairs)
     except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise UserError(f"{place}: no JSON ({reason}): expected an object of fields") from error
+        deep = isinstance(error, RecursionError)
+        reason = "it is nested too deeply" if deep else getattr(error, "msg", error)
+        raise UserError(f"{place}: no JSON object ({reason}): expected fields by name") from error
     if not isinstance(value, dict):
         raise UserError(
             f'{place}: a JSON {type(value).__name__}, expected an object, as {{"text": …}}, on'
@@ -249,7 +256,7 @@ def cells_of(
         if not cells:
             yield line, None
         elif not columns and header:
-            columns = _columns(cells, f"{path}, line {line}")
+            columns = _columns(cells, delimiter, f"{path}, line {line}")
         else:
             columns = columns or [str(number) for number in range(1, len(cells) + 1)]
             if len(cells) != len(columns):
@@ -261,14 +268,15 @@ def cells_of(
         line = rows.line_num + 1
 
 
-def _columns(cells: list[str], place: str) -> list[str]:
+def _columns(cells: list[str], delimiter: str, place: str) -> list[str]:
     columns = [cell.strip() for cell in cells]
     twice = [name for name in columns if columns.count(name) > 1]
     if twice:
         raise UserError(f"{place}: two columns have the name {twice[0]!r}: rename one of them")
     if len(columns) == 1 and any(other in columns[0] for other in ",;\t|"):
         raise UserError(
-            f"{place}: the only column is {columns[0]!r}: is config.task.files.delimiter right?"
+            f"{place}: the only column is {columns[0]!r}: expected {delimiter!r} between cells, as"
+            " the file's ending or config.task.files.delimiter says"
         )
     return columns
 

@@ -1,11 +1,12 @@
 """Records as they come, one a line: what is asked for, without labels or targets."""
 
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from prompt_tuning_jax.data.files import DELIMITERS, JSON_ENDINGS, cells_of, delimiter_of
-from prompt_tuning_jax.data.records import PLACE, Record, names, needed
+from prompt_tuning_jax.data.files import DELIMITERS, JSON_ENDINGS, cells_of, delimiter_of, object_of
+from prompt_tuning_jax.data.records import PLACE, Record, column_of, names, needed
 from prompt_tuning_jax.errors import UserError, nearest, short
 
 
@@ -62,7 +63,7 @@ def records(
     if form.as_json or form.delimiter:
         choices = {field: (*columns.get(field, ()), field) for field in fields}
         rows = _cells(lines, name, form) if form.delimiter else _objects(lines)
-        yield from (_record(row, choices, place) for place, row in rows)
+        yield from (_record(row, choices, place, bool(form.delimiter)) for place, row in rows)
         return
     if len(fields) != 1:
         raise UserError(
@@ -85,7 +86,8 @@ def is_object(text: str) -> bool:
 def _cells(
     lines: Iterable[tuple[str, str]], name: str, form: Form
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    texts = (line for _, line in lines)
+    # Lines may end in \r alone, as `files.read` takes them.
+    texts = (part for _, line in lines for part in io.StringIO(line, newline=""))
     for number, row in cells_of(texts, name, form.delimiter, form.header):
         if row is not None:
             yield f"{name}, line {number}", row
@@ -95,23 +97,21 @@ def _objects(lines: Iterable[tuple[str, str]]) -> Iterator[tuple[str, dict[str, 
     for place, line in lines:
         if not line.strip():
             continue
-        try:
-            held = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            deep = isinstance(error, RecursionError)
-            reason = "it is nested too deeply" if deep else getattr(error, "msg", error)
-            raise UserError(f"{place}: no JSON object: {reason}") from error
-        if not isinstance(held, dict):
-            raise UserError(f"{place}: {type(held).__name__}, expected a JSON object")
-        yield place, held
+        yield place, object_of(line, place)
 
 
-def _record(held: Mapping[str, Any], choices: Mapping[str, Sequence[str]], place: str) -> Record:
+def _record(
+    held: Mapping[str, Any], choices: Mapping[str, Sequence[str]], place: str, ordered: bool
+) -> Record:
+    """`ordered` columns have numbers too, as `records.sources` takes them; the names of an object
+    stand in any order."""
     record = {PLACE: place}
+    inside = list(held)
     for field, columns in choices.items():
-        column = next((name for name in columns if name in held), None)
+        named = (column_of(name, inside) if ordered else name for name in columns)
+        column = next((name for name in named if name in held), None)
         if column is None:
-            inside = ", ".join(repr(name[:40]) for name in list(held)[:12]) or "none"
-            raise UserError(f"{place}: no field {field!r}{nearest(field, held)}: it has {inside}")
+            shown = ", ".join(repr(name[:40]) for name in inside[:12]) or "none"
+            raise UserError(f"{place}: no field {field!r}{nearest(field, held)}: it has {shown}")
         record[field] = needed(held[column], column, place)
     return record

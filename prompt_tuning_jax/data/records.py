@@ -69,7 +69,7 @@ def sources(held: Sequence[str], want: Wanted, place: str, hint: str = "") -> di
     """
     fields = {name: name for name in held}
     for field, choices in want.columns.items():
-        found = next((name for choice in choices if (name := _held(choice, held))), None)
+        found = next((name for choice in choices if (name := column_of(choice, held))), None)
         # What else has the field's name is not meant, and what is found has no other name: a
         # template must not find the label under its column's.
         fields = {name: other for name, other in fields.items() if other != field}
@@ -174,7 +174,9 @@ def needed(value: Any, field: str, place: str) -> str:
     return text
 
 
-def _held(choice: str, held: Sequence[str]) -> str | None:
+def column_of(choice: str, held: Sequence[str]) -> str | None:
+    """Returns which of the columns `held` a choice names; a number that is none of them is a place
+    among them, from 1."""
     if choice not in held and choice.isdecimal() and 0 < int(choice) <= len(held):
         return held[int(choice) - 1]
     return choice if choice in held else None

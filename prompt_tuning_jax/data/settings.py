@@ -52,6 +52,13 @@ def _unread(task: str, changed: Sequence[str], values: Mapping[str, Any]) -> lis
             f"config.{name} is {short(values[name], 200)} and config.task.name is"
             f" {short(task, 200)}, which does not read it: write config.task.name={reader}"
         )
+    faults += [
+        f"config.task.files.{split}_part is {values[f'task.files.{split}_part']} and"
+        f" config.task.files.{split} is {short(values[f'task.files.{split}'], 200)}, which is taken"
+        " whole: leave one of them out"
+        for split in ("validation", "test")
+        if f"task.files.{split}_part" in changed and is_files and values[f"task.files.{split}"]
+    ]
     if is_files and not values["task.files.train"]:
         faults.append(
             "config.task.files.train is '' and config.task.name is 'files': give the path of a"

@@ -178,7 +178,7 @@ def test_only_what_has_no_file_is_taken_from_the_training_file(tmp_path):
         "validation": 5,
     }
     assert source.notes == [
-        f"{path} is split: 45 for train, 4 for test, 5 for validation (seed 0)",
+        f"{path} is split: 45 for train, 5 for validation (seed 0)",
         *source.notes[1:],
     ]
 
@@ -244,7 +244,7 @@ BAD = {
         "data.csv",
         (),
         "line 1: the only column is 'text;label'",
-        "files.delimiter right?",
+        "expected ',' between cells",
     ),
     "no delimiter": (
         "a b\nc d\n",

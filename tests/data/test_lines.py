@@ -48,9 +48,10 @@ def test_a_field_may_have_its_columns_name():
     [
         ('{"text": "a"', ["no JSON object", "delimiter"]),
         ("plain", ["no JSON object", "Expecting value"]),
-        ("[1]", ["list, expected a JSON object"]),
-        ("null", ["NoneType, expected a JSON object"]),
-        ('"text"', ["str, expected a JSON object"]),
+        ("[1]", ["a JSON list, expected an object"]),
+        ("null", ["a JSON NoneType, expected an object"]),
+        ('"text"', ["a JSON str, expected an object"]),
+        ('{"text": "a", "text": "b"}', ["the name 'text' is there twice"]),
         ('{"txt": "a"}', ["no field 'text'", "did you mean 'txt'?"]),
         ("{}", ["no field 'text'", "it has none"]),
         ('{"text": null}', ["'text' is null, expected a text"]),
@@ -84,6 +85,21 @@ def test_cells_are_read_as_they_were_for_training():
     assert [row["text"] for row in read("x\ta\n", "y\tb", columns=columns, form=bare)] == ["a", "b"]
 
 
+def test_rows_may_end_as_they_may_for_training():
+    assert [row["text"] for row in read('text,x\ra,b\r"c\rd",e\r', form=CELLS)] == ["a", "c\rd"]
+    with pytest.raises(UserError, match=r"f, line 3: 1 cells, expected 2"):
+        read("text,x\ra,b\rc\r", form=CELLS)
+
+
+def test_a_number_is_a_columns_place_as_it_was_for_training():
+    lines = ["review,text\n", "a,b\n"]
+    assert [row["text"] for row in read(*lines, columns={"text": ["1"]}, form=CELLS)] == ["a"]
+    # More than there are, where the label's column is not there: by the name.
+    assert [row["text"] for row in read(*lines, columns={"text": ["3"]}, form=CELLS)] == ["b"]
+    found = read('{"label": "x", "text": "b"}', columns={"text": ["1"]})
+    assert [row["text"] for row in found] == ["b"]
+
+
 @pytest.mark.parametrize(
     ("line", "part"),
     [
@@ -97,6 +113,8 @@ def test_cells_that_are_none_are_refused_by_their_line(line, part):
         read("text,area\n", "a,b\n", line, form=CELLS)
     with pytest.raises(UserError, match=r"f, line 2: no field 'text' .*'txt'.*: it has 'txt', 'x'"):
         read("txt,x\n", "a,b\n", form=CELLS)
+    with pytest.raises(UserError, match=r"f, line 1: the only column is 'text;x': expected ','"):
+        read("text;x\n", "a;b\n", form=CELLS)
 
 
 def test_a_name_says_what_its_lines_are_unless_a_person_does():
