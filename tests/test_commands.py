@@ -479,7 +479,8 @@ def test_a_line_that_is_too_long_is_shortened(typed):
 
 def test_nothing_in_nothing_out(typed):
     shown = typed("predict", "--artifact", tiny_runs.artifact())
-    assert (shown.status, shown.out, shown.err) == (0, "", "")
+    assert (shown.status, shown.out) == (0, "")
+    assert shown.err == "warning: <stdin> holds no record: nothing is answered\n"
 
 
 def test_invalid_utf8_names_the_line_and_leaves_no_output(typed, home):

@@ -1,12 +1,10 @@
 """A run over several processes: what is refused. `tests/slow/test_processes.py` has real ones."""
 
-import fcntl
 import os
 import pty
 import signal
 import subprocess
 import sys
-import termios
 
 import jax
 import pytest
@@ -53,8 +51,10 @@ def test_a_process_alone_agrees_with_itself(monkeypatch):
 
 
 STOPS_AND_TELLS = """
-import sys, time
+import fcntl, sys, termios, time
 from prompt_tuning_jax.processes import stop_requested
+
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # the terminal is this process's
 
 def say(line):
     print(line, flush=True)
@@ -77,7 +77,6 @@ def test_a_closed_terminal_asks_to_stop_and_nothing_is_said_to_it(tmp_path):
         stdout=terminal,
         stderr=terminal,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         env=tiny_runs.environment(),
     )
     os.close(terminal)

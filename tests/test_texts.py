@@ -113,7 +113,7 @@ def test_evaluate_measures_the_texts_and_the_loss_of_all_references(lm, made):
 
 
 def test_inputs_that_are_cut_to_make_room_for_a_text_are_counted(lm, made):
-    found = api.evaluate(lm, TASK, made, generation=Settings(max_new_tokens=120))
+    found = api.evaluate(lm, TASK, made, generation=Settings(max_new_tokens=108))
     assert "shortened" not in found and found["texts_shortened"] == found["texts"] == 5
     assert "texts_shortened" not in api.evaluate(lm, TASK, made, generation=SETTINGS)
 
