@@ -1,6 +1,7 @@
 """Lines as records: plain text, JSON objects, and what is neither."""
 
 import itertools
+import time
 
 import pytest
 
@@ -90,6 +91,7 @@ def test_cells_are_read_as_they_were_for_training():
         ("a\n", "f, line 3: 1 cells, expected 2"),
         ('"a,b\n', "f, line 3: a quote that is opened here is not closed"),
         (f"{'a' * 200_000},b", "f, line 3: a cell of more than 131,072 characters"),
+        ("a\rb,c\n", "f, line 3: a carriage return inside of a line"),
     ],
 )
 def test_cells_that_are_none_are_refused_by_their_line(line, part):
@@ -97,6 +99,25 @@ def test_cells_that_are_none_are_refused_by_their_line(line, part):
         read("text,area\n", "a,b\n", line, form=CELLS)
     with pytest.raises(UserError, match=r"f, line 2: no field 'text' .*'txt'.*: it has 'txt', 'x'"):
         read("txt,x\n", "a,b\n", form=CELLS)
+
+
+def test_a_row_that_goes_on_from_line_to_line_takes_no_more_memory():
+    taken = itertools.count()
+    endless = (("f", '",",\n') for _ in iter(lambda: next(taken), 2_000_000))
+    lines = itertools.chain([("f", "text,area\n"), ("f", '",\n')], endless)
+    with pytest.raises(UserError, match=r"f, line 2: a row of more than 4,194,304 characters: "):
+        list(records(lines, TEMPLATE, {}, CELLS, "f"))
+    assert next(taken) < 1_100_000
+
+
+def test_a_header_of_many_columns_is_checked_at_once():
+    header = ",".join(map(str, range(40_000)))
+    began = time.process_time()
+    with pytest.raises(UserError, match="two columns have the name 'a'"):
+        read(f"{header},a,a\n", form=CELLS)
+    with pytest.raises(UserError, match=r"two columns have the name 'a{9,}…") as refused:
+        read(f"{header},{'a' * 1000},{'a' * 1000}\n", form=CELLS)
+    assert time.process_time() - began < 2 and len(str(refused.value)) < 200
 
 
 def test_a_name_says_what_its_lines_are_unless_a_person_does():
