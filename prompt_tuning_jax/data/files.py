@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,10 +18,11 @@ from prompt_tuning_jax.data.records import (
     sources,
     wanted,
 )
-from prompt_tuning_jax.errors import UserError, nearest
+from prompt_tuning_jax.errors import UserError, nearest, short
 
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_LONGEST_ROW = 1 << 22  # characters; where a quote is not closed, cells might go on to the end
 
 
 class Rows(NamedTuple):
@@ -238,14 +240,26 @@ def cells_of(
     Raises:
         UserError: names the file and the line.
     """
+    columns: list[str] = []
+    line, taken = 1, 0
+
+    def counted() -> Iterator[str]:
+        nonlocal taken
+        for text in lines:
+            taken += len(text)
+            if taken > _LONGEST_ROW:
+                raise UserError(
+                    f"{path}, line {line}: a row of more than {_LONGEST_ROW:,} characters: shorten"
+                    " it, or close its quote"
+                )
+            yield text
+
     rows = csv.reader(
-        lines,
+        counted(),
         delimiter=delimiter,
         quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL,
         strict=True,
     )
-    columns: list[str] = []
-    line = 1
     while True:
         try:
             cells = next(rows, None)
@@ -265,18 +279,18 @@ def cells_of(
                     f" first line: {_ragged(delimiter)}"
                 )
             yield line, dict(zip(columns, cells, strict=True))
-        line = rows.line_num + 1
+        line, taken = rows.line_num + 1, 0
 
 
 def _columns(cells: list[str], delimiter: str, place: str) -> list[str]:
     columns = [cell.strip() for cell in cells]
-    twice = [name for name in columns if columns.count(name) > 1]
-    if twice:
-        raise UserError(f"{place}: two columns have the name {twice[0]!r}: rename one of them")
+    twice = next((name for name, count in Counter(columns).items() if count > 1), None)
+    if twice is not None:
+        raise UserError(f"{place}: two columns have the name {short(twice)}: rename one of them")
     if len(columns) == 1 and any(other in columns[0] for other in ",;\t|"):
         raise UserError(
-            f"{place}: the only column is {columns[0]!r}: expected {delimiter!r} between cells, as"
-            " the file's ending or config.task.files.delimiter says"
+            f"{place}: the only column is {short(columns[0])}: expected {delimiter!r} between cells,"
+            " as the file's ending or config.task.files.delimiter says"
         )
     return columns
 

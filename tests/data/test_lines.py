@@ -1,6 +1,7 @@
 """Lines as records: plain text, JSON objects, and what is neither."""
 
 import itertools
+import time
 
 import pytest
 
@@ -115,6 +116,25 @@ def test_cells_that_are_none_are_refused_by_their_line(line, part):
         read("txt,x\n", "a,b\n", form=CELLS)
     with pytest.raises(UserError, match=r"f, line 1: the only column is 'text;x': expected ','"):
         read("text;x\n", "a;b\n", form=CELLS)
+
+
+def test_a_row_that_goes_on_from_line_to_line_takes_no_more_memory():
+    taken = itertools.count()
+    endless = (("f", '",",\n') for _ in iter(lambda: next(taken), 2_000_000))
+    lines = itertools.chain([("f", "text,area\n"), ("f", '",\n')], endless)
+    with pytest.raises(UserError, match=r"f, line 2: a row of more than 4,194,304 characters: "):
+        list(records(lines, TEMPLATE, {}, CELLS, "f"))
+    assert next(taken) < 1_100_000
+
+
+def test_a_header_of_many_columns_is_checked_at_once():
+    header = ",".join(map(str, range(40_000)))
+    began = time.process_time()
+    with pytest.raises(UserError, match="two columns have the name 'a'"):
+        read(f"{header},a,a\n", form=CELLS)
+    with pytest.raises(UserError, match=r"two columns have the name 'a{9,}…") as refused:
+        read(f"{header},{'a' * 1000},{'a' * 1000}\n", form=CELLS)
+    assert time.process_time() - began < 2 and len(str(refused.value)) < 200
 
 
 def test_a_name_says_what_its_lines_are_unless_a_person_does():
