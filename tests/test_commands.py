@@ -40,6 +40,7 @@ def typed(monkeypatch, capsys):
 
     def type_(*arguments, stdin=b""):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        capsys.readouterr()  # of what made an artifact
         status = main.run([str(word) for word in arguments])
         shown = capsys.readouterr()
         return SimpleNamespace(status=status, out=shown.out, err=shown.err)

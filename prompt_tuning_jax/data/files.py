@@ -289,8 +289,8 @@ def _columns(cells: list[str], delimiter: str, place: str) -> list[str]:
         raise UserError(f"{place}: two columns have the name {short(twice)}: rename one of them")
     if len(columns) == 1 and any(other in columns[0] for other in ",;\t|"):
         raise UserError(
-            f"{place}: the only column is {short(columns[0])}: expected {delimiter!r} between cells,"
-            " as the file's ending or config.task.files.delimiter says"
+            f"{place}: the only column is {short(columns[0])}: expected {delimiter!r} between"
+            " cells, as the file's ending or config.task.files.delimiter says"
         )
     return columns
 
