@@ -71,6 +71,7 @@ class Example(NamedTuple):
 _PARTS = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[{}]|\\[nt]|[^{}\\]+|\\")
 # A record's text is in memory once for each of its fields, so a template must not multiply it.
 _MOST_FILLED, _LONGEST_NAME, _MOST_CHARACTERS = 1000, 200, 1 << 20
+_MOST_TOKENISED = 1 << 25  # the text is tokenised once for each answer, and all are in memory
 _WRITTEN = {"{{": "{", "}}": "}", "\\n": "\n", "\\t": "\t"}
 
 
@@ -190,8 +191,8 @@ def encode(
 
     Raises:
         UserError: slots that do not add up to P, a field that the record lacks, fields that make
-            over a million characters, an example that is too long with one character of its longest
-            field, or one with nothing before its answer.
+            over a million characters, or very many for all answers, an example that is too long
+            with one character of its longest field, or one with nothing before its answer.
     """
     layout = _layout(template, num_virtual_tokens)
     bos = _bos(template, tokenizer, add_bos)
@@ -201,6 +202,12 @@ def encode(
         raise UserError(
             f"the template's fields make {size:,} characters of the record, expected at most"
             f" {_MOST_CHARACTERS:,}: shorten the record, or the template"
+        )
+    size += sum(len(piece.text) for piece in template.pieces if isinstance(piece, Constant))
+    if size * len(answers) > _MOST_TOKENISED:
+        raise UserError(
+            f"the template and its fields make {size:,} characters for each of {len(answers):,}"
+            f" answers, expected at most {_MOST_TOKENISED:,} in all: shorten one of them"
         )
     shortened, whole = "", 0
     while True:

@@ -526,6 +526,20 @@ def test_a_template_that_multiplies_a_record_is_refused_at_once(tokenizer):
         )
 
 
+def test_a_template_that_very_many_answers_multiply_is_refused_at_once(tokenizer):
+    template = parse("x" * 9_994 + "{text}")
+    with pytest.raises(UserError, match=r"make 10,000 characters for each of 4,000 answers"):
+        encode(
+            template,
+            {"text": "a text"},
+            [str(number) for number in range(4_000)],
+            tokenizer,
+            num_virtual_tokens=0,
+            add_bos=False,
+            max_length=100,
+        )
+
+
 def test_a_long_template_is_read_or_refused_at_once():
     specials = [f"<|reserved_special_token_{number}|>" for number in range(256)]
     began = time.process_time()
