@@ -4,7 +4,8 @@ Command: prompt-tuning train --config configs/prefix.py --workdir runs/prefix
   (or make quickstart METHOD=prefix)
 Hardware and time: as configs/quickstart.py, whose task, template, labels, steps and first text it
   has; a step costs about the same.
-Expected: 87.0 % on the validation split, 86.4 % on the 500 test headlines (seed 0; run here).
+Expected: 90.0 % on the validation split, 88.0 % on the 500 test headlines (seed 0; run here). The
+  learning rate is the one of 0.002, 0.005, 0.01 and 0.02 with the least validation loss.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.steps = 250
-    config.learning_rate = 0.005
+    config.learning_rate = 0.01
     config.evaluate_every = 85
     config.save_every = 85
 
