@@ -4,7 +4,8 @@ Command: prompt-tuning train --config configs/prompt_encoder.py --workdir runs/p
   (or make quickstart METHOD=prompt_encoder)
 Hardware and time: as configs/quickstart.py, whose task, template, labels, steps and first text it
   has; a step costs the same.
-Expected: 85.7 % on the validation split, 84.2 % on the 500 test headlines (seed 0; run here).
+Expected: 85.7 % on the validation split, 84.4 % on the 500 test headlines (seed 0; run here). The
+  learning rate is the one of 0.001, 0.003 and 0.01 with the least validation loss.
 """
 
 from ml_collections import ConfigDict
