@@ -1,5 +1,7 @@
 """Live against transformers on torch: weights, logits, prompt gradients and token ids."""
 
+import copy
+
 import make_fixtures
 import numpy as np
 import parity
@@ -72,6 +74,8 @@ def test_smollm2_weights_are_bit_for_bit_those_of_transformers(smollm2):
 
 
 def test_smollm2_logits_of_the_whole_vocabulary(smollm2):
+    """As close to float64 as transformers' float32 is: on logits of 25 both are up to 1e-4 off, how
+    much depends on the processor's order of sums, so a few in a million differ by more."""
     words = tokenizer.read(make_fixtures.SMOLLM2)
     spec, params, _ = weights.read(make_fixtures.SMOLLM2, "float32")
     module = Decoder(spec, precision="highest")
@@ -80,10 +84,15 @@ def test_smollm2_logits_of_the_whole_vocabulary(smollm2):
     lengths = np.array([len(row) for row in rows])
     tokens = np.stack([np.pad(row, (0, lengths.max() - len(row))) for row in rows])
     positions, segments = parity.right_padded(tokens, lengths)
-    wanted = make_fixtures.run(smollm2, tokens, segments.astype(bool))
+    real = segments > 0
+    theirs = make_fixtures.run(smollm2, tokens, real)[real]
+    exact = make_fixtures.run(copy.deepcopy(smollm2).double(), tokens, real)[real]
     empty = np.zeros(0, np.int32)
-    found = parity.logits(module, params, empty, tokens, positions, segments)
-    parity.assert_close(found, wanted, segments)
+    found = np.asarray(parity.logits(module, params, empty, tokens, positions, segments))[real]
+    ours_off, theirs_off = np.abs(found - exact), np.abs(theirs - exact)
+    assert ours_off.max() < 2 * theirs_off.max() < 4 * parity.TOLERANCE
+    assert ours_off.mean() < 2 * theirs_off.mean()
+    assert (np.abs(found - theirs) > parity.TOLERANCE).mean() < 1e-5
 
 
 def test_smollm2_token_ids_on_every_line_of_the_data():
