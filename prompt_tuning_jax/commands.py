@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -238,18 +238,8 @@ def evaluate(
     if made is not None and split != config.task.train:
         warn_of_overlap(task, config, split)
     shown = demonstrations(task, config, wanted, split)
-    result = api.evaluate(
-        load_model(config),
-        task,
-        made,
-        split=split,
-        prompt=prompt,
-        demonstrations=shown,
-        generation=generate.settings(config.generation),
-        seed=config.seed,
-        max_length=config.task.max_length,
-        log=say,
-    )
+    score = scorer(load_model(config), task, config)
+    result = score(made, split=split, prompt=prompt, demonstrations=shown)
     say(f"scored {split}")
     for note in task.load().notes:
         say(note)
@@ -272,26 +262,29 @@ def rank(config, path: str, split: str | None, wanted: Wanted | None) -> dict[st
         check_prompt(task, candidate.text, fields, f"{candidate.place}: ")
     shown = demonstrations(task, config, wanted, config.task.validation, split)
     say(candidates.counted)
-    lm = load_model(config)
+    scored = scorer(load_model(config), task, config)
 
     def score(prompt, split=config.task.validation):
-        return api.evaluate(
-            lm,
-            task,
-            split=split,
-            prompt=prompt,
-            demonstrations=shown,
-            generation=generate.settings(config.generation),
-            seed=config.seed,
-            max_length=config.task.max_length,
-            log=say,
-        )
+        return scored(split=split, prompt=prompt, demonstrations=shown)
 
     ranking = written.rank(candidates.found, score, say)
     best = ranking[0]["prompt"]
     result = {"prompt": best, "split": split, **score(best, split), "candidates": ranking}
     left_out([result, *ranking], wanted)
     return result
+
+
+def scorer(lm: LanguageModel, task, config) -> Callable[..., dict[str, Any]]:
+    """`api.evaluate` with all that a config says of it."""
+    return functools.partial(
+        api.evaluate,
+        lm,
+        task,
+        generation=generate.settings(config.generation),
+        seed=config.seed,
+        max_length=config.task.max_length,
+        log=say,
+    )
 
 
 def demonstrations(task, config, wanted: Wanted | None, *splits: str) -> list[Any]:

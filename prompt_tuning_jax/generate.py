@@ -187,7 +187,8 @@ def write(
         ended = np.array(written.ended)
         counts = np.asarray(written.counts)
         ids = [row[: counts[place]].tolist() for place, row in enumerate(np.asarray(written.ids))]
-        scoring.check_finite(lm, np.where(np.asarray(written.ids) < 0, np.nan, 0))
+        if any(number < 0 for row in ids for number in row):
+            raise scoring.not_finite(lm)
         if settings.stop and not ended.all():
             ended |= [text_of(lm, row, settings.stop)[1] for row in ids]
             written = written._replace(ended=ended)

@@ -87,11 +87,16 @@ def next_shape(examples, before: Shape | None) -> Shape:
 def check_finite(lm: LanguageModel, scores: np.ndarray):
     """Raises a RunError for scores that are not numbers, of which some answer would be the best."""
     if not np.isfinite(scores).all():
-        raise RunError(
-            "the model's scores are not finite, with weights in"
-            f" {lm.params['embed']['embedding'].dtype}: give --config.model.dtype=float32 if that"
-            " is another, else the model's weights or what tailors it are at fault"
-        )
+        raise not_finite(lm)
+
+
+def not_finite(lm: LanguageModel) -> RunError:
+    """What there is to say of a model whose scores are not numbers."""
+    return RunError(
+        "the model's scores are not finite, with weights in"
+        f" {lm.params['embed']['embedding'].dtype}: give --config.model.dtype=float32 if that is"
+        " another, else the model's weights or what tailors it are at fault"
+    )
 
 
 def _check_memory(lm: LanguageModel, shape: Shape, most: int):
