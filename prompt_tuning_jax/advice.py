@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prompt_tuning_jax.errors import short
+
 FAR = 3.0  # how many times larger or smaller a prompt's norm is before it is worth a word
 WINDOW = 20  # losses whose mean is compared with that of as many later ones
 PATIENCE = 50  # steps after the warm-up in which a loss should have moved
@@ -48,15 +50,28 @@ def unmoved(first: Sequence[float], last: Sequence[float], step: int) -> str:
 
 
 def init_text(settings, lm) -> str:
-    """How the text that virtual tokens begin with has been made to fit their number."""
+    """How the text that virtual tokens begin with has been made to fit their number, or that it is
+    not read."""
     if settings.init != "text":
-        return ""
+        if not settings.init_text:
+            return ""
+        return f"method.init_text is not read: method.init is {settings.init!r}; give 'text' for it"
     held, wanted = len(lm.tokenizer.encode(settings.init_text)[0]), settings.num_virtual_tokens
     if held == wanted:
         return ""
     return (
         f"method.init_text has {held} tokens and is {'cut' if held > wanted else 'repeated'} to "
         f"the {wanted} virtual tokens"
+    )
+
+
+def other_template(artifact: str, config: str) -> str:
+    """Whether an artifact is evaluated by a config of another template."""
+    if artifact == config:
+        return ""
+    return (
+        f"the artifact's own template is read, {short(artifact, 80)}, and not the config's, "
+        f"{short(config, 80)}"
     )
 
 

@@ -235,8 +235,11 @@ def evaluate(
         labels = made.manifest["labels"] if made else ()
     task = tasks.make(config.task, labels)
     split = split or config.task.test
-    if made is not None and split != config.task.train:
-        warn_of_overlap(task, config, split)
+    if made is not None:
+        if note := advice.other_template(made.manifest["template"], config.task.template):
+            say(f"warning: {note}")
+        if split != config.task.train:
+            warn_of_overlap(task, config, split)
     shown = demonstrations(task, config, wanted, split)
     score = scorer(load_model(config), task, config)
     result = score(made, split=split, prompt=prompt, demonstrations=shown)
@@ -341,7 +344,7 @@ def predict(
     if overrides and not task.target:
         raise UserError(f"the artifact {folder!r} finds labels, which {overrides[0]!r} is not for")
     template, files = made.manifest["template"], config.task.files
-    form = form_of(name, as_json, files.delimiter, files.header)
+    form = form_of(name, as_json, files.delimiter, files.header, files.train)
     records = read_records(lines, template, wanted_of(config.task).columns, form, name)
     first = next(records, None)
     if first is None:

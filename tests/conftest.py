@@ -1,10 +1,14 @@
 """Sets up the tests before jax is imported: eight CPU devices, and caches that the session owns."""
 
 import atexit
+import io
 import os
 import shutil
+import sys
 import tempfile
+from types import SimpleNamespace
 
+import pytest
 from hypothesis import settings
 
 # Worker processes inherit the first process's folder, so that all share what one has prepared.
@@ -27,3 +31,29 @@ settings.register_profile("tests", derandomize=True, deadline=None, database=Non
 # `make test-slow` runs the property tests again with `--hypothesis-profile=slow`.
 settings.register_profile("slow", settings.get_profile("tests"), max_examples=1000)
 settings.load_profile("tests")
+
+
+@pytest.fixture
+def home(monkeypatch, tmp_path):
+    """An empty current folder, at home with the tiny model and data."""
+    import tiny_runs
+
+    monkeypatch.chdir(tmp_path)
+    with tiny_runs.at_home(monkeypatch):
+        yield tmp_path
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys, home):
+    """Types a command in `home`: exit status, stdout, stderr."""
+    from prompt_tuning_jax import main
+
+    def type_(*arguments, stdin=""):
+        given = io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8")
+        monkeypatch.setattr(sys, "stdin", given)
+        capsys.readouterr()  # of what was before
+        status = main.run([str(word) for word in arguments])
+        shown = capsys.readouterr()
+        return SimpleNamespace(status=status, out=shown.out, err=shown.err)
+
+    return type_

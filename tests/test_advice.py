@@ -129,7 +129,17 @@ def test_a_text_that_does_not_fill_the_virtual_tokens_is_said():
     assert said(**given, num_virtual_tokens=size) == ""
     assert f"has {size} tokens and is cut to the 1 virtual" in said(**given, num_virtual_tokens=1)
     assert "is repeated to the 99 virtual tokens" in said(**given, num_virtual_tokens=99)
-    assert said(init="vocabulary", init_text="two words", num_virtual_tokens=1) == ""
+    assert said(init="vocabulary", init_text="", num_virtual_tokens=1) == ""
+    assert said(init="vocabulary", init_text="two words", num_virtual_tokens=1) == (
+        "method.init_text is not read: method.init is 'vocabulary'; give 'text' for it"
+    )
+
+
+def test_a_template_that_an_artifact_does_not_read_is_said():
+    assert advice.other_template("{soft}{text}:", "{soft}{text}:") == ""
+    found = advice.other_template("{soft}{text}:", "{soft}\n" + "x" * 999)
+    assert found.startswith("the artifact's own template is read, '{soft}{text}:', and not")
+    assert r"{soft}\nxxx" in found and len(found) < 200
 
 
 def test_other_devices_are_said_and_the_same_are_not():

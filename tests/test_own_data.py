@@ -1,41 +1,19 @@
 """Data of one's own from the command line: files as tasks, from the first line to predictions."""
 
-import io
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import tiny_runs
 
-from prompt_tuning_jax import artifact, main, workdir
+from prompt_tuning_jax import artifact, workdir
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data import task as tasks
 
 # Labels of several words and several tokens.
 LABELS = {"business": "big money", "entertainment": "loud music"}
 BASE = ["name=files", "train=train", "validation=validation", "test=test", "labels=()"]
-
-
-@pytest.fixture
-def home(monkeypatch, tmp_path):
-    """An empty current folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def typed(monkeypatch, capsys, home):
-    """Types a command: exit status, stdout, stderr."""
-
-    def type_(*arguments, stdin=b""):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-        status = main.run([str(word) for word in arguments])
-        shown = capsys.readouterr()
-        return SimpleNamespace(status=status, out=shown.out, err=shown.err)
-
-    return type_
 
 
 def train(*overrides):
@@ -74,7 +52,7 @@ def test_a_csv_from_its_first_line_to_predictions_without_it(typed, home):
 
     # What was learnt needs no data.
     (home / "news.csv").unlink()
-    [answer] = typed("predict", *made, stdin=b"banks, and 7\n").out.splitlines()
+    [answer] = typed("predict", *made, stdin="banks, and 7\n").out.splitlines()
     assert list(json.loads(answer)["probabilities"]) == ["big money", "loud music"]
     shown = typed("evaluate", *made)
     assert shown.status == 2 and "'news.csv' does not exist" in shown.err

@@ -1,12 +1,9 @@
 """Predictions as they are typed: lines or JSON lines in, JSON lines out."""
 
-import io
 import json
 import os
 import re
 import subprocess
-import sys
-from types import SimpleNamespace
 
 import plain_llama
 import pytest
@@ -51,23 +48,6 @@ def writer(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def typed(monkeypatch, capsys, tmp_path):
-    """Types `predict` in an empty folder: exit status, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def type_(*arguments, stdin=""):
-        given = io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8")
-        monkeypatch.setattr(sys, "stdin", given)
-        capsys.readouterr()  # of what made the artifact
-        status = main.run(["predict", *(str(word) for word in arguments)])
-        shown = capsys.readouterr()
-        return SimpleNamespace(status=status, out=shown.out, err=shown.err)
-
-    with tiny_runs.at_home(monkeypatch):
-        yield type_
-
-
 def answers(shown):
     assert shown.status == 0, shown.err
     return [json.loads(line) for line in shown.out.splitlines()]
@@ -76,17 +56,17 @@ def answers(shown):
 def test_a_text_for_each_json_line_and_what_was_cut_on_stderr(typed, tmp_path, writer):
     lines = "\n".join(map(json.dumps, RECORDS))
     (tmp_path / "in.jsonl").write_text(lines)
-    shown = typed("--artifact", writer, "in.jsonl")
+    shown = typed("predict", "--artifact", writer, "in.jsonl")
     found = answers(shown)
     assert len(found) == 3 and all(row.keys() == {"text", "finished"} for row in found)
     cut = sum(not row["finished"] for row in found)
     assert cut and shown.err == (
         f"warning: {cut} of 3 texts were cut: config.generation.max_new_tokens is 8\n"
     )
-    assert answers(typed("--artifact", writer, "--jsonl", stdin=lines)) == found
+    assert answers(typed("predict", "--artifact", writer, "--jsonl", stdin=lines)) == found
     # The order in which the fields stand is the template's.
     first = json.dumps({"area": "north", "facts": "price 1"})
-    assert answers(typed("--artifact", writer, "--jsonl", stdin=first)) == found[:1]
+    assert answers(typed("predict", "--artifact", writer, "--jsonl", stdin=first)) == found[:1]
 
 
 def test_how_texts_are_written_can_be_typed(typed, writer):
@@ -94,7 +74,7 @@ def test_how_texts_are_written_can_be_typed(typed, writer):
 
     def text(*overrides):
         words = [f"--config.generation.{word}" for word in overrides]
-        [row] = answers(typed("--artifact", writer, "--jsonl", *words, stdin=line))
+        [row] = answers(typed("predict", "--artifact", writer, "--jsonl", *words, stdin=line))
         return row["text"]
 
     whole = text()
@@ -136,7 +116,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_sentence_and_status_2(typed, writer, mistake):
     words, stdin, *parts = MISTAKES[mistake]
-    shown = typed("--artifact", writer, *words, stdin=stdin)
+    shown = typed("predict", "--artifact", writer, *words, stdin=stdin)
     assert (shown.status, shown.out) == (2, "")
     assert shown.err.startswith("error: ") and shown.err.count("\n") == 1, shown.err
     assert all(part in shown.err for part in parts), shown.err
@@ -145,13 +125,13 @@ def test_a_mistake_is_one_sentence_and_status_2(typed, writer, mistake):
 def test_an_error_far_down_names_its_line_and_leaves_no_output(typed, tmp_path, writer):
     lines = [json.dumps(RECORDS[1]), ""] * 20 + ["{"]
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
-    shown = typed("--artifact", writer, "in.jsonl", "--output", "out.jsonl")
+    shown = typed("predict", "--artifact", writer, "in.jsonl", "--output", "out.jsonl")
     assert shown.status == 2 and shown.err.startswith("error: in.jsonl, line 41: no JSON object")
     assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_labels_take_json_lines_too_and_nothing_of_generation(typed):
-    made = ["--artifact", tiny_runs.artifact()]
+    made = ["predict", "--artifact", tiny_runs.artifact()]
     plain = typed(*made, stdin="banks and funds\n")
     objects = typed(*made, "--jsonl", stdin='{"text": "banks and funds", "label": "x"}\n\n')
     assert answers(plain) == answers(objects)
@@ -160,7 +140,7 @@ def test_labels_take_json_lines_too_and_nothing_of_generation(typed):
 
 
 def test_a_table_is_read_by_its_columns_and_an_object_that_is_read_as_text_is_said(typed, tmp_path):
-    made = ["--artifact", tiny_runs.artifact()]
+    made = ["predict", "--artifact", tiny_runs.artifact()]
     plain = answers(typed(*made, stdin="banks and funds\nfilms, albums\n"))
     (tmp_path / "in.csv").write_text('label,text\nx,banks and funds\n,"films, albums"\n')
     shown = typed(*made, "in.csv")
@@ -184,20 +164,21 @@ def test_a_table_is_read_by_its_columns_and_an_object_that_is_read_as_text_is_sa
 def test_a_table_has_the_delimiter_and_header_of_those_trained_on(typed, tmp_path, writer):
     made = artifact.load(writer)
     files = made.manifest["config"]["task"]["files"]
-    files |= {"delimiter": ";", "header": False}
+    files |= {"delimiter": ";", "header": False, "train": "old.txt"}
     made.manifest["config"]["task"]["columns"] = ["facts=2", "area=1"]
     artifact.save(made, tmp_path / "made")
-    (tmp_path / "in.csv").write_text("north;price 1\nsouth;price 2\n")
+    for name in ("in.csv", "in.txt"):
+        (tmp_path / name).write_text("north;price 1\nsouth;price 2\n")
     rows = "\n".join(
         json.dumps({"facts": f"price {n}", "area": a}) for n, a in ((1, "north"), (2, "south"))
     )
-    assert answers(typed("--artifact", "made", "in.csv")) == answers(
-        typed("--artifact", writer, "--jsonl", stdin=rows)
-    )
+    found = answers(typed("predict", "--artifact", writer, "--jsonl", stdin=rows))
+    for name in ("in.csv", "in.txt"):
+        assert answers(typed("predict", "--artifact", "made", name)) == found
 
 
 def test_a_line_without_end_is_refused_before_it_fills_the_memory(typed, monkeypatch):
-    made = ["--artifact", tiny_runs.artifact()]
+    made = ["predict", "--artifact", tiny_runs.artifact()]
     shown = typed(*made, stdin="banks\n" + "a" * 200_000 + "\n")
     assert shown.status == 2 and "line 2: 'text' has 200,000 characters" in shown.err
     monkeypatch.setattr(main, "LONGEST_LINE", 1000)
@@ -206,7 +187,7 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(typed, monkeyp
 
 
 def test_a_file_without_text_or_record_is_not_answered_in_silence(typed, tmp_path):
-    made = ["--artifact", tiny_runs.artifact()]
+    made = ["predict", "--artifact", tiny_runs.artifact()]
     # UTF-16 without its mark is UTF-8 too, with a NUL byte in each character.
     (tmp_path / "in.txt").write_bytes("banks\nfunds".encode("utf-16-le"))
     shown = typed(*made, "in.txt")
@@ -223,7 +204,7 @@ def test_a_file_without_text_or_record_is_not_answered_in_silence(typed, tmp_pat
 
 
 def test_an_output_is_a_file_or_a_link_to_one(typed, tmp_path):
-    made = ["--artifact", tiny_runs.artifact(), "--output"]
+    made = ["predict", "--artifact", tiny_runs.artifact(), "--output"]
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for path in ("pipe", "folder", ""):
@@ -235,11 +216,11 @@ def test_an_output_is_a_file_or_a_link_to_one(typed, tmp_path):
 
 
 def test_records_that_lost_their_end_are_counted(typed):
-    shown = typed("--artifact", tiny_runs.artifact(), stdin="banks\n" + "funds " * 500)
+    shown = typed("predict", "--artifact", tiny_runs.artifact(), stdin="banks\n" + "funds " * 500)
     short, long = answers(shown)
     assert "shortened" not in short and long["shortened"] > 300
     assert shown.err == "warning: 1 of 2 records were too long and lost their end\n"
-    shown = typed("--artifact", tiny_runs.artifact(), stdin="funds " * 500)
+    shown = typed("predict", "--artifact", tiny_runs.artifact(), stdin="funds " * 500)
     assert shown.err == "warning: 1 of 1 records were too long and lost their end\n"
 
 

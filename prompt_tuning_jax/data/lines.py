@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,9 @@ class Form(NamedTuple):
     header: bool = True
 
 
-def form_of(name: str, as_json: bool | None, delimiter: str = "", header: bool = True) -> Form:
+def form_of(
+    name: str, as_json: bool | None, delimiter: str = "", header: bool = True, trained: str = ""
+) -> Form:
     """Returns the form of a file's lines: as it is asked for, else by the ending of its name.
 
     Args:
@@ -28,9 +31,11 @@ def form_of(name: str, as_json: bool | None, delimiter: str = "", header: bool =
         as_json: whether lines are JSON objects or texts; None where nobody says.
         delimiter: between cells, as in `files.read`; '' goes by the name.
         header: whether the first line of cells names the columns.
+        trained: the file of cells or objects that was trained on: where a delimiter made it cells,
+            so does it others of this ending.
     """
-    ending = name[name.rfind(".") :].lower()
-    if as_json is None and ending in DELIMITERS:
+    ending, known = (os.path.splitext(path)[1].lower() for path in (name, trained))
+    if as_json is None and (ending in DELIMITERS or (delimiter and ending and ending == known)):
         return Form(delimiter=delimiter_of(name, delimiter), header=header)
     return Form(ending in JSON_ENDINGS if as_json is None else as_json)
 

@@ -144,6 +144,15 @@ def test_a_name_says_what_its_lines_are_unless_a_person_does():
     assert form_of("a.csv", None, ";", False) == Form(delimiter=";", header=False)
 
 
+def test_a_file_like_the_one_that_a_delimiter_made_cells_is_cells():
+    assert form_of("new.TXT", None, ";", False, "old.txt") == Form(delimiter=";", header=False)
+    others = ("new.txt", "old.csv"), ("<stdin>", "old.txt"), ("new", "old")
+    assert all(form_of(name, None, ";", trained=old) == Form() for name, old in others)
+    assert form_of("new.txt", None, trained="old.txt") == Form()
+    assert form_of("new.txt", False, ";", trained="old.txt") == Form()
+    assert form_of("new.jsonl", None, ";", trained="old.csv") == Form(as_json=True)
+
+
 def test_an_object_is_told_from_a_text_in_braces():
     assert is_object(' {"text": "a"}\n') and is_object("{}")
     assert not any(map(is_object, ("{text}", "[1]", "a", "", "{" * 100_000, '{"a":' * 100_000)))

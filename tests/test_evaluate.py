@@ -1,0 +1,150 @@
+"""Evaluations as they are typed: of artifacts, written prompts and demonstrations."""
+
+import json
+
+import tiny_models
+import tiny_runs
+from safetensors.numpy import load_file, save_file
+
+from prompt_tuning_jax import api, commands
+from prompt_tuning_jax import config as configs
+
+
+def test_evaluate_an_artifact_a_written_prompt_or_neither(typed):
+    def result(*words):
+        shown = typed("evaluate", *words, "--split", "test[:30]", "--json")
+        assert shown.status == 0, shown.err
+        return json.loads(shown.out)
+
+    tiny = ["--config", tiny_runs.world().config]
+    prompt = r"One of b, e, p, s, t.\n"
+    tuned, alone = result("--artifact", tiny_runs.artifact()), result(*tiny)
+    whole = result(*tiny, "--prompt", prompt + r"Headline: {text}\nTopic:")
+    for found in (tuned, alone, whole):
+        assert found.keys() == {"loss", "accuracy", "examples", "intervals"}
+        low, high = found["intervals"]["accuracy"]
+        assert 0 <= low <= found["accuracy"] <= high <= 1
+        assert found["examples"] == 30 and 0 <= found["accuracy"] <= 1
+    assert len({tuned["loss"], alone["loss"], whole["loss"]}) == 3
+    # A prompt that names no field takes the place of the template's slots.
+    assert result(*tiny, "--prompt", prompt) == whole
+    lines = typed("evaluate", *tiny, "--split", "test[:30]").out.splitlines()
+    assert lines == [f"{name}: {value}" for name, value in alone.items()]
+
+
+def test_evaluate_takes_the_split_that_the_report_is_of(typed, home):
+    tiny = ["evaluate", "--config", tiny_runs.world().config, "--json"]
+    (home / "prompts.txt").write_text("It: {text}")
+    for words in ([], ["--prompts", "prompts.txt"]):
+        given = typed(*tiny, *words, "--split", "test[:40]")
+        assert typed(*tiny, *words).out == given.out
+        assert json.loads(given.out)["examples"] == 40
+    own = typed("evaluate", "--artifact", tiny_runs.artifact(), "--json")
+    assert json.loads(own.out)["examples"] == 40 and "scored test[:40]" in own.err
+
+
+def test_records_that_are_trained_on_are_counted_and_said(typed):
+    tuned = ["evaluate", "--artifact", tiny_runs.artifact(), "--split"]
+    said = "records of {} are trained on too"
+    assert (
+        "warning: 40 of 80 " + said.format("train[120:200]") in typed(*tuned, "train[120:200]").err
+    )
+    for split in ("train[:160]", "test[:10]"):
+        assert "trained on" not in typed(*tuned, split).err
+    rehearsed = typed(
+        *[*tiny_runs.training("run"), *tiny_runs.FEW, "--dry_run"],
+        *("--config.task.validation=train[:20]", "--config.task.test=train[150:170]"),
+    )
+    assert "warning: 20 of 20 " + said.format("train[:20]") in rehearsed.out
+    assert "warning: 10 of 20 " + said.format("train[150:170]") in rehearsed.out
+
+
+def test_a_template_that_the_artifact_does_not_read_is_said(typed):
+    words = ["evaluate", "--artifact", tiny_runs.artifact(), "--config", tiny_runs.world().config]
+    plain = typed(*words, "--split", "test[:10]", "--json")
+    other = typed(*words, "--config.task.template={soft}{text}:", "--split", "test[:10]", "--json")
+    assert plain.out == other.out and "template" not in plain.err
+    assert "warning: the artifact's own template is read, '{soft}Headline" in other.err
+
+
+def test_scores_that_are_not_finite_are_no_accuracy(typed, home):
+    """float16 that overflows; what had been the answer is whatever argmax finds first."""
+    model = tiny_models.write_folder(home / "model")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"] *= 30_000
+    save_file(tensors, model / "model.safetensors")
+    words = ["evaluate", "--config", tiny_runs.world().config, f"--config.model.path={model}"]
+    assert typed(*words).status == 0
+    shown = typed(*words, "--config.model.dtype=float16")
+    assert (shown.status, shown.out) == (1, "")
+    assert "scores are not finite, with weights in float16: give" in shown.err
+
+
+def test_ranked_prompts_write_as_the_config_says(typed, home, monkeypatch):
+    seen = []
+
+    def evaluate(lm, task, *, generation, seed, **_):
+        seen.append((generation.max_new_tokens, generation.stop, seed))
+        return {"loss": 1.0, "examples": 1}
+
+    monkeypatch.setattr(api, "evaluate", evaluate)
+    (home / "written.txt").write_text("It: {text}")
+    words = ["generation.max_new_tokens=3", "generation.stop=('x',)", "seed=5"]
+    tiny = ["evaluate", "--config", tiny_runs.world().config, "--prompts", "written.txt"]
+    shown = typed(*tiny, *(f"--config.{word}" for word in words))
+    assert shown.status == 0 and seen == [(3, ("x",), 5)] * 2, shown.err
+
+
+def test_prompts_of_a_file_are_ranked_and_the_best_is_scored(typed, home):
+    lines = ["# mine", r"Headline: {text}\nTopic:", "", "One of b, e, p, s, t. ", "It: {text}"]
+    (home / "prompts.txt").write_text("\n".join(lines))
+    tiny = ["evaluate", "--config", tiny_runs.world().config, "--json"]
+    shown = typed(*tiny, "--prompts", "prompts.txt", "--split", "test[:30]")
+    assert "3 candidates in prompts.txt (left out: 1 blank, 1 comments, 0 repeated)" in shown.err
+    result = json.loads(shown.out)
+    candidates = result.pop("candidates")
+    assert {row["prompt"] for row in candidates} == {lines[1], *lines[3:]}
+    accuracies = [row["accuracy"] for row in candidates]
+    assert accuracies == sorted(accuracies, reverse=True)
+    for row in candidates:
+        prompt = row.pop("prompt")
+        alone = typed(*tiny, "--prompt", prompt, "--split", "validation[:40]")
+        assert json.loads(alone.out) == row
+        if prompt == result["prompt"]:
+            best = typed(*tiny, "--prompt", prompt, "--split", "test[:30]")
+            assert json.loads(best.out) | {"prompt": prompt, "split": "test[:30]"} == result
+    assert result["prompt"] in {lines[1], *lines[3:]}
+
+
+def test_demonstrations_stand_in_front_and_what_does_not_fit_is_said(typed):
+    def result(*words):
+        shown = typed(
+            *["evaluate", "--config", tiny_runs.world().config, "--json", *words],
+            *["--split", "test[:10]"],
+        )
+        return json.loads(shown.out), shown.err
+
+    alone, _ = result()
+    one, said = result("--demonstrations", "1")
+    assert "warning" not in said and one["demonstrations"] == 1 and one["loss"] != alone["loss"]
+    many, said = result("--demonstrations", "50")
+    assert f"warning: {50 - many['demonstrations']} of 50 demonstrations are left out" in said
+    assert 1 <= many["demonstrations"] < 5
+    other, _ = result("--demonstrations", "1", "--demonstrations_seed", "3")
+    assert other["loss"] != one["loss"]
+    _, said = result("--demonstrations", "2", "--config.task.train=test[:10]")
+    assert "warning: 2 records of test[:10] are demonstrations: they tell the answer" in said
+
+
+def test_a_demonstration_is_known_in_another_file_too(capsys, home):
+    lines = [f"text {number},{'ab'[number % 2]}" for number in range(12)]
+    (home / "train.csv").write_text("\n".join(["text,label", *lines]), encoding="utf-8")
+    (home / "held.csv").write_text("\n".join(["text,label", *reversed(lines)]), encoding="utf-8")
+    files = ("task.name=files", "task.files.train=train.csv", "task.files.validation=held.csv")
+    words = (*files, "task.template={soft}{text} is", "task.examples_per_class=2")
+    config = configs.load(None, [f"--config.{word}" for word in words])
+    task = commands.tasks.make(config.task)
+    chosen = commands.demonstrations(task, config, commands.Wanted(4), "validation")
+    assert "warning: 4 records of validation are demonstrations" in capsys.readouterr().out
+    few = commands.tasks.training(task, config.task)
+    assert sorted(row["text"] for row in chosen) == sorted(row["text"] for row in few)
