@@ -30,7 +30,7 @@ PREDICTED_AT_ONCE = 256  # records of a call; memory does not grow with how many
 def evaluate(
     lm: LanguageModel,
     task: Task,
-    artifact: Artifact | None = None,
+    artifact: Artifact | str | os.PathLike | None = None,
     *,
     split: str = "test",
     prompt: str | None = None,
@@ -45,7 +45,7 @@ def evaluate(
     Args:
       lm: from `load`.
       task: from `data.task.make`.
-      artifact: what tailors the model; None for the model alone.
+      artifact: what tailors the model, or its folder; None for the model alone.
       split: 'train', 'validation', 'test', or a part such as 'test[:100]'.
       prompt: a hand-written prompt for the model alone. It stands where the template has `{soft}`,
         or, where it names a field itself, takes the whole template's place.
@@ -105,7 +105,7 @@ def predict(
     lm: LanguageModel,
     task: Task,
     records: Iterable[Mapping[str, str] | str],
-    artifact: Artifact | None = None,
+    artifact: Artifact | str | os.PathLike | None = None,
     *,
     generation: Settings = DEFAULTS,
     seed: int = 0,
@@ -116,7 +116,7 @@ def predict(
       lm: from `load`.
       task: from `data.task.make`.
       records: the template's fields by name, or the text alone where the template has one field.
-      artifact: what tailors the model; None for the model alone.
+      artifact: what tailors the model, or its folder; None for the model alone.
       generation: how texts are written.
       seed: of what is drawn where `generation` has a temperature.
 
@@ -133,7 +133,7 @@ def predict(
         raise UserError(f"records is one {type(records).__name__}: give a list of it, [record]")
     adaptation = _adaptation(lm, task, artifact)
     rows = (
-        {PLACE: f"record {number}", **_fields(task, adaptation.template, record)}
+        {PLACE: (place := f"record {number}"), **_fields(task, adaptation.template, record, place)}
         for number, record in enumerate(records)
     )
     if task.target:
@@ -156,7 +156,7 @@ def predict(
 
 def save(artifact: Artifact, folder: str | os.PathLike) -> None:
     """Writes an artifact as a folder of two files; one that is there before is replaced."""
-    artifacts.save(artifact, folder)
+    artifacts.save(_read(artifact), folder)
 
 
 class _Adaptation(NamedTuple):
@@ -170,9 +170,21 @@ class _Adaptation(NamedTuple):
 def _adaptation(lm, task, artifact) -> _Adaptation:
     if artifact is None:
         return _Adaptation({}, with_prompt(task.template, ""), 0)
+    artifact = _read(artifact)
     artifacts.check(artifact, lm)
     manifest = artifact.manifest
     return _Adaptation(artifact.collections, manifest["template"], manifest["max_length"])
+
+
+def _read(artifact) -> Artifact:
+    if isinstance(artifact, str | os.PathLike):
+        return artifacts.load(artifact)
+    if not isinstance(artifact, Artifact):
+        raise UserError(
+            f"the artifact is a {type(artifact).__name__}: give result.artifact of what `tune`"
+            " returned, or a folder"
+        )
+    return artifact
 
 
 def _encode(lm, task, rows, adaptation):
@@ -234,8 +246,12 @@ def _demonstrated(lm, task, rows, template, demonstrations):
     return fitted(rows, demonstrations, measure, lm.spec.max_positions)
 
 
-def _fields(task, template, record):
+def _fields(task, template, record, place):
     """A record without its label, where that is what is asked for."""
+    if not isinstance(record, str | Mapping):
+        raise UserError(
+            f"{place} is a {type(record).__name__}: expected a text, or a dict of fields by name"
+        )
     if not isinstance(record, str):
         return {name: value for name, value in record.items() if task.target or name != LABEL}
     fields = names(template)

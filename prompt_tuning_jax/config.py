@@ -77,6 +77,11 @@ def build(
 
 def validate(config: ConfigDict) -> None:
     """Raises a UserError that names every fault of `config`: keys, types, values and their fit."""
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"the config is a {type(config).__name__}: make one with config.load(FILE), or with"
+            " config.build({...}) of what is not to be as usual"
+        )
     values = flatten(config.to_dict())
     faults = [_unknown(name) for name in values if name not in KEYS]
     faults += [

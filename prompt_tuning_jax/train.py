@@ -5,6 +5,7 @@ The mathematics is in `step.py`, what is kept on disk in `workdir.py` and `check
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +83,12 @@ class Result(NamedTuple):
 
 
 def tune(
-    lm: LanguageModel, task, config, folder: Path | None = None, log=print, fresh: bool = False
+    lm: LanguageModel,
+    task,
+    config,
+    folder: str | os.PathLike | None = None,
+    log=print,
+    fresh: bool = False,
 ) -> Result:
     """Tailors the frozen model to a task.
 
@@ -100,6 +106,7 @@ def tune(
       RunError: five updates in a row whose gradient was not finite.
     """
     run = plan(lm, task, config, log)
+    folder = None if folder is None else Path(folder)
     kept = agreed(folder is not None)
     with contextlib.ExitStack() as opened:
         track = opened.enter_context(tracking.tracker(config, folder))

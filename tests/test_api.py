@@ -214,6 +214,46 @@ def test_one_record_is_not_taken_for_its_characters_or_names(given, made):
             list(api.predict(lm, task, record, made))
 
 
+def test_an_artifact_may_be_its_folder_and_is_nothing_else(given, made, tmp_path):
+    lm, task, _ = given
+    folder = tiny_runs.artifact()
+    whole = api.evaluate(lm, task, made, split="test[:5]")
+    assert api.evaluate(lm, task, folder, split="test[:5]") == whole
+    assert api.evaluate(lm, task, str(folder), split="test[:5]") == whole
+    assert list(api.predict(lm, task, TEXTS, folder)) == list(api.predict(lm, task, TEXTS, made))
+    result = train.Result(made, [], True, 96, 1.0, False)
+    calls = (
+        lambda: api.evaluate(lm, task, result),
+        lambda: list(api.predict(lm, task, TEXTS, result)),
+        lambda: api.save(result, tmp_path / "artifact"),
+    )
+    for call in calls:
+        with pytest.raises(UserError, match=r"artifact is a Result: give result\.artifact"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("record", [None, 3, ["a"]])
+def test_what_is_no_record_is_named_by_its_place(given, made, record):
+    lm, task, _ = given
+    kind = type(record).__name__
+    with pytest.raises(UserError, match=rf"^record 1 is a {kind}: expected a text, or a dict"):
+        list(api.predict(lm, task, ["banks", record], made))
+
+
+def test_a_config_is_one_that_was_made(given):
+    lm, task, config = given
+    with pytest.raises(UserError, match=r"the config is a dict: make one with config\.load"):
+        train.tune(lm, task, config.to_dict())
+
+
+def test_a_folder_may_be_a_text(given, tmp_path):
+    lm, task, config = given
+    (tmp_path / "run").mkdir()
+    train.tune(lm, task, config, str(tmp_path / "run"), log=lambda line: None)
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_the_model_alone_reads_no_more_than_it_is_given(given, made):
     lm, task, _ = given
     whole = api.evaluate(lm, task, split="test[:5]")
