@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import threading
@@ -305,6 +306,9 @@ def main() -> None:
     if "--debug" not in sys.argv:
         sys.excepthook = _one_line
     sys.unraisablehook = _heard
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        # As Ctrl-C, so that nothing half-written stays; the loop of a run saves instead.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     # What was closed before the program began is None, which cannot be written to or read.
     sys.stdout, sys.stderr, sys.stdin = (
         open(os.devnull, mode, encoding="utf-8") if stream is None else stream
@@ -389,10 +393,13 @@ def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackT
 
 
 def _heard(fault: Any) -> None:
-    """Ctrl-C comes again a moment later where it met a callback whose exceptions lead nowhere, as
-    jax's of the garbage collector, and would be lost."""
+    """Ctrl-C, or SIGTERM, comes again a moment later where it met a callback whose exceptions lead
+    nowhere, as jax's of the garbage collector, and would be lost."""
     if fault.exc_type is KeyboardInterrupt:
-        threading.Timer(_AGAIN, _thread.interrupt_main).start()
+        # In the background Ctrl-C is ignored.
+        ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        again = signal.SIGTERM if ignored else signal.SIGINT
+        threading.Timer(_AGAIN, _thread.interrupt_main, [again]).start()
     else:
         sys.__unraisablehook__(fault)
 

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import resource
-import signal
 import statistics
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 
 import prompt_tuning_jax
 from prompt_tuning_jax.errors import RunError, UserError
-from prompt_tuning_jax.main import run
+from prompt_tuning_jax.main import INTERRUPTED, run
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 QUICKSTART = os.path.join(ROOT, "configs", "quickstart.py")
@@ -309,31 +308,40 @@ def test_a_failure_is_one_line_and_status_1_and_debug_shows_where(tmp_path):
     assert "Traceback" in shown.stderr and "second" in shown.stderr
 
 
-def test_ctrl_c_is_one_word(tmp_path):
-    stop = "import os, signal\ncommands.train = lambda *a: os.kill(os.getpid(), signal.SIGINT)"
-    # A process in the background ignores the signal from birth: its default is set again.
-    shown = command(
-        *TRAIN,
-        str(tmp_path),
-        stand_in="import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n" + stop,
-    )
-    assert (shown.returncode, shown.stderr) == (128 + signal.SIGINT, "interrupted\n")
+# A process in the background ignores Ctrl-C from birth: its default is set again.
+HEARD = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+IGNORED = "signal.signal(signal.SIGINT, signal.SIG_IGN)"
+STOPS = pytest.mark.parametrize(("number", "before"), [("SIGINT", HEARD), ("SIGTERM", IGNORED)])
 
 
-def test_ctrl_c_is_heard_inside_of_a_callback_that_swallows_it(tmp_path):
-    stop = """
+@STOPS
+def test_ctrl_c_and_sigterm_are_one_word(tmp_path, number, before):
+    stop = f"""
+import os, signal, time
+{before}
+def train(*given):
+    os.kill(os.getpid(), signal.{number})
+    time.sleep(9)
+commands.train = train"""
+    shown = command(*TRAIN, str(tmp_path), stand_in=stop)
+    assert (shown.returncode, shown.stderr) == (INTERRUPTED, "interrupted\n")
+
+
+@STOPS
+def test_they_are_heard_inside_of_a_callback_that_swallows_them(tmp_path, number, before):
+    stop = f"""
 import gc, os, signal, time
-signal.signal(signal.SIGINT, signal.default_int_handler)
+{before}
 def train(*given):
     def interrupt(phase, about):
         gc.callbacks.remove(interrupt)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.{number})
     gc.callbacks.append(interrupt)
     gc.collect()
     time.sleep(9)
 commands.train = train"""
     shown = command(*TRAIN, str(tmp_path), stand_in=stop)
-    assert (shown.returncode, shown.stderr) == (128 + signal.SIGINT, "interrupted\n")
+    assert (shown.returncode, shown.stderr) == (INTERRUPTED, "interrupted\n")
 
 
 def test_a_closed_stdout_is_quiet(monkeypatch):

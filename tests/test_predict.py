@@ -3,7 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
+import sys
+import time
 
 import plain_llama
 import pytest
@@ -213,6 +216,19 @@ def test_an_output_is_a_file_or_a_link_to_one(typed, tmp_path):
     (tmp_path / "link").symlink_to("there")
     assert typed(*made, "link", stdin="banks\n").status == 0
     assert (tmp_path / "link").is_symlink() and json.loads((tmp_path / "there").read_text())
+
+
+def test_asked_to_stop_nothing_half_written_stays(home):
+    program = [sys.executable, "-m", "prompt_tuning_jax.main", "predict"]
+    words = ["--artifact", str(tiny_runs.artifact()), "--output", "out.jsonl"]
+    process = subprocess.Popen([*program, *words], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    until = time.monotonic() + 60
+    while not os.listdir(home) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert os.listdir(home)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[1] == b"interrupted\n"
+    assert process.returncode == main.INTERRUPTED and os.listdir(home) == []
 
 
 def test_records_that_lost_their_end_are_counted(typed):
