@@ -265,3 +265,12 @@ def changed(**fields) -> Spec:
 
 
 BFLOAT16 = ml_dtypes.bfloat16
+
+
+def assert_tree(params, wanted):
+    """The same leaves, dtypes and numbers."""
+    leaves = flatten(params)
+    assert leaves.keys() == wanted.keys()
+    for path, leaf in leaves.items():
+        assert leaf.dtype == wanted[path].dtype, path
+        np.testing.assert_array_equal(leaf, wanted[path], err_msg=path)

