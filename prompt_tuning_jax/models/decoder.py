@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
@@ -46,18 +47,28 @@ class Context(NamedTuple):
     place: jax.Array | None = None
 
 
+def frequencies(spec: Spec) -> np.ndarray:
+    """Radians a position of each pair of the rotary embedding, float32[d/2].
+
+    Rounded where transformers rounds: another last bit of a frequency is 1e-4 of an angle at
+    position 1,500.
+    """
+    exponents = np.arange(0, spec.head_size, 2, dtype=np.float32) / np.float32(spec.head_size)
+    powers = spec.rope_theta ** exponents.astype(np.float64)
+    plain = np.float32(1) / powers.astype(np.float32)
+    scaling = spec.rope_scaling
+    if scaling is None:
+        return plain
+    # Llama 3.1: long wavelengths are stretched, short ones kept, with a ramp between the two.
+    turns = scaling.original_max_positions * plain / np.float32(2 * np.pi)
+    span = scaling.high_freq_factor - scaling.low_freq_factor
+    kept = np.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)
+    return plain * (kept + (1.0 - kept) / scaling.factor)
+
+
 def rotary(spec: Spec, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine, float32[N, 1, d/2], of the rotary embedding at int32[N] positions."""
-    half = spec.head_size // 2
-    frequencies = spec.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    if spec.rope_scaling is not None:
-        # Llama 3.1: long wavelengths are stretched, short ones kept, with a ramp between the two.
-        scaling = spec.rope_scaling
-        turns = scaling.original_max_positions * frequencies / (2 * jnp.pi)
-        span = scaling.high_freq_factor - scaling.low_freq_factor
-        kept = jnp.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)
-        frequencies = frequencies * (kept + (1.0 - kept) / scaling.factor)
-    angles = positions.astype(jnp.float32)[:, None, None] * frequencies
+    angles = positions.astype(jnp.float32)[:, None, None] * frequencies(spec)
     return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prompt_tuning_jax.models import tokenizer, weights
-from prompt_tuning_jax.models.decoder import Decoder
+from prompt_tuning_jax.models.decoder import Decoder, frequencies
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,30 @@ def test_random_llamas_from_folders_that_transformers_wrote(tmp_path, name, dtyp
     parity.check_right_padding(module, params, kept)
     parity.check_left_padding(module, params, kept)
     parity.check_prompt(module, params, kept, shared_slots=3)
+
+
+@pytest.mark.parametrize("name", ["grouped", "one_key_head_llama3"])
+def test_logits_far_from_the_beginning(tmp_path, name):
+    """Where a last bit of a frequency is an angle of 1e-4."""
+    rope = make_fixtures.CASES[name].get("rope_parameters", {"rope_type": "default"})
+    rope = rope | {"rope_theta": 500_000.0}
+    if "factor" in rope:
+        rope |= {"original_max_position_embeddings": 512}
+    more = {"head_dim": 64, "max_position_embeddings": 2048, "rope_parameters": rope}
+    model = make_fixtures.make_model(make_fixtures.CASES[name] | more, 3)
+    model.save_pretrained(tmp_path)
+    tokens = np.random.default_rng(0).integers(0, 61, (1, 1500))
+    theirs = make_fixtures.run(model, tokens, np.ones_like(tokens))
+    spec, params, _ = weights.read(str(tmp_path), "float32")
+    # The same rounding but for a last bit here and there, or the scale's.
+    kept = model.model.rotary_emb.inv_freq.numpy()
+    np.testing.assert_allclose(frequencies(spec), kept, rtol=3e-7)
+    assert "factor" in rope or (frequencies(spec) == kept).mean() > 0.9
+    positions, segments = parity.right_padded(tokens, np.array([1500]))
+    empty = np.zeros(0, np.int32)
+    module = Decoder(spec, precision="highest")
+    found = parity.logits(module, params, empty, tokens, positions, segments)
+    np.testing.assert_allclose(found, theirs, atol=parity.TOLERANCE)
 
 
 @pytest.mark.parametrize("tied", [True, False])
