@@ -72,7 +72,7 @@ def train(
     if config_path is None or not workdir:
         raise UserError("train needs both --config FILE and --workdir DIR")
     config = load(config_path, overrides)
-    from prompt_tuning_jax import commands
+    commands = _commands()
 
     if not as_json:
         return commands.train(config, workdir, fresh, sys.argv)
@@ -86,7 +86,8 @@ def train(
 
 
 def _rehearse(config: Any, workdir: str | None, fresh: bool, as_json: bool) -> int:
-    from prompt_tuning_jax import commands, dry_run
+    commands = _commands()
+    from prompt_tuning_jax import dry_run
 
     if as_json:
         with contextlib.redirect_stdout(sys.stderr):
@@ -159,7 +160,7 @@ def evaluate(
         )
     alone = artifact is not None and config_path is None
     config = None if alone else load(config_path, overrides)
-    from prompt_tuning_jax import commands
+    commands = _commands()
 
     with contextlib.redirect_stdout(sys.stderr):
         if prompts is None:
@@ -209,7 +210,7 @@ def predict(
                 " --config.generation.KEY can be another"
             )
     with _output(output) as stream:
-        from prompt_tuning_jax import commands
+        commands = _commands()
 
         given = _decoded(lines)
         for row in commands.predict(artifact, given, _name(lines), as_json, overrides):
@@ -322,6 +323,18 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = FAILED
     sys.exit(status)
+
+
+def _commands() -> Any:
+    """What most commands need, imported whole: Ctrl-C and SIGTERM, which numpy and jax crash on in
+    the middle of it, wait for its second or two."""
+    stops = (signal.SIGINT, signal.SIGTERM)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+    try:
+        from prompt_tuning_jax import commands
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return commands
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
