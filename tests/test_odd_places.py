@@ -1,6 +1,7 @@
 """Odd places: names with spaces and beyond ASCII, links, folders that cannot be written, a closed
 stdout, Ctrl-C again and again in a notebook."""
 
+import contextlib
 import gc
 import json
 import os
@@ -165,7 +166,7 @@ def test_output_that_nobody_takes_leaves_no_traceback(closed):
 
 
 def interrupted(folder, moment, monkeypatch):
-    """Tunes in a claimed folder and presses Ctrl-C twice at a moment: (module, name, call)."""
+    """Tunes in a claimed folder, with Ctrl-C twice at a moment: (module, name, call)."""
     module, name, number = moment
     count, call, log = 0, getattr(module, name), []
 
@@ -185,7 +186,7 @@ def interrupted(folder, moment, monkeypatch):
     try:
         with monkeypatch.context() as patch, workdir.claim(folder) as run:
             patch.setattr(module, name, press)
-            api.tune(*tiny_runs.tiny(), run, log.append)
+            return api.tune(*tiny_runs.tiny(), run, log.append)
     finally:
         gc.enable()
 
@@ -205,8 +206,11 @@ def test_ctrl_c_again_and_again_in_a_notebook(home, monkeypatch):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     hooks = sys.excepthook, sys.unraisablehook
     for moment in MOMENTS:
-        with pytest.raises(KeyboardInterrupt):
-            interrupted(home / "run", moment, monkeypatch)
+        # While a thread saves, the main one may be in a finalizer, where the second Ctrl-C is lost:
+        # the first one stops the run then.
+        lost = contextlib.suppress if moment[0] is os else pytest.raises
+        with lost(KeyboardInterrupt):
+            assert not interrupted(home / "run", moment, monkeypatch).finished
         assert {number: signal.getsignal(number) for number in handlers} == handlers, moment
         assert (sys.excepthook, sys.unraisablehook) == hooks, moment
         assert not (home / "run" / ".owner").exists()
