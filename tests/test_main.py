@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import types
 import pytest
 
 import prompt_tuning_jax
+from prompt_tuning_jax import main
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.main import INTERRUPTED, run
 
@@ -342,6 +344,33 @@ def train(*given):
 commands.train = train"""
     shown = command(*TRAIN, str(tmp_path), stand_in=stop)
     assert (shown.returncode, shown.stderr) == (INTERRUPTED, "interrupted\n")
+
+
+def test_ctrl_c_waits_until_an_import_is_whole(monkeypatch, commands):
+    name, done = "prompt_tuning_jax.commands", []
+
+    class Importing:
+        create_module = staticmethod(lambda spec: None)
+
+        @staticmethod
+        def find_spec(wanted, *given):
+            return importlib.util.spec_from_loader(wanted, Importing) if wanted == name else None
+
+        @staticmethod
+        def exec_module(module):
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append(module)
+
+    monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(prompt_tuning_jax, "commands")
+    monkeypatch.setattr(sys, "meta_path", [Importing, *sys.meta_path])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            main._commands()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(done) == 1
 
 
 def test_a_closed_stdout_is_quiet(monkeypatch):
