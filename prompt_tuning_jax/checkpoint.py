@@ -160,7 +160,7 @@ class Checkpoints:
         if steps:
             raise UserError(
                 f"no checkpoint in '{self._folder}' can be read (steps "
-                f"{', '.join(map(str, steps))}): they are damaged, renamed or of another config; "
+                f"{', '.join(map(str, steps))}): they are damaged, renamed or of another model; "
                 "--fresh starts over."
             )
         return None

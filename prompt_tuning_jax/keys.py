@@ -39,12 +39,12 @@ def _whole(default: int, least: int) -> Key:
     return Key(default, f"a whole number of at least {least}", lambda value: value >= least)
 
 
-def _number(default: float, least: float = 0.0, most: float = math.inf) -> Key:
-    limit = "" if most == math.inf else f" and at most {most:g}"
+def _number(default: float, least: float = 0.0, below: float = math.inf) -> Key:
+    limit = "" if below == math.inf else f" and below {below:g}"
     return Key(
         default,
         f"a number of at least {least:g}{limit}",
-        lambda value: least <= value <= most and math.isfinite(value),
+        lambda value: least <= value < below,
     )
 
 
@@ -106,13 +106,13 @@ KEYS: dict[str, Key] = {
     # The largest global norm of the gradient; 0 is no clipping.
     "optimizer.clip_norm": _number(1.0),
     # Adam's decay of the first and the second moment; b1 is also the momentum of sgd.
-    "optimizer.b1": _number(0.9, most=1.0),
-    "optimizer.b2": _number(0.999, most=1.0),
-    # Adafactor's, as optax names them.
-    "optimizer.decay_rate": _number(0.8, most=1.0),
-    "optimizer.decay_offset": Key(0, "a whole number", lambda value: True),
+    "optimizer.b1": _number(0.9, below=1.0),
+    "optimizer.b2": _number(0.999, below=1.0),
+    # Adafactor's, as optax names them; above 0 its first steps have no decay that is a number.
+    "optimizer.decay_rate": _number(0.8),
+    "optimizer.decay_offset": Key(0, "a whole number of at most 0", lambda value: value <= 0),
     "optimizer.multiply_by_parameter_scale": _switch(False),
-    "optimizer.clipping_threshold": _number(1.0),
+    "optimizer.clipping_threshold": _number(1.0),  # 0: none
     # The warm-up is the first part of `steps`, or all of them, and rises in a straight line.
     "schedule.name": _among("cosine", SCHEDULES),
     "schedule.warmup_steps": _whole(20, 0),

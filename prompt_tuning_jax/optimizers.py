@@ -35,7 +35,7 @@ def make(config) -> optax.GradientTransformation:
             decay_rate=settings.decay_rate,
             decay_offset=settings.decay_offset,
             multiply_by_parameter_scale=settings.multiply_by_parameter_scale,
-            clipping_threshold=settings.clipping_threshold,
+            clipping_threshold=settings.clipping_threshold or None,
             weight_decay_rate=settings.weight_decay or None,
         ),
     }

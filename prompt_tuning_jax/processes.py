@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from prompt_tuning_jax import config as configs
-from prompt_tuning_jax.data.template import Example
 from prompt_tuning_jax.errors import UserError
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -63,9 +62,9 @@ def _leave(status: int) -> None:
     os._exit(status)
 
 
-def check(config, fingerprint: str, examples: Sequence[Example]) -> None:
+def check(config, sources: Mapping[str, str]) -> None:
     """Raises a UserError, in all processes, for what several processes cannot do, or where they
-    were not given the same config, model (by its fingerprint) and examples to train on."""
+    were not given the same config, model and data, by the fingerprints in `sources`."""
     if jax.process_count() == 1:
         return
     if not jax.distributed.is_initialized():
@@ -73,9 +72,8 @@ def check(config, fingerprint: str, examples: Sequence[Example]) -> None:
             f"there are {jax.process_count()} processes on these devices: set {ADDRESS}, {COUNT} "
             f"and {NUMBER} in each of them."
         )
-    digest = hashlib.sha256(f"{configs.to_json(config)}\0{fingerprint}".encode())
-    for example in examples:
-        digest.update(example.trunk.tobytes() + example.tails[example.answer].tobytes())
+    given = configs.to_json(config), *sorted(sources.items())
+    digest = hashlib.sha256(repr(given).encode())
     found = multihost_utils.process_allgather(np.frombuffer(digest.digest(), np.uint8))
     different = np.flatnonzero((found != found[:1]).any(axis=1))
     if different.size:

@@ -35,7 +35,7 @@ class Parts(NamedTuple):
 
 class State(NamedTuple):
     """What an update changes: float32 trees, and int32[] counts. `refused` counts the updates left
-    out because their gradient was not finite, `refused_in_a_row` those since the last good one."""
+    out because they were not finite, `refused_in_a_row` those since the last good one."""
 
     step: Any
     trainable: Any
@@ -121,8 +121,8 @@ def train_step(state: State, frozen, batch: Batch, parts: Parts, axis: str | Non
 
     Returns:
       The next state, and a dict of float32[]: loss (mean nats a target), accuracy (of the whole
-      vocabulary), targets, gradient_norm, refused_in_a_row. An update whose gradient is not finite
-      is left out.
+      vocabulary), targets, gradient_norm, refused_in_a_row. An update whose gradient or result is
+      not finite is left out.
     """
     rng = jax.random.fold_in(jax.random.key(parts.seed), state.step)
     total = gradients(state.trainable, frozen, batch, rng, parts)
@@ -134,12 +134,11 @@ def train_step(state: State, frozen, batch: Batch, parts: Parts, axis: str | Non
     count = jnp.maximum(sums.targets, 1.0)
     gradient = jax.tree.map(lambda leaf: leaf / count, gradient)
     norm = optax.tree.norm(gradient)
-    finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss)
-
     updates, optimizer_state = parts.optimizer.update(
         gradient, state.optimizer_state, state.trainable
     )
     trainable = optax.apply_updates(state.trainable, updates)
+    finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss) & jnp.isfinite(optax.tree.sum(trainable))
     trainable, optimizer_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),
         (trainable, optimizer_state),

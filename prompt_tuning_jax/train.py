@@ -4,6 +4,7 @@ The mathematics is in `step.py`, what is kept on disk in `workdir.py` and `check
 """
 
 import contextlib
+import hashlib
 import math
 import os
 import time
@@ -21,7 +22,7 @@ from prompt_tuning_jax.checkpoint import Checkpoints
 from prompt_tuning_jax.data import batch as batches
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.records import names
-from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.journal import Journal
 from prompt_tuning_jax.models import LanguageModel, prefix_length
 from prompt_tuning_jax.processes import agreed, stop_requested
@@ -50,12 +51,14 @@ class Data(NamedTuple):
 
 class Plan(NamedTuple):
     """A run before anything of it is compiled or written: what its step is made of, the first
-    trainable tree, `adapt` from such a tree to the collections of evaluation, and its data."""
+    trainable tree, `adapt` from such a tree to the collections of evaluation, its data, and the
+    fingerprints of what is not in its config: by 'model' and 'data'."""
 
     parts: Parts
     trainable: Any
     adapt: Callable
     data: Data
+    sources: dict[str, str]
 
 
 class Best(NamedTuple):
@@ -103,7 +106,7 @@ def tune(
 
     Raises:
       UserError: a setting, template or record that cannot be used; the folder is as it was then.
-      RunError: five updates in a row whose gradient was not finite.
+      RunError: five updates in a row that were not finite, or no validation loss that is.
     """
     run = plan(lm, task, config, log)
     folder = None if folder is None else Path(folder)
@@ -116,7 +119,7 @@ def tune(
             settle(folder, config, fresh)
         stopping = opened.enter_context(stop_requested(log))
         checkpoints = opened.enter_context(Checkpoints(folder / CHECKPOINTS)) if folder else None
-        state, best, spent = agreed(restore(checkpoints, init_state(run.parts, run.trainable), log))
+        state, best, spent = agreed(restore(checkpoints, run, log))
         start = config.steps if enough(best, config) else int(state.step)
         journal = opened.enter_context(Journal(int(state.step), spent, config, folder, log, track))
         journal.warn("norm", advice.prompt_norm(lm, run.adapt(state.trainable)))
@@ -143,16 +146,18 @@ def tune(
             ended = stop or last or enough(best, config)
             if checkpoints is not None and (ended or due(step + 1, config.save_every)):
                 journal.settle()
-                saved = save(checkpoints, compiled.fetch(state), best, journal.seconds(), log)
+                saved = save(checkpoints, run, compiled.fetch(state), best, journal.seconds(), log)
             if ended:
                 break
 
     taken, refused = map(int, compiled.fetch((state.step, state.refused)))
     if refused:
-        log(f"{refused} of {taken} updates were left out: their gradient was not finite")
+        log(f"{refused} of {taken} updates were left out: their gradient or result was not finite")
+    finished = not stopping and (taken == config.steps or enough(best, config))
+    if finished and not math.isfinite(best.loss):
+        raise RunError("no validation loss of this run is finite: lower learning_rate.")
     if enough(best, config):
         log(f"stopped early after step {taken}: no better validation loss in the last {best.since}")
-    finished = not stopping and (taken == config.steps or enough(best, config))
     adaptation = jax.device_get(run.adapt(best.trainable))
     artifact = artifacts.Artifact(adaptation, manifest(lm, task, config, best))
     size = parameter_count(run.trainable)
@@ -172,8 +177,9 @@ def plan(lm: LanguageModel, task, config, log: Callable) -> Plan:
     if note := advice.init_text(config.method, lm):
         log(note)
     data = prepare(lm, task, config, adapt(trainable), log)
-    processes.check(config, lm.fingerprint, data.train)
-    return Plan(parts, trainable, adapt, data)
+    sources = {"model": lm.fingerprint, "data": fingerprint(data)}
+    processes.check(config, sources)
+    return Plan(parts, trainable, adapt, data, sources)
 
 
 def better(best: Best, trainable, loss: float, step: int) -> Best:
@@ -202,12 +208,25 @@ def manifest(lm: LanguageModel, task, config, best: Best) -> dict:
     )
 
 
-def restore(checkpoints: Checkpoints | None, state: State, log) -> tuple[State, Best, float]:
-    """The newest state of a run, the best tree so far, and the seconds spent; or the beginning."""
+def restore(checkpoints: Checkpoints | None, run: Plan, log) -> tuple[State, Best, float]:
+    """The newest state of a run, the best tree so far, and the seconds spent; or the beginning.
+
+    Raises:
+      UserError: the model or the data are others than those that the state was trained with.
+    """
+    state = init_state(run.parts, run.trainable)
     best = Best(jax.tree.map(np.array, state.trainable), math.inf, 0, 0)
     kept = checkpoints.restore((state, best.trainable)) if checkpoints else None
     if kept is None:
         return state, best, 0.0
+    before = kept.extra["sources"]
+    changed = [name for name, source in run.sources.items() if source != before[name]]
+    if changed:
+        raise UserError(
+            f"the {' and the '.join(changed)} changed since step {kept.step} of this run, under the"
+            " same config: put back what was there, give another --workdir, or --fresh to start"
+            " over here."
+        )
     if kept.warning:
         log(f"warning: {kept.warning}")
     log(f"going on after step {kept.step}")
@@ -218,7 +237,9 @@ def restore(checkpoints: Checkpoints | None, state: State, log) -> tuple[State, 
     return state, best, extra["seconds"]
 
 
-def save(checkpoints: Checkpoints, state: State, best: Best, seconds: float, log) -> bool:
+def save(
+    checkpoints: Checkpoints, run: Plan, state: State, best: Best, seconds: float, log
+) -> bool:
     """Saves all that a run needs to go on; a full disk is a warning, and the run goes on."""
     extra = {
         "best_loss": best.loss,
@@ -226,11 +247,24 @@ def save(checkpoints: Checkpoints, state: State, best: Best, seconds: float, log
         "since_best": best.since,
         "seconds": seconds,
         "devices": jax.device_count(),
+        "sources": run.sources,
     }
     warning = checkpoints.save(int(state.step), (state, best.trainable), extra)
     if warning:
         log(f"warning: {warning}")
     return not warning
+
+
+def fingerprint(data: Data) -> str:
+    """Hex digest of the examples as the model reads them, and of the labels' values and words."""
+    digest = hashlib.sha256(repr(data.labels).encode(errors="backslashreplace"))
+    for examples in (data.train, data.validation):
+        digest.update(b"%d" % len(examples))
+        for example in examples:
+            parts = example.trunk, *example.tails
+            digest.update(repr((example.answer, *map(len, parts))).encode())
+            digest.update(b"".join(part.tobytes() for part in parts))
+    return digest.hexdigest()
 
 
 def parameter_count(tree) -> int:

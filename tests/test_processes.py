@@ -38,7 +38,7 @@ def test_which_process_this_is_has_to_be_clear(given, tmp_path, monkeypatch, cap
 def test_processes_that_jax_found_by_itself_are_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     with pytest.raises(UserError, match="there are 4 processes on these devices: set JAX_COORD"):
-        processes.check(None, "", [])
+        processes.check(None, {})
 
 
 def test_a_process_alone_agrees_with_itself(monkeypatch):

@@ -12,6 +12,7 @@ import time
 
 import jax
 import numpy as np
+import optax
 import pytest
 import tiny_runs
 from tiny_runs import tiny, tune, values, vectors
@@ -347,8 +348,8 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_said(plain, poison):
     left_out = [line for line in log if "is not finite" in line]
     assert left_out[0] == "warning: the gradient of step 4 is not finite: the update is left out"
     assert len(left_out) == 5 and result.finished
-    assert log[-1] == "5 of 12 updates were left out: their gradient was not finite"
-    assert log[-1] == "5 of 12 updates were left out: their gradient was not finite"
+    assert log[-1] == "5 of 12 updates were left out: their gradient or result was not finite"
+    assert log[-1] == "5 of 12 updates were left out: their gradient or result was not finite"
     assert np.isfinite(vectors(result)).all()
     assert result.history[:3] == plain.history[:3]
 
@@ -366,6 +367,25 @@ def test_five_such_gradients_in_a_row_stop_the_run_and_the_last_checkpoint_is_ke
             line["step"]: line["train/loss"] for line in workdir.read_metrics(run / workdir.METRICS)
         }
     assert spoilt[5] > 0 and spoilt[6] is None
+
+
+def test_an_update_that_is_not_finite_is_left_out(monkeypatch):
+    def make(config):
+        spoil = optax.stateless(lambda updates, _: jax.tree.map(lambda leaf: leaf / 0, updates))
+        return optax.chain(optax.adam(0.01), spoil)
+
+    monkeypatch.setattr(optimizers, "make", make)
+    with pytest.raises(RunError, match="5 updates in a row"):
+        tune()
+    result, log = tune("--config.steps=4")
+    assert log[-1] == "4 of 4 updates were left out: their gradient or result was not finite"
+    assert np.isfinite(vectors(result)).all()
+
+
+def test_a_run_without_a_finite_validation_loss_is_refused(monkeypatch):
+    monkeypatch.setattr(train, "validate", lambda *given: float("nan"))
+    with pytest.raises(RunError, match="no validation loss of this run is finite"):
+        tune()
 
 
 def test_a_resumed_history_is_the_whole_one(plain, tmp_path, monkeypatch):
@@ -411,6 +431,14 @@ def test_a_changed_config_is_refused_and_fresh_starts_over(tmp_path, monkeypatch
     assert sorted(os.listdir(run / workdir.CHECKPOINTS)) == ["10", "12"]
     steps = [line["step"] for line in workdir.read_metrics(run / workdir.METRICS)]
     assert steps == [6, 10, 12, 12]
+
+
+def test_a_run_does_not_go_on_with_another_model(tmp_path):
+    lm, task, config = tiny()
+    with workdir.claim(tmp_path / "run") as run:
+        tune(folder=run)
+        with pytest.raises(UserError, match="the model changed since step 12 of this run"):
+            api.tune(lm._replace(fingerprint="other"), task, config, run)
 
 
 def test_a_folder_of_another_config_is_refused_from_python_too(tmp_path):
