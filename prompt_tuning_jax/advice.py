@@ -49,13 +49,17 @@ def unmoved(first: Sequence[float], last: Sequence[float], step: int) -> str:
     )
 
 
-def init_text(settings, lm) -> str:
-    """How the text that virtual tokens begin with has been made to fit their number, or that it is
-    not read."""
+def first_values(settings, lm) -> str:
+    """What virtual tokens would begin with and is not read, or how their text has been made to fit
+    their number."""
+    for init in ("text", "file"):
+        if settings[f"init_{init}"] and settings.init != init:
+            return (
+                f"method.init_{init} is not read: method.init is {settings.init!r}; give {init!r}"
+                " for it"
+            )
     if settings.init != "text":
-        if not settings.init_text:
-            return ""
-        return f"method.init_text is not read: method.init is {settings.init!r}; give 'text' for it"
+        return ""
     held, wanted = len(lm.tokenizer.encode(settings.init_text)[0]), settings.num_virtual_tokens
     if held == wanted:
         return ""
@@ -72,6 +76,17 @@ def other_template(artifact: str, config: str) -> str:
     return (
         f"the artifact's own template is read, {short(artifact, 80)}, and not the config's, "
         f"{short(config, 80)}"
+    )
+
+
+def other_labels(artifact: Sequence[Sequence[str]], labels: Sequence[tuple[str, str]]) -> str:
+    """Whether an artifact is evaluated with other labels, or words for them, than its own."""
+    own = [tuple(pair) for pair in artifact]
+    if not own or own == list(labels):
+        return ""
+    return (
+        f"the config's labels are asked for, {short(list(labels), 80)}, and the artifact was"
+        f" trained for {short(own, 80)}: leave task.labels empty for those"
     )
 
 

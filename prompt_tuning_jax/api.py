@@ -13,11 +13,11 @@ from prompt_tuning_jax import metrics, scoring
 from prompt_tuning_jax.artifact import Artifact
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.demonstrations import fitted
-from prompt_tuning_jax.data.records import LABEL, PLACE, Record, names
+from prompt_tuning_jax.data.records import LABEL, PLACE, Record, names, needed
 from prompt_tuning_jax.data.task import Task
 from prompt_tuning_jax.data.template import with_prompt
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.generate import DEFAULTS, Settings, generate
+from prompt_tuning_jax.generate import DEFAULTS, Settings, check, generate
 from prompt_tuning_jax.models import LanguageModel, load, prefix_length
 from prompt_tuning_jax.progress import watched
 from prompt_tuning_jax.train import Result, encode, tune
@@ -194,6 +194,7 @@ def _encode(lm, task, rows, adaptation):
 
 def _texts(lm, task, rows, adaptation, settings, seed):
     """The example and the generation of each record, as they are asked for."""
+    check(settings, seed)
     taken = prefix_length(adaptation.collections)
     room = lm.spec.max_positions - taken - settings.max_new_tokens + 1
     if room < 1:
@@ -252,12 +253,15 @@ def _fields(task, template, record, place):
         raise UserError(
             f"{place} is a {type(record).__name__}: expected a text, or a dict of fields by name"
         )
-    if not isinstance(record, str):
-        return {name: value for name, value in record.items() if task.target or name != LABEL}
     fields = names(template)
+    if not isinstance(record, str):
+        read = {name: needed(record[name], name, place) for name in fields if name in record}
+        return {
+            name: value for name, value in record.items() if task.target or name != LABEL
+        } | read
     if len(fields) != 1:
         raise UserError(
             f"the template has the fields {', '.join(fields)}: give each record as these by name,"
             " not as one text"
         )
-    return {fields[0]: record}
+    return {fields[0]: needed(record, fields[0], place)}

@@ -21,7 +21,7 @@ from prompt_tuning_jax import artifact, config, load, predict
 from prompt_tuning_jax.data import task
 
 made = artifact.load({folder!r})
-settings = config.build(made.manifest["config"])
+settings = config.of_artifact(made.manifest)
 lm = load(
     settings.model.path,
     dtype=settings.model.dtype,
@@ -65,18 +65,20 @@ def render(
         _block(_commands(manifest, folder, task)),
         "The same from Python:",
         _block(_PYTHON.format(folder=folder, record=_record(manifest["template"])).splitlines()),
+        "Paths in its config that are relative, of the model or of data files, begin at the folder"
+        " where it was trained: give them anew, or type the commands there.",
         "The whole config is in `manifest.json`. It and the tensors are under SHA-256; this page is"
         " derived from them and is not.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def question(template: str) -> str:
-    """A line that `predict` takes, quoted for a shell: a text, or where the template has several
+def asking(template: str, program: str, folder: str) -> str:
+    """The command that asks for the answer to a line: a text, or where the template has several
     fields, a JSON object of them."""
     record = _record(template)
-    line = _TEXT if len(record) == 1 else json.dumps(record, ensure_ascii=False)
-    return shlex.quote(line)
+    line, form = (_TEXT, "") if len(record) == 1 else (json.dumps(record), " --jsonl")
+    return f"echo {shlex.quote(line)} | {program} predict --artifact {shlex.quote(folder)}{form}"
 
 
 def _facts(manifest, leaves, tensors_bytes, task) -> Iterable[str]:
@@ -125,10 +127,10 @@ def _cell(name: str, value: Any) -> str:
 
 
 def _commands(manifest, folder, task) -> list[str]:
-    asking = f"prompt-tuning {{}} --artifact {shlex.quote(folder)}"
-    commands = [f"echo {question(manifest['template'])} | {asking.format('predict')}"]
+    commands = [asking(manifest["template"], "prompt-tuning", folder)]
     if "test" in task:
-        commands.append(f"{asking.format('evaluate')} --split {shlex.quote(task['test'])}")
+        split = shlex.quote(task["test"])
+        commands.append(f"prompt-tuning evaluate --artifact {shlex.quote(folder)} --split {split}")
     return commands
 
 

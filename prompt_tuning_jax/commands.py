@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import os
 import platform
 import shlex
 import shutil
@@ -75,7 +76,8 @@ def lead(config, folder: str, fresh: bool, command: list[str]) -> int:
         say(machine(lm))
         with enough_memory(config):
             result = api.tune(lm, task, config, run, say, fresh)
-        again = shlex.join(word for word in command if word != "--fresh")
+        words = [*program_of(command), *command[1:]]
+        again = shlex.join(word for word in words if word != "--fresh")
         if not result.finished:
             if not result.saved:
                 raise RunError(
@@ -99,10 +101,18 @@ def lead(config, folder: str, fresh: bool, command: list[str]) -> int:
             report.curves(run / workdir.METRICS, run / workdir.CURVES)
             say(f"\ncurves: {run / workdir.CURVES}")
         start |= {"outcome": "finished", "seconds": {row.name: row.seconds for row in rows}}
-        program = "prompt-tuning" if shutil.which("prompt-tuning") else shlex.quote(command[0])
-        asking = f"{program} predict --artifact {shlex.quote(str(kept))}"
-        say(f"next:   echo {card.question(config.task.template)} | {asking}")
+        program = (
+            "prompt-tuning" if shutil.which("prompt-tuning") else shlex.join(program_of(command))
+        )
+        say(f"next:   {card.asking(config.task.template, program, str(kept))}")
     return 0
+
+
+def program_of(command: Sequence[str]) -> list[str]:
+    """How the program is typed: `python -m` hands over the path of a file that is none."""
+    if command[0].endswith(".py") and not os.access(command[0], os.X_OK):
+        return [sys.executable, "-m", "prompt_tuning_jax.main"]
+    return [command[0]]
 
 
 def follow(config) -> int:
@@ -229,17 +239,24 @@ def evaluate(
     that brings its own; the split is `config.task.test` unless given; `wanted` demonstrations stand
     in front where there is no artifact."""
     made = None if folder is None else artifact.load(folder)
-    labels = ()
-    if config is None:
-        config = own_config(made)
-        labels = made.manifest["labels"] if made else ()
-    task = tasks.make(config.task, labels)
+    own = config is None
+    if own:
+        config = configs.of_artifact(made.manifest) if made else configs.build({})
+    # Labels that a config leaves to the data are those that the artifact was trained for.
+    ours = made.manifest["labels"] if made and (own or not config.task.labels) else ()
+    task = tasks.make(config.task, ours)
     split = split or config.task.test
     if made is not None:
-        if note := advice.other_template(made.manifest["template"], config.task.template):
-            say(f"warning: {note}")
+        for note in (
+            advice.other_template(made.manifest["template"], config.task.template),
+            advice.other_labels(made.manifest["labels"], task.labels),
+        ):
+            if note:
+                say(f"warning: {note}")
         if split != config.task.train:
             warn_of_overlap(task, config, split)
+    if prompt is not None:
+        check_prompt(task, prompt, tasks.fields(task, tasks.records(task, split)[0]))
     shown = demonstrations(task, config, wanted, split)
     score = scorer(load_model(config), task, config)
     result = score(made, split=split, prompt=prompt, demonstrations=shown)
@@ -339,7 +356,7 @@ def predict(
       overrides: of `generation.*`, for a task whose texts are written.
     """
     made = artifact.load(folder)
-    config = configs.build(made.manifest["config"], overrides)
+    config = configs.of_artifact(made.manifest, overrides)
     task = tasks.make(config.task, made.manifest["labels"])
     if overrides and not task.target:
         raise UserError(f"the artifact {folder!r} finds labels, which {overrides[0]!r} is not for")
@@ -394,13 +411,6 @@ def machine(lm: LanguageModel) -> str:
     kind, count = jax.devices()[0].device_kind, jax.device_count()
     rate = 2 * size**3 / min(seconds) / 1e9
     return f"{count} x {kind}, {dtype} matrix products at {rate:,.0f} GFLOP/s"
-
-
-def own_config(made: artifact.Artifact | None):
-    """The config that an artifact was made with, or the defaults."""
-    if made is None:
-        return configs.build({})
-    return configs.build(made.manifest["config"])
 
 
 def load_model(config) -> LanguageModel:

@@ -38,7 +38,7 @@ _FILE_FAULTS = (
 )
 
 
-def load(path: str | None, overrides: Sequence[str] = ()) -> ConfigDict:
+def load(path: str | os.PathLike | None, overrides: Sequence[str] = ()) -> ConfigDict:
     """Reads a config, applies the overrides and checks the whole.
 
     Args:
@@ -51,7 +51,15 @@ def load(path: str | None, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
         UserError: the file is missing or broken; or all faults of keys and values at once.
     """
+    path = None if path is None else os.fspath(path)
     return build({} if path is None else _read(path), overrides, path)
+
+
+def of_artifact(manifest: Mapping[str, Any], overrides: Sequence[str] = ()) -> ConfigDict:
+    """The config in an artifact's manifest, but for its method, which may be one that is not here:
+    whoever uses an artifact need not have it."""
+    given = {name: value for name, value in manifest["config"].items() if name != "method"}
+    return build(given, overrides)
 
 
 def build(

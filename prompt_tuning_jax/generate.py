@@ -17,7 +17,8 @@ import numpy as np
 from prompt_tuning_jax import scoring
 from prompt_tuning_jax.data.batch import shared_length
 from prompt_tuning_jax.data.template import Example
-from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.errors import UserError, short
+from prompt_tuning_jax.keys import KEYS
 from prompt_tuning_jax.models import LanguageModel, prefix_length
 from prompt_tuning_jax.models.decoder import Decoder, decode, prefill, split_layers
 
@@ -38,6 +39,21 @@ class Settings(NamedTuple):
 
 
 DEFAULTS = Settings()
+
+
+def check(settings: Settings, seed: int):
+    """Raises a UserError for settings that a config could not have, or a seed that is none."""
+    if not isinstance(settings, Settings):
+        raise UserError(
+            f"generation is a {type(settings).__name__}: give prompt_tuning_jax.generate.Settings"
+        )
+    for name, value in settings._asdict().items():
+        key = KEYS[f"generation.{name}"]
+        kinds = (int, float) if isinstance(key.default, float) else type(key.default)
+        if not isinstance(value, kinds) or isinstance(value, bool) or not key.holds(value):
+            raise UserError(f"generation.{name} is {short(value)}: expected {key.expected}")
+    if not 0 <= seed < 1 << 32:
+        raise UserError(f"seed is {seed}: expected a whole number from 0 to {(1 << 32) - 1}")
 
 
 def settings(config) -> Settings:

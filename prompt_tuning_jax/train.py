@@ -174,7 +174,7 @@ def plan(lm: LanguageModel, task, config, log: Callable) -> Plan:
     trainable = method.init(key, lm, task)
     adapt = jax.jit(lambda tree: method.adapt(tree, key, False))
     log(parameters(trainable, lm))
-    if note := advice.init_text(config.method, lm):
+    if note := advice.first_values(config.method, lm):
         log(note)
     data = prepare(lm, task, config, adapt(trainable), log)
     sources = {"model": lm.fingerprint, "data": fingerprint(data)}
@@ -195,7 +195,9 @@ def enough(best: Best, config) -> bool:
 
 
 def manifest(lm: LanguageModel, task, config, best: Best) -> dict:
-    """What the artifact says of itself."""
+    """What the artifact says of itself; its config names the model that was given."""
+    given = config.to_dict()
+    given["model"]["path"] = lm.name
     return artifacts.describe(
         method=config.method.name,
         lm=lm,
@@ -203,7 +205,7 @@ def manifest(lm: LanguageModel, task, config, best: Best) -> dict:
         labels=task.labels,
         max_length=config.task.max_length,
         add_bos=lm.tokenizer.add_bos,
-        config=config.to_dict(),
+        config=given,
         metrics={"step": best.step, "validation_loss": best.loss},
     )
 

@@ -122,7 +122,7 @@ def test_updates_with_more_examples_than_there_are():
 
 def test_a_text_that_does_not_fill_the_virtual_tokens_is_said():
     def said(**settings):
-        return advice.init_text(ConfigDict(settings), LM)
+        return advice.first_values(ConfigDict({"init_file": "", **settings}), LM)
 
     size = len(LM.tokenizer.encode("two words")[0])
     given = {"init": "text", "init_text": "two words"}
@@ -133,6 +133,8 @@ def test_a_text_that_does_not_fill_the_virtual_tokens_is_said():
     assert said(init="vocabulary", init_text="two words", num_virtual_tokens=1) == (
         "method.init_text is not read: method.init is 'vocabulary'; give 'text' for it"
     )
+    unread = said(init="text", init_text="two words", init_file="run/artifact")
+    assert unread == "method.init_file is not read: method.init is 'text'; give 'file' for it"
 
 
 def test_a_template_that_an_artifact_does_not_read_is_said():

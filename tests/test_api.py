@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -269,3 +270,41 @@ def test_evaluate_reads_the_configs_max_length(capsys):
     words = ["--config", str(tiny_runs.world().config), "--config.task.max_length=20"]
     assert main.run(["evaluate", *words, "--split", "test[:5]", "--json"]) == 0
     assert '"shortened": 5' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), "\ud800", "x" * 10_000_001])
+def test_a_field_of_a_record_is_a_text(given, made, value):
+    lm, task, _ = given
+    for record in ({"text": value}, value) if isinstance(value, str) else ({"text": value},):
+        with pytest.raises(UserError, match="record 0: 'text'"):
+            next(api.predict(lm, task, [record], made))
+
+
+def test_a_number_is_the_text_that_json_has_for_it(given, made):
+    lm, task, _ = given
+    number, text = api.predict(lm, task, [{"text": 5.5}, "5.5"], made)
+    assert number == text
+
+
+@pytest.mark.parametrize(
+    ("record", "fault"),
+    [
+        ({"text": "banks"}, "demonstration 0 has no answer"),
+        ({"text": "banks", "label": "banks"}, "the label is 'banks': expected one of 'business'"),
+    ],
+)
+def test_a_demonstration_has_one_of_the_answers(given, record, fault):
+    lm, task, _ = given
+    with pytest.raises(UserError, match=fault):
+        api.evaluate(lm, task, split="test[:3]", demonstrations=[record])
+
+
+def test_paths_are_texts_or_paths(given, tmp_path):
+    _, task, config = given
+    path = Path(tiny_runs.world().config)
+    assert configs.load(path, tiny_runs.FEW).to_dict() == config.to_dict()
+    read = api.load(Path(config.model.path), dtype="float32")
+    result = api.tune(read, task, configs.load(path, [*tiny_runs.FEW, "--config.steps=1"]), log=len)
+    api.save(result.artifact, tmp_path / "made")
+    # The model that was given, by whatever path, is the one that the artifact names.
+    assert result.artifact.manifest["config"]["model"]["path"] == str(config.model.path)

@@ -104,3 +104,12 @@ def test_its_python_runs_and_answers_as_its_command_does(folder):
     answers = [json.loads(line) for line in run(predict, shell=True).splitlines()]
     assert [run([sys.executable, "-c", python]).strip()] == [str(answer) for answer in answers]
     assert "examples: 40" in run(evaluate, shell=True)
+
+
+def test_what_is_asked_is_one_text_or_an_object_of_several():
+    assert (
+        card.asking("{soft}{text}:", "pt", "a b") == f"echo '{TEXT}' | pt predict --artifact 'a b'"
+    )
+    assert card.asking("{soft}{a}{b}", "pt", "made") == (
+        f"""echo '{{"a": "{TEXT}", "b": "{TEXT}"}}' | pt predict --artifact made --jsonl"""
+    )

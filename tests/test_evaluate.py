@@ -6,7 +6,7 @@ import tiny_models
 import tiny_runs
 from safetensors.numpy import load_file, save_file
 
-from prompt_tuning_jax import api, commands
+from prompt_tuning_jax import api, artifact, commands
 from prompt_tuning_jax import config as configs
 
 
@@ -148,3 +148,29 @@ def test_a_demonstration_is_known_in_another_file_too(capsys, home):
     assert "warning: 4 records of validation are demonstrations" in capsys.readouterr().out
     few = commands.tasks.training(task, config.task)
     assert sorted(row["text"] for row in chosen) == sorted(row["text"] for row in few)
+
+
+def test_labels_that_an_artifact_was_not_trained_for_are_said(typed):
+    words = ["evaluate", "--artifact", tiny_runs.artifact(), "--split", "test[:5]", "--json"]
+    given = [*words, "--config", tiny_runs.world().config]
+    left = typed(*given, "--config.task.labels=()")
+    assert json.loads(left.out) == json.loads(typed(*words).out) and "labels" not in left.err
+    other = "('business=b','entertainment=e','politics=p','sport=s','tech=gadgets')"
+    shown = typed(*given, f"--config.task.labels={other}")
+    assert shown.status == 0 and "warning: the config's labels are asked for" in shown.err
+
+
+def test_a_written_prompt_is_refused_before_the_model_is_read(typed, monkeypatch):
+    monkeypatch.setattr(commands, "load_model", lambda config: 1 / 0)
+    shown = typed("evaluate", "--config", tiny_runs.world().config, "--prompt", "{txt} is")
+    assert shown.status == 2 and "unknown field {txt}, expected {text} or {soft}" in shown.err
+
+
+def test_an_artifact_needs_no_code_of_its_method(typed, home):
+    made = artifact.load(tiny_runs.artifact())
+    for place in (made.manifest, made.manifest["config"]["method"]):
+        place["method" if "method" in place else "name"] = "mine"
+    api.save(made, home / "made")
+    words = ["evaluate", "--split", "test[:5]", "--json", "--artifact"]
+    assert typed(*words, "made").out == typed(*words, tiny_runs.artifact()).out
+    assert typed("predict", "--artifact", "made", stdin="banks").status == 0

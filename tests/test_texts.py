@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 
 import jax
 import numpy as np
@@ -173,3 +174,23 @@ def test_a_streams_answers_are_those_of_each_record(lm):
         [alone] = api.predict(lm, LABELLED, [record])
         shares = [list(each["probabilities"].values()) for each in (answer, alone)]
         np.testing.assert_allclose(*shares, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ({"stop": "END"}, "generation.stop is 'END': expected texts"),
+        ({"stop": ("",)}, "generation.stop is"),
+        ({"temperature": -1.0}, "generation.temperature is -1.0: expected"),
+        ({"top_p": 0}, "generation.top_p is 0: expected"),
+        ({"max_new_tokens": 2.5}, "generation.max_new_tokens is 2.5: expected"),
+        ({"batch_size": 0}, "generation.batch_size is 0: expected"),
+        (None, "generation is a NoneType: give"),
+    ],
+)
+def test_settings_are_those_that_a_config_could_have(lm, given, fault):
+    settings = given if given is None else Settings(**given)
+    with pytest.raises(UserError, match=re.escape(fault)):
+        next(api.predict(lm, TASK, FACTS, generation=settings))
+    with pytest.raises(UserError, match="seed is -1: expected"):
+        next(api.predict(lm, TASK, FACTS, seed=-1))

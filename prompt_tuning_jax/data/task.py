@@ -245,8 +245,13 @@ def examples(
     # The space in front of a text is the text's: whether it is a token of its own depends on what
     # follows, which is not known when the model is asked.
     parsed = parse(text.removesuffix(" ") if task.target else text, tokenizer.specials)
-    known = [(row, *answers(row)) for row in demonstrations]
-    parsed = with_demonstrations(parsed, [(row, words[answer]) for row, words, answer in known])
+    shown = []
+    for number, row in enumerate(demonstrations):
+        words, answer = answers(row)
+        if answer < 0:
+            raise UserError(f"demonstration {number} has no answer: give it the label, or the text")
+        shown.append((row, words[answer]))
+    parsed = with_demonstrations(parsed, shown)
     encoded = []
     for number, row in enumerate(rows):
         try:
@@ -376,7 +381,16 @@ def _to_rank(task: Task) -> _Answers:
     """Returns what gives a record's answers: all words, and which is right."""
     words = [word for _, word in task.labels]
     places = {value: place for place, (value, _) in enumerate(task.labels)}
-    return lambda row: (words, places[row[LABEL]] if LABEL in row else -1)
+
+    def answers(row: Record) -> tuple[Sequence[str], int]:
+        if LABEL not in row:
+            return words, -1
+        if row[LABEL] not in places:
+            known = ", ".join(map(repr, places))
+            raise UserError(f"the label is {short(row[LABEL])}: expected one of {known}")
+        return words, places[row[LABEL]]
+
+    return answers
 
 
 def _to_write(task: Task, tokenizer: Any) -> _Answers:

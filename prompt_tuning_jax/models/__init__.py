@@ -3,6 +3,7 @@
 
 import functools
 import math
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -40,7 +41,7 @@ class LanguageModel(NamedTuple):
 
 
 def load(
-    path: str = "smollm2-135m-instruct",
+    path: str | os.PathLike = "smollm2-135m-instruct",
     *,
     dtype: str = "auto",
     remat: str = "named",
@@ -59,6 +60,7 @@ def load(
       UserError: a path, dtype or setting that cannot be used, a model larger than the memory, or
         a tokenizer with more ids than the model has embeddings.
     """
+    path = os.fspath(path)
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     for name, value, known in (("dtype", dtype, DTYPES), ("remat", remat, REMAT)):
