@@ -262,6 +262,7 @@ class _Rendered(NamedTuple):
     front: _Tokens
     last: str
     begins: int  # where the last run begins
+    continues: bool  # whether text or a special token stands before it
     spans: dict[str, list[tuple[int, int]]]  # characters of each occurrence of each field
     first_field: int | None  # where the first field begins
     most: int  # front tokens up to the end of the first field's run, if that is not the last
@@ -335,13 +336,14 @@ def _render(
     spans: dict[str, list[tuple[int, int]]] = {}
     first_field, most = None, sys.maxsize
     begins = place = 0
-    text = ""
+    text, continues = "", False
     for number, item in enumerate(layout):
         if isinstance(item, Special | range):
             ids = [-1 - j for j in item] if isinstance(item, range) else [specials[item.markup]]
             _extend(front, ids, [(0, 0)] * len(ids), place)
+            continues = continues or isinstance(item, Special)
         else:
-            begins, text = place, ""
+            begins, text, continues = place, "", continues or place > 0
             for piece in item:
                 added = piece.text if isinstance(piece, Constant) else fields[piece.name]
                 if isinstance(piece, Field):
@@ -350,11 +352,11 @@ def _render(
                 text += added
                 place += len(added)
             if number < len(layout) - 1:
-                ids, offsets = tokenizer.encode(text)
+                ids, offsets = tokenizer.encode(text, continues=continues)
                 _extend(front, ids, offsets, begins)
                 if first_field is not None:
                     most = min(most, len(front.ids))
-    return _Rendered(front, text, begins, spans, first_field, most)
+    return _Rendered(front, text, begins, continues, spans, first_field, most)
 
 
 def _extend(
@@ -375,7 +377,9 @@ def _answered(
     """
     text = rendered.last
     joint = _joint(text)
-    encoded = [tokenizer.encode(text + joint + answer) for answer in answers]
+    encoded = [
+        tokenizer.encode(text + joint + answer, continues=rendered.continues) for answer in answers
+    ]
     ids, offsets = encoded[0]
     shared = len(ids)
     for other, other_offsets in encoded:

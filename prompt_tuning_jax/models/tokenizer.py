@@ -17,6 +17,9 @@ from prompt_tuning_jax.models.weights import locate, read_json
 MOST_GROWTH = 1000  # characters that a file's replacements may make of one
 CONTROL, USER_DEFINED = 3, 4  # GGUF's token types that are matched whole in a text
 
+LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
+SPACE = "\u2581"  # how SentencePiece writes one
+
 
 class Splitting(NamedTuple):
     """How a byte-level vocabulary cuts text before merging, and whether a word that is in the
@@ -102,14 +105,28 @@ class Tokenizer:
         decisive = [vocabulary, self.bos_id, self.eos_id, self.pad_id, self.add_bos]
         canonical = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
         self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
+        self.inside = self.library
+        steps = vocabulary.get("pre_tokenizer")
+        if without_first(steps) != steps:
+            changed = {**json.loads(self.library.to_str()), "pre_tokenizer": without_first(steps)}
+            self.inside = tokenizers.Tokenizer.from_str(json.dumps(changed))
+            self.inside.encode_special_tokens = True
 
-    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode(
+        self, text: str, *, continues: bool = False
+    ) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of a text, and where each begins and ends in it, in characters.
 
         Where several tokens make one character, each has that character's offsets.
+
+        Args:
+          text: what to cut.
+          continues: whether it stands behind another text or a special token: some tokenizers put a
+            space in front of what begins, and of that alone.
         """
+        library = self.inside if continues else self.library
         with panics(f"a text of {len(text)} characters cannot be cut into tokens"):
-            encoding = self.library.encode(text, add_special_tokens=False)
+            encoding = library.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -135,6 +152,16 @@ def panics(what: str) -> Iterator[None]:
 def reason(error: BaseException) -> str:
     """What the library says, which may be all of a damaged file."""
     return repr(str(error)[:200])[1:-1]
+
+
+def without_first(part: Any) -> Any:
+    """A part of a `tokenizer.json` whose steps put no space in front of a text that begins."""
+    if isinstance(part, list):
+        return [without_first(inside) for inside in part]
+    if not isinstance(part, dict):
+        return part
+    never = {"prepend_scheme": "never"} if part.get("prepend_scheme") == "first" else {}
+    return {key: without_first(inside) for key, inside in part.items()} | never
 
 
 def growth(part: Any) -> int:
@@ -178,6 +205,8 @@ def from_folder(folder: Path) -> tuple[dict[str, Any], Facts]:
         read_json(folder / file) if (folder / file).exists() else {}
         for file in ("tokenizer_config.json", "config.json")
     )
+    if rebuilt_as_llama(folder, vocabulary, named, model):
+        vocabulary = as_llama(vocabulary, named)
     return vocabulary, Facts(
         bos=special(named, model, "bos"),
         eos=special(named, model, "eos"),
@@ -185,6 +214,46 @@ def from_folder(folder: Path) -> tuple[dict[str, Any], Facts]:
         add_bos=None,  # as transformers: what tokenizer_config.json says of it is not heeded
         chat_template=read_template(folder, named),
     )
+
+
+def rebuilt_as_llama(
+    folder: Path, vocabulary: Mapping[str, Any], named: Mapping[str, Any], model: Mapping[str, Any]
+) -> bool:
+    """Whether transformers 5 takes the vocabulary alone of this `tokenizer.json`."""
+    kind = named.get("tokenizer_class") or model.get("tokenizer_class")
+    words = vocabulary.get("model")
+    if kind not in LLAMA_CLASSES or not isinstance(words, dict):
+        return False
+    merged = {"vocab", "merges"} <= words.keys()
+    return merged and b'"ByteLevel"' not in (folder / "tokenizer.json").read_bytes()
+
+
+def as_llama(vocabulary: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """A `tokenizer.json` with the steps of transformers' LlamaTokenizer, whatever its own are: it
+    puts a space in front of a text, of what follows a special token too where it is `legacy`."""
+    spaced = named.get("add_prefix_space")
+    scheme = "always" if named.get("legacy") else "first"
+    scheme = scheme if spaced or spaced is None else "never"
+    decoders: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if scheme != "never":
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    words = {key: vocabulary["model"][key] for key in ("vocab", "merges")}
+    return {
+        **vocabulary,
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Metaspace",
+            "replacement": SPACE,
+            "prepend_scheme": scheme,
+            "split": False,
+        },
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": {"type": "BPE", "fuse_unk": True, "byte_fallback": True, **words},
+    }
 
 
 def special(named: Mapping[str, Any], model: Mapping[str, Any], kind: str) -> str | int | None:

@@ -30,7 +30,7 @@ class Trimmed:
         self.library.post_processor = processors.ByteLevel(trim_offsets=True)
         self.library.encode_special_tokens = True
 
-    def encode(self, text):
+    def encode(self, text, *, continues=False):
         encoding = self.library.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
