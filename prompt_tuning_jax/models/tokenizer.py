@@ -85,13 +85,19 @@ class Tokenizer:
             self.library.token_to_id(token) if isinstance(token, str) else token
             for token in (facts.bos, facts.eos, facts.pad)
         )
+        added_front = front(self.library) if facts.add_bos is None else []
+        if len(added_front) == 1 and (self.bos_id is None or isinstance(facts.bos, int)):
+            self.bos_id = added_front[0]  # transformers does not heed config.json either
+        if added_front not in ([], [self.bos_id]):
+            raise ValueError(
+                f"its post_processor puts {short(added_front)} in front of a text, expected at "
+                f"most the BOS token, {self.bos_id}: change the one or the other"
+            )
         self.size = self.library.get_vocab_size()
         for number in (self.bos_id, self.eos_id, self.pad_id):
             if number is not None and number >= self.size:
                 raise ValueError(f"it names id {number} and has {self.size}")
-        add_bos = facts.add_bos
-        if add_bos is None:
-            add_bos = self.library.encode("a").ids[:1] == [self.bos_id]
+        add_bos = bool(added_front) if facts.add_bos is None else facts.add_bos
         self.add_bos: bool = add_bos and self.bos_id is not None
         self.chat_template = facts.chat_template
         added = self.library.get_added_tokens_decoder().items()
@@ -154,6 +160,13 @@ def reason(error: BaseException) -> str:
     return repr(str(error)[:200])[1:-1]
 
 
+def front(library: tokenizers.Tokenizer) -> list[int]:
+    """What a tokenizer's processor puts in front of a text."""
+    encoding = library.encode("a")
+    added = encoding.special_tokens_mask
+    return encoding.ids[: added.index(0)] if 0 in added else []
+
+
 def without_first(part: Any) -> Any:
     """A part of a `tokenizer.json` whose steps put no space in front of a text that begins."""
     if isinstance(part, list):
@@ -199,12 +212,15 @@ def read(path: str) -> Tokenizer:
 
 
 def from_folder(folder: Path) -> tuple[dict[str, Any], Facts]:
-    """What `tokenizer.json`, `tokenizer_config.json` and `config.json` say."""
+    """What `tokenizer.json`, `tokenizer_config.json` and `config.json` say, and what earlier
+    versions kept in `special_tokens_map.json`."""
     vocabulary = read_json(folder / "tokenizer.json")
-    named, model = (
+    named, model, earlier = (
         read_json(folder / file) if (folder / file).exists() else {}
-        for file in ("tokenizer_config.json", "config.json")
+        for file in ("tokenizer_config.json", "config.json", "special_tokens_map.json")
     )
+    if "added_tokens_decoder" not in named:
+        named = {**named, **earlier}
     if rebuilt_as_llama(folder, vocabulary, named, model):
         vocabulary = as_llama(vocabulary, named)
     return vocabulary, Facts(

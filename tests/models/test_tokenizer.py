@@ -134,8 +134,58 @@ def test_bos_is_not_added_where_there_is_none(folder):
     rewrite(folder / "tokenizer_config.json", bos_token=None)
     rewrite(folder / "config.json", bos_token_id=None, eos_token_id=[2, 1], pad_token_id=-1)
     rewrite(folder / "tokenizer_config.json", eos_token=None, pad_token=None)
+    rewrite(folder / "tokenizer.json", post_processor=None)
     words = tokenizer.read(str(folder))
     assert (words.bos_id, words.eos_id, words.pad_id, words.add_bos) == (None, 2, None, False)
+
+
+def processor(*tokens):
+    """Puts the special tokens in front of a text."""
+    return {
+        "type": "TemplateProcessing",
+        "single": [
+            *({"SpecialToken": {"id": token, "type_id": 0}} for token in tokens),
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": "<|eos|>", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            token: {"id": token, "ids": [number], "tokens": [token]}
+            for number, token in enumerate(SPECIALS)
+        },
+    }
+
+
+@pytest.mark.parametrize("number", [None, 1, 2])
+def test_a_bos_that_only_the_processor_knows(folder, number):
+    """As transformers, which takes its id from nowhere else, not from config.json."""
+    rewrite(folder / "tokenizer_config.json", bos_token=None)
+    rewrite(folder / "config.json", bos_token_id=number)
+    rewrite(folder / "tokenizer.json", post_processor=processor("<|bos|>"))
+    words = tokenizer.read(str(folder))
+    assert (words.bos_id, words.add_bos) == (1, True)
+    rewrite(folder / "tokenizer.json", post_processor=processor())
+    words = tokenizer.read(str(folder))
+    assert (words.bos_id, words.add_bos) == (number, False)
+
+
+def test_what_a_processor_may_not_put_in_front(folder):
+    message = r"post_processor puts \[.*\] in front .* the BOS token, 1:"
+    for tokens in (["<|bos|>", "<|pad|>"], ["<|pad|>"]):
+        rewrite(folder / "tokenizer.json", post_processor=processor(*tokens))
+        with pytest.raises(UserError, match=message):
+            tokenizer.read(str(folder))
+
+
+def test_special_tokens_map_of_earlier_versions(folder):
+    path = folder / "special_tokens_map.json"
+    path.write_text(json.dumps({"bos_token": {"content": "<|bos|>"}, "eos_token": "<|pad|>"}))
+    rewrite(folder / "tokenizer_config.json", bos_token=None)
+    rewrite(folder / "config.json", bos_token_id=None)
+    words = tokenizer.read(str(folder))
+    assert (words.bos_id, words.eos_id, words.add_bos) == (1, 0, True)
+    rewrite(folder / "tokenizer_config.json", added_tokens_decoder={})
+    assert tokenizer.read(str(folder)).eos_id == 2
 
 
 def test_chat_templates(folder):
@@ -162,11 +212,11 @@ def test_the_fingerprint_tells_tokenizers_apart(tmp_path, folder, smollm2):
     assert tokenizer.read(str(folder)).fingerprint == first
     rewrite(folder / "tokenizer_config.json", chat_template="{{ a }}")
     assert tokenizer.read(str(folder)).fingerprint == first
-    rewrite(folder / "tokenizer_config.json", bos_token="<|eos|>")
+    rewrite(folder / "tokenizer_config.json", eos_token="<|pad|>")
     second = tokenizer.read(str(folder)).fingerprint
     path = folder / "tokenizer.json"
     path.write_text(path.read_text().replace('["h", "e"]', '["e", "h"]').replace('"he"', '"eh"'))
-    rewrite(folder / "tokenizer_config.json", bos_token="<|bos|>")
+    rewrite(folder / "tokenizer_config.json", eos_token="<|eos|>")
     assert len({first, second, smollm2.fingerprint}) == 3
 
 
@@ -324,7 +374,7 @@ def test_a_pattern_that_never_ends_is_given_up_at_once(folder):
 
 def test_a_text_that_the_vocabulary_cannot_write_is_a_sentence(folder):
     words = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "?"}
-    rewrite(folder / "tokenizer.json", model=words)
+    rewrite(folder / "tokenizer.json", model=words, post_processor=None)
     with pytest.raises(UserError, match=r"a text of 5 characters cannot be cut .*UNK"):
         tokenizer.read(str(folder)).encode("banks")
 
