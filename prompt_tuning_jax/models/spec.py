@@ -129,9 +129,9 @@ def from_gguf(
 
     if fields.get(f"{family}.expert_count", 0):
         raise UserError(f"{source} is a mixture of experts; supported: dense {family} models.")
-    scaling = fields.get(f"{family}.rope.scaling.type", "none")
-    if scaling != "none":
-        refuse_scaling(scaling, source)
+    if fields.get(f"{family}.attention.causal", True) is not True:
+        raise UserError(f"{source} attends to what follows; supported: causal {family} models.")
+    refuse_gguf_scaling(fields, family, source)
     width, heads = read("embedding_length", int), read("attention.head_count", int)
     rotated = read("rope.dimension_count", int, width // heads)
     head_size = read("attention.key_length", int, rotated)
@@ -221,6 +221,16 @@ def refuse_scaling(kind: Any, source: str):
     raise UserError(
         f"{source} has rope scaling of type {short(kind)}; supported: {', '.join(ROPE_SCALINGS)}."
     )
+
+
+def refuse_gguf_scaling(fields: Mapping[str, Any], family: Any, source: str):
+    """Refuses all scaling but that of `rope_freqs.weight`. Files without a type that name a factor
+    are linear to llama.cpp, under the earlier key too."""
+    scaling = fields.get(f"{family}.rope.scaling.type", "linear")
+    factors = [fields.get(f"{family}.rope.{key}", 1) for key in ("scaling.factor", "scale_linear")]
+    # 0 is none there.
+    if scaling != "none" and (scaling != "linear" or any(given not in (0, 1) for given in factors)):
+        refuse_scaling(scaling, source)
 
 
 def solve(factors: np.ndarray, theta: float, original: int, source: str) -> RopeScaling | None:

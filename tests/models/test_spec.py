@@ -104,6 +104,16 @@ def test_gguf_metadata():
     assert spec.from_gguf(metadata(), False, None, "it") == changed(tied_head=False)
 
 
+def test_gguf_metadata_of_no_scaling():
+    factor = {"llama__rope__scaling__factor": 4.0}
+    for changes in (
+        {"llama__rope__scaling__type": "none", **factor},
+        {"llama__rope__scale_linear": 1.0, "llama__rope__scaling__factor": 0.0},
+        {"llama__attention__causal": True},
+    ):
+        assert spec.from_gguf(metadata(**changes), True, None, "it") == SPEC
+
+
 def test_what_gguf_metadata_may_leave_out():
     short = metadata(
         llama__attention__key_length=None,
@@ -124,6 +134,9 @@ def test_what_gguf_metadata_may_leave_out():
     [
         ({"general__architecture": "gpt2"}, r"it is a model of type 'gpt2'; supported: llama\."),
         ({"llama__rope__scaling__type": "yarn"}, "'yarn'; supported: default, llama3"),
+        ({"llama__rope__scaling__factor": 4.0}, "'linear'; supported: default, llama3"),
+        ({"llama__rope__scale_linear": 4.0}, "'linear'; supported: default, llama3"),
+        ({"llama__attention__causal": False}, "attends to what follows; supported: causal llama"),
         ({"llama__expert_count": 8}, "mixture of experts; supported: dense"),
         ({"llama__rope__dimension_count": 6}, "rotates 6 of 10 dimensions"),
         ({"llama__attention__value_length": 12}, "its values differ in size"),
