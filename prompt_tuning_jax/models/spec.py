@@ -18,6 +18,7 @@ ROPE_SCALINGS = ("default", "llama3")
 
 # GGUF holds the result of llama3's scaling, not what it came from. Every released model used these.
 LOW_FREQ_FACTOR, HIGH_FREQ_FACTOR, ORIGINAL_MAX_POSITIONS = 1.0, 4.0, 8192
+LEAST_FACTOR = 1e-6  # below it float32 has no frequency
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,11 @@ class Spec:
             raise UserError(
                 f"the head size is {self.head_size}; the rotary embedding needs an even one."
             )
+        if self.rope_theta < 1:
+            # Frequencies would rise above one radian a position, and out of float32.
+            raise UserError(
+                f"the rotary embedding's base is {self.rope_theta:g}; expected at least 1."
+            )
 
 
 def from_config(config: Mapping[str, Any], source: str) -> Spec:
@@ -82,14 +88,18 @@ def from_config(config: Mapping[str, Any], source: str) -> Spec:
       UserError: a family, option or value that is not supported, or a size that is missing.
     """
     check_family(config.get("model_type"), source)
-    refuse_options(config, source)
     width = positive(config, "hidden_size", int, source)
     heads = positive(config, "num_attention_heads", int, source)
     max_positions = positive(config, "max_position_embeddings", int, source, 2048)
-    # transformers 5 keeps base and scaling in one entry, earlier versions in two.
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    # transformers 5 keeps base and scaling in one entry, earlier versions in two; it takes the
+    # earlier where there are both.
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(rope, Mapping):
         raise UserError(f"{source}: rope_scaling is {short(rope)}, expected an object or null.")
+    refuse_options({**config, **rope}, source)
+    original = config.get("original_max_position_embeddings")
+    if original is not None:  # transformers 5 takes it even over the one inside
+        rope = {**rope, "original_max_position_embeddings": original}
     return Spec(
         family=config["model_type"],
         layers=positive(config, "num_hidden_layers", int, source),
@@ -103,7 +113,7 @@ def from_config(config: Mapping[str, Any], source: str) -> Spec:
         rope_theta=positive({**config, **rope}, "rope_theta", float, source, 10000.0),
         rope_scaling=read_scaling(rope, max_positions, source),
         norm_epsilon=positive(config, "rms_norm_eps", float, source, 1e-6),
-        tied_head=config.get("tie_word_embeddings", False) is True,
+        tied_head=config.get("tie_word_embeddings") is True,
     )
 
 
@@ -185,6 +195,9 @@ def refuse_options(config: Mapping[str, Any], source: str):
         value = config.get(key, accepted[0])
         if value not in accepted:
             raise UserError(f"{source}: {key} is {short(value)}; supported: {accepted[0]!r}.")
+    tied = config.get("tie_word_embeddings")
+    if tied is not None and not isinstance(tied, bool):
+        raise UserError(f"{source}: tie_word_embeddings is {short(tied)}, expected true or false.")
 
 
 def positive(
@@ -214,6 +227,12 @@ def read_scaling(rope: Mapping[str, Any], max_positions: int, source: str) -> Ro
         positive(rope, key, float, source)
         for key in ("factor", "low_freq_factor", "high_freq_factor")
     )
+    if not LEAST_FACTOR <= min(factor, low) or not low < high:
+        raise UserError(
+            f"{source}: llama3's factor, low_freq_factor and high_freq_factor are {factor:g}, "
+            f"{low:g} and {high:g}; expected at least {LEAST_FACTOR:g}, and the second "
+            "below the third."
+        )
     return RopeScaling("llama3", factor, low, high, original)
 
 
@@ -239,9 +258,11 @@ def solve(factors: np.ndarray, theta: float, original: int, source: str) -> Rope
     if np.all(factors == 1):
         return None
     half = len(factors)
-    turns = original * theta ** (-np.arange(half) / half) / (2 * np.pi)
-    kept = np.clip((turns - LOW_FREQ_FACTOR) / (HIGH_FREQ_FACTOR - LOW_FREQ_FACTOR), 0, 1)
-    if not np.allclose(factors, 1 / (kept + (1 - kept) / factor), rtol=1e-4):
+    with np.errstate(all="ignore"):  # what is not finite is not close either
+        turns = original * theta ** (-np.arange(half) / half) / (2 * np.pi)
+        kept = np.clip((turns - LOW_FREQ_FACTOR) / (HIGH_FREQ_FACTOR - LOW_FREQ_FACTOR), 0, 1)
+        scaled = 1 / (kept + (1 - kept) / np.float64(factor))
+    if not LEAST_FACTOR <= factor < np.inf or not np.allclose(factors, scaled, rtol=1e-4):
         raise UserError(
             f"{source}: the tensor 'rope_freqs.weight' is not llama3's scaling of {original} "
             f"positions by {factor:g}; supported rope scalings: {', '.join(ROPE_SCALINGS)}."

@@ -1,11 +1,13 @@
 """Specs from config.json and from GGUF metadata: the same, and refused where they are not ours."""
 
+import numpy as np
 import pytest
 import tiny_models
 from tiny_models import SPEC, changed
 
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models import spec
+from prompt_tuning_jax.models.decoder import frequencies
 
 LLAMA3 = spec.RopeScaling("llama3", 8.0, 1.0, 4.0, 64)
 
@@ -57,6 +59,44 @@ def test_config_of_transformers_5_keeps_rope_in_one_entry():
     assert found == changed(rope_theta=500.0)
 
 
+def test_where_a_config_says_rope_twice_as_transformers_5():
+    """What earlier versions wrote, and the positions that stand outside."""
+    scaling = config_of_scaling()
+    parameters = {"rope_type": "default", "rope_theta": 7.0}
+    both = config(rope_theta=500.0, rope_scaling=scaling, rope_parameters=parameters)
+    assert spec.from_config(both, "it") == changed(rope_theta=500.0, rope_scaling=LLAMA3)
+    for inside in ({}, {"original_max_position_embeddings": 32}):
+        outside = config(
+            rope_scaling={**config_of_scaling(original_max_position_embeddings=None), **inside},
+            original_max_position_embeddings=64,
+        )
+        assert spec.from_config(outside, "it") == changed(rope_scaling=LLAMA3)
+
+
+def config_of_scaling(**changes):
+    return {**tiny_models.config(changed(rope_scaling=LLAMA3))["rope_scaling"], **changes}
+
+
+@pytest.mark.parametrize("key", ["factor", "low_freq_factor", "high_freq_factor"])
+@pytest.mark.parametrize("value", [1e-320, 1e-7, 2.0**52])
+def test_no_scaling_makes_frequencies_that_are_none(key, value):
+    """They are refused, or finite without a warning of numpy."""
+    scaled = config(rope_scaling=config_of_scaling(**{key: value}), rope_theta=1e15)
+    try:
+        found = frequencies(spec.from_config(scaled, "it"))
+    except UserError as error:
+        assert "llama3's factor, low_freq_factor" in str(error)
+        return
+    assert np.isfinite(found).all() and (found >= 0).all()
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-40, np.nan, np.inf])
+def test_gguf_factors_that_are_none(factor):
+    factors = np.full(5, factor, np.float32)
+    with pytest.raises(UserError, match="is not llama3's scaling"):
+        spec.from_gguf(metadata(), True, factors, "it")
+
+
 def test_what_a_config_may_leave_out():
     left_out = ("head_dim", "num_key_value_heads", "rope_theta", "rope_scaling", "rms_norm_eps")
     short = {key: value for key, value in config().items() if key not in left_out}
@@ -90,6 +130,15 @@ def test_what_a_config_may_leave_out():
         ({"vocab_size": 2**62}, "vocab_size is 4611686018427387904"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan, expected a number above 0"),
         ({"rope_theta": float("inf")}, "rope_theta is inf"),
+        ({"rope_theta": 1e-300}, "rotary embedding's base is 1e-300; expected at least 1"),
+        ({"rope_theta": 1e300}, r"rope_theta is 1e\+300"),
+        (
+            {"rope_scaling": config_of_scaling(low_freq_factor=4.0)},
+            "are 8, 4 and 4; expected .* the second below the third",
+        ),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, r"partial_rotary_factor is 0\.5"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1, expected true or false"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false', expected true"),
         ({"num_key_value_heads": 3}, "4 query heads and 3 key heads; expected a multiple"),
         ({"head_dim": 9}, "head size is 9; .* an even one"),
     ],
