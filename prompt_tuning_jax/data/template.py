@@ -211,6 +211,7 @@ def encode(
         )
     shortened, whole = "", 0
     while True:
+        _check_neighbours(template, layout, fields, answers or ("a",), tokenizer)
         rendered = _render(layout, fields, tokenizer, bos)
         trunk, tails = _answered(rendered, answers or ("a",), tokenizer)
         tails = [[*tail, *ending] for tail in tails] if answers else []
@@ -357,6 +358,49 @@ def _render(
                 if first_field is not None:
                     most = min(most, len(front.ids))
     return _Rendered(front, text, begins, continues, spans, first_field, most)
+
+
+def _check_neighbours(
+    template: Template,
+    layout: Sequence[_Run | Special | range],
+    fields: Mapping[str, str],
+    answers: Sequence[str],
+    tokenizer: Any,
+) -> None:
+    """Raises a UserError where the tokenizer would take more or less for a special token than its
+    markup, because of what stands beside it."""
+    if not tokenizer.particular:
+        return
+    written = [_written(item, fields) for item in layout]
+    lasts = [written[-1] + _joint(written[-1]) + answer for answer in answers]
+    for number, item in enumerate(layout):
+        token = isinstance(item, Special) and tokenizer.particular.get(item.markup)
+        if not token:
+            continue
+        left = written[number - 1][-1:] if number else ""
+        followers = lasts if number == len(layout) - 2 else [written[number + 1]]
+        rights = "".join(follower[:1] for follower in followers)
+        taken = (token.lstrip and left.isspace()) or (
+            token.rstrip and any(map(str.isspace, rights))
+        )
+        if taken or (token.single_word and re.search(r"\w", left + rights)):
+            what = "takes white space beside it away" if taken else "is text beside a letter"
+            raise UserError(
+                f"template {short(template.text, 200)} has {token.content!r}, which the model's"
+                f" tokenizer.json says {what}, as here: write something else between, or leave it"
+                " out"
+            )
+
+
+def _written(item: _Run | Special | range, fields: Mapping[str, str]) -> str:
+    """An item of a layout as text; a slot has none."""
+    if isinstance(item, range):
+        return ""
+    if isinstance(item, Special):
+        return item.markup
+    return "".join(
+        piece.text if isinstance(piece, Constant) else fields[piece.name] for piece in item
+    )
 
 
 def _extend(

@@ -66,6 +66,8 @@ class Tokenizer:
       size: how many ids there are; a model may have embeddings for more.
       highest: the largest id that a text, its beginning or its end can have.
       specials: markup to id, e.g. '<|im_start|>': 1.
+      particular: of these, by markup, what takes the white space beside it (`lstrip`, `rstrip`) or
+        is itself only as a word of its own (`single_word`).
       bos_id, eos_id, pad_id: None where the model has none.
       add_bos: whether the model's own tokenizer puts BOS in front of a text.
       chat_template: the jinja source, None where there is none.
@@ -102,6 +104,11 @@ class Tokenizer:
         self.chat_template = facts.chat_template
         added = self.library.get_added_tokens_decoder().items()
         self.specials = {token.content: number for number, token in added if token.special}
+        self.particular = {
+            token.content: token
+            for _, token in added
+            if token.special and (token.lstrip or token.rstrip or token.single_word)
+        }
         ends = [number for number in (self.bos_id, self.eos_id) if number is not None]
         words = self.library.get_vocab().items()
         spelled = [number for token, number in words if token not in self.specials]

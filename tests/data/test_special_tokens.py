@@ -1,0 +1,57 @@
+"""Special tokens in a template that take what stands beside them, or are none because of it."""
+
+import json
+
+import pytest
+
+from prompt_tuning_jax.data.template import encode, parse
+from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.models.tokenizer import Facts, Tokenizer
+
+
+def ids(tokenizer, flag, template, record=None):
+    """A template's trunk where '<|im_end|>' has one of the flags."""
+    vocabulary = json.loads(tokenizer.library.to_str())
+    (entry,) = (part for part in vocabulary["added_tokens"] if part["content"] == "<|im_end|>")
+    entry[flag] = True
+    words = Tokenizer(vocabulary, Facts(0, 1, 1, False, None))
+    settings = {"num_virtual_tokens": 1, "add_bos": False, "max_length": 99}
+    parsed = parse(template if "{soft}" in template else "{soft}" + template, words.specials)
+    return encode(parsed, record or {}, ["yes"], words, **settings).trunk.tolist()
+
+
+WHITE, LETTER = "takes white space beside it away, as here", "is text beside a letter, as here"
+
+
+@pytest.mark.parametrize(
+    ("flag", "template", "message"),
+    [
+        ("lstrip", "x <|im_end|>:", WHITE),
+        ("lstrip", "{t}<|im_end|>:", WHITE),
+        ("rstrip", "x<|im_end|>\\n:", WHITE),
+        ("rstrip", "x<|im_end|>", WHITE),
+        ("rstrip", "<|im_end|>{t}:", WHITE),
+        ("single_word", "x<|im_end|>:", LETTER),
+        ("single_word", "<|im_end|>_:", LETTER),
+        ("single_word", "<|im_end|><|im_end|>é:", LETTER),
+    ],
+)
+def test_a_token_that_is_not_its_markup_there_is_refused(tokenizer, flag, template, message):
+    with pytest.raises(UserError, match=rf"has '<\|im_end\|>', which .* says {message}: write"):
+        ids(tokenizer, flag, template, {"t": " a "})
+
+
+@pytest.mark.parametrize(
+    ("flag", "template"),
+    [
+        ("lstrip", "x<|im_end|> <|im_start|>:"),
+        ("lstrip", "x {soft}<|im_end|>:"),
+        ("lstrip", " <|im_start|>{t}<|im_end|>:"),
+        ("rstrip", "x <|im_end|>:"),
+        ("single_word", "x <|im_end|>"),
+        ("single_word", "(<|im_end|>):"),
+    ],
+)
+def test_elsewhere_it_is_what_it_always_is(tokenizer, flag, template):
+    found = ids(tokenizer, flag, template, {"t": "a"})
+    assert found == ids(tokenizer, "normalized", template, {"t": "a"})
