@@ -79,6 +79,10 @@ class Tokenizer:
         for step in ("normalizer", "decoder"):
             if growth(vocabulary.get(step)) > MOST_GROWTH:
                 raise ValueError(f"its {step} makes over {MOST_GROWTH} characters of one")
+        words = vocabulary.get("model")
+        if isinstance(words, dict) and words.get("dropout") is not None:
+            # Left from the tokenizer's training: merges left out at random.
+            vocabulary = {**vocabulary, "model": {**words, "dropout": None}}
         self.library = tokenizers.Tokenizer.from_str(json.dumps(vocabulary))
         self.library.no_truncation()
         self.library.no_padding()

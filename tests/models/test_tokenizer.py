@@ -122,6 +122,13 @@ def test_truncation_and_padding_of_the_file_are_off(folder):
     assert len(words.encode("abcde")[0]) == 5 and words.add_bos
 
 
+def test_no_merge_is_left_out_at_random(folder):
+    wanted = tokenizer.read(str(folder)).encode("the the the")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    rewrite(folder / "tokenizer.json", model={**content["model"], "dropout": 1.0})
+    assert tokenizer.read(str(folder)).encode("the the the") == wanted
+
+
 @pytest.mark.parametrize("setting", [None, True, False])
 def test_the_processor_decides_whether_bos_is_added(folder, setting):
     rewrite(folder / "tokenizer_config.json", add_bos_token=setting)
