@@ -87,19 +87,24 @@ def file(rng, settings, lm, task):
             # Mapped, so that what it declares is compared with its size before memory is taken.
             vectors = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as error:
-            raise UserError(f"method.init_file='{path}' is not a .npy array ({error}).") from error
+            # What numpy says of others is that they may be pickles, and how to open these.
+            said = "" if "pickle" in str(error) else f" ({error})"
+            raise UserError(f"method.init_file='{path}' is not a .npy array{said}.") from error
     else:
         vectors = artifact.load(path).collections.get("prompt", {}).get("vectors")
         if vectors is None:
             raise UserError(f"the artifact '{path}' holds no soft prompt to start from.")
     wanted = (settings.num_virtual_tokens, lm.spec.width)
-    real = np.can_cast(vectors.dtype, np.float64)
-    if vectors.shape != wanted or not real or not np.isfinite(vectors).all():
-        raise UserError(
-            f"method.init_file='{path}' holds {vectors.shape}; finite numbers {wanted} are needed "
-            "(method.num_virtual_tokens and the model's width)."
-        )
-    return jnp.asarray(vectors, jnp.float32)
+    real = vectors.dtype != bool and np.can_cast(vectors.dtype, np.float64)
+    if vectors.shape == wanted and real:
+        with np.errstate(over="ignore"):  # refused below
+            vectors = np.asarray(vectors, np.float32)
+        if np.isfinite(vectors).all():
+            return jnp.asarray(vectors)
+    raise UserError(
+        f"method.init_file='{path}' holds {vectors.shape} of {vectors.dtype}; {wanted} of numbers "
+        "that float32 can hold are needed (method.num_virtual_tokens and the model's width)."
+    )
 
 
 def _embeddings(lm, ids):

@@ -150,9 +150,11 @@ class Opened:
 
 NAN = np.full((3, SPEC.width), np.nan)
 WRONG = {
-    "another width": (np.zeros((3, SPEC.width + 1)), r"holds \(3, 25\); .* \(3, 24\)"),
-    "another length": (np.zeros((4, SPEC.width)), r"holds \(4, 24\); .* \(3, 24\)"),
-    "not finite": (NAN, "finite numbers"),
+    "another width": (np.zeros((3, SPEC.width + 1)), r"holds \(3, 25\) of .* \(3, 24\)"),
+    "another length": (np.zeros((4, SPEC.width)), r"holds \(4, 24\) of .* \(3, 24\)"),
+    "not finite": (NAN, "numbers that float32 can hold"),
+    "too large": (np.full((3, SPEC.width), 1e39), "numbers that float32 can hold"),
+    "yes and no": (np.zeros((3, SPEC.width), bool), r"holds \(3, 24\) of bool; .* of numbers"),
     "text": (np.full((3, SPEC.width), "x"), "numbers"),
     "complex": (np.zeros((3, SPEC.width), complex), "numbers"),
     "objects": (np.full((3, SPEC.width), Opened(), object), r"is not a \.npy array"),
@@ -172,6 +174,13 @@ def test_a_file_that_declares_more_than_it_holds_is_refused(tmp_path):
     header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({2**40},), }}".ljust(117) + "\n"
     path.write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", 118) + header.encode() + bytes(80))
     with pytest.raises(UserError, match=r"prompt\.npy' is not a \.npy array"):
+        vectors(3, "file", file=str(path))
+
+
+def test_junk_is_refused_without_advice_to_open_it(tmp_path):
+    path = tmp_path / "prompt.npy"
+    path.write_bytes(b"junk" * 99)
+    with pytest.raises(UserError, match=r"prompt\.npy' is not a \.npy array\.$"):
         vectors(3, "file", file=str(path))
 
 
