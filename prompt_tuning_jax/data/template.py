@@ -195,6 +195,7 @@ def encode(
             with one character of its longest field, or one with nothing before its answer.
     """
     layout = _layout(template, num_virtual_tokens)
+    _check_embedded(template, tokenizer)
     bos = _bos(template, tokenizer, add_bos)
     fields = {field.name: _text_of(field, record, template) for field in template.fields}
     size = sum(len(fields[field.name]) for field in template.fields)
@@ -358,6 +359,20 @@ def _render(
                 if first_field is not None:
                     most = min(most, len(front.ids))
     return _Rendered(front, text, begins, continues, spans, first_field, most)
+
+
+def _check_embedded(template: Template, tokenizer: Any) -> None:
+    """Raises a UserError for a special token for which the model has no embedding, as of a padding
+    token that was added for training alone: its scores would be NaN."""
+    for piece in template.pieces:
+        if tokenizer.embeddings is None or not isinstance(piece, Special):
+            continue
+        number = tokenizer.specials[piece.markup]
+        if number >= tokenizer.embeddings:
+            raise UserError(
+                f"template {short(template.text, 200)} has {piece.markup!r}, id {number}, and the"
+                f" model embeddings for {tokenizer.embeddings} ids: use another token"
+            )
 
 
 def _check_neighbours(

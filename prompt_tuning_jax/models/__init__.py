@@ -74,6 +74,7 @@ def load(
             f"the tokenizer of '{path}' has ids up to {words.highest} and the model "
             f"embeddings for {source.spec.vocabulary}: give the two that belong together."
         )
+    words.embeddings = source.spec.vocabulary
     module = Decoder(source.spec, remat=remat, precision=matmul_precision or None)
     params = jax.device_put(source.params)
     return LanguageModel(path, source.spec, module, params, words, source.fingerprint)

@@ -65,6 +65,8 @@ class Tokenizer:
     Attributes:
       size: how many ids there are; a model may have embeddings for more.
       highest: the largest id that a text, its beginning or its end can have.
+      embeddings: how many the model has, None where no model is known: a template may name a
+        special token that has none.
       specials: markup to id, e.g. '<|im_start|>': 1.
       particular: of these, by markup, what takes the white space beside it (`lstrip`, `rstrip`) or
         is itself only as a word of its own (`single_word`).
@@ -116,6 +118,7 @@ class Tokenizer:
         ends = [number for number in (self.bos_id, self.eos_id) if number is not None]
         words = self.library.get_vocab().items()
         spelled = [number for token, number in words if token not in self.specials]
+        self.embeddings: int | None = None
         self.highest = max([*spelled, *ends], default=0)
         # A processor that adds nothing: others add BOS, or trim the space off a token's offsets.
         self.library.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])

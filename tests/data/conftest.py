@@ -26,7 +26,7 @@ class Trimmed:
 
     def __init__(self, tokenizer: Tokenizer):
         self.specials, self.bos_id = tokenizer.specials, tokenizer.bos_id
-        self.particular = tokenizer.particular
+        self.particular, self.embeddings = tokenizer.particular, tokenizer.embeddings
         self.library = tokenizers.Tokenizer.from_str(tokenizer.library.to_str())
         self.library.post_processor = processors.ByteLevel(trim_offsets=True)
         self.library.encode_special_tokens = True

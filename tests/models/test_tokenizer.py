@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import SPECIALS, rewrite
 
+from prompt_tuning_jax.data import template
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models import gguf_file, load, tokenizer
 
@@ -272,7 +273,11 @@ def test_ids_without_an_embedding_are_refused_unless_no_text_has_them(tmp_path):
     content = json.loads((whole / "tokenizer.json").read_text())
     padding = {**content["added_tokens"][0], "id": ids, "content": "<|more|>"}
     rewrite(whole / "tokenizer.json", added_tokens=[*content["added_tokens"], padding])
-    assert load(str(whole)).tokenizer.size == ids + 1
+    words = load(str(whole)).tokenizer
+    assert words.size == ids + 1
+    named = template.parse("<|eos|>a<|more|>", words.specials)
+    with pytest.raises(UserError, match=rf"has '<\|more\|>', id {ids}, .* embeddings for {ids}"):
+        template.encode(named, {}, ["a"], words, num_virtual_tokens=0, add_bos=False, max_length=9)
 
 
 @pytest.mark.parametrize(
