@@ -184,11 +184,23 @@ def _check_kinds(folder: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    # The config goes last: a kill on the way leaves a folder that still says whose it was.
-    for name in _FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in _FILES:
-        (folder / name).unlink(missing_ok=True)
+    """Deletes what a run writes; of a link the link alone.
+
+    Raises:
+      UserError: names what stays. The config goes last: a folder that was not cleared, or a kill on
+        the way, still says whose it was.
+    """
+    for path in (folder / name for name in (*_FOLDERS, *_FILES)):
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(
+                f"'{path}' cannot be removed ({reason}): remove it, or give another --workdir."
+            ) from error
 
 
 class Metrics:

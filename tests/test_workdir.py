@@ -168,6 +168,32 @@ def test_a_changed_config_is_refused_with_the_difference_until_fresh(tmp_path):
     assert configs.to_json(again) == configs.to_json(changed)
 
 
+def test_fresh_removes_a_link_and_not_what_it_leads_to(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").touch()
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in workdir._FOLDERS:
+        (run / name).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (run / workdir.REPORT).symlink_to(tmp_path / "nowhere")
+    settle(run, configs.load(None), fresh=True)
+    assert os.listdir(run) == [workdir.CONFIG]
+    assert (tmp_path / "elsewhere" / "file").exists()
+
+
+def test_what_fresh_cannot_remove_is_named_and_the_config_stays(tmp_path, monkeypatch):
+    settle(tmp_path, configs.load(None))
+    (tmp_path / workdir.CHECKPOINTS).mkdir()
+
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(UserError, match=r"checkpoints' cannot be removed \(Permission denied\)"):
+        settle(tmp_path, configs.load(None), fresh=True)
+    assert (tmp_path / workdir.CONFIG).exists()
+
+
 def test_checkpoints_without_a_config_are_refused(tmp_path):
     (tmp_path / workdir.CHECKPOINTS).mkdir()
     with pytest.raises(UserError, match="--fresh"):
