@@ -41,7 +41,7 @@ from prompt_tuning_jax.data.lines import records as read_records
 from prompt_tuning_jax.data.records import PLACE, names
 from prompt_tuning_jax.data.records import wanted as wanted_of
 from prompt_tuning_jax.data.template import check_slots, with_prompt
-from prompt_tuning_jax.errors import RunError, UserError
+from prompt_tuning_jax.errors import RunError, UserError, spoken
 from prompt_tuning_jax.models import LanguageModel, load
 from prompt_tuning_jax.progress import watched
 from prompt_tuning_jax.train import Result
@@ -92,7 +92,8 @@ def lead(config, folder: str, fresh: bool, command: list[str]) -> int:
         say(f"scoring {config.task.test}")
         rows = compare(lm, task, config, result, kept)
         say("")
-        report.table(rows)
+        with spoken():
+            report.table(rows)
         with needed(run / workdir.REPORT, again):
             report.write_report(run / workdir.REPORT, rows)
         with spared(kept / card.CARD):
@@ -446,4 +447,5 @@ def keep_compiled():
 
 def say(line: str):
     """A line for people, at once."""
-    print(line, flush=True)
+    with spoken():
+        print(line, flush=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from prompt_tuning_jax import __version__
 from prompt_tuning_jax.cache import cache_folder
-from prompt_tuning_jax.errors import UserError, hide
+from prompt_tuning_jax.errors import UserError, hide, spoken
 from prompt_tuning_jax.workdir import RUN, atomic_write
 
 _PACKAGES = (
@@ -119,7 +119,8 @@ def recorded(run: Path, command: Sequence[str]) -> Iterator[dict[str, Any]]:
     try:
         _append(run / RUN, entry, clock)
     except OSError as error:
-        print(f"warning: {run / RUN} lacks this start ({error.strerror}).", flush=True)
+        with spoken():
+            print(f"warning: {run / RUN} lacks this start ({error.strerror}).", flush=True)
 
 
 def _append(path: Path, entry: dict[str, Any], clock: float) -> None:

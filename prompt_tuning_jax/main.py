@@ -18,7 +18,7 @@ import click
 
 from prompt_tuning_jax import __version__
 from prompt_tuning_jax.data.demonstrations import CHOICES, Wanted
-from prompt_tuning_jax.errors import RunError, UserError, hide, nearest, short
+from prompt_tuning_jax.errors import RunError, UserError, hide, nearest, short, silence
 
 FAILED = 1
 USAGE = 2
@@ -303,7 +303,10 @@ def run(arguments: list[str]) -> int:
 
 
 def main() -> None:
-    """Runs the console script: a failure is one line, and a closed stdout is none."""
+    """Runs the console script: a failure is one line, and a closed stdout is none.
+
+    Where stdout takes no more, the status is 1 for what prints its result: `train` has files too.
+    """
     if "--debug" not in sys.argv:
         sys.excepthook = _one_line
     sys.unraisablehook = _heard
@@ -322,7 +325,22 @@ def main() -> None:
         # The interpreter flushes once more when it ends: give it a place where that succeeds.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = FAILED
+    except OSError as error:
+        if not _refuses(sys.stdout):
+            raise
+        silence(error)
+        status = FAILED
     sys.exit(status)
+
+
+def _refuses(stream: Any) -> bool:
+    """Whether a stream still holds what it could not write: the failure was this one's, and not a
+    file's."""
+    try:
+        stream.flush()
+    except OSError:
+        return True
+    return False
 
 
 def _commands() -> Any:

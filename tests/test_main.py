@@ -386,6 +386,44 @@ def test_a_closed_stdout_is_quiet(monkeypatch):
     assert process.wait() == 1
 
 
+SAYS = """
+def train(*given):
+    from prompt_tuning_jax.errors import spoken
+    for line in range(3):
+        with spoken():
+            print(line, flush=True)
+    return 0
+commands.train = train
+commands.evaluate = lambda *given: {"accuracy": 0.5}
+commands.predict = lambda *given: ({"label": line} for line in range(3))
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ([*TRAIN, "x"], 0),
+        (["evaluate"], 1),
+        (["predict", "--artifact", "x", QUICKSTART], 1),
+        (["list"], 1),
+    ],
+)
+def test_a_full_disk_behind_stdout_is_one_line(arguments, status, unbuffered):
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        shown = subprocess.run(
+            [sys.executable, "-c", STAND_IN.format(SAYS), *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+        )
+    assert shown.returncode == status
+    assert shown.stderr.count("\n") == 1 and "No space left on device" in shown.stderr
+
+
 def test_the_five_names_come_from_the_api(monkeypatch):
     api = types.ModuleType("prompt_tuning_jax.api")
     monkeypatch.setitem(sys.modules, "prompt_tuning_jax.api", api)
