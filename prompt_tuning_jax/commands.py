@@ -79,33 +79,18 @@ def lead(config, folder: str, fresh: bool, command: list[str]) -> int:
         words = [*program_of(command), *command[1:]]
         again = shlex.join(word for word in words if word != "--fresh")
         if not result.finished:
-            if not result.saved:
-                raise RunError(
-                    f"stopped and not saved: make room; this goes on from the last save: {again}"
-                )
-            start["outcome"] = "stopped"
-            say(f"saved; this goes on from here:\n  {again}")
-            return INTERRUPTED
+            return stopped(result, again, start)
         kept = run / workdir.ARTIFACT
-        with needed(kept, again):
-            api.save(result.artifact, kept)
-        say(f"scoring {config.task.test}")
-        rows = compare(lm, task, config, result, kept)
-        say("")
-        with spoken():
-            report.table(rows)
-        with needed(run / workdir.REPORT, again):
-            report.write_report(run / workdir.REPORT, rows)
-        with spared(kept / card.CARD):
-            artifact.write_card(result.artifact, kept, rows)
-        with spared(run / workdir.CURVES):
-            report.curves(run / workdir.METRICS, run / workdir.CURVES)
-            say(f"\ncurves: {run / workdir.CURVES}")
+        try:
+            with needed(kept, again):
+                api.save(result.artifact, kept)
+            rows = reported(lm, task, config, result, run, again)
+        except KeyboardInterrupt:
+            return stopped(result, again, start)
         start |= {"outcome": "finished", "seconds": {row.name: row.seconds for row in rows}}
-        program = (
-            "prompt-tuning" if shutil.which("prompt-tuning") else shlex.join(program_of(command))
-        )
-        say(f"next:   {card.asking(config.task.template, program, str(kept))}")
+        program = ["prompt-tuning"] if shutil.which("prompt-tuning") else program_of(command)
+        asking = card.asking(config.task.template, shlex.join(program), str(kept))
+        say(f"next:   {asking}")
     return 0
 
 
@@ -114,6 +99,35 @@ def program_of(command: Sequence[str]) -> list[str]:
     if command[0].endswith(".py") and not os.access(command[0], os.X_OK):
         return [sys.executable, "-m", "prompt_tuning_jax.main"]
     return [command[0]]
+
+
+def stopped(result: Result, again: str, start: dict[str, Any]) -> int:
+    """Says how to go on with what has been trained, and gives the exit status."""
+    if not result.saved:
+        raise RunError(
+            f"stopped and not saved: make room; this goes on from the last save: {again}"
+        )
+    start["outcome"] = "stopped"
+    say(f"saved; this goes on from here:\n  {again}")
+    return INTERRUPTED
+
+
+def reported(lm: LanguageModel, task, config, result: Result, run: Path, again: str):
+    """Scores what was tuned, and writes and says the report; gives back its rows."""
+    kept = run / workdir.ARTIFACT
+    say(f"scoring {config.task.test}")
+    rows = compare(lm, task, config, result, kept)
+    say("")
+    with spoken():
+        report.table(rows)
+    with needed(run / workdir.REPORT, again):
+        report.write_report(run / workdir.REPORT, rows)
+    with spared(kept / card.CARD):
+        artifact.write_card(result.artifact, kept, rows)
+    with spared(run / workdir.CURVES):
+        report.curves(run / workdir.METRICS, run / workdir.CURVES)
+        say(f"\ncurves: {run / workdir.CURVES}")
+    return rows
 
 
 def follow(config) -> int:

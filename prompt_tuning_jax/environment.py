@@ -103,7 +103,7 @@ def recorded(run: Path, command: Sequence[str]) -> Iterator[dict[str, Any]]:
       command: as it was typed.
 
     Yields:
-      the entry, to be added to; its outcome is 'failed' unless it is set.
+      the entry, to be added to; its outcome is 'failed', or of Ctrl-C 'stopped', unless it is set.
     """
     entry = {"command": shlex.join(command), "outcome": "failed", "began": _now(), "ended": None}
     clock = time.monotonic()
@@ -111,7 +111,9 @@ def recorded(run: Path, command: Sequence[str]) -> Iterator[dict[str, Any]]:
         yield entry
     except UserError:
         raise
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and entry["outcome"] == "failed":
+            entry["outcome"] = "stopped"
         # What went wrong is what has to be heard of, not that the disk is full as well.
         with contextlib.suppress(OSError):
             _append(run / RUN, entry, clock)

@@ -34,7 +34,11 @@ _config = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit status: 0 done, 1 the run failed, 2 the command or its input is wrong, 75"
+    " interrupted and saved, 130 interrupted, nothing to go on from.",
+)
 @click.version_option(__version__, prog_name="prompt-tuning")
 def program() -> None:
     """Tailors a frozen language model to a task."""
@@ -282,8 +286,7 @@ def run(arguments: list[str]) -> int:
     """Runs one command line.
 
     Returns:
-        The exit status: 0 done, 1 the run failed, 2 wrong usage or input, 75 interrupted and
-        saved, 130 interrupted.
+        The exit status, as --help has it.
     """
     try:
         overrides, words = _split(arguments)

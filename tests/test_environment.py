@@ -75,8 +75,10 @@ def test_every_start_is_recorded_with_its_outcome(tmp_path):
         raise RunError("five in a row")
     with environment.recorded(tmp_path, ["c"]) as entry:
         entry |= {"outcome": "finished", "seconds": {"soft prompt": 1.5}}
+    with pytest.raises(KeyboardInterrupt), environment.recorded(tmp_path, ["d"]):
+        raise KeyboardInterrupt
     starts = json.loads((tmp_path / workdir.RUN).read_text())["starts"]
-    assert [start["outcome"] for start in starts] == ["stopped", "failed", "finished"]
+    assert [start["outcome"] for start in starts] == ["stopped", "failed", "finished", "stopped"]
     assert starts[0]["command"] == "prompt-tuning train 'a b'"
     assert starts[2]["seconds"] == {"soft prompt": 1.5}
     for start in starts:

@@ -263,6 +263,10 @@ def test_help_lists_what_there_is():
     assert shown.returncode == 0
     for name in ("train", "evaluate", "predict", "list", "copy", "env"):
         assert f"\n  {name} " in shown.stdout
+    statuses = "75 interrupted and saved, 130 interrupted, nothing to go on from."
+    assert statuses in " ".join(shown.stdout.split())
+    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
+        assert statuses in " ".join(file.read().split())
     assert "--config.KEY=VALUE" in command("train", "--help").stdout
     assert command().stdout == shown.stdout
 

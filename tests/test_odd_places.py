@@ -19,7 +19,7 @@ import tiny_models
 import tiny_runs
 from test_own_data import write_csv
 
-from prompt_tuning_jax import api, artifact, main, train, workdir
+from prompt_tuning_jax import api, artifact, commands, main, report, train, workdir
 
 ODD = "Läufe 跑 'q' $HOME & {x}"
 COLUMNS = "('text=Head Line','label=section')"
@@ -219,6 +219,21 @@ def test_ctrl_c_again_and_again_in_a_notebook(home, monkeypatch):
     assert result.finished and result.history == plain.history
     assert tiny_runs.vectors(result).tobytes() == tiny_runs.vectors(plain).tobytes()
     assert jax.numpy.ones(2).sum() == 2
+
+
+@pytest.mark.parametrize("place", [(commands, "compare"), (report, "curves"), (api, "save")])
+def test_ctrl_c_while_the_report_is_made_has_all_that_was_trained(home, capsys, monkeypatch, place):
+    words = [*tiny_runs.training(home / "run"), *tiny_runs.FEW]
+    monkeypatch.setattr(sys, "argv", ["prompt-tuning", *words])
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        assert main.run(words) == 75
+    shown = capsys.readouterr()
+    assert tiny_runs.printed_command(shown.out) == ["prompt-tuning", *words] and not shown.err
+    assert main.run(words) == 0
+    assert "going on after step 12" in capsys.readouterr().out
+    starts = json.loads((home / "run" / workdir.RUN).read_text())["starts"]
+    assert [start["outcome"] for start in starts] == ["stopped", "finished"]
 
 
 def test_in_a_thread_signals_are_left_alone(home):
