@@ -156,8 +156,7 @@ def settle(folder: Path, config: ConfigDict, fresh: bool = False) -> None:
     if fresh:
         _clear(folder)
     if path.exists():
-        changes = configs.difference(path.read_text(encoding="utf-8", errors="replace"), config)
-        if changes:
+        if changes := _changes(path, config):
             lines = "".join(f"\n  {change}" for change in changes)
             raise UserError(
                 f"the workdir '{folder}' holds a run of another config: give another --workdir, or "
@@ -171,6 +170,18 @@ def settle(folder: Path, config: ConfigDict, fresh: bool = False) -> None:
     else:
         with writable(folder):
             atomic_write(path, configs.to_json(config).encode())
+
+
+def _changes(path: Path, config: ConfigDict) -> list[str]:
+    try:
+        return configs.difference(path.read_text(encoding="utf-8", errors="replace"), config)
+    except UserError as error:
+        # It says 'saved' for what it knows as a text alone.
+        fault = str(error).removeprefix("config file 'saved'").lstrip(",: ")
+        raise UserError(
+            f"'{path}', which says whose run the workdir holds, is damaged ({fault}): put it back, "
+            "give another --workdir, or --fresh to start over here."
+        ) from error
 
 
 def _check_kinds(folder: Path) -> None:

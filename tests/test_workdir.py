@@ -168,6 +168,18 @@ def test_a_changed_config_is_refused_with_the_difference_until_fresh(tmp_path):
     assert configs.to_json(again) == configs.to_json(changed)
 
 
+@pytest.mark.parametrize(
+    "damage", ['{"steps": 3', "\0", "[]", "[" * 100_000, '{"steps": ' + "9" * 5000]
+)
+def test_a_damaged_config_is_named_by_its_path(tmp_path, damage):
+    (tmp_path / workdir.CONFIG).write_text(damage)
+    with pytest.raises(UserError, match="--fresh") as caught:
+        settle(tmp_path, configs.load(None))
+    assert f"'{tmp_path / workdir.CONFIG}'" in str(caught.value)
+    assert "saved" not in str(caught.value) and str(caught.value).isprintable()
+    settle(tmp_path, configs.load(None), fresh=True)
+
+
 def test_fresh_removes_a_link_and_not_what_it_leads_to(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "file").touch()
