@@ -47,6 +47,8 @@ class Journal:
         self._track = track
         if self._files is not None and self._files.damaged:
             log(f"warning: {self._files.damaged} damaged lines of {METRICS} are left out")
+        if self._files is not None and not self.lines and self._every <= start:
+            log(f"warning: the metrics up to step {start} are missing in {METRICS}")
         for line in self.lines:
             self._send(line)
         self._start, self._spent, self._tokens, self._evaluating = start, spent, 0, 0.0

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -38,6 +39,7 @@ _OWNER = ".owner"
 _FOLDERS = (CHECKPOINTS, ARTIFACT, TENSORBOARD, PROFILE)
 _FILES = (METRICS, REPORT, CURVES, RUN, CONFIG)
 _LOCK_SECONDS = 1.0
+_LAST_STEP = (1 << 63) - 1  # that TensorBoard's files can hold
 _EVENT_SECONDS = 5.0  # between flushes of TensorBoard's file, which wait for the disk
 
 
@@ -326,18 +328,22 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def _until(data: bytes, step: float) -> tuple[list[bytes], int]:
-    """The whole lines up to a step, and how many before the last of these are damaged."""
+    """The whole lines up to a step, and how many before the first of a later one are damaged.
+
+    A last line without its end is none of them: a kill cut it short.
+    """
     kept: list[bytes] = []
-    damaged = unread = 0
+    damaged, beyond = 0, False
     for line in data.splitlines(keepends=True):
         try:
             whole = line.endswith(b"\n") and _step(line) <= step
         except (ValueError, RecursionError):
-            unread += 1
+            damaged += not beyond
             continue
         if whole:
             kept.append(line)
-            damaged = unread
+        else:
+            beyond = True
     return kept, damaged
 
 
@@ -345,9 +351,16 @@ def _step(line: bytes) -> int:
     values = json.loads(line)
     if type(values) is not dict or type(values.get("step")) is not int:
         raise ValueError("no line of metrics")
-    if not all(value is None or type(value) in (int, float) for value in values.values()):
+    if not all(value is None or _is_finite(value) for value in values.values()):
         raise ValueError("values that are no numbers")
+    if not 0 <= values["step"] <= _LAST_STEP:
+        raise ValueError("no step")
     return values["step"]
+
+
+def _is_finite(value: Any) -> bool:
+    # Compared and not converted, which fails for a whole number of 400 digits.
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _number(value: Any) -> int | float | None:

@@ -7,6 +7,7 @@ import pytest
 
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.journal import Journal
+from prompt_tuning_jax.workdir import METRICS
 
 BATCH = SimpleNamespace(shared=np.zeros(3), segments=np.ones((2, 4)))
 
@@ -49,3 +50,13 @@ def test_a_warning_is_given_once_of_each_kind(kinds):
         for kind in kinds:
             journal.warn(kind, "look")
     assert log == ["warning: look"] * len(set(kinds))
+
+
+@pytest.mark.parametrize(("start", "lines", "said"), [(10, 0, 1), (10, 1, 0), (9, 0, 0), (0, 0, 0)])
+def test_lost_metrics_are_said_where_a_run_goes_on(tmp_path, start, lines, said):
+    (tmp_path / METRICS).write_text('{"step": 5}\n' * lines)
+    log = []
+    with Journal(start, 0.0, configs.build({"log_every": 10}), tmp_path, log.append):
+        pass
+    assert [line for line in log if "up to step 10 are missing" in line] == log
+    assert len(log) == said

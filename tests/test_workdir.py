@@ -265,7 +265,17 @@ def test_a_resumed_file_equals_one_that_never_stopped(tmp_path_factory, saved, c
 
 @pytest.mark.parametrize(
     "damage",
-    [b'{"step": 2, "tra', b"\xff\x00", b"[" * 100_000, b'{"step": 2, "train/loss": "a"}', b"[2]"],
+    [
+        b'{"step": 2, "tra',
+        b"\xff\x00",
+        b"[" * 100_000,
+        b'{"step": 2, "train/loss": "a"}',
+        b"[2]",
+        b'{"step": -' + b"9" * 23 + b"}",
+        b'{"step": -1}',
+        b'{"step": 2, "train/loss": ' + b"9" * 400 + b"}",
+        b'{"step": 2, "train/loss": NaN}',
+    ],
 )
 def test_a_damaged_line_is_left_out_and_counted_and_the_others_stay(tmp_path, damage):
     lines = write_run(tmp_path / "m", 0, 4).splitlines(keepends=True)
@@ -275,6 +285,16 @@ def test_a_damaged_line_is_left_out_and_counted_and_the_others_stay(tmp_path, da
     metrics.close()
     assert metrics.damaged == 1
     assert (tmp_path / "m").read_bytes() == b"".join(lines[:1] + lines[2:])
+
+
+def test_damaged_lines_at_the_end_are_counted_up_to_a_later_step(tmp_path):
+    lines = write_run(tmp_path / "m", 0, 2).splitlines(keepends=True)
+    for after, damaged in ((b"\0\n[]\n", 2), (b'\0\n{"step": 3}\n[]\n', 1), (b'{"step": 2', 0)):
+        (tmp_path / "m").write_bytes(b"".join(lines) + after)
+        metrics = Metrics(tmp_path / "m", 2)
+        metrics.close()
+        assert metrics.damaged == damaged
+        assert (tmp_path / "m").read_bytes() == b"".join(lines)
 
 
 def test_numbers_that_are_not_finite_are_null(tmp_path):
