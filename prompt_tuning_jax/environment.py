@@ -133,7 +133,8 @@ def _append(path: Path, entry: dict[str, Any], clock: float) -> None:
     took = round(time.monotonic() - clock, 3)
     starts = [*starts, {**entry, "ended": _now(), "took": took, "environment": describe()}]
     content = json.dumps({"starts": starts}, indent=1, ensure_ascii=False)
-    atomic_write(path, (content + "\n").encode())
+    # What the system calls a name may be no text: JSON has the same escapes for it as Python.
+    atomic_write(path, (content + "\n").encode(errors="backslashreplace"))
 
 
 def _now() -> str:

@@ -26,11 +26,22 @@ INTERRUPTED = 130
 _AGAIN = 0.01  # seconds
 LONGEST_LINE = 1 << 25  # bytes; one that never ends would fill the memory
 
+
+def _text(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Refuses at once what a file of the run could not hold at its end."""
+    _readable(option.opts[-1], value or "")
+    return value
+
+
 _debug = click.option(
     "--debug", is_flag=True, expose_value=False, help="Show the traceback of a failure."
 )
 _config = click.option(
-    "--config", "config_path", metavar="FILE", help="A .py with get_config(), or a saved .json."
+    "--config",
+    "config_path",
+    metavar="FILE",
+    callback=_text,
+    help="A .py with get_config(), or a saved .json.",
 )
 
 
@@ -46,7 +57,12 @@ def program() -> None:
 
 @program.command(options_metavar="--config FILE --workdir DIR [--config.KEY=VALUE]... [OPTIONS]")
 @_config
-@click.option("--workdir", metavar="DIR", help="Where the run is kept; typed again, it goes on.")
+@click.option(
+    "--workdir",
+    metavar="DIR",
+    callback=_text,
+    help="Where the run is kept; typed again, it goes on.",
+)
 @click.option("--fresh", is_flag=True, help="Start over in a workdir that holds a run.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Report as JSON on stdout, the rest on stderr."
@@ -107,13 +123,22 @@ def _rehearse(config: Any, workdir: str | None, fresh: bool, as_json: bool) -> i
     options_metavar="[--artifact DIR | --prompt TEXT | --prompts FILE] [--config.KEY=VALUE]..."
     " [OPTIONS]"
 )
-@click.option("--artifact", metavar="DIR", help="The artifact of a run; it brings its own config.")
 @click.option(
-    "--prompt", metavar="TEXT", help="A written template, as 'Headline: {text}\\nTopic:'."
+    "--artifact",
+    metavar="DIR",
+    callback=_text,
+    help="The artifact of a run; it brings its own config.",
+)
+@click.option(
+    "--prompt",
+    metavar="TEXT",
+    callback=_text,
+    help="A written template, as 'Headline: {text}\\nTopic:'.",
 )
 @click.option(
     "--prompts",
     metavar="FILE",
+    callback=_text,
     help="Templates, one a line, or a JSON list in a .json: ranked on validation, the best is"
     " scored.",
 )
@@ -155,7 +180,6 @@ def evaluate(
 
     given = {"--artifact DIR": artifact, "--prompt TEXT": prompt, "--prompts FILE": prompts}
     _at_most_one(given)
-    _readable("--prompt", prompt or "")
     wanted = _wanted(demonstrations, demonstrations_choice, demonstrations_seed, artifact)
     if artifact is not None and overrides and config_path is None:
         raise UserError(
@@ -184,7 +208,7 @@ def evaluate(
 
 @program.command(options_metavar="--artifact DIR [--config.generation.KEY=VALUE]... [OPTIONS]")
 @click.argument("lines", metavar="[FILE]", type=click.File("rb"), default="-")
-@click.option("--artifact", metavar="DIR", help="The artifact of a run.")
+@click.option("--artifact", metavar="DIR", callback=_text, help="The artifact of a run.")
 @click.option(
     "--jsonl/--lines",
     "as_json",
@@ -193,7 +217,12 @@ def evaluate(
     " only field. Unless given, a FILE's name says it: .jsonl are objects, .csv and .tsv rows of"
     " cells under the names of their columns, all else texts.",
 )
-@click.option("--output", metavar="FILE", help="Where to write, whole or not at all; else stdout.")
+@click.option(
+    "--output",
+    metavar="FILE",
+    callback=_text,
+    help="Where to write, whole or not at all; else stdout.",
+)
 @_debug
 @click.pass_obj
 def predict(

@@ -86,6 +86,15 @@ def test_every_start_is_recorded_with_its_outcome(tmp_path):
         assert start["environment"]["versions"]["jax"] == jax.__version__
 
 
+def test_names_that_are_no_text_are_recorded_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_NOTE", "ü\udcff")
+    with environment.recorded(tmp_path, ["/opt/\udcff/prompt-tuning"]):
+        pass
+    [start] = json.loads((tmp_path / workdir.RUN).read_bytes())["starts"]
+    assert start["environment"]["variables"]["JAX_NOTE"] == "ü\udcff"
+    assert start["command"] == "'/opt/\udcff/prompt-tuning'"
+
+
 def test_a_start_that_is_refused_leaves_nothing(tmp_path):
     with pytest.raises(UserError), environment.recorded(tmp_path, ["a"]):
         raise UserError("no")
