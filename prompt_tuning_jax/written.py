@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
+from prompt_tuning_jax.data.files import check_plain
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.progress import watched
 
@@ -30,6 +31,7 @@ def read(path: str) -> Candidates:
       UserError: the file cannot be read, is not what its name says, or holds no candidate; names
         the line.
     """
+    check_plain(path, "prompts file")
     try:
         with open(path, "rb") as file:
             data = file.read()

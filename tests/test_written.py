@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import pytest
 
@@ -108,3 +109,10 @@ def test_the_table_is_for_people():
     out = io.StringIO()
     written.table([{"prompt": "a", "loss": 1.25, "demonstrations": 3}], out)
     assert out.getvalue().split() == ["loss", "demonstrations", "prompt", "1.2500", "3", "a"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
+def test_a_pipe_or_a_device_is_not_read(tmp_path, make):
+    make(tmp_path / "prompts.txt")
+    with pytest.raises(UserError, match=r"prompts file '.*prompts.txt' is a pipe or a device"):
+        written.read(str(tmp_path / "prompts.txt"))

@@ -163,8 +163,17 @@ def delimiter_of(path: str, delimiter: str = "") -> str:
     return DELIMITERS[ending]
 
 
+def check_plain(path: str, what: str) -> None:
+    """Raises a UserError for a pipe, which would be waited for, or a device, which has no end."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise UserError(
+            f"{what} {path!r} is a pipe or a device: write what it gives to a file, and give that"
+        )
+
+
 def _text(path: str) -> str:
     """The text of a file, without a byte order mark."""
+    check_plain(path, "data file")
     try:
         with open(path, "rb") as file:
             data = file.read()

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -319,6 +320,13 @@ def test_a_file_that_is_not_there_or_cannot_be_read(tmp_path):
         files.source(settings(tmp_path / "none" / "data.csv"))
     with pytest.raises(UserError, match="cannot be read: embedded null byte"):
         files.source(settings("da\0ta.csv"))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
+def test_a_pipe_or_a_device_is_not_read(tmp_path, make):
+    make(tmp_path / "z.csv")
+    with pytest.raises(UserError, match=r"data file '.*z.csv' is a pipe or a device"):
+        files.source(settings(tmp_path / "z.csv"))
 
 
 def test_the_labels_are_those_of_the_training_split(tmp_path):
