@@ -114,6 +114,7 @@ def claim(folder: str | os.PathLike) -> Iterator[Path]:
             ) from None
     try:
         with writable(folder):
+            before -= _sweep(folder)
             # Beside the lock and not in it: older filelocks empty a file that they only wait for.
             owner = {"pid": os.getpid(), "host": socket.gethostname()}
             atomic_write(folder / _OWNER, json.dumps(owner).encode())
@@ -129,6 +130,15 @@ def claim(folder: str | os.PathLike) -> Iterator[Path]:
                 for each in made:
                     each.rmdir()
         lock.release()
+
+
+def _sweep(folder: Path) -> set[str]:
+    """Removes what `atomic_write` of a run that was killed left in a folder that is held; gives
+    back the names."""
+    left = {path for path in folder.glob(".*.partial") if path.is_file()}
+    for path in left:
+        path.unlink()
+    return {path.name for path in left}
 
 
 def _owner(folder: Path) -> str:

@@ -88,6 +88,19 @@ def test_a_killed_run_gives_its_folder_back(tmp_path, holder):
         assert folder == tmp_path / "run"
 
 
+def test_what_a_killed_run_wrote_in_half_is_removed_once_the_folder_is_held(tmp_path, holder):
+    for name in (".owner.123.partial", "..config.json.123.partial", "notes.partial"):
+        (tmp_path / "run" / name).touch()
+    before = {*os.listdir(tmp_path / "run")}
+    with pytest.raises(UserError), claim(tmp_path / "run"):
+        pass
+    assert {*os.listdir(tmp_path / "run")} == before
+    holder.kill()
+    holder.wait()
+    with claim(tmp_path / "run"):
+        assert {*os.listdir(tmp_path / "run")} == {".lock", ".owner", "notes.partial"}
+
+
 def test_a_folder_is_claimed_once_in_a_process_and_given_back(tmp_path):
     with claim(tmp_path / "a b ü" / "run"):
         with pytest.raises(UserError, match=f"process {os.getpid()}"):
