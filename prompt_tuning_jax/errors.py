@@ -40,9 +40,18 @@ def short(value: Any, most: int = 60) -> str:
 
 
 def hide(text: str) -> str:
-    """Returns a text for others to see without the credentials of its URLs and without tokens of a
-    hub, which a person may have typed where they do not belong."""
-    return re.sub(r"(:/{1,2})[^/@\s]+(?=@)|\bhf_\w{16,}", r"\1***", text)
+    """Returns a text for others to see without the credentials of its URLs, in front of the host or
+    in the query, and without tokens of a hub, which a person may have typed where they do not
+    belong."""
+    return _SECRETS.sub(r"\1\2***", text)
+
+
+# A password may hold what has a meaning in a URL: it ends at the last @.
+_SECRETS = re.compile(
+    r"(:/{1,2})(?:[^/@:\s]{0,99}:\S{1,999}|[^/@\s]+)(?=@)"
+    r"|([?&#;][\w.-]{0,99}(?i:token|key|secret|passw|credential|auth|sig)[\w.-]{0,99}=)[^&#;\s'\"]+"
+    r"|\bhf_\w{16,}"
+)
 
 
 @contextlib.contextmanager

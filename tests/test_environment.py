@@ -8,7 +8,7 @@ import jax
 import pytest
 import tiny_runs
 
-from prompt_tuning_jax import __version__, environment, main, workdir
+from prompt_tuning_jax import __version__, environment, errors, main, workdir
 from prompt_tuning_jax.errors import RunError, UserError
 
 
@@ -131,6 +131,23 @@ def set_secrets(monkeypatch):
     # No secrets by their names.
     monkeypatch.setenv("JAX_NOTE", SECRET)
     monkeypatch.setenv("TPU_PROXY", URL)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at https://user:pa/ssw0rd@host/x: no", "at https://***@host/x: no"),
+        ("https://user:p@ss@host/x", "https://***@host/x"),
+        ("'s3:/user:a/b@host/x'", "'s3:/***@host/x'"),
+        ("'https://host/x?token=SECRET&page=2'", "'https://host/x?token=***&page=2'"),
+        ("https://h?page=2&X-Amz-Signature=0f1e", "https://h?page=2&X-Amz-Signature=***"),
+        ("https://h/x#access_token=a.b", "https://h/x#access_token=***"),
+        ("https://host:8080/a/b?page=2, a@b", "https://host:8080/a/b?page=2, a@b"),
+        ("HF_HUB_DISABLE_TELEMETRY, key=value", "HF_HUB_DISABLE_TELEMETRY, key=value"),
+    ],
+)
+def test_credentials_of_urls_are_hidden_and_nothing_else(text, shown):
+    assert errors.hide(text) == shown
 
 
 def test_no_secret_is_recorded(tmp_path, monkeypatch):
