@@ -330,7 +330,8 @@ def run(arguments: list[str]) -> int:
         click.echo(f"error: {hide(wrong)}", err=True)
         return FAILED if isinstance(error, RunError) else USAGE
     except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
+        with contextlib.suppress(OSError):  # the terminal is closed
+            click.echo("interrupted", err=True)
         return INTERRUPTED
 
 
@@ -342,9 +343,10 @@ def main() -> None:
     if "--debug" not in sys.argv:
         sys.excepthook = _one_line
     sys.unraisablehook = _heard
-    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        # As Ctrl-C, so that nothing half-written stays; the loop of a run saves instead.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores the second
+            # As Ctrl-C, so that nothing half-written stays; the loop of a run saves instead.
+            signal.signal(number, signal.default_int_handler)
     # What was closed before the program began is None, which cannot be written to or read.
     sys.stdout, sys.stderr, sys.stdin = (
         open(os.devnull, mode, encoding="utf-8") if stream is None else stream
@@ -376,9 +378,9 @@ def _refuses(stream: Any) -> bool:
 
 
 def _commands() -> Any:
-    """What most commands need, imported whole: Ctrl-C and SIGTERM, which numpy and jax crash on in
-    the middle of it, wait for its second or two."""
-    stops = (signal.SIGINT, signal.SIGTERM)
+    """What most commands need, imported whole: Ctrl-C and its like, which numpy and jax crash on
+    in the middle of it, wait for its second or two."""
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
     try:
         from prompt_tuning_jax import commands

@@ -320,11 +320,14 @@ def test_a_failure_is_one_line_and_status_1_and_debug_shows_where(tmp_path):
 # A process in the background ignores Ctrl-C from birth: its default is set again.
 HEARD = "signal.signal(signal.SIGINT, signal.default_int_handler)"
 IGNORED = "signal.signal(signal.SIGINT, signal.SIG_IGN)"
-STOPS = pytest.mark.parametrize(("number", "before"), [("SIGINT", HEARD), ("SIGTERM", IGNORED)])
+OPEN = f"{IGNORED}; signal.signal(signal.SIGHUP, signal.SIG_DFL)"  # nohup ignores it
+STOPS = pytest.mark.parametrize(
+    ("number", "before"), [("SIGINT", HEARD), ("SIGTERM", IGNORED), ("SIGHUP", OPEN)]
+)
 
 
 @STOPS
-def test_ctrl_c_and_sigterm_are_one_word(tmp_path, number, before):
+def test_ctrl_c_sigterm_and_a_closed_terminal_are_one_word(tmp_path, number, before):
     stop = f"""
 import os, signal, time
 {before}
@@ -334,6 +337,24 @@ def train(*given):
 commands.train = train"""
     shown = command(*TRAIN, str(tmp_path), stand_in=stop)
     assert (shown.returncode, shown.stderr) == (INTERRUPTED, "interrupted\n")
+
+
+HUNG_UP = """
+import os, signal
+signal.signal(signal.SIGHUP, signal.{})
+def predict(*given):
+    yield 1
+    os.kill(os.getpid(), signal.SIGHUP)
+    yield 2
+commands.predict = predict"""
+
+
+def test_a_closed_terminal_leaves_no_half_written_output_and_nohup_goes_on(tmp_path):
+    words = ["predict", "--artifact", "x", QUICKSTART, "--output", str(tmp_path / "out")]
+    for before, status, left in (("SIG_DFL", INTERRUPTED, []), ("SIG_IGN", 0, ["out"])):
+        stand_in = HUNG_UP.format(before)
+        assert command(*words, stand_in=stand_in).returncode == status
+        assert os.listdir(tmp_path) == left
 
 
 @STOPS
