@@ -221,7 +221,7 @@ def restore(checkpoints: Checkpoints | None, run: Plan, log) -> tuple[State, Bes
     kept = checkpoints.restore((state, best.trainable)) if checkpoints else None
     if kept is None:
         return state, best, 0.0
-    before = kept.extra["sources"]
+    before = kept.extra.get("sources", run.sources)
     changed = [name for name, source in run.sources.items() if source != before[name]]
     if changed:
         raise UserError(
