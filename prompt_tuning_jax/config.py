@@ -56,9 +56,11 @@ def load(path: str | os.PathLike | None, overrides: Sequence[str] = ()) -> Confi
 
 
 def of_artifact(manifest: Mapping[str, Any], overrides: Sequence[str] = ()) -> ConfigDict:
-    """The config in an artifact's manifest, but for its method, which may be one that is not here:
-    whoever uses an artifact need not have it."""
-    given = {name: value for name, value in manifest["config"].items() if name != "method"}
+    """The config in an artifact's manifest; without its method where that is one which is not here,
+    as of a notebook: whoever uses an artifact need not have it."""
+    given = dict(manifest["config"])
+    if flatten(given).get("method.name") not in (None, *METHODS):
+        given.pop("method")
     return build(given, overrides)
 
 
