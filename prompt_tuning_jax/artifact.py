@@ -339,14 +339,7 @@ def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield "'labels' has a value or a word twice"
     if manifest["max_length"] < 0:
         yield f"'max_length' is {short(manifest['max_length'])}, expected at least 0"
-    yield from _of_config(flatten(manifest["config"]), manifest["method"])
-
-
-def _of_config(config: Mapping[str, Any], method: str) -> Iterator[str]:
-    yield from _unknown(config, KEYS, "config.")
-    named = config.get("method.name", method)
-    if named != method:
-        yield f"its config's method is {short(named)} and 'method' is {method!r}"
+    yield from _unknown(flatten(manifest["config"]), KEYS, "config.")
 
 
 def _unknown(given: Iterable[str], known: Iterable[str], prefix: str = "") -> Iterator[str]:

@@ -59,7 +59,7 @@ def of_artifact(manifest: Mapping[str, Any], overrides: Sequence[str] = ()) -> C
     """The config in an artifact's manifest; without its method where that is one which is not here,
     as of a notebook: whoever uses an artifact need not have it."""
     given = dict(manifest["config"])
-    if flatten(given).get("method.name") not in (None, *METHODS):
+    if flatten(given).get("method.name") == manifest["method"] not in METHODS:
         given.pop("method")
     return build(given, overrides)
 
