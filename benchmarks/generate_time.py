@@ -79,7 +79,7 @@ def our_writer(options: argparse.Namespace, lm, cases: Sequence[inputs.Case]):
 
     import numpy as np
 
-    from prompt_tuning_jax.data.template import Example
+    from prompt_tuning_jax.data.example import Example
     from prompt_tuning_jax.generate import Settings, generate
 
     endless = copy.copy(lm.tokenizer)

@@ -12,7 +12,7 @@ from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import methods, models, scoring
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.batch import order, take
-from prompt_tuning_jax.data.template import Example
+from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.train import encode
 
 

@@ -12,7 +12,7 @@ import optax
 import products
 
 from prompt_tuning_jax.data.batch import Batch, pack, plan, shared_length
-from prompt_tuning_jax.data.template import Example
+from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.methods.base import Method
 from prompt_tuning_jax.models import prefix_length, weights
 from prompt_tuning_jax.models.decoder import Decoder

@@ -255,10 +255,8 @@ def _fields(task, template, record, place):
         )
     fields = names(template)
     if not isinstance(record, str):
-        read = {name: needed(record[name], name, place) for name in fields if name in record}
-        return {
-            name: value for name, value in record.items() if task.target or name != LABEL
-        } | read
+        given = {name: value for name, value in record.items() if task.target or name != LABEL}
+        return given | {name: needed(given[name], name, place) for name in fields if name in given}
     if len(fields) != 1:
         raise UserError(
             f"the template has the fields {', '.join(fields)}: give each record as these by name,"

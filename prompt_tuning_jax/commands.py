@@ -41,9 +41,10 @@ from prompt_tuning_jax.data.lines import records as read_records
 from prompt_tuning_jax.data.records import PLACE, names
 from prompt_tuning_jax.data.records import wanted as wanted_of
 from prompt_tuning_jax.data.template import check_slots, with_prompt
-from prompt_tuning_jax.errors import RunError, UserError, spoken
+from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.models import LanguageModel, load
 from prompt_tuning_jax.progress import watched
+from prompt_tuning_jax.streams import spoken
 from prompt_tuning_jax.train import Result
 
 INTERRUPTED = 75

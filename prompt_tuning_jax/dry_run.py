@@ -16,7 +16,7 @@ import numpy as np
 from prompt_tuning_jax import memory as memories
 from prompt_tuning_jax import scoring, train
 from prompt_tuning_jax.data import task as tasks
-from prompt_tuning_jax.data.template import Example
+from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.models import LanguageModel
 from prompt_tuning_jax.models.tokenizer import Tokenizer
 from prompt_tuning_jax.report import duration, size

@@ -16,7 +16,8 @@ from typing import Any
 
 from prompt_tuning_jax import __version__
 from prompt_tuning_jax.cache import cache_folder
-from prompt_tuning_jax.errors import UserError, hide, spoken
+from prompt_tuning_jax.errors import UserError, hide
+from prompt_tuning_jax.streams import spoken
 from prompt_tuning_jax.workdir import RUN, atomic_write
 
 _PACKAGES = (

@@ -1,16 +1,9 @@
 """What the commands answer in one sentence: wrong input, a failed run; and spelling help."""
 
-import contextlib
 import difflib
-import errno
-import os
 import re
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
-
-# What a place answers that takes no more; a reader that went away is another matter.
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 class UserError(Exception):
@@ -52,27 +45,3 @@ _SECRETS = re.compile(
     r"|([?&#;][\w.-]{0,99}(?i:token|key|secret|passw|credential|auth|sig)[\w.-]{0,99}=)[^&#;\s'\"]+"
     r"|\bhf_\w{16,}"
 )
-
-
-@contextlib.contextmanager
-def spoken() -> Iterator[None]:
-    """Around what is printed for people: where stdout takes no more, the work goes on without."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        silence(error)
-
-
-def silence(error: OSError) -> None:
-    """Gives stdout, which refused a write, a place where the next ones succeed: its buffer keeps
-    what it could not write, and the interpreter flushes once more at the end. Says so on stderr."""
-    with contextlib.suppress(OSError):
-        print(
-            f"warning: stdout cannot be written ({error.strerror}): what the command says from here"
-            " on is lost",
-            file=sys.stderr,
-        )
-    with contextlib.suppress(OSError):  # in a notebook or a test it has no descriptor
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -16,7 +16,7 @@ import numpy as np
 
 from prompt_tuning_jax import scoring
 from prompt_tuning_jax.data.batch import shared_length
-from prompt_tuning_jax.data.template import Example
+from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.errors import UserError, short
 from prompt_tuning_jax.keys import KEYS
 from prompt_tuning_jax.models import LanguageModel, prefix_length

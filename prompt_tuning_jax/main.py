@@ -7,24 +7,21 @@ import os
 import shlex
 import signal
 import sys
-import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 import click
 
-from prompt_tuning_jax import __version__
+from prompt_tuning_jax import __version__, streams
 from prompt_tuning_jax.data.demonstrations import CHOICES, Wanted
-from prompt_tuning_jax.errors import RunError, UserError, hide, nearest, short, silence
+from prompt_tuning_jax.errors import RunError, UserError, hide, nearest, short
 
 FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
 _AGAIN = 0.01  # seconds
-LONGEST_LINE = 1 << 25  # bytes; one that never ends would fill the memory
 
 
 def _text(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
@@ -242,11 +239,11 @@ def predict(
                 f"predict takes no {word!r}: the artifact brings its own config, of which only"
                 " --config.generation.KEY can be another"
             )
-    with _output(output) as stream:
+    with streams.output(output) as stream:
         commands = _commands()
 
-        given = _decoded(lines)
-        for row in commands.predict(artifact, given, _name(lines), as_json, overrides):
+        given = streams.decoded(lines)
+        for row in commands.predict(artifact, given, streams.name(lines), as_json, overrides):
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
             if output is None:
                 stream.flush()
@@ -360,21 +357,11 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = FAILED
     except OSError as error:
-        if not _refuses(sys.stdout):
+        if not streams.refuses(sys.stdout):
             raise
-        silence(error)
+        streams.silence(error)
         status = FAILED
     sys.exit(status)
-
-
-def _refuses(stream: Any) -> bool:
-    """Whether a stream still holds what it could not write: the failure was this one's, and not a
-    file's."""
-    try:
-        stream.flush()
-    except OSError:
-        return True
-    return False
 
 
 def _commands() -> Any:
@@ -467,48 +454,6 @@ def _heard(fault: Any) -> None:
         threading.Timer(_AGAIN, _thread.interrupt_main, [again]).start()
     else:
         sys.__unraisablehook__(fault)
-
-
-def _name(lines: BinaryIO) -> str:
-    """The name of a file; what stands in for stdin may have none."""
-    return getattr(lines, "name", "<stdin>")
-
-
-def _decoded(lines: BinaryIO) -> Iterator[tuple[str, str]]:
-    """Yields the place and the text of each line, with its end."""
-    for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE), b""), 1):
-        place = f"{_name(lines)}, line {number}"
-        if len(line) == LONGEST_LINE:
-            raise UserError(f"{place}: it has over {LONGEST_LINE:,} bytes: end each record's line")
-        if b"\0" in line:
-            raise UserError(f"{place}: a NUL byte, which no text has: save the file as UTF-8")
-        try:
-            yield place, line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{place}: not UTF-8 at byte {error.start}: convert the file"
-            ) from error
-
-
-@contextlib.contextmanager
-def _output(path: str | None) -> Iterator[TextIO]:
-    """Yields stdout, or a file that takes its name when everything has been written."""
-    if path is None:
-        yield sys.stdout
-        return
-    # Where a link leads: what is there is replaced, and a link or a device would be gone.
-    real = os.path.realpath(path)
-    if os.path.exists(real) and not os.path.isfile(real):
-        raise UserError(f"cannot write {path!r}: it is there and no file; give another --output")
-    try:
-        place = tempfile.TemporaryDirectory(prefix=".", dir=os.path.dirname(real))
-    except OSError as error:
-        raise UserError(f"cannot write {path!r}: {error.strerror}") from error
-    with place as folder:
-        partial = os.path.join(folder, "partial")
-        with open(partial, "w", encoding="utf-8") as stream:
-            yield stream
-        os.replace(partial, real)
 
 
 if __name__ == "__main__":

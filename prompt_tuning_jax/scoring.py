@@ -39,7 +39,7 @@ def score(
 
     Args:
       lm: the frozen model.
-      examples: `data.template.Example`s, all with the same number of answers C.
+      examples: `data.example.Example`s, all with the same number of answers C.
       collections: what a method's `adapt` returned, or {} for the model alone.
       devices: to spread the rows over; all of this process's unless given.
       shape: of the batches, from `next_shape`; the best for these examples unless given.

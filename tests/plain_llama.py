@@ -12,7 +12,7 @@ import tiny_models
 from flax import traverse_util
 from jax import tree
 
-from prompt_tuning_jax.data.template import Example
+from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.models import LanguageModel
 from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.spec import RopeScaling, Spec

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompt_tuning_jax.data.template import Example
+from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.models.spec import Spec
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"

@@ -14,7 +14,7 @@ import pytest
 from grain import experimental
 
 from prompt_tuning_jax.data import batch as batches
-from prompt_tuning_jax.data.template import Example
+from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.step import Parts, compile_step
 from prompt_tuning_jax.train import Data
 

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 from tiny_models import SPEC
 
 from prompt_tuning_jax import generate as generation
-from prompt_tuning_jax.data.template import Example
+from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.generate import Rule, Settings, generate
 from prompt_tuning_jax.models import decoder

@@ -418,7 +418,7 @@ def test_a_closed_stdout_is_quiet(monkeypatch):
 
 SAYS = """
 def train(*given):
-    from prompt_tuning_jax.errors import spoken
+    from prompt_tuning_jax.streams import spoken
     for line in range(3):
         with spoken():
             print(line, flush=True)

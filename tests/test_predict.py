@@ -13,7 +13,7 @@ import pytest
 import tiny_models
 import tiny_runs
 
-from prompt_tuning_jax import artifact, commands, main
+from prompt_tuning_jax import artifact, commands, main, streams
 from prompt_tuning_jax import config as configs
 
 TASK = (
@@ -184,7 +184,7 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(typed, monkeyp
     made = ["predict", "--artifact", tiny_runs.artifact()]
     shown = typed(*made, stdin="banks\n" + "a" * 200_000 + "\n")
     assert shown.status == 2 and "line 2: 'text' has 200,000 characters" in shown.err
-    monkeypatch.setattr(main, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(streams, "LONGEST_LINE", 1000)
     shown = typed(*made, stdin="banks\n" + "a" * 2000)
     assert shown.status == 2 and "line 2: it has over 1,000 bytes" in shown.err
 

@@ -12,7 +12,7 @@ from prompt_tuning_jax import api, models, scoring
 from prompt_tuning_jax.data import batch as batches
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.demonstrations import Wanted, choose
-from prompt_tuning_jax.data.template import Example
+from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.errors import UserError
 
 MODEL, PLAIN = plain_llama.make()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prompt_tuning_jax.data.template import Example
+from prompt_tuning_jax.data.example import Example
 
 # Positions a row can have before its attention costs as much again as the rest of the layer:
 # measured on a CPU, where attention is dearer than its share of the multiplications.

@@ -8,15 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from prompt_tuning_jax.data.example import Example, encode
 from prompt_tuning_jax.data.records import LABEL, Record, Source, names, ranked
 from prompt_tuning_jax.data.settings import LABEL_METRICS, PLACE, TEXT_METRICS
 from prompt_tuning_jax.data.template import (
-    Example,
     Field,
     Slot,
     Special,
     Template,
-    encode,
     parse,
     with_demonstrations,
 )
@@ -230,12 +229,12 @@ def examples(
         tokenizer: a `models.tokenizer.Tokenizer`.
         num_virtual_tokens: P, the length of the soft prompt.
         add_bos: whether every example begins with the tokenizer's BOS token.
-        max_length: the most positions that an example may take, see `template.encode`.
+        max_length: the most positions that an example may take, see `example.encode`.
         template: another template than the task's, for instance a hand-written prompt.
         demonstrations: records whose labels are known, rendered with their answers in front.
 
     Raises:
-        UserError: as `template.parse` and `template.encode`; names the record.
+        UserError: as `template.parse` and `example.encode`; names the record.
     """
     text = task.template if template is None else template
     check_fields(text, task.fields)

@@ -21,7 +21,7 @@ from prompt_tuning_jax.data.batch import (
     shared_length,
     take,
 )
-from prompt_tuning_jax.data.template import Example
+from prompt_tuning_jax.data.example import Example
 
 
 @st.composite

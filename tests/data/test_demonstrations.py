@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from prompt_tuning_jax.data import batch as batches
 from prompt_tuning_jax.data import demonstrations
 from prompt_tuning_jax.data.demonstrations import Wanted, choose, fitted
+from prompt_tuning_jax.data.example import encode
 from prompt_tuning_jax.data.task import Source, Task, examples
-from prompt_tuning_jax.data.template import encode, parse, with_demonstrations
+from prompt_tuning_jax.data.template import parse, with_demonstrations
 from prompt_tuning_jax.errors import UserError
 
 LABELS = ("a", "b", "c")

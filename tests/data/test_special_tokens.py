@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from prompt_tuning_jax.data.template import encode, parse
+from prompt_tuning_jax.data.example import encode
+from prompt_tuning_jax.data.template import parse
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models.tokenizer import Facts, Tokenizer
 

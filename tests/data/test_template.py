@@ -10,12 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import models
 
-from prompt_tuning_jax.data.template import (
-    Slot,
-    Special,
-    encode,
-    parse,
-)
+from prompt_tuning_jax.data.example import encode
+from prompt_tuning_jax.data.template import Slot, Special, parse
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models.tokenizer import Facts, Tokenizer
 

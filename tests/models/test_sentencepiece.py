@@ -4,7 +4,7 @@ import pytest
 import tiny_models
 from tiny_models import rewrite
 
-from prompt_tuning_jax.data import template
+from prompt_tuning_jax.data import example, template
 from prompt_tuning_jax.models import tokenizer
 
 TOKENS = ["<s>", "</s>", "▁", "a", "b", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -45,8 +45,8 @@ def spelled(words, text, record=None, virtual=0):
     """A template with the answer 'b' as tokens, the slots as None."""
     parsed = template.parse(text, words.specials)
     settings = {"num_virtual_tokens": virtual, "add_bos": False, "max_length": 99}
-    example = template.encode(parsed, record or {}, ["b"], words, **settings)
-    return [TOKENS[i] if i >= 0 else None for i in [*example.trunk, *example.tails[0]]]
+    made = example.encode(parsed, record or {}, ["b"], words, **settings)
+    return [TOKENS[i] if i >= 0 else None for i in [*made.trunk, *made.tails[0]]]
 
 
 def test_the_space_in_front_is_that_of_the_text_alone(read):

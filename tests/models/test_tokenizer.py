@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import SPECIALS, rewrite
 
-from prompt_tuning_jax.data import template
+from prompt_tuning_jax.data import example, template
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models import gguf_file, load, tokenizer
 
@@ -277,7 +277,7 @@ def test_ids_without_an_embedding_are_refused_unless_no_text_has_them(tmp_path):
     assert words.size == ids + 1
     named = template.parse("<|eos|>a<|more|>", words.specials)
     with pytest.raises(UserError, match=rf"has '<\|more\|>', id {ids}, .* embeddings for {ids}"):
-        template.encode(named, {}, ["a"], words, num_virtual_tokens=0, add_bos=False, max_length=9)
+        example.encode(named, {}, ["a"], words, num_virtual_tokens=0, add_bos=False, max_length=9)
 
 
 @pytest.mark.parametrize(

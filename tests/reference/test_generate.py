@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_models
 
-from prompt_tuning_jax.data.template import Example
+from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.generate import Settings, generate
 from prompt_tuning_jax.models import load, weights
 

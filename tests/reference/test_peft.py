@@ -12,7 +12,7 @@ import pytest
 import tiny_models
 
 from prompt_tuning_jax import scoring
-from prompt_tuning_jax.data.template import Example
+from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.models import LanguageModel, bake, load, weights
 from prompt_tuning_jax.models.decoder import bind
 from prompt_tuning_jax.train import virtual_tokens

@@ -4,7 +4,7 @@ import pytest
 import tiny_models
 from transformers import AutoTokenizer
 
-from prompt_tuning_jax.data import template
+from prompt_tuning_jax.data import example, template
 from prompt_tuning_jax.models import tokenizer
 
 MERGES = (("▁", "t"), ("h", "e"), ("▁t", "he"), ("▁", "▁"))
@@ -65,6 +65,6 @@ def test_texts_and_what_follows_a_special_token(tmp_path, steps, named):
     settings = {"num_virtual_tokens": 0, "add_bos": False, "max_length": 99}
     for text in TEMPLATES:
         parsed = template.parse(text, ours.specials)
-        example = template.encode(parsed, {}, ["the"], ours, **settings)
-        ids = [*example.trunk, *example.tails[0]]
+        made = example.encode(parsed, {}, ["the"], ours, **settings)
+        ids = [*made.trunk, *made.tails[0]]
         assert ids == theirs(f"{text} the")["input_ids"], text

@@ -1,0 +1,92 @@
+"""What a command reads and writes: lines with their places, a file whole or not at all, and a
+stdout that may be full."""
+
+import contextlib
+import errno
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any, BinaryIO, TextIO
+
+from prompt_tuning_jax.errors import UserError
+
+# What a place answers that takes no more; a reader that went away is another matter.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+LONGEST_LINE = 1 << 25  # bytes; one that never ends would fill the memory
+
+
+@contextlib.contextmanager
+def spoken() -> Iterator[None]:
+    """Around what is printed for people: where stdout takes no more, the work goes on without."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        silence(error)
+
+
+def silence(error: OSError) -> None:
+    """Gives stdout, which refused a write, a place where the next ones succeed: its buffer keeps
+    what it could not write, and the interpreter flushes once more at the end. Says so on stderr."""
+    with contextlib.suppress(OSError):
+        print(
+            f"warning: stdout cannot be written ({error.strerror}): what the command says from here"
+            " on is lost",
+            file=sys.stderr,
+        )
+    with contextlib.suppress(OSError):  # in a notebook or a test it has no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def refuses(stream: Any) -> bool:
+    """Whether a stream still holds what it could not write: the failure was this one's, and not a
+    file's."""
+    try:
+        stream.flush()
+    except OSError:
+        return True
+    return False
+
+
+def name(lines: BinaryIO) -> str:
+    """The name of a file; what stands in for stdin may have none."""
+    return getattr(lines, "name", "<stdin>")
+
+
+def decoded(lines: BinaryIO) -> Iterator[tuple[str, str]]:
+    """Yields the place and the text of each line, with its end."""
+    for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE), b""), 1):
+        place = f"{name(lines)}, line {number}"
+        if len(line) == LONGEST_LINE:
+            raise UserError(f"{place}: it has over {LONGEST_LINE:,} bytes: end each record's line")
+        if b"\0" in line:
+            raise UserError(f"{place}: a NUL byte, which no text has: save the file as UTF-8")
+        try:
+            yield place, line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{place}: not UTF-8 at byte {error.start}: convert the file"
+            ) from error
+
+
+@contextlib.contextmanager
+def output(path: str | None) -> Iterator[TextIO]:
+    """Yields stdout, or a file that takes its name when everything has been written."""
+    if path is None:
+        yield sys.stdout
+        return
+    # Where a link leads: what is there is replaced, and a link or a device would be gone.
+    real = os.path.realpath(path)
+    if os.path.exists(real) and not os.path.isfile(real):
+        raise UserError(f"cannot write {path!r}: it is there and no file; give another --output")
+    try:
+        place = tempfile.TemporaryDirectory(prefix=".", dir=os.path.dirname(real))
+    except OSError as error:
+        raise UserError(f"cannot write {path!r}: {error.strerror}") from error
+    with place as folder:
+        partial = os.path.join(folder, "partial")
+        with open(partial, "w", encoding="utf-8") as stream:
+            yield stream
+        os.replace(partial, real)
