@@ -1,0 +1,1 @@
+"""A run: its folder, checkpoints, artifact, log, report and processes."""
