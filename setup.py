@@ -62,5 +62,5 @@ setup(
         ],
         "bench": ["accelerate==1.15.0", "peft==0.21.2", "torch==2.13.0", "transformers==5.23.0"],
     },
-    entry_points={"console_scripts": ["prompt-tuning=prompt_tuning_jax.main:main"]},
+    entry_points={"console_scripts": ["prompt-tuning=prompt_tuning_jax.cli.main:main"]},
 )

@@ -78,7 +78,7 @@ def peft(config: Any, threads: int) -> dict[str, Any]:
     import peft_side
 
     from prompt_tuning_jax import optimizers
-    from prompt_tuning_jax.models import weights
+    from prompt_tuning_jax.models.files import weights
 
     if config.optimizer.name != "adamw" or config.optimizer.weight_decay:
         raise SystemExit("PEFT's side knows AdamW without decay only")

@@ -50,7 +50,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     import headlines
     import numpy as np
 
-    from prompt_tuning_jax import scoring
+    from prompt_tuning_jax import score as scoring
 
     config = headlines.settings(options.config, options.override)
     lm = headlines.model(config)
@@ -82,7 +82,7 @@ def peft_scorer(options: argparse.Namespace, config, lm, collections, examples):
     import headlines
     import peft_side
 
-    from prompt_tuning_jax.models import weights
+    from prompt_tuning_jax.models.files import weights
 
     peft_side.use_threads(options.threads)
     base = peft_side.base(str(weights.locate(config.model.path)), headlines.dtype(lm))

@@ -95,7 +95,7 @@ def transformers_writer(options: argparse.Namespace, config, lm, cases: Sequence
     import headlines
     import peft_side
 
-    from prompt_tuning_jax.models import weights
+    from prompt_tuning_jax.models.files import weights
 
     peft_side.use_threads(options.threads)
     base = peft_side.base(str(weights.locate(config.model.path)), headlines.dtype(lm))

@@ -7,12 +7,14 @@ import inputs
 import jax
 import numpy as np
 
-from prompt_tuning_jax import artifact as artifacts
 from prompt_tuning_jax import config as configs
-from prompt_tuning_jax import methods, models, scoring
+from prompt_tuning_jax import methods
+from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.batch import order, take
 from prompt_tuning_jax.data.example import Example
+from prompt_tuning_jax.models import language_model as models
+from prompt_tuning_jax.run import artifact as artifacts
 from prompt_tuning_jax.train import encode
 
 

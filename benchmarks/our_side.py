@@ -14,8 +14,9 @@ import products
 from prompt_tuning_jax.data.batch import Batch, pack, plan, shared_length
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.methods.base import Method
-from prompt_tuning_jax.models import prefix_length, weights
 from prompt_tuning_jax.models.decoder import Decoder
+from prompt_tuning_jax.models.files import weights
+from prompt_tuning_jax.models.language_model import prefix_length
 from prompt_tuning_jax.step import Parts, State, compile_step, gradients, init_state
 from prompt_tuning_jax.train import virtual_tokens
 

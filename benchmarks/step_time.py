@@ -130,7 +130,7 @@ def updates(options: argparse.Namespace) -> list[list[inputs.Case]]:
         train = headlines.examples(config, lm, headlines.first(config, lm), "train")
         epoch = len(train) // options.batch_size
         return headlines.updates(config, train, min(options.updates or epoch, epoch))
-    from prompt_tuning_jax.models import weights
+    from prompt_tuning_jax.models.files import weights
 
     vocabulary = weights.read(options.model, options.dtype).spec.vocabulary
     return inputs.random_updates(options.batch_size, options.length, options.targets, vocabulary)
@@ -141,7 +141,7 @@ def torch_folder(path: str, folder: str, dtype: str) -> str:
 
     Reading GGUF takes transformers several times the model's memory, which is no part of a step.
     """
-    from prompt_tuning_jax.models import weights
+    from prompt_tuning_jax.models.files import weights
 
     found = str(weights.locate(path))
     if os.path.isdir(found):

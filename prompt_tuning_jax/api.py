@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prompt_tuning_jax import artifact as artifacts
-from prompt_tuning_jax import metrics, scoring
-from prompt_tuning_jax.artifact import Artifact
+from prompt_tuning_jax import metrics
+from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.demonstrations import fitted
 from prompt_tuning_jax.data.records import LABEL, PLACE, Record, names, needed
@@ -18,8 +17,10 @@ from prompt_tuning_jax.data.task import Task
 from prompt_tuning_jax.data.template import with_prompt
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.generate import DEFAULTS, Settings, check, generate
-from prompt_tuning_jax.models import LanguageModel, load, prefix_length
-from prompt_tuning_jax.progress import watched
+from prompt_tuning_jax.models.language_model import LanguageModel, load, prefix_length
+from prompt_tuning_jax.run import artifact as artifacts
+from prompt_tuning_jax.run.artifact import Artifact
+from prompt_tuning_jax.run.progress import watched
 from prompt_tuning_jax.train import Result, encode, tune
 
 __all__ = ("Result", "evaluate", "load", "predict", "save", "tune")

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning_jax import scoring
+from prompt_tuning_jax import score as scoring
+from prompt_tuning_jax.config.schema import KEYS
 from prompt_tuning_jax.data.batch import shared_length
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.errors import UserError, short
-from prompt_tuning_jax.keys import KEYS
-from prompt_tuning_jax.models import LanguageModel, prefix_length
 from prompt_tuning_jax.models.decoder import Decoder, decode, prefill, split_layers
+from prompt_tuning_jax.models.language_model import LanguageModel, prefix_length
 
 UNREADABLE = "\ufffd"  # what stands for the first bytes of a character whose last ones are missing
 LEAST_LENGTH = 16  # positions of the shortest rows

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from prompt_tuning_jax import memory
 from prompt_tuning_jax.data.batch import (
     Batch,
     Shape,
@@ -21,9 +20,10 @@ from prompt_tuning_jax.data.batch import (
     stream_shape,
 )
 from prompt_tuning_jax.errors import RunError, UserError
-from prompt_tuning_jax.models import LanguageModel, bake
+from prompt_tuning_jax.models import memory
 from prompt_tuning_jax.models.decoder import Decoder, bind
-from prompt_tuning_jax.progress import watched
+from prompt_tuning_jax.models.language_model import LanguageModel, bake
+from prompt_tuning_jax.run.progress import watched
 from prompt_tuning_jax.step import make_mesh, place_rows, row_specs, target_scores
 
 

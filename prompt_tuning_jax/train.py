@@ -15,21 +15,24 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from prompt_tuning_jax import advice, methods, optimizers, processes, scoring, tracking
-from prompt_tuning_jax import artifact as artifacts
 from prompt_tuning_jax import config as configs
-from prompt_tuning_jax.checkpoint import Checkpoints
+from prompt_tuning_jax import methods, optimizers
+from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data import batch as batches
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.records import names
 from prompt_tuning_jax.errors import RunError, UserError
-from prompt_tuning_jax.journal import Journal
-from prompt_tuning_jax.models import LanguageModel, prefix_length
-from prompt_tuning_jax.processes import agreed, stop_requested
-from prompt_tuning_jax.profiling import profiler
-from prompt_tuning_jax.progress import watched
+from prompt_tuning_jax.models.language_model import LanguageModel, prefix_length
+from prompt_tuning_jax.run import artifact as artifacts
+from prompt_tuning_jax.run import processes, tracking
+from prompt_tuning_jax.run import warnings as advice
+from prompt_tuning_jax.run.checkpoint import Checkpoints
+from prompt_tuning_jax.run.folder import CHECKPOINTS, settle
+from prompt_tuning_jax.run.log import Journal
+from prompt_tuning_jax.run.processes import agreed, stop_requested
+from prompt_tuning_jax.run.profiling import profiler
+from prompt_tuning_jax.run.progress import watched
 from prompt_tuning_jax.step import Compiled, Parts, State, compile_step, init_state
-from prompt_tuning_jax.workdir import CHECKPOINTS, settle
 
 
 class Data(NamedTuple):

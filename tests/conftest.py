@@ -46,7 +46,7 @@ def home(monkeypatch, tmp_path):
 @pytest.fixture
 def typed(monkeypatch, capsys, home):
     """Types a command in `home`: exit status, stdout, stderr."""
-    from prompt_tuning_jax import main
+    from prompt_tuning_jax.cli import main
 
     def type_(*arguments, stdin=""):
         given = io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8")

@@ -18,7 +18,9 @@ from typing import NamedTuple
 import pytest
 import tiny_runs
 
-from prompt_tuning_jax import main, train, workdir
+from prompt_tuning_jax import train
+from prompt_tuning_jax.cli import main
+from prompt_tuning_jax.run import folder as workdir
 
 SETTINGS = ("steps=6", "save_every=2", "evaluate_every=3", "microbatches=1")
 FULL = "No space left on device"

@@ -20,7 +20,7 @@ import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from prompt_tuning_jax.models import weights
+from prompt_tuning_jax.models.files import weights
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SMOLLM2 = "smollm2-135m-instruct"

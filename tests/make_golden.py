@@ -20,8 +20,9 @@ import pytest
 import tiny_runs
 from test_methods import ROWS, settings
 
-from prompt_tuning_jax import api, commands
+from prompt_tuning_jax import api
 from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.cli import commands
 from prompt_tuning_jax.data import task as tasks
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden.json"

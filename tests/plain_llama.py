@@ -13,10 +13,10 @@ from flax import traverse_util
 from jax import tree
 
 from prompt_tuning_jax.data.example import Example
-from prompt_tuning_jax.models import LanguageModel
 from prompt_tuning_jax.models.decoder import Decoder
+from prompt_tuning_jax.models.files.tokenizer import Facts, Tokenizer
+from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.spec import RopeScaling, Spec
-from prompt_tuning_jax.models.tokenizer import Facts, Tokenizer
 
 # Wavelengths from 2 pi on, so that llama3's three ranges are all there in a head of 10.
 LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 32)

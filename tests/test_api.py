@@ -12,10 +12,12 @@ import tiny_models
 import tiny_runs
 
 import prompt_tuning_jax
-from prompt_tuning_jax import api, artifact, commands, train
+from prompt_tuning_jax import api, train
 from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.cli import commands
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.errors import RunError, UserError
+from prompt_tuning_jax.run import artifact
 
 TEXTS = ["banks and funds", "phone games {text}", ""]
 
@@ -265,7 +267,7 @@ def test_the_model_alone_reads_no_more_than_it_is_given(given, made):
 
 
 def test_evaluate_reads_the_configs_max_length(capsys):
-    from prompt_tuning_jax import main
+    from prompt_tuning_jax.cli import main
 
     words = ["--config", str(tiny_runs.world().config), "--config.task.max_length=20"]
     assert main.run(["evaluate", *words, "--split", "test[:5]", "--json"]) == 0

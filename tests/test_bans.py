@@ -22,10 +22,10 @@ MODULES = {
 # What runs code that is named at run time, and where that is the point: a config file of the
 # user's own, the tables of methods, tasks and trackers, a command for the environment's report.
 PLACES = {
-    "runpy": {"config.py"},
-    "import_module": {"__init__.py", "data/task.py", "methods/__init__.py", "tracking.py"},
-    "subprocess": {"environment.py"},
-    "socket": {"workdir.py"},
+    "runpy": {"config/__init__.py"},
+    "import_module": {"__init__.py", "data/task.py", "methods/__init__.py", "run/tracking.py"},
+    "subprocess": {"run/environment.py"},
+    "socket": {"run/folder.py"},
 }
 
 
@@ -94,5 +94,5 @@ def test_what_is_banned_is_found(source):
 
 def test_a_socket_is_asked_for_a_name_only():
     """The lock's owner is named with its host; nothing is connected."""
-    source = (PACKAGE / "workdir.py").read_text(encoding="utf-8")
+    source = (PACKAGE / "run" / "folder.py").read_text(encoding="utf-8")
     assert set(re.findall(r"socket\.\w+", source)) == {"socket.gethostname"}

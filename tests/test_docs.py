@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prompt_tuning_jax import main
+from prompt_tuning_jax.cli import main
 from prompt_tuning_jax.config import KEYS, load
 
 ROOT = Path(__file__).resolve().parents[1]

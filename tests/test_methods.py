@@ -14,7 +14,8 @@ from test_step import assert_near, assert_same
 from tiny_methods import TASK
 from tiny_models import changed
 
-from prompt_tuning_jax import methods, scoring, train
+from prompt_tuning_jax import methods, train
+from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.batch import Shape, pack
 from prompt_tuning_jax.methods.base import Method
 from prompt_tuning_jax.models.decoder import bind

@@ -8,8 +8,8 @@ import pytest
 
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import optimizers
+from prompt_tuning_jax.config.schema import OPTIMIZERS, SCHEDULES
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.keys import OPTIMIZERS, SCHEDULES
 
 # Lester et al. 2021, with the released runs' step counter going on from T5's own training.
 LESTER = (

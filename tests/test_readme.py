@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import tiny_runs
 
-from prompt_tuning_jax import main
-from prompt_tuning_jax.models import weights
+from prompt_tuning_jax.cli import main
+from prompt_tuning_jax.models.files import weights
 
 ROOT = Path(__file__).resolve().parents[1]
 # Fewer steps and records than the README's, which changes no command.

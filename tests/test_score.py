@@ -8,12 +8,14 @@ import plain_llama
 import pytest
 from tiny_models import SPEC
 
-from prompt_tuning_jax import api, models, scoring
+from prompt_tuning_jax import api
+from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data import batch as batches
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.demonstrations import Wanted, choose
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.models import language_model as models
 
 MODEL, PLAIN = plain_llama.make()
 FRONT = (1, -1, -2, 40)

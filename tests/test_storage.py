@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from prompt_tuning_jax.cache import cache_folder, publish
 from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.storage import cache_folder, publish
 
 
 def test_the_environment_names_the_folder(monkeypatch, tmp_path):

@@ -10,13 +10,15 @@ import plain_llama
 import pytest
 import tiny_models
 
-from prompt_tuning_jax import api, artifact, metrics, scoring
-from prompt_tuning_jax.artifact import Artifact
+from prompt_tuning_jax import api, metrics
+from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.records import Source
 from prompt_tuning_jax.data.task import Task
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.generate import Settings, generate
-from prompt_tuning_jax.models import load
+from prompt_tuning_jax.models.language_model import load
+from prompt_tuning_jax.run import artifact
+from prompt_tuning_jax.run.artifact import Artifact
 
 TEMPLATE = "{soft}Facts: {facts}\nText:"
 ROWS = [

@@ -17,12 +17,15 @@ import pytest
 import tiny_runs
 from tiny_runs import tiny, tune, values, vectors
 
-from prompt_tuning_jax import api, artifact, commands, main, methods, optimizers, train, workdir
+from prompt_tuning_jax import api, methods, optimizers, train
 from prompt_tuning_jax import config as configs
-from prompt_tuning_jax.card import CARD
-from prompt_tuning_jax.checkpoint import Checkpoints
+from prompt_tuning_jax.cli import commands, main
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.errors import RunError, UserError
+from prompt_tuning_jax.run import artifact
+from prompt_tuning_jax.run import folder as workdir
+from prompt_tuning_jax.run.card import CARD
+from prompt_tuning_jax.run.checkpoint import Checkpoints
 from prompt_tuning_jax.step import Parts, init_state
 
 STEPS = 45

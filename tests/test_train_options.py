@@ -11,8 +11,10 @@ import pytest
 import tiny_runs
 from tiny_runs import tune, values, vectors
 
-from prompt_tuning_jax import methods, progress, train, workdir
+from prompt_tuning_jax import methods, train
 from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.run import folder as workdir
+from prompt_tuning_jax.run import progress
 
 
 @pytest.fixture(autouse=True)

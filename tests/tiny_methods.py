@@ -2,10 +2,10 @@
 
 import plain_llama
 
-from prompt_tuning_jax import artifact as artifacts
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import methods
 from prompt_tuning_jax.data.task import Task
+from prompt_tuning_jax.run import artifact as artifacts
 
 LM, PLAIN = plain_llama.make()
 # " the" and " t" are a token each, " bin" is "Ġ", "b", "in".

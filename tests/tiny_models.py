@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from prompt_tuning_jax.models import names
+from prompt_tuning_jax.models import weight_names as names
 from prompt_tuning_jax.models.spec import Spec
 
 SPECIALS = ("<|pad|>", "<|bos|>", "<|eos|>")

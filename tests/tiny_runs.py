@@ -170,8 +170,9 @@ def printed_command(output: str) -> list[str]:
 @functools.cache
 def artifact() -> Path:
     """An artifact that a few steps on the tiny model made, once in a process."""
-    from prompt_tuning_jax import api, commands
+    from prompt_tuning_jax import api
     from prompt_tuning_jax import config as configs
+    from prompt_tuning_jax.cli import commands
     from prompt_tuning_jax.data import task as tasks
 
     config = configs.load(str(world().config), FEW)
@@ -185,8 +186,8 @@ def artifact() -> Path:
 @functools.cache
 def tiny(*overrides):
     """A model, its task and a config of few steps."""
-    from prompt_tuning_jax import commands
     from prompt_tuning_jax import config as configs
+    from prompt_tuning_jax.cli import commands
     from prompt_tuning_jax.data import task as tasks
 
     config = configs.load(str(world().config), [*FEW, *overrides])

@@ -26,7 +26,7 @@ def _watch(event, arguments):
 
 
 def _one(words, line):
-    from prompt_tuning_jax import main
+    from prompt_tuning_jax.cli import main
 
     sys.stdin = io.TextIOWrapper(io.BytesIO(line))
     out, err, began = io.StringIO(), io.StringIO(), time.process_time()

@@ -19,32 +19,25 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 
-from prompt_tuning_jax import (
-    advice,
-    api,
-    artifact,
-    cache,
-    card,
-    dry_run,
-    environment,
-    generate,
-    processes,
-    report,
-    workdir,
-    written,
-)
+from prompt_tuning_jax import api, generate
 from prompt_tuning_jax import config as configs
+from prompt_tuning_jax import storage as cache
+from prompt_tuning_jax.cli import dry_run
+from prompt_tuning_jax.cli import written_prompts as written
+from prompt_tuning_jax.cli.output import spoken
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.demonstrations import Wanted, choose
-from prompt_tuning_jax.data.lines import Form, form_of, is_object
-from prompt_tuning_jax.data.lines import records as read_records
+from prompt_tuning_jax.data.inputs import Form, form_of, is_object
+from prompt_tuning_jax.data.inputs import records as read_records
 from prompt_tuning_jax.data.records import PLACE, names
 from prompt_tuning_jax.data.records import wanted as wanted_of
 from prompt_tuning_jax.data.template import check_slots, with_prompt
 from prompt_tuning_jax.errors import RunError, UserError
-from prompt_tuning_jax.models import LanguageModel, load
-from prompt_tuning_jax.progress import watched
-from prompt_tuning_jax.streams import spoken
+from prompt_tuning_jax.models.language_model import LanguageModel, load
+from prompt_tuning_jax.run import artifact, card, environment, processes, report
+from prompt_tuning_jax.run import folder as workdir
+from prompt_tuning_jax.run import warnings as advice
+from prompt_tuning_jax.run.progress import watched
 from prompt_tuning_jax.train import Result
 
 INTERRUPTED = 75
@@ -98,7 +91,7 @@ def lead(config, folder: str, fresh: bool, command: list[str]) -> int:
 def program_of(command: Sequence[str]) -> list[str]:
     """How the program is typed: `python -m` hands over the path of a file that is none."""
     if command[0].endswith(".py") and not os.access(command[0], os.X_OK):
-        return [sys.executable, "-m", "prompt_tuning_jax.main"]
+        return [sys.executable, "-m", "prompt_tuning_jax.cli.main"]
     return [command[0]]
 
 

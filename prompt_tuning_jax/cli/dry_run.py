@@ -13,13 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from prompt_tuning_jax import memory as memories
-from prompt_tuning_jax import scoring, train
+from prompt_tuning_jax import score as scoring
+from prompt_tuning_jax import train
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.example import Example
-from prompt_tuning_jax.models import LanguageModel
-from prompt_tuning_jax.models.tokenizer import Tokenizer
-from prompt_tuning_jax.report import duration, size
+from prompt_tuning_jax.models import memory as memories
+from prompt_tuning_jax.models.files.tokenizer import Tokenizer
+from prompt_tuning_jax.models.language_model import LanguageModel
+from prompt_tuning_jax.run.report import duration, size
 from prompt_tuning_jax.step import compile_step, init_state
 
 BATCHES = 64  # of a run, at equal distances, that are looked at

@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning_jax import embedded
 from prompt_tuning_jax.errors import UserError, nearest
 from prompt_tuning_jax.methods import METHODS
+from prompt_tuning_jax.models.files import packaged_models as embedded
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 # Beside the code: in the package where it is installed, in front of it in a checkout.
 _CONFIGS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 _SECTION = re.compile(r"(?P<name>[A-Z][a-z ]*): (?P<text>.*)")
@@ -97,7 +97,7 @@ def copy(name: str, target: str, force: bool) -> Path:
     if path.exists() and not force:
         raise UserError(f"{target!r} is there already: give another name, or --force to replace it")
     # The lock and the config library that come with it take a while to import.
-    from prompt_tuning_jax.workdir import atomic_write
+    from prompt_tuning_jax.run.folder import atomic_write
 
     try:
         atomic_write(path, known[name].read_bytes())

@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 
 import click
 
-from prompt_tuning_jax import __version__, streams
+from prompt_tuning_jax import __version__
+from prompt_tuning_jax.cli import output as streams
 from prompt_tuning_jax.data.demonstrations import CHOICES, Wanted
 from prompt_tuning_jax.errors import RunError, UserError, hide, nearest, short
 
@@ -104,7 +105,7 @@ def train(
 
 def _rehearse(config: Any, workdir: str | None, fresh: bool, as_json: bool) -> int:
     commands = _commands()
-    from prompt_tuning_jax import dry_run
+    from prompt_tuning_jax.cli import dry_run
 
     if as_json:
         with contextlib.redirect_stdout(sys.stderr):
@@ -196,7 +197,7 @@ def evaluate(
         click.echo(json.dumps(result, ensure_ascii=False))
         return
     if "candidates" in result:
-        from prompt_tuning_jax import written
+        from prompt_tuning_jax.cli import written_prompts as written
 
         written.table(result.pop("candidates"))
         click.echo()
@@ -256,7 +257,7 @@ def predict(
 @click.pass_obj
 def list_(overrides: list[str], kind: str | None, as_json: bool) -> None:
     """Lists configs, models and methods, with what to expect of each."""
-    from prompt_tuning_jax import catalogue
+    from prompt_tuning_jax.cli import listing as catalogue
 
     _no_overrides("list", overrides)
     if kind is not None and kind not in catalogue.LISTED:
@@ -285,7 +286,7 @@ def list_(overrides: list[str], kind: str | None, as_json: bool) -> None:
 @click.pass_obj
 def copy(overrides: list[str], config: str, file: str, force: bool) -> None:
     """Copies a config of `list configs` to FILE, to be edited."""
-    from prompt_tuning_jax import catalogue
+    from prompt_tuning_jax.cli import listing as catalogue
 
     _no_overrides("copy", overrides)
     path = str(catalogue.copy(config, file, force))
@@ -300,7 +301,7 @@ def copy(overrides: list[str], config: str, file: str, force: bool) -> None:
 @click.pass_obj
 def env(overrides: list[str], as_json: bool) -> None:
     """Shows versions, devices, settings and caches, as a bug report needs them."""
-    from prompt_tuning_jax import environment
+    from prompt_tuning_jax.run import environment
 
     _no_overrides("env", overrides)
     with contextlib.redirect_stdout(sys.stderr):
@@ -370,7 +371,7 @@ def _commands() -> Any:
     stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
     try:
-        from prompt_tuning_jax import commands
+        from prompt_tuning_jax.cli import commands
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return commands

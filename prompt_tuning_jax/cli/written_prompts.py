@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TextIO
 
 from prompt_tuning_jax.data.files import check_plain
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.progress import watched
+from prompt_tuning_jax.run.progress import watched
 
 
 class Candidate(NamedTuple):

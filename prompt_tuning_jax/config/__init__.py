@@ -16,9 +16,9 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from prompt_tuning_jax.config.schema import KEYS, OPTIMIZERS
 from prompt_tuning_jax.data import settings
 from prompt_tuning_jax.errors import UserError, nearest, short
-from prompt_tuning_jax.keys import KEYS, OPTIMIZERS
 from prompt_tuning_jax.methods import METHODS
 
 # What the code of a config file may raise: it is the file's fault, not a failed run.

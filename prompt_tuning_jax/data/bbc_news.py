@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
-from prompt_tuning_jax.cache import cache_folder, publish
 from prompt_tuning_jax.data.records import Source
 from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.storage import cache_folder, publish
 
 # The corpus calls its topics so; the package that carries it renamed one folder.
 TOPICS = {

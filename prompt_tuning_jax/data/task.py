@@ -41,7 +41,7 @@ TOPICS = ("business", "entertainment", "politics", "sport=sports", "tech=technol
 KINDS = {
     "bbc_news": Kind("bbc_news", ("text",), TOPICS),
     "files": Kind("files"),
-    "tfds": Kind("prepared"),
+    "tfds": Kind("tfds"),
 }
 
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning_jax import artifact
 from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.run import artifact
 
 
 def first_vectors(rng, settings, lm, task):

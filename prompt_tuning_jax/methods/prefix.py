@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from prompt_tuning_jax import artifact
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.methods.base import Method
 from prompt_tuning_jax.methods.init import check_positions, first_vectors
 from prompt_tuning_jax.methods.network import two_layers
-from prompt_tuning_jax.models import bake
+from prompt_tuning_jax.models.language_model import bake
+from prompt_tuning_jax.run import artifact
 
 
 def make(settings) -> Method:

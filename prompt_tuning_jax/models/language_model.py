@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning_jax import memory
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models import tokenizer, weights
+from prompt_tuning_jax.models import memory
 from prompt_tuning_jax.models.decoder import REMAT, Decoder, bind, unbind_baked
+from prompt_tuning_jax.models.files import tokenizer, weights
+from prompt_tuning_jax.models.files.tokenizer import Tokenizer
 from prompt_tuning_jax.models.spec import Spec
-from prompt_tuning_jax.models.tokenizer import Tokenizer
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 

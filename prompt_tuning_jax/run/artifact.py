@@ -23,12 +23,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 
-from prompt_tuning_jax import __version__, card
+from prompt_tuning_jax import __version__
 from prompt_tuning_jax.config import KEYS, flatten
 from prompt_tuning_jax.errors import UserError, nearest, short
-from prompt_tuning_jax.models import safetensors_file
-from prompt_tuning_jax.report import Row
-from prompt_tuning_jax.workdir import ARTIFACT, sync
+from prompt_tuning_jax.models.files import safetensors as safetensors_file
+from prompt_tuning_jax.run import card
+from prompt_tuning_jax.run.folder import ARTIFACT, sync
+from prompt_tuning_jax.run.report import Row
 
 FORMAT = 1
 MANIFEST, TENSORS = "manifest.json", "adaptation.safetensors"

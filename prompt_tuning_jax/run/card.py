@@ -11,14 +11,15 @@ from typing import Any
 
 from prompt_tuning_jax.config import flatten
 from prompt_tuning_jax.data.template import parse
-from prompt_tuning_jax.report import Row, size
+from prompt_tuning_jax.run.report import Row, size
 
 CARD = "README.md"
 # What stands for each field in the examples of use.
 _TEXT = "a text of yours"
 _PYTHON = """\
-from prompt_tuning_jax import artifact, config, load, predict
+from prompt_tuning_jax import config, load, predict
 from prompt_tuning_jax.data import task
+from prompt_tuning_jax.run import artifact
 
 made = artifact.load({folder!r})
 settings = config.of_artifact(made.manifest)

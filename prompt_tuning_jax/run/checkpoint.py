@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.workdir import writable
+from prompt_tuning_jax.run.folder import writable
 
 _STATE, _EXTRA = "state", "extra"
 # What orbax and tensorstore answer damaged files with.

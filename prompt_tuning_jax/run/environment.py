@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tuning_jax import __version__
-from prompt_tuning_jax.cache import cache_folder
+from prompt_tuning_jax.cli.output import spoken
 from prompt_tuning_jax.errors import UserError, hide
-from prompt_tuning_jax.streams import spoken
-from prompt_tuning_jax.workdir import RUN, atomic_write
+from prompt_tuning_jax.run.folder import RUN, atomic_write
+from prompt_tuning_jax.storage import cache_folder
 
 _PACKAGES = (
     "jax",
@@ -44,7 +44,7 @@ def describe() -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: _version(name) for name in _PACKAGES},
         },
-        "commit": commit(Path(__file__).parent),
+        "commit": commit(Path(__file__).parents[1]),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         **_devices(),

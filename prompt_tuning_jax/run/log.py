@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from prompt_tuning_jax import advice
 from prompt_tuning_jax.errors import RunError
-from prompt_tuning_jax.progress import SECONDS, left
-from prompt_tuning_jax.workdir import METRICS, TENSORBOARD, Metrics, read_metrics
+from prompt_tuning_jax.run import warnings as advice
+from prompt_tuning_jax.run.folder import METRICS, TENSORBOARD, Metrics, read_metrics
+from prompt_tuning_jax.run.progress import SECONDS, left
 
 REFUSED_IN_A_ROW = 5  # updates whose gradient is not finite, after which a run stops
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.workdir import PROFILE
+from prompt_tuning_jax.run.folder import PROFILE
 
 SKIPPED = 3  # steps before the trace begins: the first ones are not like the others
 

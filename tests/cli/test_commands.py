@@ -13,8 +13,11 @@ import tiny_models
 import tiny_runs
 from safetensors.numpy import load_file, save_file
 
-from prompt_tuning_jax import api, artifact, commands, report, workdir
+from prompt_tuning_jax import api
 from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.cli import commands
+from prompt_tuning_jax.run import artifact, report
+from prompt_tuning_jax.run import folder as workdir
 
 pytestmark = pytest.mark.usefixtures("home")
 

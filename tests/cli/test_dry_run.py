@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import tiny_runs
 
-from prompt_tuning_jax import api, commands, dry_run, main, train, workdir
+from prompt_tuning_jax import api, train
 from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.cli import commands, dry_run, main
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.errors import RunError
+from prompt_tuning_jax.run import folder as workdir
 
 CONFIG = str(tiny_runs.world().config)
 

@@ -6,8 +6,10 @@ import tiny_models
 import tiny_runs
 from safetensors.numpy import load_file, save_file
 
-from prompt_tuning_jax import api, artifact, commands
+from prompt_tuning_jax import api
 from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.cli import commands
+from prompt_tuning_jax.run import artifact
 
 
 def test_evaluate_an_artifact_a_written_prompt_or_neither(typed):

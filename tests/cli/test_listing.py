@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from prompt_tuning_jax import catalogue, embedded, main
+from prompt_tuning_jax.cli import listing as catalogue
+from prompt_tuning_jax.cli import main
 from prompt_tuning_jax.config import KEYS, load
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.methods import METHODS
+from prompt_tuning_jax.models.files import packaged_models as embedded
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 
 
@@ -152,7 +154,7 @@ def test_installed_the_recipes_lie_beside_the_code(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "lib")}
 
     def typed(*words):
-        command = [sys.executable, "-m", "prompt_tuning_jax.main", *words]
+        command = [sys.executable, "-m", "prompt_tuning_jax.cli.main", *words]
         shown = subprocess.run(
             command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
         )

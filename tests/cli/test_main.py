@@ -8,30 +8,33 @@ import statistics
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
 import prompt_tuning_jax
+from prompt_tuning_jax.cli.main import INTERRUPTED, run
 from prompt_tuning_jax.errors import RunError, UserError
-from prompt_tuning_jax.main import INTERRUPTED, run
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = str(Path(__file__).resolve().parents[2])
 QUICKSTART = os.path.join(ROOT, "configs", "quickstart.py")
 TRAIN = ["train", "--config", QUICKSTART, "--workdir"]
 # What the commands do, replaced by what a test says, in a process of its own.
 STAND_IN = """
 import sys, types
-commands = types.ModuleType("prompt_tuning_jax.commands")
-sys.modules["prompt_tuning_jax.commands"] = commands
+commands = types.ModuleType("prompt_tuning_jax.cli.commands")
+sys.modules["prompt_tuning_jax.cli.commands"] = commands
 {}
-from prompt_tuning_jax.main import main
+from prompt_tuning_jax.cli.main import main
 main()
 """
 
 
 def command(*arguments, stand_in="", **options):
     """Runs the command in a process of its own, from the repository's root."""
-    program = ["-c", STAND_IN.format(stand_in)] if stand_in else ["-m", "prompt_tuning_jax.main"]
+    program = (
+        ["-c", STAND_IN.format(stand_in)] if stand_in else ["-m", "prompt_tuning_jax.cli.main"]
+    )
     return subprocess.run(
         [sys.executable, *program, *arguments],
         capture_output=True,
@@ -45,7 +48,7 @@ def command(*arguments, stand_in="", **options):
 @pytest.fixture
 def commands(monkeypatch):
     """A stand-in for what the commands do, that keeps what it was handed in `calls`."""
-    made = types.ModuleType("prompt_tuning_jax.commands")
+    made = types.ModuleType("prompt_tuning_jax.cli.commands")
     made.calls = []
 
     def train(config, workdir, fresh, command):
@@ -78,8 +81,8 @@ def commands(monkeypatch):
     made.evaluate = evaluate
     made.rank = rank
     made.predict = predict
-    monkeypatch.setitem(sys.modules, "prompt_tuning_jax.commands", made)
-    monkeypatch.setattr(prompt_tuning_jax, "commands", made, raising=False)
+    monkeypatch.setitem(sys.modules, "prompt_tuning_jax.cli.commands", made)
+    monkeypatch.setattr(prompt_tuning_jax.cli, "commands", made, raising=False)
     return made
 
 
@@ -293,7 +296,7 @@ def test_answers_within_a_third_of_a_second(arguments):
 
 def test_parsing_imports_nothing_heavy():
     program = (
-        "import sys, prompt_tuning_jax.config, prompt_tuning_jax.main as m\n"
+        "import sys, prompt_tuning_jax.config, prompt_tuning_jax.cli.main as m\n"
         f"m.run(['train', '--config', {QUICKSTART!r}, '--workdir', 'x', '--config.a=1'])\n"
         "sys.stdout = sys.stderr; m.run(['list']); sys.stdout = sys.__stdout__\n"
         "print(*{name.split('.')[0] for name in sys.modules})"

@@ -19,7 +19,10 @@ import tiny_models
 import tiny_runs
 from test_own_data import write_csv
 
-from prompt_tuning_jax import api, artifact, commands, main, report, train, workdir
+from prompt_tuning_jax import api, train
+from prompt_tuning_jax.cli import commands, main
+from prompt_tuning_jax.run import artifact, report
+from prompt_tuning_jax.run import folder as workdir
 
 ODD = "Läufe 跑 'q' $HOME & {x}"
 COLUMNS = "('text=Head Line','label=section')"

@@ -7,9 +7,10 @@ import sys
 import pytest
 import tiny_runs
 
-from prompt_tuning_jax import artifact, workdir
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data import task as tasks
+from prompt_tuning_jax.run import artifact
+from prompt_tuning_jax.run import folder as workdir
 
 # Labels of several words and several tokens.
 LABELS = {"business": "big money", "entertainment": "loud music"}

@@ -13,8 +13,10 @@ import pytest
 import tiny_models
 import tiny_runs
 
-from prompt_tuning_jax import artifact, commands, main, streams
 from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.cli import commands, main
+from prompt_tuning_jax.cli import output as streams
+from prompt_tuning_jax.run import artifact
 
 TASK = (
     *("name=files", "files.train=gone.jsonl", "target={text}", "labels=()"),
@@ -219,7 +221,7 @@ def test_an_output_is_a_file_or_a_link_to_one(typed, tmp_path):
 
 
 def test_asked_to_stop_nothing_half_written_stays(home):
-    program = [sys.executable, "-m", "prompt_tuning_jax.main", "predict"]
+    program = [sys.executable, "-m", "prompt_tuning_jax.cli.main", "predict"]
     words = ["--artifact", str(tiny_runs.artifact()), "--output", "out.jsonl"]
     process = subprocess.Popen([*program, *words], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     until = time.monotonic() + 60

@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from prompt_tuning_jax import written
+from prompt_tuning_jax.cli import written_prompts as written
+from prompt_tuning_jax.cli.written_prompts import Candidate
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.written import Candidate
 
 
 def write(folder, content, name="prompts.txt"):

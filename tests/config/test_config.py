@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.config import KEYS, difference, flatten, load, to_json, validate
+from prompt_tuning_jax.config.schema import OPTIMIZERS, SCHEDULES
 from prompt_tuning_jax.errors import UserError, nearest
-from prompt_tuning_jax.keys import OPTIMIZERS, SCHEDULES
 from prompt_tuning_jax.methods import METHODS
 
-ROOT = os.path.join(os.path.dirname(__file__), os.pardir)
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+ROOT = os.path.join(os.path.dirname(__file__), os.pardir, os.pardir)
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 QUICKSTART = str(CONFIGS[0].with_name("quickstart.py"))
 # A value of another type for each type of key.
 WRONG = {bool: 3, int: 1.5, float: "fast", str: 7, tuple: "one"}
@@ -88,8 +88,8 @@ def test_defaults_are_valid():
 
 def test_names_are_those_that_the_code_knows():
     from prompt_tuning_jax import optimizers
-    from prompt_tuning_jax.models import DTYPES
     from prompt_tuning_jax.models.decoder import REMAT
+    from prompt_tuning_jax.models.language_model import DTYPES
 
     for name in OPTIMIZERS:
         for schedule in SCHEDULES:

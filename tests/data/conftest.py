@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from prompt_tuning_jax.models.tokenizer import Facts, Tokenizer, read
+from prompt_tuning_jax.models.files.tokenizer import Facts, Tokenizer, read
 
 LINES = [
     "Headline: Claxton hunting first major medal\nTopic: sports",

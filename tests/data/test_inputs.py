@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from prompt_tuning_jax.data.lines import Form, form_of, is_object, records
+from prompt_tuning_jax.data.inputs import Form, form_of, is_object, records
 from prompt_tuning_jax.data.records import PLACE
 from prompt_tuning_jax.errors import UserError
 

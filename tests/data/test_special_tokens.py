@@ -7,7 +7,7 @@ import pytest
 from prompt_tuning_jax.data.example import encode
 from prompt_tuning_jax.data.template import parse
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models.tokenizer import Facts, Tokenizer
+from prompt_tuning_jax.models.files.tokenizer import Facts, Tokenizer
 
 
 def ids(tokenizer, flag, template, record=None):

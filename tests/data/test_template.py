@@ -13,7 +13,7 @@ from tokenizers import models
 from prompt_tuning_jax.data.example import encode
 from prompt_tuning_jax.data.template import Slot, Special, parse
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models.tokenizer import Facts, Tokenizer
+from prompt_tuning_jax.models.files.tokenizer import Facts, Tokenizer
 
 FIXTURES = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 # What a field may hold: words that the tokenizer knows, markup that must stay text, characters of

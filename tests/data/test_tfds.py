@@ -9,7 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from prompt_tuning_jax import config as configs
-from prompt_tuning_jax.data import prepared, task
+from prompt_tuning_jax.data import task
+from prompt_tuning_jax.data import tfds as prepared
 from prompt_tuning_jax.data.records import PLACE
 from prompt_tuning_jax.errors import UserError
 

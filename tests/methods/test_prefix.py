@@ -10,7 +10,7 @@ from tiny_models import SPEC
 
 from prompt_tuning_jax import train
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models import bake
+from prompt_tuning_jax.models.language_model import bake
 
 SIZE, HIDDEN = 4, 5
 SHAPE = (SPEC.layers, SIZE, SPEC.kv_heads, SPEC.head_size)

@@ -20,12 +20,15 @@ from test_train import finish, left_behind, wait, wrote
 from tiny_models import SPEC
 
 import prompt_tuning_jax
-from prompt_tuning_jax import api, artifact, commands, methods, train, workdir
+from prompt_tuning_jax import api, methods, train
 from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.cli import commands
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.template import with_prompt
 from prompt_tuning_jax.models.decoder import sites
-from prompt_tuning_jax.models.tokenizer import Facts, Tokenizer
+from prompt_tuning_jax.models.files.tokenizer import Facts, Tokenizer
+from prompt_tuning_jax.run import artifact
+from prompt_tuning_jax.run import folder as workdir
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,8 @@ import tiny_models
 from safetensors.numpy import load_file
 from tiny_models import SPEC, changed
 
-from prompt_tuning_jax.models import safetensors_file, weights
+from prompt_tuning_jax.models.files import safetensors as safetensors_file
+from prompt_tuning_jax.models.files import weights
 
 
 @pytest.fixture(autouse=True)
@@ -192,7 +193,7 @@ def test_two_processes_convert_at_once(tmp_path, cache):
     big = changed(vocabulary=20_000, width=64)
     path = tiny_models.write_gguf(tmp_path / "model.gguf", big)
     script = (
-        "import sys; from prompt_tuning_jax.models import weights;"
+        "import sys; from prompt_tuning_jax.models.files import weights;"
         "from tests_digest import digest; print(digest(weights.read(sys.argv[1], 'float32')))"
     )
     (tmp_path / "tests_digest.py").write_text(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from plain_llama import LLAMA3
 from tiny_models import SPEC, changed
 
-from prompt_tuning_jax import scoring
+from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.batch import Batch, Shape, pack
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models import decoder

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models import gguf_file, spec, weights
+from prompt_tuning_jax.models import spec
+from prompt_tuning_jax.models.files import gguf as gguf_file
+from prompt_tuning_jax.models.files import weights
 
 
 def test_gguf_reader_agrees_with_the_package(tmp_path):

@@ -6,8 +6,8 @@ import numpy as np
 import parity
 import pytest
 
-from prompt_tuning_jax.models import weights
 from prompt_tuning_jax.models.decoder import Decoder
+from prompt_tuning_jax.models.files import weights
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 CASES = sorted(folder.name for folder in FIXTURES.iterdir() if folder.is_dir())

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models import safetensors_file, weights
+from prompt_tuning_jax.models.files import safetensors as safetensors_file
+from prompt_tuning_jax.models.files import weights
 
 
 def safetensors(table, body=b""):

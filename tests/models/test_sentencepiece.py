@@ -5,7 +5,7 @@ import tiny_models
 from tiny_models import rewrite
 
 from prompt_tuning_jax.data import example, template
-from prompt_tuning_jax.models import tokenizer
+from prompt_tuning_jax.models.files import tokenizer
 
 TOKENS = ["<s>", "</s>", "▁", "a", "b", *(f"<0x{byte:02X}>" for byte in range(256))]
 LLAMA2 = {

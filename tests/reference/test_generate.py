@@ -12,7 +12,8 @@ import tiny_models
 
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.generate import Settings, generate
-from prompt_tuning_jax.models import load, weights
+from prompt_tuning_jax.models.files import weights
+from prompt_tuning_jax.models.language_model import load
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 inputs, peft_side = map(importlib.import_module, ("inputs", "peft_side"))

@@ -11,8 +11,8 @@ import tiny_models
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prompt_tuning_jax.models import tokenizer, weights
 from prompt_tuning_jax.models.decoder import Decoder, frequencies
+from prompt_tuning_jax.models.files import tokenizer, weights
 
 
 @pytest.fixture(scope="module")

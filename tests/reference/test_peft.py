@@ -11,10 +11,11 @@ import plain_llama
 import pytest
 import tiny_models
 
-from prompt_tuning_jax import scoring
+from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.example import Example
-from prompt_tuning_jax.models import LanguageModel, bake, load, weights
 from prompt_tuning_jax.models.decoder import bind
+from prompt_tuning_jax.models.files import weights
+from prompt_tuning_jax.models.language_model import LanguageModel, bake, load
 from prompt_tuning_jax.train import virtual_tokens
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

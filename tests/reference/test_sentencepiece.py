@@ -5,7 +5,7 @@ import tiny_models
 from transformers import AutoTokenizer
 
 from prompt_tuning_jax.data import example, template
-from prompt_tuning_jax.models import tokenizer
+from prompt_tuning_jax.models.files import tokenizer
 
 MERGES = (("▁", "t"), ("h", "e"), ("▁t", "he"), ("▁", "▁"))
 TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]

@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from prompt_tuning_jax import artifact as artifacts
-from prompt_tuning_jax.artifact import MANIFEST, TENSORS, Artifact
-from prompt_tuning_jax.card import CARD
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models import safetensors_file
+from prompt_tuning_jax.models.files import safetensors as safetensors_file
 from prompt_tuning_jax.models.spec import Spec
-from prompt_tuning_jax.report import Row
+from prompt_tuning_jax.run import artifact as artifacts
+from prompt_tuning_jax.run.artifact import MANIFEST, TENSORS, Artifact
+from prompt_tuning_jax.run.card import CARD
+from prompt_tuning_jax.run.report import Row
 
 SPEC = Spec("llama", 3, 8, 2, 1, 4, 16, 32, 64, 1e4, None, 1e-5, True)
 MODEL = SimpleNamespace(

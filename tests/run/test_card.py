@@ -7,8 +7,9 @@ import sys
 import pytest
 import tiny_runs
 
-from prompt_tuning_jax import api, artifact, card
-from prompt_tuning_jax.report import Row
+from prompt_tuning_jax import api
+from prompt_tuning_jax.run import artifact, card
+from prompt_tuning_jax.run.report import Row
 
 ROWS = [Row("no prompt", 0.25, 0, 0, 0.0), Row("soft prompt", 0.875, 96, 512, 3.0)]
 TEXT = card._TEXT

@@ -18,8 +18,8 @@ import numpy as np
 import optax
 import pytest
 
-from prompt_tuning_jax.checkpoint import Checkpoints
 from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.run.checkpoint import Checkpoints
 
 
 class State(NamedTuple):

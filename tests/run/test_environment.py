@@ -8,8 +8,11 @@ import jax
 import pytest
 import tiny_runs
 
-from prompt_tuning_jax import __version__, environment, errors, main, workdir
+from prompt_tuning_jax import __version__, errors
+from prompt_tuning_jax.cli import main
 from prompt_tuning_jax.errors import RunError, UserError
+from prompt_tuning_jax.run import environment
+from prompt_tuning_jax.run import folder as workdir
 
 
 def test_env_names_versions_devices_and_caches(capsys, monkeypatch, tmp_path):

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prompt_tuning_jax import config as configs
-from prompt_tuning_jax import workdir
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.workdir import Metrics, atomic_write, claim, read_metrics, settle
+from prompt_tuning_jax.run import folder as workdir
+from prompt_tuning_jax.run.folder import Metrics, atomic_write, claim, read_metrics, settle
 
 _HOLDS = """
 import sys, time

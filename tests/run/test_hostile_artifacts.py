@@ -4,7 +4,7 @@ import test_artifact
 import tiny_runs
 import watched
 
-from prompt_tuning_jax.artifact import MANIFEST, TENSORS
+from prompt_tuning_jax.run.artifact import MANIFEST, TENSORS
 
 AWAY = {"path": "https://example.org/model.gguf"}
 # Manifests that can be read; what they ask for is refused.

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from prompt_tuning_jax import config as configs
-from prompt_tuning_jax.journal import Journal
-from prompt_tuning_jax.workdir import METRICS
+from prompt_tuning_jax.run.folder import METRICS
+from prompt_tuning_jax.run.log import Journal
 
 BATCH = SimpleNamespace(shared=np.zeros(3), segments=np.ones((2, 4)))
 

@@ -10,8 +10,9 @@ import jax
 import pytest
 import tiny_runs
 
-from prompt_tuning_jax import main, processes
+from prompt_tuning_jax.cli import main
 from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.run import processes
 
 
 @pytest.mark.parametrize(

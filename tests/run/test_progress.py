@@ -2,7 +2,7 @@
 
 import pytest
 
-from prompt_tuning_jax import progress
+from prompt_tuning_jax.run import progress
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from prompt_tuning_jax import report
-from prompt_tuning_jax.report import Row
-from prompt_tuning_jax.workdir import Metrics
+from prompt_tuning_jax.run import report
+from prompt_tuning_jax.run.folder import Metrics
+from prompt_tuning_jax.run.report import Row
 
 ROWS = (
     Row("no prompt", 0.558, 0, 0, 0.0),

@@ -8,9 +8,10 @@ import pytest
 import tiny_runs
 
 from prompt_tuning_jax import config as configs
-from prompt_tuning_jax import tracking, workdir
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.journal import Journal
+from prompt_tuning_jax.run import folder as workdir
+from prompt_tuning_jax.run import tracking
+from prompt_tuning_jax.run.log import Journal
 
 
 @pytest.fixture(params=["wandb", "trackio"])
@@ -67,7 +68,7 @@ def test_a_service_that_is_not_installed_is_refused_with_what_to_type(monkeypatc
 
 def test_nothing_is_imported_unless_asked():
     program = (
-        "import sys, prompt_tuning_jax.train, prompt_tuning_jax.tracking as t\n"
+        "import sys, prompt_tuning_jax.train, prompt_tuning_jax.run.tracking as t\n"
         "from prompt_tuning_jax import config\n"
         "with t.tracker(config.build({}), None) as track: track(1, {})\n"
         "print(*{'wandb', 'trackio'} & set(sys.modules))"

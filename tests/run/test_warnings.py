@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 from tiny_models import SPEC
 
-from prompt_tuning_jax import advice
+from prompt_tuning_jax.run import warnings as advice
 
 LM, _ = plain_llama.make()
 NORM = float(np.linalg.norm(np.asarray(LM.params["embed"]["embedding"]), axis=1).mean())

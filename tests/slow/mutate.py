@@ -17,7 +17,7 @@ import numpy as np
 import tiny_models
 
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models import tokenizer, weights
+from prompt_tuning_jax.models.files import tokenizer, weights
 
 MOST_SECONDS, MOST_BYTES = 1.0, 200 << 20
 BYTES = (0, 1, 0x7F, 0x80, 0xFF)

@@ -13,7 +13,7 @@ import tiny_runs
 from test_methods import ROWS, settings
 from test_train import KILLS_ITSELF, PATIENCE, finish, left_behind, starts, wait, wrote
 
-from prompt_tuning_jax import workdir
+from prompt_tuning_jax.run import folder as workdir
 
 STEPS = 200  # of 8 records: ten times all of them, in two microbatches
 KILLS = 20

@@ -7,7 +7,8 @@ import jax
 import pytest
 import tiny_runs
 
-from prompt_tuning_jax import api, workdir
+from prompt_tuning_jax import api
+from prompt_tuning_jax.run import folder as workdir
 
 STEPS = 20_000
 LINES = 1_000_000

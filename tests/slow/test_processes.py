@@ -10,7 +10,8 @@ import pytest
 import tiny_runs
 from test_train import PATIENCE, finish, left_behind, starts, wait, wrote
 
-from prompt_tuning_jax import processes, workdir
+from prompt_tuning_jax.run import folder as workdir
+from prompt_tuning_jax.run import processes
 
 STEPS = 300
 WORDS = (f"--config.steps={STEPS}", "--config.evaluate_every=50", "--config.save_every=0")

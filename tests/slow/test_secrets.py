@@ -4,7 +4,7 @@ import tiny_runs
 from test_environment import NAMES, RECORDED, SECRET, URL
 from test_train import PATIENCE
 
-from prompt_tuning_jax import workdir
+from prompt_tuning_jax.run import folder as workdir
 
 
 def test_no_secret_is_shown_or_written(tmp_path):

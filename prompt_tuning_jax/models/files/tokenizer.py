@@ -11,8 +11,8 @@ import tokenizers
 from tokenizers import processors
 
 from prompt_tuning_jax.errors import UserError, short
-from prompt_tuning_jax.models import gguf_file
-from prompt_tuning_jax.models.weights import locate, read_json
+from prompt_tuning_jax.models.files import gguf as gguf_file
+from prompt_tuning_jax.models.files.weights import locate, read_json
 
 MOST_GROWTH = 1000  # characters that a file's replacements may make of one
 CONTROL, USER_DEFINED = 3, 4  # GGUF's token types that are matched whole in a text

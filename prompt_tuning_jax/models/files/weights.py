@@ -21,14 +21,23 @@ import numpy as np
 from flax import traverse_util
 from numpy.typing import DTypeLike
 
-from prompt_tuning_jax import memory
-from prompt_tuning_jax.cache import cache_folder, warn
-from prompt_tuning_jax.embedded import EMBEDDED, find
 from prompt_tuning_jax.errors import UserError, short
-from prompt_tuning_jax.models import gguf_file, safetensors_file
+from prompt_tuning_jax.models import memory
 from prompt_tuning_jax.models import spec as specs
-from prompt_tuning_jax.models.names import EMBEDDING, FAMILIES, HEAD, Slot, axes, rows, wanted
+from prompt_tuning_jax.models.files import gguf as gguf_file
+from prompt_tuning_jax.models.files import safetensors as safetensors_file
+from prompt_tuning_jax.models.files.packaged_models import EMBEDDED, find
 from prompt_tuning_jax.models.spec import Spec
+from prompt_tuning_jax.models.weight_names import (
+    EMBEDDING,
+    FAMILIES,
+    HEAD,
+    Slot,
+    axes,
+    rows,
+    wanted,
+)
+from prompt_tuning_jax.storage import cache_folder, warn
 
 DTYPES = {dtype.name: dtype for dtype in safetensors_file.DTYPES.values()}
 FOLDER = "a folder with config.json and safetensors"
