@@ -15,7 +15,7 @@ from prompt_tuning_jax.data.batch import order, take
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.models import language_model as models
 from prompt_tuning_jax.run import artifact as artifacts
-from prompt_tuning_jax.train import encode
+from prompt_tuning_jax.score import encode_for
 
 
 def settings(path: str | None = None, overrides: Sequence[str] = ()) -> Any:
@@ -43,7 +43,7 @@ def examples(config: Any, lm: models.LanguageModel, collections, split: str) -> 
     """A split of the config's task as tokens, all answers with it, as `collections` ask for."""
     task = tasks.make(config.task)
     rows = tasks.records(task, getattr(config.task, split))
-    return encode(lm, task, rows, collections, config.task.max_length)
+    return encode_for(lm, task, rows, collections, config.task.max_length)
 
 
 def updates(config: Any, made: Sequence[Example], count: int) -> list[list[inputs.Case]]:

@@ -1,4 +1,4 @@
-"""The five names for notebooks and forks; the commands are thin over the same functions."""
+"""`evaluate`, `predict` and `save`: using what was trained, from Python and from the commands."""
 
 import os
 import sys
@@ -17,13 +17,10 @@ from prompt_tuning_jax.data.task import Task
 from prompt_tuning_jax.data.template import with_prompt
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.generate import DEFAULTS, Settings, check, generate
-from prompt_tuning_jax.models.language_model import LanguageModel, load, prefix_length
+from prompt_tuning_jax.models.language_model import LanguageModel, prefix_length
 from prompt_tuning_jax.run import artifact as artifacts
 from prompt_tuning_jax.run.artifact import Artifact
 from prompt_tuning_jax.run.progress import watched
-from prompt_tuning_jax.train import Result, encode, tune
-
-__all__ = ("Result", "evaluate", "load", "predict", "save", "tune")
 
 PREDICTED_AT_ONCE = 256  # records of a call; memory does not grow with how many there are
 
@@ -190,7 +187,7 @@ def _read(artifact) -> Artifact:
 
 def _encode(lm, task, rows, adaptation):
     collections, template, max_length = adaptation
-    return encode(lm, task, rows, collections, max_length, template)
+    return scoring.encode_for(lm, task, rows, collections, max_length, template)
 
 
 def _texts(lm, task, rows, adaptation, settings, seed):

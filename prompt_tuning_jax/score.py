@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.batch import (
     Batch,
     Shape,
@@ -22,9 +23,47 @@ from prompt_tuning_jax.data.batch import (
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.models import memory
 from prompt_tuning_jax.models.decoder import Decoder, bind
-from prompt_tuning_jax.models.language_model import LanguageModel, bake
+from prompt_tuning_jax.models.language_model import LanguageModel, bake, prefix_length
 from prompt_tuning_jax.run.progress import watched
 from prompt_tuning_jax.step import make_mesh, place_rows, row_specs, target_scores
+
+
+def encode_for(lm: LanguageModel, task, rows, collections, max_length=0, template=None):
+    """Returns records as the examples that the model asks for: with its tokenizer and BOS, in the
+    positions that a prefix leaves.
+
+    Args:
+      lm: the frozen model.
+      task: whose template and answers are used.
+      rows: records, as `data.task.examples` takes them.
+      collections: what tailors the model, or {}: its slots and its prefix count.
+      max_length: the most positions that an example may take; 0 is as many as there are.
+      template: another template than the task's.
+
+    Raises:
+      UserError: the prefix takes all positions, or a record cannot be encoded.
+    """
+    taken = prefix_length(collections)
+    room = lm.spec.max_positions - taken
+    if room < 1:
+        raise UserError(
+            f"the prefix takes {taken} positions and the model has {lm.spec.max_positions}: train "
+            "one with fewer method.num_virtual_tokens."
+        )
+    return tasks.examples(
+        task,
+        rows,
+        lm.tokenizer,
+        num_virtual_tokens=virtual_tokens(collections),
+        add_bos=lm.tokenizer.add_bos,
+        max_length=min(max_length or room, room),
+        template=template,
+    )
+
+
+def virtual_tokens(collections) -> int:
+    """Returns how many slots the collections fill; 0 if they hold no prompt."""
+    return len(collections["prompt"]["vectors"]) if "prompt" in collections else 0
 
 
 def score(

@@ -22,7 +22,7 @@ from prompt_tuning_jax.data import batch as batches
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.records import names
 from prompt_tuning_jax.errors import RunError, UserError
-from prompt_tuning_jax.models.language_model import LanguageModel, prefix_length
+from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.run import artifact as artifacts
 from prompt_tuning_jax.run import processes, tracking
 from prompt_tuning_jax.run import warnings as advice
@@ -284,11 +284,6 @@ def parameters(trainable, lm: LanguageModel) -> str:
     return f"{trained:,} trainable parameters, {frozen:,} frozen ({share:.4%} trained)"
 
 
-def virtual_tokens(collections) -> int:
-    """P: how many slots the collections fill, 0 where they hold no prompt."""
-    return len(collections["prompt"]["vectors"]) if "prompt" in collections else 0
-
-
 def due(step: int, every: int) -> bool:
     """Whether something that happens every so many steps (0: never) happens now."""
     return every > 0 and step % every == 0
@@ -300,7 +295,8 @@ def prepare(lm: LanguageModel, task, config, collections, log: Callable) -> Data
         log(note)
     rows, held_out = tasks.training(task, config.task), tasks.records(task, config.task.validation)
     train, validation = (
-        encode(lm, task, split, collections, config.task.max_length) for split in (rows, held_out)
+        scoring.encode_for(lm, task, split, collections, config.task.max_length)
+        for split in (rows, held_out)
     )
     order = batches.order(len(train), config.seed)
     steps = watched(range(config.steps), "updates planned", log, config.steps)
@@ -326,27 +322,6 @@ def prepare(lm: LanguageModel, task, config, collections, log: Callable) -> Data
         if sentence:
             log(f"warning: {sentence}")
     return Data(train, validation, shared, order, shapes, config.batch_size, task.labels)
-
-
-def encode(lm: LanguageModel, task, rows, collections, max_length=0, template=None):
-    """`data.task.examples` with what the model asks for: its tokenizer, BOS, and the positions that
-    it has behind a prefix."""
-    taken = prefix_length(collections)
-    room = lm.spec.max_positions - taken
-    if room < 1:
-        raise UserError(
-            f"the prefix takes {taken} positions and the model has {lm.spec.max_positions}: train "
-            "one with fewer method.num_virtual_tokens."
-        )
-    return tasks.examples(
-        task,
-        rows,
-        lm.tokenizer,
-        num_virtual_tokens=virtual_tokens(collections),
-        add_bos=lm.tokenizer.add_bos,
-        max_length=min(max_length or room, room),
-        template=template,
-    )
 
 
 def executables(compiled: Compiled, state: State, frozen, data: Data, log: Callable) -> dict:

@@ -20,8 +20,8 @@ import pytest
 import tiny_runs
 from test_methods import ROWS, settings
 
-from prompt_tuning_jax import api
 from prompt_tuning_jax import config as configs
+from prompt_tuning_jax import train
 from prompt_tuning_jax.cli import commands
 from prompt_tuning_jax.data import task as tasks
 
@@ -50,7 +50,7 @@ def trajectory(row: str) -> dict[str, list[float]]:
     config = configs.load(str(tiny_runs.world().config), overrides)
     with pytest.MonkeyPatch.context() as patch, tiny_runs.at_home(patch):
         lm, task = commands.load_model(config), tasks.make(config.task)
-        history = api.tune(lm, task, config, log=lambda line: None).history
+        history = train.tune(lm, task, config, log=lambda line: None).history
     found = {
         name: [line[key] for line in history if line.get(key) is not None]
         for name, key in KEPT.items()

@@ -17,6 +17,7 @@ from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.cli import commands
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.errors import RunError, UserError
+from prompt_tuning_jax.models.language_model import load
 from prompt_tuning_jax.run import artifact
 
 TEXTS = ["banks and funds", "phone games {text}", ""]
@@ -41,8 +42,9 @@ def made():
 
 
 def test_the_names_are_the_packages(given):
-    for name in prompt_tuning_jax.__all__:
+    for name in ("evaluate", "predict", "save"):
         assert getattr(prompt_tuning_jax, name) is getattr(api, name)
+    assert prompt_tuning_jax.tune is train.tune and prompt_tuning_jax.load is load
 
 
 def test_a_model_that_was_loaded_by_name_is_what_a_config_loads(given):
@@ -53,7 +55,7 @@ def test_a_model_that_was_loaded_by_name_is_what_a_config_loads(given):
 def test_tune_writes_nothing_without_a_folder(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     log = []
-    result = api.tune(*given, log=log.append)
+    result = train.tune(*given, log=log.append)
     assert os.listdir(tmp_path) == []
     assert result.finished and len(log) > 3
     api.save(result.artifact, "kept/artifact")
@@ -173,7 +175,7 @@ def test_a_config_of_ones_own_is_checked(given):
     with wrong.unlocked():
         wrong.stepz = 3
     with pytest.raises(UserError, match="stepz"):
-        api.tune(lm, task, wrong)
+        train.tune(lm, task, wrong)
 
 
 def test_stopped_without_a_folder_the_result_is_what_was_learnt(given, monkeypatch, tmp_path):
@@ -186,7 +188,7 @@ def test_stopped_without_a_folder_the_result_is_what_was_learnt(given, monkeypat
 
     monkeypatch.setattr(train, "due", interrupt)
     log = []
-    result = api.tune(*given, log=log.append)
+    result = train.tune(*given, log=log.append)
     assert not result.finished and any(line.startswith("SIGINT: finishing") for line in log)
     [checked] = [line for line in result.history if "validation/loss" in line]
     assert result.history[-1] == checked and checked["step"] < 12
@@ -201,7 +203,7 @@ def test_stopped_without_a_folder_the_result_is_what_was_learnt(given, monkeypat
 def test_tuning_in_another_thread_leaves_signals_alone(given, made):
     results = []
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    thread = threading.Thread(target=lambda: results.append(api.tune(*given, log=str)))
+    thread = threading.Thread(target=lambda: results.append(train.tune(*given, log=str)))
     thread.start()
     while thread.is_alive():
         assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -305,8 +307,9 @@ def test_paths_are_texts_or_paths(given, tmp_path):
     _, task, config = given
     path = Path(tiny_runs.world().config)
     assert configs.load(path, tiny_runs.FEW).to_dict() == config.to_dict()
-    read = api.load(Path(config.model.path), dtype="float32")
-    result = api.tune(read, task, configs.load(path, [*tiny_runs.FEW, "--config.steps=1"]), log=len)
+    read = prompt_tuning_jax.load(Path(config.model.path), dtype="float32")
+    config = configs.load(path, [*tiny_runs.FEW, "--config.steps=1"])
+    result = train.tune(read, task, config, log=len)
     api.save(result.artifact, tmp_path / "made")
     # The model that was given, by whatever path, is the one that the artifact names.
     assert result.artifact.manifest["config"]["model"]["path"] == str(config.model.path)

@@ -14,11 +14,12 @@ from test_step import assert_near, assert_same
 from tiny_methods import TASK
 from tiny_models import changed
 
-from prompt_tuning_jax import methods, train
+from prompt_tuning_jax import methods
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.batch import Shape, pack
 from prompt_tuning_jax.methods.base import Method
 from prompt_tuning_jax.models.decoder import bind
+from prompt_tuning_jax.score import virtual_tokens
 from prompt_tuning_jax.step import Parts, compile_step, init_state
 
 # A method and what it is tried with; a method that has a network only on request has two rows.
@@ -69,7 +70,7 @@ def tried(row) -> Tried:
     # As numpy: a step takes the memory of what it is given.
     trainable = jax.device_get(made.init(jax.random.key(0), LM, TASK))
     parts = Parts(LM.module, Method(made.init, adapt), optax.adam(0.02))
-    slots = train.virtual_tokens(made.adapt(trainable, jax.random.key(0), False))
+    slots = virtual_tokens(made.adapt(trainable, jax.random.key(0), False))
     front = (1, *(-1 - slot for slot in range(slots)), 40)
     return Tried(parts, trainable, plain_llama.random_examples(0, 11, front), len(front), traces)
 

@@ -441,7 +441,7 @@ def test_a_run_does_not_go_on_with_another_model(tmp_path):
     with workdir.claim(tmp_path / "run") as run:
         tune(folder=run)
         with pytest.raises(UserError, match="the model changed since step 12 of this run"):
-            api.tune(lm._replace(fingerprint="other"), task, config, run)
+            train.tune(lm._replace(fingerprint="other"), task, config, run)
 
 
 def test_a_folder_of_another_config_is_refused_from_python_too(tmp_path):

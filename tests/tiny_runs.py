@@ -170,7 +170,7 @@ def printed_command(output: str) -> list[str]:
 @functools.cache
 def artifact() -> Path:
     """An artifact that a few steps on the tiny model made, once in a process."""
-    from prompt_tuning_jax import api
+    from prompt_tuning_jax import api, train
     from prompt_tuning_jax import config as configs
     from prompt_tuning_jax.cli import commands
     from prompt_tuning_jax.data import task as tasks
@@ -178,7 +178,7 @@ def artifact() -> Path:
     config = configs.load(str(world().config), FEW)
     folder = world().cache.with_name("artifact")
     with pytest.MonkeyPatch.context() as changed, at_home(changed):
-        made = api.tune(commands.load_model(config), tasks.make(config.task), config, log=print)
+        made = train.tune(commands.load_model(config), tasks.make(config.task), config, log=print)
     api.save(made.artifact, folder)
     return folder
 
@@ -196,10 +196,10 @@ def tiny(*overrides):
 
 def tune(*overrides, folder=None, fresh=False):
     """What tuning returns, and the lines that it logged."""
-    from prompt_tuning_jax import api
+    from prompt_tuning_jax import train
 
     log = []
-    return api.tune(*tiny(*overrides), folder, log.append, fresh), log
+    return train.tune(*tiny(*overrides), folder, log.append, fresh), log
 
 
 def vectors(result):

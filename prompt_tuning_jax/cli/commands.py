@@ -38,7 +38,7 @@ from prompt_tuning_jax.run import artifact, card, environment, processes, report
 from prompt_tuning_jax.run import folder as workdir
 from prompt_tuning_jax.run import warnings as advice
 from prompt_tuning_jax.run.progress import watched
-from prompt_tuning_jax.train import Result
+from prompt_tuning_jax.train import Result, tune
 
 INTERRUPTED = 75
 
@@ -69,7 +69,7 @@ def lead(config, folder: str, fresh: bool, command: list[str]) -> int:
         lm = load_model(config)
         say(machine(lm))
         with enough_memory(config):
-            result = api.tune(lm, task, config, run, say, fresh)
+            result = tune(lm, task, config, run, say, fresh)
         words = [*program_of(command), *command[1:]]
         again = shlex.join(word for word in words if word != "--fresh")
         if not result.finished:
@@ -127,9 +127,7 @@ def reported(lm: LanguageModel, task, config, result: Result, run: Path, again: 
 def follow(config) -> int:
     """`train` in the other processes: steps with the first, says nothing and keeps nothing."""
     with enough_memory(config):
-        result = api.tune(
-            load_model(config), tasks.make(config.task), config, log=lambda line: None
-        )
+        result = tune(load_model(config), tasks.make(config.task), config, log=lambda line: None)
     return 0 if result.finished else INTERRUPTED
 
 

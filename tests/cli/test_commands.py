@@ -248,12 +248,12 @@ def test_json_keeps_stdout_clean(typed, home, monkeypatch):
 
 
 def test_a_run_that_started_over_does_not_tell_to_start_over_again(typed, monkeypatch):
-    tune = api.tune
+    tune = commands.tune
 
     def interrupted(*arguments):
         return tune(*arguments)._replace(finished=False)
 
-    monkeypatch.setattr(api, "tune", interrupted)
+    monkeypatch.setattr(commands, "tune", interrupted)
     words = [*FEW, "--fresh"]
     monkeypatch.setattr(sys, "argv", ["prompt tuning", *words])
     shown = typed(*words)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tiny_runs
 
-from prompt_tuning_jax import api, train
 from prompt_tuning_jax import config as configs
+from prompt_tuning_jax import train
 from prompt_tuning_jax.cli import commands, dry_run, main
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.errors import RunError
@@ -109,11 +109,11 @@ def test_people_read_the_same(capsys, home):
 def test_training_after_a_rehearsal_is_training(monkeypatch):
     config = configs.load(CONFIG, tiny_runs.FEW)
     lm, task = commands.load_model(config), tasks.make(config.task)
-    plain = api.tune(lm, task, config, None, print)
+    plain = train.tune(lm, task, config, None, print)
     before = jax.tree.map(np.array, lm.params)
     dry_run.measure(lm, task, config, print)
     jax.tree.map(np.testing.assert_array_equal, lm.params, before)
-    assert api.tune(lm, task, config, None, print).history == plain.history
+    assert train.tune(lm, task, config, None, print).history == plain.history
 
 
 @pytest.mark.parametrize(

@@ -457,16 +457,12 @@ def test_a_full_disk_behind_stdout_is_one_line(arguments, status, unbuffered):
     assert shown.stderr.count("\n") == 1 and "No space left on device" in shown.stderr
 
 
-def test_the_five_names_come_from_the_api(monkeypatch):
-    api = types.ModuleType("prompt_tuning_jax.api")
-    monkeypatch.setitem(sys.modules, "prompt_tuning_jax.api", api)
+def test_the_package_has_five_names():
     assert set(prompt_tuning_jax.__all__) == {"evaluate", "load", "predict", "save", "tune"}
     assert set(prompt_tuning_jax.__all__) <= set(dir(prompt_tuning_jax))
     for name in prompt_tuning_jax.__all__:
         # A module of that name would stand in the function's place once imported.
         assert importlib.util.find_spec(f"prompt_tuning_jax.{name}") is None, name
-        made = object()
-        setattr(api, name, made)
-        assert getattr(prompt_tuning_jax, name) is made
+        assert callable(getattr(prompt_tuning_jax, name))
     with pytest.raises(AttributeError, match="no attribute 'tuen'"):
         _ = prompt_tuning_jax.tuen

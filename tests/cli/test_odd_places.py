@@ -189,7 +189,7 @@ def interrupted(folder, moment, monkeypatch):
     try:
         with monkeypatch.context() as patch, workdir.claim(folder) as run:
             patch.setattr(module, name, press)
-            return api.tune(*tiny_runs.tiny(), run, log.append)
+            return train.tune(*tiny_runs.tiny(), run, log.append)
     finally:
         gc.enable()
 

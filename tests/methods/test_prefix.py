@@ -8,9 +8,9 @@ import pytest
 from tiny_methods import LM, PLAIN, TASK, keep, make
 from tiny_models import SPEC
 
-from prompt_tuning_jax import train
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models.language_model import bake
+from prompt_tuning_jax.score import encode_for
 
 SIZE, HIDDEN = 4, 5
 SHAPE = (SPEC.layers, SIZE, SPEC.kv_heads, SPEC.head_size)
@@ -156,7 +156,7 @@ def test_a_prefix_of_zeros_stays_one_position_unless_a_network_makes_it_several(
 def encoded(size, text="a", max_length=0):
     """The example of a text behind a prefix."""
     prefix = plain_llama.random_collections(0, SPEC, "prefix", size=size)
-    return train.encode(LM, TASK, [{"text": text}], prefix, max_length)[0]
+    return encode_for(LM, TASK, [{"text": text}], prefix, max_length)[0]
 
 
 @pytest.mark.parametrize("size", [1, 50, 110])

@@ -29,6 +29,7 @@ from prompt_tuning_jax.models.decoder import sites
 from prompt_tuning_jax.models.files.tokenizer import Facts, Tokenizer
 from prompt_tuning_jax.run import artifact
 from prompt_tuning_jax.run import folder as workdir
+from prompt_tuning_jax.score import encode_for
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,7 @@ def tiny(row, **more):
 @functools.cache
 def tuned(row):
     with pytest.MonkeyPatch.context() as patch, tiny_runs.at_home(patch):
-        return api.tune(*tiny(row), log=lambda line: None)
+        return train.tune(*tiny(row), log=lambda line: None)
 
 
 def assert_same_run(ours, wanted):
@@ -92,9 +93,9 @@ def test_stopped_and_resumed_it_is_the_run_that_was_not(row, tmp_path, monkeypat
 
     monkeypatch.setattr(train, "due", stop_at_six)
     with workdir.claim(tmp_path / "run") as run:
-        stopped = api.tune(*tiny(row), run, lambda line: None)
+        stopped = train.tune(*tiny(row), run, lambda line: None)
         assert not stopped.finished
-        assert_same_run(api.tune(*tiny(row), run, lambda line: None), tuned(row))
+        assert_same_run(train.tune(*tiny(row), run, lambda line: None), tuned(row))
 
 
 # Those whose tree is more than what the artifact holds; the first method's is in test_train.py.
@@ -123,7 +124,7 @@ def test_under_another_name_it_is_the_same_run(row, monkeypatch):
     monkeypatch.setitem(methods.METHODS, "made_up", line)
     known = configs.KEYS["method.name"]._replace(holds=methods.METHODS.__contains__)
     monkeypatch.setitem(configs.KEYS, "method.name", known)
-    result = api.tune(*tiny(row, name="made_up"), log=lambda line: None)
+    result = train.tune(*tiny(row, name="made_up"), log=lambda line: None)
     assert result.artifact.manifest["method"] == "made_up"
     assert_same_run(result, tuned(row))
 
@@ -152,7 +153,7 @@ def test_a_text_prompt_is_what_every_method_makes_of_it_before_training():
     rows = [{"text": text} for text in ("in the end", "x", "a bin")]
 
     def scores(collections, template=None):
-        examples = train.encode(lm, task, rows, collections, template=template)
+        examples = encode_for(lm, task, rows, collections, template=template)
         return plain_llama.answer_scores(tiny_methods.PLAIN, examples, collections)
 
     wanted = scores({}, with_prompt(task.template, "ab the"))

@@ -16,7 +16,7 @@ from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.models.decoder import bind
 from prompt_tuning_jax.models.files import weights
 from prompt_tuning_jax.models.language_model import LanguageModel, bake, load
-from prompt_tuning_jax.train import virtual_tokens
+from prompt_tuning_jax.score import virtual_tokens
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 inputs, our_side, peft_side = map(importlib.import_module, ("inputs", "our_side", "peft_side"))

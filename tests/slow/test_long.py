@@ -7,7 +7,7 @@ import jax
 import pytest
 import tiny_runs
 
-from prompt_tuning_jax import api
+from prompt_tuning_jax import train
 from prompt_tuning_jax.run import folder as workdir
 
 STEPS = 20_000
@@ -48,7 +48,7 @@ def test_many_steps(tmp_path, monkeypatch, compilations):
     words = ("steps", STEPS), ("log_every", 10), ("evaluate_every", 500), ("save_every", 500)
     overrides = [f"--config.{name}={value}" for name, value in words]
     with tiny_runs.at_home(monkeypatch), workdir.claim(tmp_path / "run") as run:
-        result = api.tune(*tiny_runs.tiny(*overrides), run, log)
+        result = train.tune(*tiny_runs.tiny(*overrides), run, log)
         lines = workdir.read_metrics(run / workdir.METRICS)
     assert result.finished and compilations
     # The first validation and save are behind it.
