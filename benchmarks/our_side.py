@@ -16,7 +16,7 @@ from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.methods.base import Method
 from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.files import weights
-from prompt_tuning_jax.models.language_model import prefix_length
+from prompt_tuning_jax.models.sites import prefix_length
 from prompt_tuning_jax.score import virtual_tokens
 from prompt_tuning_jax.step import Parts, State, compile_step, gradients, init_state
 

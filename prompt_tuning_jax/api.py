@@ -17,7 +17,8 @@ from prompt_tuning_jax.data.task import Task
 from prompt_tuning_jax.data.template import with_prompt
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.generate import DEFAULTS, Settings, check, generate
-from prompt_tuning_jax.models.language_model import LanguageModel, prefix_length
+from prompt_tuning_jax.models.language_model import LanguageModel
+from prompt_tuning_jax.models.sites import prefix_length
 from prompt_tuning_jax.run import artifact as artifacts
 from prompt_tuning_jax.run.artifact import Artifact
 from prompt_tuning_jax.run.progress import watched

@@ -19,8 +19,10 @@ from prompt_tuning_jax.config.schema import KEYS
 from prompt_tuning_jax.data.batch import shared_length
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.errors import UserError, short
-from prompt_tuning_jax.models.decoder import Decoder, decode, prefill, split_layers
-from prompt_tuning_jax.models.language_model import LanguageModel, prefix_length
+from prompt_tuning_jax.models.cached import bake, decode, prefill, split_layers
+from prompt_tuning_jax.models.decoder import Decoder
+from prompt_tuning_jax.models.language_model import LanguageModel
+from prompt_tuning_jax.models.sites import prefix_length
 
 UNREADABLE = "\ufffd"  # what stands for the first bytes of a character whose last ones are missing
 LEAST_LENGTH = 16  # positions of the shortest rows
@@ -151,7 +153,7 @@ def generate(
 
 def prepare(lm: LanguageModel, shared: np.ndarray, collections) -> Front:
     """Runs the shared positions and splits the layers, once for all batches that begin alike."""
-    baked = scoring.bake(lm, shared, collections)
+    baked = bake(lm, shared, collections)
     layers = split_layers(lm.module, lm.params, baked)
     return Front(shared, baked, prefix_length(baked), layers)
 

@@ -22,8 +22,10 @@ from prompt_tuning_jax.data.batch import (
 )
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.models import memory
-from prompt_tuning_jax.models.decoder import Decoder, bind
-from prompt_tuning_jax.models.language_model import LanguageModel, bake, prefix_length
+from prompt_tuning_jax.models.cached import bake
+from prompt_tuning_jax.models.decoder import Decoder
+from prompt_tuning_jax.models.language_model import LanguageModel
+from prompt_tuning_jax.models.sites import bind, prefix_length
 from prompt_tuning_jax.run.progress import watched
 from prompt_tuning_jax.step import make_mesh, place_rows, row_specs, target_scores
 

@@ -17,7 +17,7 @@ from prompt_tuning_jax import generate as generation
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.generate import Rule, Settings, generate
-from prompt_tuning_jax.models import decoder
+from prompt_tuning_jax.models import cached
 
 MODEL, PLAIN = plain_llama.make(precision="highest")
 FRONT = (1, -1, -2, 40)
@@ -69,10 +69,10 @@ def test_logits_of_every_step_are_those_of_the_whole_read_at_once():
     front = generation.prepare(MODEL, np.array(FRONT), COLLECTIONS)
     rows = generation.pack(MODEL, EXAMPLES, front, GREEDY, 0)
     length, behind = rows.tokens.shape[1], rows.segments.sum(axis=1)
-    logits, cache = jax.jit(decoder.prefill, static_argnums=(0, 6))(
+    logits, cache = jax.jit(cached.prefill, static_argnums=(0, 6))(
         MODEL.module, MODEL.params, front.collections, *rows[:3], length + 5
     )
-    step = jax.jit(decoder.decode, static_argnums=0)
+    step = jax.jit(cached.decode, static_argnums=0)
     found, fed = [logits], np.random.default_rng(0).integers(3, 260, (len(behind), 5))
     for n in range(5):
         visible = np.pad(rows.segments > 0, ((0, 0), (0, 5)))

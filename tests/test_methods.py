@@ -18,7 +18,7 @@ from prompt_tuning_jax import methods
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.batch import Shape, pack
 from prompt_tuning_jax.methods.base import Method
-from prompt_tuning_jax.models.decoder import bind
+from prompt_tuning_jax.models.sites import bind
 from prompt_tuning_jax.score import virtual_tokens
 from prompt_tuning_jax.step import Parts, compile_step, init_state
 

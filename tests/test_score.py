@@ -15,7 +15,7 @@ from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.demonstrations import Wanted, choose
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models import language_model as models
+from prompt_tuning_jax.models import cached
 
 MODEL, PLAIN = plain_llama.make()
 FRONT = (1, -1, -2, 40)
@@ -118,11 +118,11 @@ def test_the_same_shape_is_compiled_once(seen):
     examples = plain_llama.random_examples(2, COUNT, FRONT, back=(-1, 50), answers=4)
     scoring.score(MODEL, examples, collections)
     compiled = scoring._compiled(MODEL.module, scoring.make_mesh(jax.devices()))
-    before = compiled._cache_size(), models._baked._cache_size()
+    before = compiled._cache_size(), cached._bake._cache_size()
     assert min(before) > 0
     others = jax.tree.map(lambda leaf: leaf + 1, collections)
     scoring.score(MODEL, examples, others)
-    assert (compiled._cache_size(), models._baked._cache_size()) == before
+    assert (compiled._cache_size(), cached._bake._cache_size()) == before
 
 
 def test_demonstrations_are_shared_and_score_as_the_whole_text(monkeypatch):

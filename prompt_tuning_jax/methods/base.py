@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 Trainable = Any  # a tree of float32 arrays: all that the optimizer sees
-Collections = dict[str, dict[str, Any]]  # collection -> leaf -> array, see `models.decoder.sites`
+Collections = dict[str, dict[str, Any]]  # collection -> leaf -> array, see `models.sites`
 
 
 class Method(NamedTuple):

@@ -25,7 +25,7 @@ from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.methods.base import Method
 from prompt_tuning_jax.methods.init import check_positions, first_vectors
 from prompt_tuning_jax.methods.network import two_layers
-from prompt_tuning_jax.models.language_model import bake
+from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.run import artifact
 
 

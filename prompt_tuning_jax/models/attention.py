@@ -1,31 +1,32 @@
-"""Attention to a front that all rows share and within the rows, with its gradient.
+"""Attention to a front that all rows share and within the rows, with its gradient written out.
 
-The gradient is written out because the plain one keeps or repeats too much: here the backward pass
-needs the arguments, the output and one number a query (the log of its softmax's sum), and computes
-the weights again in a single pass, as FlashAttention (Dao et al. 2022) does.
+The plain gradient keeps or repeats too much. Here the backward pass needs the arguments, the output
+and one number a query (the logarithm of its softmax's sum), and computes the weights again in one
+pass, as FlashAttention (Dao et al. 2022) does.
 """
 
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-MASKED = -1e30  # finite, so that a row of nothing but padding does not turn into NaN
+MASKED = -1e30  # finite, so that a row of padding alone does not turn into NaN
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def attend(query, front, own, mask, shared, precision):
-    """What every query sees: the front, and the keys of its own row that the mask leaves it.
+    """Returns what every query sees: the front, and the keys of its own row that its mask shows.
 
     Args:
-      query: `[S + R*Tq, K, G, d]`, scaled by d**-0.5: of the shared positions, which see the front
-        up to themselves and no row, then of the rows, which see all of it. G query heads use each
-        of K key heads.
-      front: keys and values `[F, K, d]`; the shared positions' own are the last. F may be 0.
+      query: `[S + R*Tq, K, G, d]`, scaled by d**-0.5: first those of the shared positions, which
+        see the front up to themselves and no row, then those of the rows, which see all of the
+        front. Each of the K key heads is used by G query heads.
+      front: keys and values `[F, K, d]`, those of the shared positions last. F may be 0.
       own: keys and values `[R, T, K, d]`.
-      mask: additive float32[R, Tq, T]; every query sees one key at least.
-      shared: S, 0 where nothing reads the shared positions.
+      mask: additive float32[R, Tq, T]; every query sees at least one key.
+      shared: S, or 0 if nothing reads the shared positions.
       precision: of the products.
 
     Returns:
@@ -38,8 +39,8 @@ def attend(query, front, own, mask, shared, precision):
 def _forward(query, front, own, mask, shared, precision):
     front_mask, row_mask = _masks(query, front, mask, shared)
     head = functools.partial(_head_forward, front_mask, row_mask, precision)
-    seen, normalizer = _each_head(head, (_queries(query), *_fronts(front), *_owns(own)))
-    seen = checkpoint_name(_unqueries(seen, query.shape), "attended")
+    seen, normalizer = _each_head(head, *_by_head(query, front, own))
+    seen = checkpoint_name(_join_heads(seen, query.shape), "attended")
     normalizer = checkpoint_name(normalizer, "normalizer")
     return seen, (query, front, own, mask, seen, normalizer)
 
@@ -48,13 +49,12 @@ def _backward(shared, precision, kept, given):
     query, front, own, mask, seen, normalizer = kept
     front_mask, row_mask = _masks(query, front, mask, shared)
     head = functools.partial(_head_backward, front_mask, row_mask, precision)
-    stacks = _queries(query), *_fronts(front), *_owns(own)
-    parts = _each_head(head, (*stacks, _queries(seen), normalizer, _queries(given)))
-    to_query, front_key, front_value, own_key, own_value = parts
+    stacks = *_by_head(query, front, own), _split_heads(seen), normalizer, _split_heads(given)
+    to_query, to_front, to_own = _each_head(head, *stacks)
     return (
-        _unqueries(to_query, query.shape),
-        (front_key.swapaxes(0, 1), front_value.swapaxes(0, 1)),
-        (own_key.transpose(1, 2, 0, 3), own_value.transpose(1, 2, 0, 3)),
+        _join_heads(to_query, query.shape),
+        tuple(part.swapaxes(0, 1) for part in to_front),
+        tuple(part.transpose(1, 2, 0, 3) for part in to_own),
         None,
     )
 
@@ -63,7 +63,7 @@ attend.defvjp(_forward, _backward)
 
 
 def attend_cached(query, front, cache, mask, precision):
-    """As `attend`, for one query a row and keys that are kept: no gradient, little arithmetic.
+    """Returns what one query a row sees of keys that were kept. It has no gradient.
 
     Args:
       query: `[R, K, G, d]`, scaled.
@@ -84,11 +84,12 @@ def attend_cached(query, front, cache, mask, precision):
     return seen.astype(query.dtype)
 
 
-def _head_forward(front_mask, mask, precision, query, front_key, front_value, own_key, own_value):
-    """`attend` of one key head: `[M, d]` queries, M = (S + R*Tq) * G, keys and values `[F, d]` and
+def _head_forward(front_mask, mask, precision, query, front, own):
+    """`attend` for one key head: `[M, d]` queries, M = (S + R*Tq) * G, keys and values `[F, d]` and
     `[R, T, d]`, additive float32[M, F] or None and float32[R, Tq*G, T]. Returns `[M, d]` and
     float32[M, 1]."""
     product = functools.partial(_product, precision)
+    (front_key, front_value), (own_key, own_value) = front, own
     own = product("rnd,rud->rnu", _rows(query, mask), own_key) + mask
     highest = _after_shared(own.max(axis=-1, keepdims=True), query, MASKED)
     front = product("md,fd->mf", query, front_key)
@@ -103,21 +104,10 @@ def _head_forward(front_mask, mask, precision, query, front_key, front_value, ow
     return (seen / total).astype(query.dtype), highest + jnp.log(total)
 
 
-def _head_backward(
-    front_mask,
-    mask,
-    precision,
-    query,
-    front_key,
-    front_value,
-    own_key,
-    own_value,
-    seen,
-    normalizer,
-    given,
-):
-    """Gradients of `_head_forward` in its last five arguments, from `given`, that of its result."""
+def _head_backward(front_mask, mask, precision, query, front, own, seen, normalizer, given):
+    """Gradients of `_head_forward` in `query`, `front` and `own`; `given` is that of its result."""
     product = functools.partial(_product, precision)
+    (front_key, front_value), (own_key, own_value) = front, own
     # The same for every key: the mean of the weights' gradients, weighted by the weights.
     mean = (seen.astype(jnp.float32) * given).sum(axis=-1, keepdims=True)
     front = product("md,fd->mf", query, front_key) - normalizer
@@ -130,18 +120,16 @@ def _head_backward(
     own_scores = own * (product("rnd,rud->rnu", own_given, own_value) - own_mean)
     to_query = product("mf,fd->md", front_scores, front_key)
     to_query += _after_shared(product("rnu,rud->rnd", own_scores, own_key), query, 0.0)
-    gradients = (
-        to_query,
-        product("mf,md->fd", front_scores, query),
-        product("mf,md->fd", front, given),
+    to_front = product("mf,md->fd", front_scores, query), product("mf,md->fd", front, given)
+    to_own = (
         product("rnu,rnd->rud", own_scores, own_query),
         product("rnu,rnd->rud", own, own_given),
     )
-    return tuple(gradient.astype(query.dtype) for gradient in gradients)
+    return jax.tree.map(lambda part: part.astype(query.dtype), (to_query, to_front, to_own))
 
 
 def _product(precision, axes, left, right):
-    """An einsum whose sums are float32; weights take the dtype of what they multiply."""
+    """An einsum whose sums are float32; `left` takes the dtype of `right`."""
     return jnp.einsum(
         axes,
         left.astype(right.dtype),
@@ -151,21 +139,22 @@ def _product(precision, axes, left, right):
     )
 
 
-def _each_head(function, stacks):
-    """`function` of each key head's slice of the stacks, its results stacked.
+def _each_head(function, *stacks):
+    """Calls `function` for each key head's slice of the trees, and stacks the results.
 
     A CPU runs a batch of small products on one core, one after the other; heads that are products
     of their own run side by side.
     """
     if jax.default_backend() != "cpu":
         return jax.vmap(function)(*stacks)
-    heads = [function(*(stack[k] for stack in stacks)) for k in range(stacks[0].shape[0])]
-    return tuple(jnp.stack(parts) for parts in zip(*heads, strict=True))
+    heads = len(jax.tree.leaves(stacks)[0])
+    results = [function(*jax.tree.map(operator.itemgetter(k), stacks)) for k in range(heads)]
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *results)
 
 
 def _masks(query, front, mask, shared):
-    """Additive masks of one key head's queries: float32[M, F] for the front, None where all of it
-    is visible to all, and float32[R, Tq*G, T] for the rows."""
+    """Additive masks for the queries of one key head: float32[M, F] for the front, or None if all
+    see all of it, and float32[R, Tq*G, T] for the rows."""
     positions, group, size = query.shape[0], query.shape[2], front[0].shape[0]
     mask = jnp.repeat(mask, group, axis=1)
     if not shared:
@@ -175,34 +164,30 @@ def _masks(query, front, mask, shared):
 
 
 def _rows(flat, mask):
-    """The rows' part of `[M, ...]`, as `[R, Tq*G, ...]`."""
+    """Takes the rows' part of `[M, ...]`, as `[R, Tq*G, ...]`."""
     rows, length = mask.shape[:2]
     return flat[len(flat) - rows * length :].reshape(rows, length, -1)
 
 
 def _after_shared(rows, query, value):
-    """`[R, Tq*G, ...]` as `[M, ...]`, with `value` for the shared positions."""
+    """Turns `[R, Tq*G, ...]` into `[M, ...]`, with `value` for the shared positions."""
     flat = rows.reshape(-1, rows.shape[-1])
     return jnp.pad(flat, ((len(query) - len(flat), 0), (0, 0)), constant_values=value)
 
 
-def _queries(query):
-    """`[N, K, G, d]` as `[K, N*G, d]`."""
+def _by_head(query, front, own):
+    """Puts the key head first: `[K, M, d]`, twice `[K, F, d]` and twice `[K, R, T, d]`."""
+    front = tuple(part.swapaxes(0, 1) for part in front)
+    return _split_heads(query), front, tuple(part.transpose(2, 0, 1, 3) for part in own)
+
+
+def _split_heads(query):
+    """Turns `[N, K, G, d]` into `[K, N*G, d]`."""
     positions, heads, group, size = query.shape
     return query.swapaxes(0, 1).reshape(heads, positions * group, size)
 
 
-def _unqueries(flat, shape):
-    """`[K, N*G, d]` as `[N, K, G, d]`."""
+def _join_heads(flat, shape):
+    """Turns `[K, N*G, d]` back into `[N, K, G, d]`."""
     positions, heads, group, size = shape
     return flat.reshape(heads, positions, group, size).swapaxes(0, 1)
-
-
-def _fronts(front):
-    """`[F, K, d]` each as `[K, F, d]`."""
-    return tuple(part.swapaxes(0, 1) for part in front)
-
-
-def _owns(own):
-    """`[R, T, K, d]` each as `[K, R, T, d]`."""
-    return tuple(part.transpose(2, 0, 1, 3) for part in own)

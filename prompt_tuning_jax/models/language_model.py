@@ -1,18 +1,15 @@
-"""Frozen language models: `load` reads one from a name, a GGUF file or a Hugging Face folder, and
-`bake` runs the front of its input once for all."""
+"""A frozen language model with its tokenizer, and `load`, which reads one."""
 
-import functools
 import math
 import os
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models import memory
-from prompt_tuning_jax.models.decoder import REMAT, Decoder, bind, unbind_baked
+from prompt_tuning_jax.models.decoder import REMAT, Decoder
 from prompt_tuning_jax.models.files import tokenizer, weights
 from prompt_tuning_jax.models.files.tokenizer import Tokenizer
 from prompt_tuning_jax.models.spec import Spec
@@ -78,25 +75,3 @@ def load(
     module = Decoder(source.spec, remat=remat, precision=matmul_precision or None)
     params = jax.device_put(source.params)
     return LanguageModel(path, source.spec, module, params, words, source.fingerprint)
-
-
-def bake(lm: LanguageModel, shared: np.ndarray, collections):
-    """The keys and values of int32[S] shared positions, behind those of a prefix if there is one,
-    as a prefix; every other collection that rows read is kept."""
-    if len(shared) == 0:
-        return collections
-    baked = _baked(lm.module, lm.params, collections, jnp.asarray(shared))
-    return {**collections, "prefix": baked}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _baked(module: Decoder, params, collections, shared):
-    row = jnp.zeros((1, 1), jnp.int32)
-    variables = {"params": params, **bind(module.spec, collections)}
-    _, out = module.apply(variables, shared, row, row, row, row, row, mutable=["baked"])
-    return unbind_baked(out["baked"])
-
-
-def prefix_length(collections) -> int:
-    """How many positions of the model the collections take in front of every text."""
-    return collections["prefix"]["k"].shape[1] if "prefix" in collections else 0

@@ -239,7 +239,7 @@ def check(artifact: Artifact, lm: Any) -> None:
     Raises:
       UserError: another model, another tokenizer, or leaves that the model has no place for.
     """
-    from prompt_tuning_jax.models.decoder import bind
+    from prompt_tuning_jax.models.sites import bind
 
     made_for = artifact.manifest["model"]
     theirs, ours = made_for["spec"], dataclasses.asdict(lm.spec)

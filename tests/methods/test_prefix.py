@@ -9,7 +9,7 @@ from tiny_methods import LM, PLAIN, TASK, keep, make
 from tiny_models import SPEC
 
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models.language_model import bake
+from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.score import encode_for
 
 SIZE, HIDDEN = 4, 5

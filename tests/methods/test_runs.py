@@ -25,8 +25,8 @@ from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.cli import commands
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.template import with_prompt
-from prompt_tuning_jax.models.decoder import sites
 from prompt_tuning_jax.models.files.tokenizer import Facts, Tokenizer
+from prompt_tuning_jax.models.sites import sites
 from prompt_tuning_jax.run import artifact
 from prompt_tuning_jax.run import folder as workdir
 from prompt_tuning_jax.score import encode_for

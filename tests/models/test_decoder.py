@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from plain_llama import LLAMA3
 from tiny_models import SPEC, changed
 
-from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.batch import Batch, Shape, pack
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models import decoder
-from prompt_tuning_jax.models.decoder import REMAT, bind, sites
+from prompt_tuning_jax.models.cached import bake
+from prompt_tuning_jax.models.decoder import REMAT
+from prompt_tuning_jax.models.positions import rotary_tables
+from prompt_tuning_jax.models.sites import bind, sites
 
 # One shape of rows for all tests, so that little is compiled: a row, and one for packing tests.
 ROWS, LENGTH, SLOTS = 2, 16, 3
@@ -174,8 +175,8 @@ def test_a_text_is_a_soft_prompt_of_its_embeddings_is_a_prefix_of_its_keys_and_v
     lm, plain = model
     text, slots, rest = [1, 60, 61], [-1, -2, -3], [99, 98, 97, 96]
     prompt = {"prompt": {"vectors": lm.params["embed"]["embedding"][np.array(text)]}}
-    prefix = scoring.bake(lm, np.array(text, np.int32), {})
-    baked_prompt = scoring.bake(lm, np.array(slots, np.int32), prompt)
+    prefix = bake(lm, np.array(text, np.int32), {})
+    baked_prompt = bake(lm, np.array(slots, np.int32), prompt)
     assert prefix["prefix"]["k"].shape == (SPEC.layers, len(text), SPEC.kv_heads, SPEC.head_size)
     wanted = plain_llama.states(plain, text + rest)
     for shared in (0, 3):
@@ -190,12 +191,12 @@ def test_baked_shared_positions_are_the_unbaked_behind_a_prefix_too(model):
     lm, plain = model
     collections = plain_llama.random_collections(4, SPEC, "prompt", "prefix")
     ids = [*FRONT, 120, 121, -3, 50]
-    baked = scoring.bake(lm, np.array(FRONT, np.int32), collections)
+    baked = bake(lm, np.array(FRONT, np.int32), collections)
     assert baked["prefix"]["k"].shape[1] == 3 + len(FRONT)
     after = hidden_of(lm, baked, ids[len(FRONT) :])
     close(after, hidden_of(lm, collections, ids, len(FRONT)), 2e-6)
     close(after, plain_llama.states(plain, ids, collections)[len(FRONT) :])
-    assert scoring.bake(lm, np.zeros(0, np.int32), collections) is collections
+    assert bake(lm, np.zeros(0, np.int32), collections) is collections
 
 
 def test_a_prompt_of_one_vector_acts_wherever_its_slot_stands(model):
@@ -247,7 +248,7 @@ def test_llama3_scaling_is_its_published_formula():
     # Kept, stretched by the whole factor, and something between the two.
     assert {1.0, 1 / 8} < ratios
     positions = np.arange(0, 100, 7)
-    cosine, sine = decoder.rotary(spec, positions)
+    cosine, sine = rotary_tables(spec, positions)
     assert cosine.shape == sine.shape == (len(positions), 1, 8)
     angles = np.outer(positions, scaled)
     close(cosine[:, 0], np.cos(angles), 2e-5)
@@ -282,7 +283,7 @@ def test_a_matmul_precision_reaches_every_product():
         ({"promt": {"vectors": (3, 24)}}, r"'promt/vectors' \(did you mean 'prompt/vectors'\?\)"),
         ({"prompt": {"vector": (3, 24)}}, r"'prompt/vector' \(did you mean 'prompt/vectors'\?\)"),
         ({"prefix": {"key": (3, 2, 2, 10)}}, r"'prefix/key'.*prefix/k, prefix/v"),
-        ({"lora": {"a": (3, 24, 4)}}, r"no place for 'lora/a'"),
+        ({"lora": {"a": (3, 24, 4)}}, r"does not read 'lora/a'"),
         (
             {"prompt": {"vectors": (3, 25)}},
             r"'prompt/vectors' has shape \(3, 25\).*\('1 or more', 24\)",

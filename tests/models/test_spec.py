@@ -7,7 +7,7 @@ from tiny_models import SPEC, changed
 
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models import spec
-from prompt_tuning_jax.models.decoder import frequencies
+from prompt_tuning_jax.models.positions import frequencies
 
 LLAMA3 = spec.RopeScaling("llama3", 8.0, 1.0, 4.0, 64)
 

@@ -11,8 +11,9 @@ import tiny_models
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prompt_tuning_jax.models.decoder import Decoder, frequencies
+from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.files import tokenizer, weights
+from prompt_tuning_jax.models.positions import frequencies
 
 
 @pytest.fixture(scope="module")

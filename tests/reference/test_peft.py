@@ -13,9 +13,10 @@ import tiny_models
 
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.example import Example
-from prompt_tuning_jax.models.decoder import bind
+from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.models.files import weights
-from prompt_tuning_jax.models.language_model import LanguageModel, bake, load
+from prompt_tuning_jax.models.language_model import LanguageModel, load
+from prompt_tuning_jax.models.sites import bind
 from prompt_tuning_jax.score import virtual_tokens
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
