@@ -63,10 +63,10 @@ def ours(config: Any, threads: int) -> dict[str, Any]:
     import headlines
 
     from prompt_tuning_jax import train
-    from prompt_tuning_jax.data import task as tasks
+    from prompt_tuning_jax.data.task import make_task
 
     lm = headlines.model(config)
-    task = tasks.make(config.task)
+    task = make_task(config.task)
     result = train.tune(lm, task, config, log=lambda line: print(line, file=sys.stderr))
     found = headlines.accuracies(config, lm, result.artifact.collections)
     return {"seconds": result.seconds} | found

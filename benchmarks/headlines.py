@@ -10,9 +10,9 @@ import numpy as np
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import methods
 from prompt_tuning_jax import score as scoring
-from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.batch import order, take
 from prompt_tuning_jax.data.example import Example
+from prompt_tuning_jax.data.task import make_task, select_records
 from prompt_tuning_jax.models import language_model as models
 from prompt_tuning_jax.run import artifact as artifacts
 from prompt_tuning_jax.score import encode_for
@@ -41,8 +41,8 @@ def dtype(lm: models.LanguageModel) -> str:
 
 def examples(config: Any, lm: models.LanguageModel, collections, split: str) -> list[Example]:
     """A split of the config's task as tokens, all answers with it, as `collections` ask for."""
-    task = tasks.make(config.task)
-    rows = tasks.records(task, getattr(config.task, split))
+    task = make_task(config.task)
+    rows = select_records(task, getattr(config.task, split))
     return encode_for(lm, task, rows, collections, config.task.max_length)
 
 
@@ -77,7 +77,7 @@ def first(config: Any, lm: models.LanguageModel, artifact: str | None = None) ->
         artifacts.check(kept, lm)
         return kept.collections
     method = methods.make(config.method)
-    trainable = method.init(jax.random.key(config.seed), lm, tasks.make(config.task))
+    trainable = method.init(jax.random.key(config.seed), lm, make_task(config.task))
     return jax.device_get(method.adapt(trainable, jax.random.key(0), False))
 
 

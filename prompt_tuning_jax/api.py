@@ -10,11 +10,16 @@ import numpy as np
 
 from prompt_tuning_jax import metrics
 from prompt_tuning_jax import score as scoring
-from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.demonstrations import fitted
-from prompt_tuning_jax.data.records import LABEL, PLACE, Record, names, needed
-from prompt_tuning_jax.data.task import Task
-from prompt_tuning_jax.data.template import with_prompt
+from prompt_tuning_jax.data.records import LABEL, PLACE, Record, require_text
+from prompt_tuning_jax.data.task import (
+    Task,
+    count_shortened,
+    encode_examples,
+    group_by_input,
+    select_records,
+)
+from prompt_tuning_jax.data.template import field_names, with_prompt
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.generate import DEFAULTS, Settings, check, generate
 from prompt_tuning_jax.models.language_model import LanguageModel
@@ -43,7 +48,7 @@ def evaluate(
 
     Args:
       lm: from `load`.
-      task: from `data.task.make`.
+      task: from `data.task.make_task`.
       artifact: what tailors the model, or its folder; None for the model alone.
       split: 'train', 'validation', 'test', or a part such as 'test[:100]'.
       prompt: a hand-written prompt for the model alone. It stands where the template has `{soft}`,
@@ -77,7 +82,7 @@ def evaluate(
         adaptation = adaptation._replace(max_length=max_length)
     if prompt is not None:
         adaptation = adaptation._replace(template=with_prompt(task.template, prompt))
-    rows = tasks.records(task, split)
+    rows = select_records(task, split)
     counts = {}
     if demonstrations:
         examples, fitting = _demonstrated(lm, task, rows, adaptation.template, demonstrations)
@@ -89,7 +94,7 @@ def evaluate(
     scoring.check_finite(lm, scores)
     answers = np.array([example.answer for example in examples])
     found: dict[str, Any] = scoring.metrics(scores, answers) | counts
-    shortened, _ = tasks.dropped(examples)
+    shortened, _ = count_shortened(examples)
     if shortened:
         found["shortened"] = shortened
     if task.target:
@@ -113,7 +118,7 @@ def predict(
 
     Args:
       lm: from `load`.
-      task: from `data.task.make`.
+      task: from `data.task.make_task`.
       records: the template's fields by name, or the text alone where the template has one field.
       artifact: what tailors the model, or its folder; None for the model alone.
       generation: how texts are written.
@@ -203,7 +208,7 @@ def _texts(lm, task, rows, adaptation, settings, seed):
         )
     adaptation = adaptation._replace(max_length=min(adaptation.max_length or room, room))
     # What is to be found takes no room away.
-    outputs = names(task.target)
+    outputs = field_names(task.target)
     asked = ({k: v for k, v in row.items() if k not in outputs} for row in rows)
     encoded = (example for row in asked for example in _encode(lm, task, [row], adaptation))
     ahead, behind = tee(encoded)
@@ -212,14 +217,14 @@ def _texts(lm, task, rows, adaptation, settings, seed):
 
 def _text_metrics(lm, task, rows, adaptation, settings, seed, log):
     """Metrics of the texts that are written for the distinct inputs of the records."""
-    inputs, references = tasks.grouped(task, rows)
+    inputs, references = group_by_input(task, rows)
     texts = _texts(lm, task, inputs, adaptation, settings, seed)
     pairs = list(watched(texts, "texts written", log, len(inputs)))
     written = [each for _, each in pairs]
     # Other examples than those of the loss: what is written needs more room than the target.
     cut = {
         "unfinished": sum(not each.finished for each in written),
-        "texts_shortened": tasks.dropped([example for example, _ in pairs])[0],
+        "texts_shortened": count_shortened([example for example, _ in pairs])[0],
     }
     counts = {"texts": len(written)} | {name: count for name, count in cut.items() if count}
     texts = [each.text.strip() for each in written]
@@ -232,7 +237,7 @@ def _shortened(example):
 
 def _demonstrated(lm, task, rows, template, demonstrations):
     def measure(rows, shown):
-        return tasks.examples(
+        return encode_examples(
             task,
             rows,
             lm.tokenizer,
@@ -252,13 +257,15 @@ def _fields(task, template, record, place):
         raise UserError(
             f"{place} is a {type(record).__name__}: expected a text, or a dict of fields by name"
         )
-    fields = names(template)
+    fields = field_names(template)
     if not isinstance(record, str):
         given = {name: value for name, value in record.items() if task.target or name != LABEL}
-        return given | {name: needed(given[name], name, place) for name in fields if name in given}
+        return given | {
+            name: require_text(given[name], name, place) for name in fields if name in given
+        }
     if len(fields) != 1:
         raise UserError(
             f"the template has the fields {', '.join(fields)}: give each record as these by name,"
             " not as one text"
         )
-    return {fields[0]: needed(record, fields[0], place)}
+    return {fields[0]: require_text(record, fields[0], place)}

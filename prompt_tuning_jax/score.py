@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.batch import (
     Batch,
     Shape,
@@ -20,6 +19,7 @@ from prompt_tuning_jax.data.batch import (
     shared_length,
     stream_shape,
 )
+from prompt_tuning_jax.data.task import encode_examples
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.models import memory
 from prompt_tuning_jax.models.cached import bake
@@ -37,7 +37,7 @@ def encode_for(lm: LanguageModel, task, rows, collections, max_length=0, templat
     Args:
       lm: the frozen model.
       task: whose template and answers are used.
-      rows: records, as `data.task.examples` takes them.
+      rows: records, as `data.task.encode_examples` takes them.
       collections: what tailors the model, or {}: its slots and its prefix count.
       max_length: the most positions that an example may take; 0 is as many as there are.
       template: another template than the task's.
@@ -52,7 +52,7 @@ def encode_for(lm: LanguageModel, task, rows, collections, max_length=0, templat
             f"the prefix takes {taken} positions and the model has {lm.spec.max_positions}: train "
             "one with fewer method.num_virtual_tokens."
         )
-    return tasks.examples(
+    return encode_examples(
         task,
         rows,
         lm.tokenizer,

@@ -19,8 +19,8 @@ from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import methods, optimizers
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data import batch as batches
-from prompt_tuning_jax.data import task as tasks
-from prompt_tuning_jax.data.records import names
+from prompt_tuning_jax.data.task import count_shortened, select_records, training_records
+from prompt_tuning_jax.data.template import field_names
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.run import artifact as artifacts
@@ -100,7 +100,7 @@ def tune(
 
     Args:
       lm: from `models.load`.
-      task: from `data.task.make`.
+      task: from `data.task.make_task`.
       config: with the keys of `config.KEYS`.
       folder: a claimed run folder (`workdir.py`) for metrics and checkpoints, where a run that was
         stopped goes on; None keeps nothing.
@@ -293,7 +293,8 @@ def prepare(lm: LanguageModel, task, config, collections, log: Callable) -> Data
     """Both splits as tokens, and the shapes of every batch of the run."""
     for note in task.load().notes:
         log(note)
-    rows, held_out = tasks.training(task, config.task), tasks.records(task, config.task.validation)
+    rows = training_records(task, config.task)
+    held_out = select_records(task, config.task.validation)
     train, validation = (
         scoring.encode_for(lm, task, split, collections, config.task.max_length)
         for split in (rows, held_out)
@@ -310,13 +311,13 @@ def prepare(lm: LanguageModel, task, config, collections, log: Callable) -> Data
         f"positions and {' or '.join(f'{s.rows} x {s.length}' for s in shapes)} in rows an update"
     )
     for name, encoded in (("training", train), ("validation", validation)):
-        shortened, tokens = tasks.dropped(encoded)
+        shortened, tokens = count_shortened(encoded)
         if shortened:
             log(
                 f"warning: {shortened} {name} examples were too long and lost {tokens} tokens: "
                 "raise task.max_length if the model has more positions, or shorten the template"
             )
-    overlap = advice.trained_on(held_out, rows, names(task.template), config.task.validation)
+    overlap = advice.trained_on(held_out, rows, field_names(task.template), config.task.validation)
     repeated = advice.repeated(config.batch_size, len(train))
     for sentence in (overlap, repeated, *advice.alike(task.labels, train[0].tails)):
         if sentence:

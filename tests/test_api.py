@@ -15,7 +15,7 @@ import prompt_tuning_jax
 from prompt_tuning_jax import api, train
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.cli import commands
-from prompt_tuning_jax.data import task as tasks
+from prompt_tuning_jax.data.task import make_task, select_records
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.models.language_model import load
 from prompt_tuning_jax.run import artifact
@@ -33,7 +33,7 @@ def home():
 def given():
     """A model, a task and a config."""
     config = configs.load(str(tiny_runs.world().config), tiny_runs.FEW)
-    return commands.load_model(config), tasks.make(config.task), config
+    return commands.load_model(config), make_task(config.task), config
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_saved_and_loaded_it_scores_and_answers_the_same(given, made, tmp_path):
 
 def test_predictions_are_right_as_often_as_evaluate_says(given, made):
     lm, task, _ = given
-    rows = tasks.records(task, "test[:20]")
+    rows = select_records(task, "test[:20]")
     answers = list(api.predict(lm, task, rows, made))
     right = sum(answer["label"] == row["label"] for answer, row in zip(answers, rows, strict=True))
     assert right / 20 == api.evaluate(lm, task, made, split="test[:20]")["accuracy"]
@@ -119,7 +119,7 @@ def test_metrics_that_the_task_names_are_there_with_their_intervals(given, made)
     lm, task, _ = given
     asked = task._replace(metrics=("accuracy", "class_accuracy", "macro_f1"))
     found = api.evaluate(lm, asked, made, split="test[:30]")
-    rows = tasks.records(task, "test[:30]")
+    rows = select_records(task, "test[:30]")
     answers = [answer["label"] for answer in api.predict(lm, task, rows, made)]
     for value, share in found["class_accuracy"].items():
         own = [answer for answer, row in zip(answers, rows, strict=True) if row["label"] == value]
@@ -151,7 +151,7 @@ def test_a_prompt_stands_for_the_slots_or_for_the_whole_template(given):
 
 def test_demonstrations_are_for_the_model_alone(given, made):
     lm, task, _ = given
-    shown = tasks.records(task, "train[:1]")
+    shown = select_records(task, "train[:1]")
     found = api.evaluate(lm, task, split="test[:20]", demonstrations=shown)
     assert found["demonstrations"] == 1
     assert found["loss"] != api.evaluate(lm, task, split="test[:20]")["loss"]

@@ -11,9 +11,9 @@ from tiny_models import SPEC
 from prompt_tuning_jax import api
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data import batch as batches
-from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.demonstrations import Wanted, choose
 from prompt_tuning_jax.data.example import Example
+from prompt_tuning_jax.data.task import Source, Task, encode_examples
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models import cached
 
@@ -55,10 +55,10 @@ def test_scores_are_those_of_each_answer_alone(seen, names, devices):
 
 def test_words_of_several_tokens_are_ranked_as_one_label_at_a_time():
     labels = (("n", "not at all"), ("y", "yes"), ("p", "yes, but"), ("d", "日本 or so"))
-    task = tasks.Task("asked", "{soft}Is {text} it?", labels, (), ("text",), None)
+    task = Task("asked", "{soft}Is {text} it?", labels, (), ("text",), None)
     rows = [{"text": "the inn", "label": "p"}, {"text": "é", "label": "n"}, {"text": " the"}]
     arguments = {"num_virtual_tokens": 2, "add_bos": True, "max_length": 99}
-    examples = tasks.examples(task, rows, MODEL.tokenizer, **arguments)
+    examples = encode_examples(task, rows, MODEL.tokenizer, **arguments)
     assert [example.answer for example in examples] == [2, 0, -1]
     collections = plain_llama.random_collections(1, SPEC, "prompt", size=2)
     found = scoring.score(MODEL, examples, collections, jax.devices()[:1])
@@ -130,9 +130,9 @@ def test_demonstrations_are_shared_and_score_as_the_whole_text(monkeypatch):
     model, plain = plain_llama.make(dataclasses.replace(SPEC, max_positions=400))
     train = [{"text": f"the {n} in", "label": "no" if n % 2 else "yes"} for n in range(8)]
     rows = [{"text": "the thin", "label": "yes"}, {"text": "{text} <|eos|>", "label": "no"}]
-    source = tasks.Source({"train": train, "test": rows}, {})
+    source = Source({"train": train, "test": rows}, {})
     labels = (("yes", "y"), ("no", "in the"))
-    task = tasks.Task("lines", "{soft}Text: {text}\nA:", labels, (), ("text",), lambda: source)
+    task = Task("lines", "{soft}Text: {text}\nA:", labels, (), ("text",), lambda: source)
     shown = choose(train, ["yes", "no"], Wanted(4))
     baked = []
     bake = scoring.bake

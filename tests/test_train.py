@@ -20,7 +20,7 @@ from tiny_runs import tiny, tune, values, vectors
 from prompt_tuning_jax import api, methods, optimizers, train
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.cli import commands, main
-from prompt_tuning_jax.data import task as tasks
+from prompt_tuning_jax.data.task import make_task
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.run import artifact
 from prompt_tuning_jax.run import folder as workdir
@@ -87,7 +87,7 @@ def unbroken(tmp_path_factory):
 def left_behind(run):
     """All that a run leaves, without times: bytes and numbers by name."""
     config = configs.load(str(run / workdir.CONFIG))
-    lm, task = commands.load_model(config), tasks.make(config.task)
+    lm, task = commands.load_model(config), make_task(config.task)
     method = methods.make(config.method)
     parts = Parts(lm.module, method, optimizers.make(config), config.seed, config.microbatches)
     trainable = method.init(jax.random.key(config.seed), lm, task)
@@ -251,7 +251,7 @@ def test_the_artifact_evaluates_to_the_numbers_that_training_printed(unbroken):
     made = artifact.load(run / workdir.ARTIFACT)
     config = configs.build(made.manifest["config"])
     scored = api.evaluate(
-        commands.load_model(config), tasks.make(config.task), made, split=config.task.test
+        commands.load_model(config), make_task(config.task), made, split=config.task.test
     )
     assert scored["accuracy"] == rows[-1]["accuracy"]
 

@@ -59,7 +59,7 @@ FEW = ("--config.steps=12", "--config.microbatches=1")
 # What pip writes for an entry point.
 SCRIPT = """#!{python}
 import sys
-from prompt_tuning_jax.main import main
+from prompt_tuning_jax.cli.main import main
 sys.exit(main())
 """
 
@@ -141,16 +141,12 @@ def at_home(monkeypatch):
     """This process as one in which the program is typed."""
     from prompt_tuning_jax.data import bbc_news
 
-    def forget():
-        bbc_news.load.cache_clear()
-        bbc_news._prepared.cache_clear()
-
-    forget()
+    bbc_news.read_headlines.cache_clear()
     with monkeypatch.context() as changed:
         changed.setenv("PROMPT_TUNING_CACHE", str(world().cache))
         changed.syspath_prepend(str(world().packages))
         yield
-    forget()
+    bbc_news.read_headlines.cache_clear()
 
 
 def listing(folder: Path) -> dict[str, tuple[int, float]]:
@@ -173,12 +169,12 @@ def artifact() -> Path:
     from prompt_tuning_jax import api, train
     from prompt_tuning_jax import config as configs
     from prompt_tuning_jax.cli import commands
-    from prompt_tuning_jax.data import task as tasks
+    from prompt_tuning_jax.data.task import make_task
 
     config = configs.load(str(world().config), FEW)
     folder = world().cache.with_name("artifact")
     with pytest.MonkeyPatch.context() as changed, at_home(changed):
-        made = train.tune(commands.load_model(config), tasks.make(config.task), config, log=print)
+        made = train.tune(commands.load_model(config), make_task(config.task), config, log=print)
     api.save(made.artifact, folder)
     return folder
 
@@ -188,10 +184,10 @@ def tiny(*overrides):
     """A model, its task and a config of few steps."""
     from prompt_tuning_jax import config as configs
     from prompt_tuning_jax.cli import commands
-    from prompt_tuning_jax.data import task as tasks
+    from prompt_tuning_jax.data.task import make_task
 
     config = configs.load(str(world().config), [*FEW, *overrides])
-    return commands.load_model(config), tasks.make(config.task), config
+    return commands.load_model(config), make_task(config.task), config
 
 
 def tune(*overrides, folder=None, fresh=False):

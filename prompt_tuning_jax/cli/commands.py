@@ -11,9 +11,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +25,18 @@ from prompt_tuning_jax import storage as cache
 from prompt_tuning_jax.cli import dry_run
 from prompt_tuning_jax.cli import written_prompts as written
 from prompt_tuning_jax.cli.output import spoken
-from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.demonstrations import Wanted, choose
-from prompt_tuning_jax.data.inputs import Form, form_of, is_object
-from prompt_tuning_jax.data.inputs import records as read_records
-from prompt_tuning_jax.data.records import PLACE, names
-from prompt_tuning_jax.data.records import wanted as wanted_of
-from prompt_tuning_jax.data.template import check_slots, with_prompt
+from prompt_tuning_jax.data.prediction_input import input_form, prediction_records
+from prompt_tuning_jax.data.records import PLACE, task_fields
+from prompt_tuning_jax.data.rows import Form, is_object, read_rows
+from prompt_tuning_jax.data.task import (
+    check_fields,
+    make_task,
+    select_records,
+    template_fields,
+    training_records,
+)
+from prompt_tuning_jax.data.template import check_slots, field_names, with_prompt
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.models.language_model import LanguageModel, load
 from prompt_tuning_jax.run import artifact, card, environment, processes, report
@@ -64,7 +69,7 @@ def lead(config, folder: str, fresh: bool, command: list[str]) -> int:
     with workdir.claim(folder) as run, environment.recorded(run, command) as start:
         if not fresh and (run / workdir.CONFIG).exists():
             workdir.settle(run, config)
-        task = tasks.make(config.task)
+        task = make_task(config.task)
         check_report(task, config)
         lm = load_model(config)
         say(machine(lm))
@@ -127,7 +132,7 @@ def reported(lm: LanguageModel, task, config, result: Result, run: Path, again: 
 def follow(config) -> int:
     """`train` in the other processes: steps with the first, says nothing and keeps nothing."""
     with enough_memory(config):
-        result = tune(load_model(config), tasks.make(config.task), config, log=lambda line: None)
+        result = tune(load_model(config), make_task(config.task), config, log=lambda line: None)
     return 0 if result.finished else INTERRUPTED
 
 
@@ -136,7 +141,7 @@ def rehearse(config, folder: str | None, fresh: bool) -> dict[str, Any]:
     writes nothing. `folder` and `fresh` are as for `train`, or None for no folder."""
     if folder is not None and not fresh and (Path(folder) / workdir.CONFIG).exists():
         workdir.settle(Path(folder), config)
-    task = tasks.make(config.task)
+    task = make_task(config.task)
     check_report(task, config)
     lm = load_model(config)
     say(machine(lm))
@@ -180,7 +185,7 @@ def enough_memory(config):
 
 def check_report(task, config):
     """Raises a UserError for what only the report reads, before the time for training is spent."""
-    fields = tasks.fields(task, tasks.records(task, config.task.test)[0])
+    fields = template_fields(task, select_records(task, config.task.test)[0])
     for prompt in config.prompts:
         check_prompt(task, prompt, fields)
     warn_of_overlap(task, config, config.task.test)
@@ -188,8 +193,8 @@ def check_report(task, config):
 
 def warn_of_overlap(task, config, split: str):
     """Says how many records of a split are trained on."""
-    rows, trained = tasks.records(task, split), tasks.training(task, config.task)
-    if warning := advice.trained_on(rows, trained, names(task.template), split):
+    rows, trained = select_records(task, split), training_records(task, config.task)
+    if warning := advice.trained_on(rows, trained, field_names(task.template), split):
         say(f"warning: {warning}")
 
 
@@ -197,7 +202,7 @@ def check_prompt(task, prompt: str, fields, place: str = ""):
     """Raises a UserError, which begins with `place`, for a written prompt that does not fit."""
     try:
         written_out = with_prompt(task.template, prompt)
-        tasks.check_fields(written_out, fields)
+        check_fields(written_out, fields)
         check_slots(written_out, 0)
     except UserError as error:
         raise UserError(f"{place}{error}") from error
@@ -251,7 +256,7 @@ def evaluate(
         config = configs.of_artifact(made.manifest) if made else configs.build({})
     # Labels that a config leaves to the data are those that the artifact was trained for.
     ours = made.manifest["labels"] if made and (own or not config.task.labels) else ()
-    task = tasks.make(config.task, ours)
+    task = make_task(config.task, ours)
     split = split or config.task.test
     if made is not None:
         for note in (
@@ -263,7 +268,7 @@ def evaluate(
         if split != config.task.train:
             warn_of_overlap(task, config, split)
     if prompt is not None:
-        check_prompt(task, prompt, tasks.fields(task, tasks.records(task, split)[0]))
+        check_prompt(task, prompt, template_fields(task, select_records(task, split)[0]))
     shown = demonstrations(task, config, wanted, split)
     score = scorer(load_model(config), task, config)
     result = score(made, split=split, prompt=prompt, demonstrations=shown)
@@ -282,19 +287,19 @@ def rank(config, path: str, split: str | None, wanted: Wanted | None) -> dict[st
       prompt, split and metrics of the best; and `candidates`, what each gave on the validation
       split, the best first.
     """
-    task, split = tasks.make(config.task), split or config.task.test
-    candidates = written.read(path)
-    fields = tasks.fields(task, tasks.records(task, config.task.validation)[0])
-    for candidate in candidates.found:
+    task, split = make_task(config.task), split or config.task.test
+    candidates, counted = written.read_candidates(path)
+    fields = template_fields(task, select_records(task, config.task.validation)[0])
+    for candidate in candidates:
         check_prompt(task, candidate.text, fields, f"{candidate.place}: ")
     shown = demonstrations(task, config, wanted, config.task.validation, split)
-    say(candidates.counted)
+    say(counted)
     scored = scorer(load_model(config), task, config)
 
     def score(prompt, split=config.task.validation):
         return scored(split=split, prompt=prompt, demonstrations=shown)
 
-    ranking = written.rank(candidates.found, score, say)
+    ranking = written.rank(candidates, score, say)
     best = ranking[0]["prompt"]
     result = {"prompt": best, "split": split, **score(best, split), "candidates": ranking}
     left_out([result, *ranking], wanted)
@@ -319,11 +324,11 @@ def demonstrations(task, config, wanted: Wanted | None, *splits: str) -> list[An
     that are asked about are among them."""
     if wanted is None:
         return []
-    rows = tasks.training(task, config.task)
+    rows = training_records(task, config.task)
     chosen = choose(rows, [value for value, _ in task.labels], wanted)
     shown = [without_place(row) for row in chosen]
     for split in splits:
-        known = sum(without_place(row) in shown for row in tasks.records(task, split))
+        known = sum(without_place(row) in shown for row in select_records(task, split))
         if known:
             say(f"warning: {known} records of {split} are demonstrations: they tell the answer")
     return chosen
@@ -348,33 +353,32 @@ def left_out(results: list[dict[str, Any]], wanted: Wanted | None):
 
 def predict(
     folder: str,
-    lines: Iterable[tuple[str, str]],
-    name: str,
+    stream: BinaryIO,
     as_json: bool | None,
     overrides: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
-    """A label and its probabilities, or a text, for every line; says what was cut on stderr.
+    """Yields a label and its probabilities, or a text, for every row; warns of cut ones on stderr.
 
     Args:
       folder: of the artifact.
-      lines: (place, text with its end), see `data.lines.records`.
-      name: of the file that they are from, whose ending says what a line is;
-      as_json: unless it is given here whether one is a JSON object or a text.
-      overrides: of `generation.*`, for a task whose texts are written.
+      stream: a file or stdin.
+      as_json: whether a row is a JSON object or a text; None goes by the file's ending.
+      overrides: of `generation.*`, for a task with a target.
     """
     made = artifact.load(folder)
     config = configs.of_artifact(made.manifest, overrides)
-    task = tasks.make(config.task, made.manifest["labels"])
+    task = make_task(config.task, made.manifest["labels"])
     if overrides and not task.target:
         raise UserError(f"the artifact {folder!r} finds labels, which {overrides[0]!r} is not for")
-    template, files = made.manifest["template"], config.task.files
-    form = form_of(name, as_json, files.delimiter, files.header, files.train)
-    records = read_records(lines, template, wanted_of(config.task).columns, form, name)
+    template, name = made.manifest["template"], getattr(stream, "name", "<stdin>")
+    form = input_form(name, as_json, config.task.files)
+    columns = task_fields(config.task).columns
+    records = prediction_records(read_rows(stream, name, form), template, columns, form)
     first = next(records, None)
     if first is None:
         print(f"warning: {name} holds no record: nothing is answered", file=sys.stderr)
         return
-    if as_json is None and form == Form() and is_object(first[names(template)[0]]):
+    if as_json is None and form == Form() and is_object(first[field_names(template)[0]]):
         note = f"warning: {first[PLACE]} is read as a text: for JSON objects give --jsonl"
         print(note, file=sys.stderr)
     counts: Counter[str] = Counter()

@@ -15,8 +15,8 @@ import numpy as np
 
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax import train
-from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.example import Example
+from prompt_tuning_jax.data.task import count_shortened, select_records
 from prompt_tuning_jax.models import memory as memories
 from prompt_tuning_jax.models.files.tokenizer import Tokenizer
 from prompt_tuning_jax.models.language_model import LanguageModel
@@ -58,11 +58,11 @@ def measure(lm: LanguageModel, task, config, log) -> dict[str, Any]:
         "examples": {
             "train": len(data.train),
             "validation": len(data.validation),
-            "test": len(tasks.records(task, config.task.test)),
+            "test": len(select_records(task, config.task.test)),
         },
         "notes": list(task.load().notes),
         "shortened": {
-            name: dict(zip(("examples", "tokens"), tasks.dropped(encoded), strict=True))
+            name: dict(zip(("examples", "tokens"), count_shortened(encoded), strict=True))
             for name, encoded in (("train", data.train), ("validation", data.validation))
         },
         "sample": sample(data.train[0], data.labels, lm.tokenizer),

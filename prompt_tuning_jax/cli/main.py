@@ -243,8 +243,7 @@ def predict(
     with streams.output(output) as stream:
         commands = _commands()
 
-        given = streams.decoded(lines)
-        for row in commands.predict(artifact, given, streams.name(lines), as_json, overrides):
+        for row in commands.predict(artifact, lines, as_json, overrides):
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
             if output is None:
                 stream.flush()

@@ -1,5 +1,4 @@
-"""What a command reads and writes: lines with their places, a file whole or not at all, and a
-stdout that may be full."""
+"""What a command writes: a file whole or not at all, and a stdout that may be full."""
 
 import contextlib
 import errno
@@ -7,13 +6,12 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 from prompt_tuning_jax.errors import UserError
 
 # What a place answers that takes no more; a reader that went away is another matter.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-LONGEST_LINE = 1 << 25  # bytes; one that never ends would fill the memory
 
 
 @contextlib.contextmanager
@@ -48,27 +46,6 @@ def refuses(stream: Any) -> bool:
     except OSError:
         return True
     return False
-
-
-def name(lines: BinaryIO) -> str:
-    """The name of a file; what stands in for stdin may have none."""
-    return getattr(lines, "name", "<stdin>")
-
-
-def decoded(lines: BinaryIO) -> Iterator[tuple[str, str]]:
-    """Yields the place and the text of each line, with its end."""
-    for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE), b""), 1):
-        place = f"{name(lines)}, line {number}"
-        if len(line) == LONGEST_LINE:
-            raise UserError(f"{place}: it has over {LONGEST_LINE:,} bytes: end each record's line")
-        if b"\0" in line:
-            raise UserError(f"{place}: a NUL byte, which no text has: save the file as UTF-8")
-        try:
-            yield place, line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{place}: not UTF-8 at byte {error.start}: convert the file"
-            ) from error
 
 
 @contextlib.contextmanager

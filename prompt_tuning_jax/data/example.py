@@ -1,7 +1,7 @@
 """A record and its answers, filled into a template, as tokens.
 
-The whole text with its answer is tokenised in one piece between slots and special tokens, and the
-targets are found by character offsets: the tokens of a word depend on what stands before it, so
+Between slots and special tokens, the whole text with its answer is tokenised in one piece, and the
+targets are found by character offsets. The tokens of a word depend on the text before it, so
 neither a field nor a label is ever tokenised alone.
 """
 
@@ -20,28 +20,27 @@ from prompt_tuning_jax.data.template import (
     Slot,
     Special,
     Template,
-    joint,
-    remaining,
-    text_of,
+    field_text,
+    plain_slot_size,
+    separator,
 )
 from prompt_tuning_jax.errors import UserError, short
 
-# A record's text is in memory once for each of its fields, so a template must not multiply it.
+# A template that repeats a field must not multiply the record's text without limit.
 _MOST_CHARACTERS = 1 << 20
-_MOST_TOKENISED = 1 << 25  # the text is tokenised once for each answer, and all are in memory
 
 
 class Example(NamedTuple):
     """A record as tokens."""
 
-    trunk: np.ndarray  # int32[n]: what all answers share; slot j is -1 - j
-    tails: tuple[np.ndarray, ...]  # int32[m] each, m >= 1: what each answer adds, all of it targets
+    trunk: np.ndarray  # int32[n], the tokens that all answers share; slot j is -1 - j
+    tails: tuple[np.ndarray, ...]  # int32[m] each, m >= 1, the rest for each answer, all targets
     answer: int  # index of the right answer in tails, -1 if unknown
     constant: int  # how many front tokens lie wholly before the first field
-    dropped: int  # tokens lost with the end of the longest field: the example was too long
+    dropped: int  # tokens that a too long example lost at the end of its longest field
 
 
-def encode(
+def encode_example(
     template: Template,
     record: Mapping[str, str],
     answers: Sequence[str],
@@ -55,42 +54,37 @@ def encode(
 ) -> Example:
     """Renders `template` with each answer behind it and tokenises the whole.
 
-    An answer follows after one space, or after none where the rendered text ends in white space.
-    What a field's text spells is text: it makes no special token, slot or field.
+    An answer follows after one space, or directly if the rendered text ends in white space. A
+    field's text is only text: it never makes a special token, a slot or a field.
 
     Args:
         template: from `parse` with the tokenizer's specials.
         record: the text of each field of the template.
-        answers: C texts, none empty; without any, the trunk is what it would be before most words.
-        tokenizer: a `models.tokenizer.Tokenizer`.
+        answers: C texts, none of them empty. Without any, the trunk is the one that most words
+            would get.
+        tokenizer: a `models.files.tokenizer.Tokenizer`.
         num_virtual_tokens: P; with 0 a plain `{soft}` is nothing.
-        add_bos: begin with the BOS token, unless the template does so itself.
-        max_length: the most positions that the trunk and the longest tail without its last token
-            may take: what the model has, less a prefix's length. Of a longer example the longest
-            field is cut at its end, and no other.
+        add_bos: begin with the BOS token, unless the template already does.
+        max_length: the most positions for the trunk and the longest tail without its last token:
+            those of the model less a prefix. The longest field of a longer example is cut at its
+            end.
         answer: index of the right answer.
         ending: tokens behind each answer.
 
     Raises:
-        UserError: slots that do not add up to P, a field that the record lacks, fields that make
-            over a million characters, or very many for all answers, an example that is too long
-            with one character of its longest field, or one with nothing before its answer.
+        UserError: the slots do not add up to P, the record lacks a field or is too long, the
+            example is too long even with one character of its longest field, or nothing is before
+            its answer.
     """
     layout = _layout(template, num_virtual_tokens)
     _check_embedded(template, tokenizer)
     bos = _bos(template, tokenizer, add_bos)
-    fields = {field.name: text_of(field, record, template) for field in template.fields}
+    fields = {field.name: field_text(field, record, template) for field in template.fields}
     size = sum(len(fields[field.name]) for field in template.fields)
     if size > _MOST_CHARACTERS:
         raise UserError(
             f"the template's fields make {size:,} characters of the record, expected at most"
             f" {_MOST_CHARACTERS:,}: shorten the record, or the template"
-        )
-    size += sum(len(piece.text) for piece in template.pieces if isinstance(piece, Constant))
-    if size * len(answers) > _MOST_TOKENISED:
-        raise UserError(
-            f"the template and its fields make {size:,} characters for each of {len(answers):,}"
-            f" answers, expected at most {_MOST_TOKENISED:,} in all: shorten one of them"
         )
     shortened, whole = "", 0
     while True:
@@ -115,10 +109,10 @@ def encode(
         fields[shortened] = kept
     if not trunk.ids:
         raise UserError(
-            f"template {short(template.text, 200)} puts nothing before the answer: give it"
-            " text, a slot or a field that is not empty"
+            f"template {short(template.text, 200)} puts nothing before the answer: give it text, a"
+            " slot or a field that is not empty"
         )
-    # A slot or special token behind a field that is empty stands where the field does.
+    # A slot or special token behind an empty field is at the field's place.
     constant = min(_constant(rendered.first_field, trunk.ends), rendered.most)
     return Example(
         np.array(trunk.ids, np.int32),
@@ -130,9 +124,9 @@ def encode(
 
 
 class _Tokens(NamedTuple):
-    """Tokens and the characters that they come from, counted over the rendered text.
+    """Tokens, and the characters of the rendered text that they come from.
 
-    Slots and special tokens have no characters: they start and end where they stand.
+    Slots and special tokens have no characters: they start and end at the same place.
     """
 
     ids: list[int]
@@ -141,28 +135,28 @@ class _Tokens(NamedTuple):
 
 
 class _Rendered(NamedTuple):
-    """A template filled in: tokens up to its last run of text, and that run, still as text."""
+    """A filled template: tokens up to its last run of text, and that run as text."""
 
     front: _Tokens
     last: str
     begins: int  # where the last run begins
-    continues: bool  # whether text or a special token stands before it
+    continues: bool  # whether text or a special token is before it
     spans: dict[str, list[tuple[int, int]]]  # characters of each occurrence of each field
     first_field: int | None  # where the first field begins
     most: int  # front tokens up to the end of the first field's run, if that is not the last
 
 
-# What tokenises in one piece (constants and fields), or tokens without text.
+# Constants and fields that are tokenised in one piece.
 _Run = tuple[Constant | Field, ...]
 
 
 @functools.lru_cache(maxsize=256)
 def _layout(template: Template, num_virtual_tokens: int) -> tuple[_Run | Special | range, ...]:
-    """Joins pieces into runs of text; a slot is the range of its virtual tokens.
+    """Joins pieces into runs of text, and turns a slot into the range of its virtual tokens.
 
-    The last item is a run, empty if the template ends in a slot or a special token.
+    The last item is a run. It is empty if the template ends in a slot or a special token.
     """
-    rest = remaining(template, num_virtual_tokens)
+    rest = plain_slot_size(template, num_virtual_tokens)
     layout: list[_Run | Special | range] = []
     run: list[Constant | Field] = []
     used = 0
@@ -218,8 +212,10 @@ def _render(
 
 
 def _check_embedded(template: Template, tokenizer: Any) -> None:
-    """Raises a UserError for a special token for which the model has no embedding, as of a padding
-    token that was added for training alone: its scores would be NaN."""
+    """Raises a UserError for a special token without an embedding, whose scores would be NaN.
+
+    An example is a padding token that was added for training alone.
+    """
     for piece in template.pieces:
         if tokenizer.embeddings is None or not isinstance(piece, Special):
             continue
@@ -227,7 +223,7 @@ def _check_embedded(template: Template, tokenizer: Any) -> None:
         if number >= tokenizer.embeddings:
             raise UserError(
                 f"template {short(template.text, 200)} has {piece.markup!r}, id {number}, and the"
-                f" model embeddings for {tokenizer.embeddings} ids: use another token"
+                f" model has embeddings for {tokenizer.embeddings} ids: use another token"
             )
 
 
@@ -238,33 +234,33 @@ def _check_neighbours(
     answers: Sequence[str],
     tokenizer: Any,
 ) -> None:
-    """Raises a UserError where the tokenizer would take more or less for a special token than its
-    markup, because of what stands beside it."""
+    """Raises a UserError if the text beside a special token would change how it is read.
+
+    Some tokenizers remove white space beside a special token, or ignore one beside a letter.
+    """
     if not tokenizer.particular:
         return
-    written = [_written(item, fields) for item in layout]
-    lasts = [written[-1] + joint(written[-1]) + answer for answer in answers]
+    texts = [_text_of(item, fields) for item in layout]
     for number, item in enumerate(layout):
         token = isinstance(item, Special) and tokenizer.particular.get(item.markup)
         if not token:
             continue
-        left = written[number - 1][-1:] if number else ""
-        followers = lasts if number == len(layout) - 2 else [written[number + 1]]
-        rights = "".join(follower[:1] for follower in followers)
-        taken = (token.lstrip and left.isspace()) or (
-            token.rstrip and any(map(str.isspace, rights))
-        )
+        left, rights = texts[number - 1][-1:] if number else "", texts[number + 1][:1]
+        if number == len(layout) - 2:
+            last = texts[-1] + separator(texts[-1])
+            rights = "".join((last + answer)[:1] for answer in answers)
+        spaced = any(map(str.isspace, rights))
+        taken = (token.lstrip and left.isspace()) or (token.rstrip and spaced)
         if taken or (token.single_word and re.search(r"\w", left + rights)):
-            what = "takes white space beside it away" if taken else "is text beside a letter"
+            fault = "removes white space beside it" if taken else "is text beside a letter"
             raise UserError(
-                f"template {short(template.text, 200)} has {token.content!r}, which the model's"
-                f" tokenizer.json says {what}, as here: write something else between, or leave it"
-                " out"
+                f"template {short(template.text, 200)} has {token.content!r}, which {fault}"
+                " according to the model's tokenizer.json: write something else between, or remove"
+                " it"
             )
 
 
-def _written(item: _Run | Special | range, fields: Mapping[str, str]) -> str:
-    """An item of a layout as text; a slot has none."""
+def _text_of(item: _Run | Special | range, fields: Mapping[str, str]) -> str:
     if isinstance(item, range):
         return ""
     if isinstance(item, Special):
@@ -287,11 +283,11 @@ def _answered(
 ) -> tuple[_Tokens, list[list[int]]]:
     """Returns the trunk that all answers share and the tokens that each adds.
 
-    The trunk ends before the first token that holds any of an answer or of the space before it:
-    whether a token's offsets count the space in front is the tokenizer's own habit.
+    The trunk ends before the first token with any part of an answer or of the space before it.
+    Tokenizers differ in whether a token's offsets include the space in front.
     """
     text = rendered.last
-    between = joint(text)
+    between = separator(text)
     encoded = [
         tokenizer.encode(text + between + answer, continues=rendered.continues)
         for answer in answers
@@ -300,7 +296,7 @@ def _answered(
     shared = len(ids)
     for other, other_offsets in encoded:
         shared = min(shared, _constant(len(text), [end for _, end in other_offsets]))
-        # A space on its own that leaves itself out of its offsets: they are empty.
+        # A token that is only a space may have empty offsets.
         while between and shared and len(set(offsets[shared - 1])) == 1:
             shared -= 1
         while other[:shared] != ids[:shared]:
@@ -312,14 +308,14 @@ def _answered(
 
 
 def _constant(place: int | None, ends: Sequence[int]) -> int:
-    """Returns how many front tokens end at or before `place`; all for None."""
+    """Returns how many front tokens end at or before `place`; all of them for None."""
     if place is None:
         return len(ends)
     return next((number for number, end in enumerate(ends) if end > place), len(ends))
 
 
 def _longest(spans: Mapping[str, Sequence[tuple[int, int]]], tokens: _Tokens) -> str:
-    """Returns the field with the most tokens, the first of equals; '' if there is none."""
+    """Returns the field with the most tokens, the first of equals, or '' without fields."""
     return max(
         spans, key=lambda name: sum(len(_within(span, tokens)) for span in spans[name]), default=""
     )
@@ -331,13 +327,13 @@ def _within(span: tuple[int, int], tokens: _Tokens) -> range:
 
 
 def _cut(span: tuple[int, int], tokens: _Tokens, excess: int) -> int:
-    """Returns how many characters of the field at `span` stay if it loses `excess` tokens."""
+    """Returns how many characters the field at `span` keeps if it loses `excess` tokens."""
     start, end = span
     numbers = _within(span, tokens)
     kept = len(numbers) - excess
     if kept <= 0:
         return 0
-    # A character of several tokens may go on past the last that is kept: then it stays at first.
+    # A character of several tokens may continue after the last kept token; it stays for now.
     return max(min(tokens.ends[numbers[kept - 1]], end - 1) - start, 0)
 
 
@@ -345,7 +341,7 @@ def _bos(template: Template, tokenizer: Any, add_bos: bool) -> list[int]:
     if not add_bos:
         return []
     if tokenizer.bos_id is None:
-        raise UserError("the tokenizer has no BOS token to begin with: set add_bos to false")
+        raise UserError("the tokenizer has no BOS token: set add_bos to false")
     first = next((piece for piece in template.pieces if not isinstance(piece, Slot)), None)
     if isinstance(first, Special) and tokenizer.specials[first.markup] == tokenizer.bos_id:
         return []

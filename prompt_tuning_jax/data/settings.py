@@ -11,7 +11,6 @@ from prompt_tuning_jax.errors import nearest, short
 LABEL_METRICS = ("accuracy", "class_accuracy", "macro_f1", "matthews")
 TEXT_METRICS = ("exact_match", "token_f1", "bleu", "rouge_l")
 TFDS = "tfds:"
-PLACE = "(place)"  # of a record, where in the data it comes from
 
 
 def column(entry: str) -> tuple[str, str] | None:

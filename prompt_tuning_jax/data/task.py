@@ -1,4 +1,4 @@
-"""A task: records of named fields, a template, labels or a text target, metrics and splits."""
+"""A task: records with named fields, a template, labels or a text target, metrics and splits."""
 
 import functools
 import importlib
@@ -8,26 +8,31 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prompt_tuning_jax.data.example import Example, encode
-from prompt_tuning_jax.data.records import LABEL, Record, Source, names, ranked
-from prompt_tuning_jax.data.settings import LABEL_METRICS, PLACE, TEXT_METRICS
+from prompt_tuning_jax.data.example import Example, encode_example
+from prompt_tuning_jax.data.records import LABEL, PLACE, Record, Source, shuffled_groups
+from prompt_tuning_jax.data.settings import LABEL_METRICS, TEXT_METRICS
 from prompt_tuning_jax.data.template import (
     Field,
     Slot,
     Special,
     Template,
+    field_names,
     parse,
     with_demonstrations,
 )
 from prompt_tuning_jax.errors import UserError, nearest, short
 
-_MOST_LABELS = 100  # distinct values in the data, above which they are hardly labels
+_MOST_LABELS = 100  # more distinct values in the data are hardly labels
 
 
 class Kind(NamedTuple):
-    """A kind of task: the module whose `source(config)` reads a `Source`, imported when the data
-    is read, the fields that a template may name, () if the data decides, and the labels where a
-    config has none, () again."""
+    """A kind of task.
+
+    Attributes:
+        module: its `read_source(config)` is imported and called when the data is read.
+        fields: what a template may name, () if the data decides.
+        labels: for a config without labels, () if the data decides.
+    """
 
     module: str
     fields: tuple[str, ...] = ()
@@ -35,9 +40,7 @@ class Kind(NamedTuple):
 
 
 TOPICS = ("business", "entertainment", "politics", "sport=sports", "tech=technology")
-
-
-# By the part of `task.name` in front of a colon.
+# By the part of `task.name` before a colon.
 KINDS = {
     "bbc_news": Kind("bbc_news", ("text",), TOPICS),
     "files": Kind("files"),
@@ -46,7 +49,7 @@ KINDS = {
 
 
 class Task(NamedTuple):
-    """What is to be learnt. Nothing is read before `load` is called."""
+    """What a model is to learn. Nothing is read before `load` is called."""
 
     name: str
     template: str
@@ -54,22 +57,21 @@ class Task(NamedTuple):
     metrics: tuple[str, ...]
     fields: tuple[str, ...]  # what a template may name, () if the data decides
     load: Callable[[], Source]
-    target: str = ""  # a template of what the model is to write, in place of labels
+    target: str = ""  # a template of the text to write, instead of labels
 
 
-def make(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
-    """Makes the task that `config` (the section `task` of a config) describes.
+def make_task(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
+    """Makes the task that the section `task` of a config describes.
 
     Args:
         config: checked, with every key of the section.
-        labels: (value, word) of each label where they are known, as in an artifact's manifest.
-            Otherwise those of the config count, or if it has none and no target, those of the
-            kind of task or the values that its training split has; only for these the data is
-            read here.
+        labels: (value, word) of each label if they are known, for example from a manifest.
+            Otherwise they come from the config, from the kind of task, or from the training split;
+            only the last reads data.
 
     Raises:
-        UserError: an unknown name, a template that is not one or names an unknown field or none,
-            or labels that are empty or not distinct.
+        UserError: an unknown task name, a template with an unknown field or without any, or labels
+            that are empty or repeated.
     """
     name = config.name
     kind = KINDS.get(name.partition(":")[0])
@@ -79,7 +81,7 @@ def make(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
             f"task.name is {short(name, 200)}, expected one of: {known}{nearest(name, list(KINDS))}"
         )
     module = f"prompt_tuning_jax.data.{kind.module}"
-    load = functools.cache(lambda: importlib.import_module(module).source(config))
+    load = functools.cache(lambda: importlib.import_module(module).read_source(config))
     task = Task(name, config.template, (), tuple(config.metrics), kind.fields, load, config.target)
     _check_template(task)
     if task.target:
@@ -97,8 +99,10 @@ def make(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
 
 
 def check_fields(template: str, fields: Sequence[str]) -> None:
-    """Raises a UserError if `template` is not one or names a field that is not among `fields`,
-    unless these are unknown: ()."""
+    """Raises a UserError if a template cannot be parsed or names a field that is not in `fields`.
+
+    With `fields` () any field is accepted.
+    """
     for field in parse(template).fields:
         if fields and field.name not in fields:
             known = ", ".join(f"{{{name}}}" for name in fields)
@@ -109,16 +113,16 @@ def check_fields(template: str, fields: Sequence[str]) -> None:
             )
 
 
-def fields(task: Task, row: Record) -> tuple[str, ...]:
-    """Returns what a template may name: what the task says, or what a record of its data has."""
-    return task.fields or tuple(name for name in row if name not in (PLACE, *_outputs(task)))
+def template_fields(task: Task, record: Record) -> tuple[str, ...]:
+    """Returns the fields that a template may name: the task's, or those of a record of its data."""
+    return task.fields or tuple(name for name in record if name not in (PLACE, *_outputs(task)))
 
 
 def parse_labels(labels: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Returns (value, word) of each entry 'value' or 'value=word'.
 
     Raises:
-        UserError: fewer than two entries, an empty value or word, or one that occurs twice.
+        UserError: fewer than two entries, or an empty or repeated value or word.
     """
     if len(labels) < 2:
         raise UserError(
@@ -131,8 +135,8 @@ def parse_labels(labels: Sequence[str]) -> tuple[tuple[str, str], ...]:
         word = word if equals else value
         if not value or not word:
             raise UserError(
-                f"task.labels[{place}] is {entry!r}, expected 'value' or 'value=word', neither"
-                " part empty"
+                f"task.labels[{place}] is {entry!r}, expected 'value' or 'value=word' with no"
+                " empty part"
             )
         for earlier, (other_value, other_word) in enumerate(pairs):
             if value == other_value or word == other_word:
@@ -145,22 +149,22 @@ def parse_labels(labels: Sequence[str]) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def records(task: Task, split: str) -> list[Record]:
+def select_records(task: Task, split: str) -> list[Record]:
     """Returns the records of `split`: 'train', 'train[:64]', 'test[10:20]' or 'train[:50%]'.
 
-    The order is the same in every process. Every record has its label among the task's.
+    The order is the same in every process.
 
     Raises:
-        UserError: an unknown split, a slice that is not one or holds no record, or a record whose
-            label the task does not list.
+        UserError: an unknown split, an invalid or empty slice, or a record with a label that the
+            task does not list.
     """
-    name, start, stop = _parts(split)
-    rows = _whole(task, name)
+    name, start, stop = _parse_split(split)
+    rows = _whole_split(task, name)
     count = len(rows)
     first, last = _bound(start, 0, count), _bound(stop, count, count)
     if not 0 <= first < last <= count:
         raise UserError(
-            f"split {split!r} of task {task.name} is no part of its {count} records: expected a"
+            f"split {split!r} of task {task.name} is not a part of its {count} records: expected a"
             f" slice between 0 and {count} that holds at least one"
         )
     if not task.target:
@@ -168,49 +172,46 @@ def records(task: Task, split: str) -> list[Record]:
     return rows[first:last]
 
 
-def training(task: Task, config: Any) -> list[Record]:
-    """Returns the records to train on: of `config.train`, or `config.examples_per_class` of each
-    label in it, which `config.split_seed` and the records' own text decide about.
+def training_records(task: Task, config: Any) -> list[Record]:
+    """Returns the records to train on.
+
+    They are those of `config.train`, or `config.examples_per_class` of each label in it, which
+    depend on `config.split_seed` and the records' own text alone.
 
     Raises:
-        UserError: as `records`, or a label that has fewer.
+        UserError: as `select_records`, or a label has too few records.
     """
-    rows, most = records(task, config.train), config.examples_per_class
+    records, most = select_records(task, config.train), config.examples_per_class
     if not most:
-        return rows
+        return records
     found: dict[str, list[Record]] = {value: [] for value, _ in task.labels}
-    for group in ranked(rows, names(task.template), config.split_seed):
-        for row in group:
-            found[row[LABEL]].append(row)
+    for group in shuffled_groups(records, field_names(task.template), config.split_seed):
+        for record in group:
+            found[record[LABEL]].append(record)
     few = [f"{len(held)} of {value!r}" for value, held in found.items() if len(held) < most]
     if few:
         raise UserError(
             f"config.task.examples_per_class is {most} and split {config.train!r} has"
             f" {' and '.join(few)}: give at most {min(map(len, found.values()))}, or more data"
         )
-    return [row for held in found.values() for row in held[:most]]
+    return [record for held in found.values() for record in held[:most]]
 
 
-def grouped(task: Task, rows: Sequence[Record]) -> tuple[list[Record], list[list[str]]]:
-    """Returns the first record of each distinct input, and the target texts of all with that input.
-
-    Args:
-        task: with a target.
-        rows: records, the order of whose inputs is kept.
-    """
+def group_by_input(task: Task, records: Sequence[Record]) -> tuple[list[Record], list[list[str]]]:
+    """Returns the first record of each distinct input, and the target texts of each input."""
     firsts: dict[tuple[str, ...], Record] = {}
     texts: dict[tuple[str, ...], list[str]] = {}
-    fields, target = names(task.template), parse(task.target)
-    for row in rows:
-        key = tuple(row[field] for field in fields)
-        firsts.setdefault(key, row)
-        texts.setdefault(key, []).append(_filled(target, row))
+    fields, target = field_names(task.template), parse(task.target)
+    for record in records:
+        key = tuple(record[field] for field in fields)
+        firsts.setdefault(key, record)
+        texts.setdefault(key, []).append(_fill(target, record))
     return list(firsts.values()), list(texts.values())
 
 
-def examples(
+def encode_examples(
     task: Task,
-    rows: Sequence[Record],
+    records: Sequence[Record],
     tokenizer: Any,
     *,
     num_virtual_tokens: int,
@@ -219,45 +220,47 @@ def examples(
     template: str | None = None,
     demonstrations: Sequence[Record] = (),
 ) -> list[Example]:
-    """Returns the example of each record: with the task's words as answers, in the labels' order,
-    or with its target, ended by the tokenizer's EOS token, as the only one.
+    """Returns the example of each record.
+
+    Its answers are the words of all labels, in order, or the target alone, followed by the
+    tokenizer's EOS token.
 
     Args:
-        task: whose template and labels or target count.
-        rows: records; one without a label becomes an example whose right answer is unknown, one
-            without the target's fields an example without answers.
-        tokenizer: a `models.tokenizer.Tokenizer`.
+        task: its template and its labels or target are read.
+        records: one without a label becomes an example with an unknown answer, one without the
+            fields of the target an example without answers.
+        tokenizer: a `models.files.tokenizer.Tokenizer`.
         num_virtual_tokens: P, the length of the soft prompt.
         add_bos: whether every example begins with the tokenizer's BOS token.
-        max_length: the most positions that an example may take, see `example.encode`.
-        template: another template than the task's, for instance a hand-written prompt.
-        demonstrations: records whose labels are known, rendered with their answers in front.
+        max_length: the most positions of an example, see `encode_example`.
+        template: used in place of the task's, for example a written prompt.
+        demonstrations: records with known answers that are rendered in front of every record.
 
     Raises:
-        UserError: as `template.parse` and `example.encode`; names the record.
+        UserError: as `parse` and `encode_example`; begins with the record's place.
     """
     text = task.template if template is None else template
     check_fields(text, task.fields)
     _check_outputs(task, text)
-    answers = _to_write(task, tokenizer) if task.target else _to_rank(task)
+    answers_of = _write_target(task, tokenizer) if task.target else _rank_labels(task)
     ending = [tokenizer.eos_id] if task.target else []
-    # The space in front of a text is the text's: whether it is a token of its own depends on what
-    # follows, which is not known when the model is asked.
+    # A space before a target belongs to the target: how the two become tokens depends on the
+    # target's first word, which is unknown when the model is asked.
     parsed = parse(text.removesuffix(" ") if task.target else text, tokenizer.specials)
-    shown = []
-    for number, row in enumerate(demonstrations):
-        words, answer = answers(row)
+    answered = []
+    for number, record in enumerate(demonstrations):
+        words, answer = answers_of(record)
         if answer < 0:
             raise UserError(f"demonstration {number} has no answer: give it the label, or the text")
-        shown.append((row, words[answer]))
-    parsed = with_demonstrations(parsed, shown)
-    encoded = []
-    for number, row in enumerate(rows):
+        answered.append((record, words[answer]))
+    parsed = with_demonstrations(parsed, answered)
+    examples = []
+    for number, record in enumerate(records):
         try:
-            words, answer = answers(row)
-            example = encode(
+            words, answer = answers_of(record)
+            example = encode_example(
                 parsed,
-                row,
+                record,
                 words,
                 tokenizer,
                 num_virtual_tokens=num_virtual_tokens,
@@ -267,14 +270,14 @@ def examples(
                 ending=ending,
             )
         except UserError as error:
-            raise UserError(f"{row.get(PLACE, f'record {number}')}: {error}") from error
-        encoded.append(example)
-    return encoded
+            raise UserError(f"{record.get(PLACE, f'record {number}')}: {error}") from error
+        examples.append(example)
+    return examples
 
 
-def dropped(encoded: Sequence[Example]) -> tuple[int, int]:
-    """Returns how many examples were too long and how many tokens they lost, for the log."""
-    lost = np.array([example.dropped for example in encoded], dtype=np.int64)
+def count_shortened(examples: Sequence[Example]) -> tuple[int, int]:
+    """Returns how many examples were too long, and how many tokens they lost."""
+    lost = np.array([example.dropped for example in examples], dtype=np.int64)
     return int((lost > 0).sum()), int(lost.sum())
 
 
@@ -284,14 +287,16 @@ _SPLIT = re.compile(
 )
 
 
-def _parts(split: str) -> tuple[str, str | None, str | None]:
+def _parse_split(split: str) -> tuple[str, str | None, str | None]:
     match = _SPLIT.fullmatch(split)
     if not match:
-        raise UserError(f"split {split!r} is none: expected 'train', 'train[:64]' or 'train[:50%]'")
+        raise UserError(
+            f"{split!r} is not a valid split: expected 'train', 'train[:64]' or 'train[:50%]'"
+        )
     return match["name"], match["start"], match["stop"]
 
 
-def _whole(task: Task, name: str) -> list[Record]:
+def _whole_split(task: Task, name: str) -> list[Record]:
     splits = task.load().splits
     if name not in splits:
         raise UserError(
@@ -311,48 +316,47 @@ def _bound(text: str | None, default: int, count: int) -> int:
 
 
 def _check_template(task: Task) -> None:
-    """Raises a UserError for a template or target that names no field, or a wrong one."""
     check_fields(task.template, task.fields)
     _check_outputs(task, task.template)
-    if not names(task.template):
+    if not field_names(task.template):
         raise UserError(
-            f"template {short(task.template, 200)} names no field of the data, so that all"
-            " examples would be alike: write {text} where the text stands"
+            f"template {short(task.template, 200)} has no field of the data, so all examples would"
+            " be the same: write {text} where the text stands"
         )
     if task.target:
         check_fields(task.target, task.fields)
-        _check_target(task.target, ())
+        _parse_target(task.target, ())
 
 
-def _check_target(target: str, specials: Sequence[str]) -> Template:
+def _parse_target(target: str, specials: Sequence[str]) -> Template:
     parsed = parse(target, specials)
     if not parsed.fields or any(isinstance(piece, Slot | Special) for piece in parsed.pieces):
         raise UserError(
-            f"task.target is {short(target, 200)}: expected text with at least one field, as"
-            " '{summary}', without slots and special tokens (the token that ends a text is added)"
+            f"task.target is {short(target, 200)}: expected text with at least one field, such as"
+            " '{summary}', without slots and special tokens (the EOS token is added)"
         )
     return parsed
 
 
 def _outputs(task: Task) -> tuple[str, ...]:
-    return names(task.target) if task.target else (LABEL,)
+    return field_names(task.target) if task.target else (LABEL,)
 
 
 def _check_outputs(task: Task, template: str) -> None:
     for field in parse(template).fields:
         if field.name in _outputs(task):
             raise UserError(
-                f"template {short(template, 200)}, position {field.place}: {{{field.name}}} is"
-                " what the model has to find: expected other fields of the data"
+                f"template {short(template, 200)}, position {field.place}: {{{field.name}}} is the"
+                " answer: expected other fields of the data"
             )
 
 
-def _check_labels(task: Task, rows: Sequence[Record], split: str) -> None:
+def _check_labels(task: Task, records: Sequence[Record], split: str) -> None:
     values = [value for value, _ in task.labels]
-    for number, row in enumerate(rows):
-        label = row[LABEL]
+    for number, record in enumerate(records):
+        label = record[LABEL]
         if label not in values:
-            place = row.get(PLACE, f"record {number} of split {split!r} of task {task.name}")
+            place = record.get(PLACE, f"record {number} of split {split!r} of task {task.name}")
             raise UserError(
                 f"{place} has the label {label!r}, which task.labels does not"
                 f" list{nearest(label, values)}: expected one of: {', '.join(values)}"
@@ -360,9 +364,9 @@ def _check_labels(task: Task, rows: Sequence[Record], split: str) -> None:
 
 
 def _found_labels(task: Task, split: str) -> tuple[tuple[str, str], ...]:
-    """The distinct labels of a split in order, each as its own word."""
-    name, _, _ = _parts(split)
-    values = sorted({row[LABEL] for row in _whole(task, name)})
+    """Returns the distinct labels of a split in order, each as its own word."""
+    name, _, _ = _parse_split(split)
+    values = sorted({record[LABEL] for record in _whole_split(task, name)})
     if not 2 <= len(values) <= _MOST_LABELS:
         shown = ", ".join(repr(value[:40]) for value in values[:5])
         raise UserError(
@@ -373,45 +377,44 @@ def _found_labels(task: Task, split: str) -> tuple[tuple[str, str], ...]:
     return tuple((value, value) for value in values)
 
 
-_Answers = Callable[[Record], tuple[Sequence[str], int]]
+# Takes a record to its possible answers and the index of the right one, -1 if it is unknown.
+_AnswersOf = Callable[[Record], tuple[Sequence[str], int]]
 
 
-def _to_rank(task: Task) -> _Answers:
-    """Returns what gives a record's answers: all words, and which is right."""
+def _rank_labels(task: Task) -> _AnswersOf:
     words = [word for _, word in task.labels]
     places = {value: place for place, (value, _) in enumerate(task.labels)}
 
-    def answers(row: Record) -> tuple[Sequence[str], int]:
-        if LABEL not in row:
+    def answers_of(record: Record) -> tuple[Sequence[str], int]:
+        if LABEL not in record:
             return words, -1
-        if row[LABEL] not in places:
+        if record[LABEL] not in places:
             known = ", ".join(map(repr, places))
-            raise UserError(f"the label is {short(row[LABEL])}: expected one of {known}")
-        return words, places[row[LABEL]]
+            raise UserError(f"the label is {short(record[LABEL])}: expected one of {known}")
+        return words, places[record[LABEL]]
 
-    return answers
+    return answers_of
 
 
-def _to_write(task: Task, tokenizer: Any) -> _Answers:
-    """Returns what gives a record's only answer: its target, if it has one."""
+def _write_target(task: Task, tokenizer: Any) -> _AnswersOf:
     if tokenizer.eos_id is None:
-        raise UserError("the tokenizer has no EOS token to end a text with: take labels instead")
-    target = _check_target(task.target, tokenizer.specials)
+        raise UserError("the tokenizer has no EOS token to end a text with: use labels instead")
+    target = _parse_target(task.target, tokenizer.specials)
 
-    def answers(row: Record) -> tuple[Sequence[str], int]:
-        if any(field.name not in row for field in target.fields):
+    def answers_of(record: Record) -> tuple[Sequence[str], int]:
+        if any(field.name not in record for field in target.fields):
             return (), -1
-        text = _filled(target, row)
+        text = _fill(target, record)
         if not text:
             raise UserError("the target is empty: give the record a text to write, or remove it")
         return (text,), 0
 
-    return answers
+    return answers_of
 
 
-def _filled(target: Template, row: Record) -> str:
+def _fill(target: Template, record: Record) -> str:
     parts = [
-        row[piece.name] if isinstance(piece, Field) else getattr(piece, "text", "")
+        record[piece.name] if isinstance(piece, Field) else getattr(piece, "text", "")
         for piece in target.pieces
     ]
     return "".join(parts).strip()

@@ -1,6 +1,6 @@
 """Templates: text with fields, slots for virtual tokens, and special tokens.
 
-How one becomes tokens is in `example.py`.
+`example.py` turns them into tokens.
 """
 
 import re
@@ -17,20 +17,20 @@ class Constant(NamedTuple):
 
 
 class Special(NamedTuple):
-    """The markup of a special token, such as `<|im_start|>`."""
+    """A special token, written as its markup, such as `<|im_start|>`."""
 
     markup: str
 
 
 class Field(NamedTuple):
-    """Where a record's text goes. `place` counts the template's characters from 1."""
+    """A place for a text of the record. `place` counts the template's characters from 1."""
 
     name: str
     place: int
 
 
 class Slot(NamedTuple):
-    """Where virtual tokens stand: `size` of them, or all P for None."""
+    """A place for `size` virtual tokens; with None, for all that no other slot takes."""
 
     size: int | None
     place: int
@@ -61,11 +61,11 @@ def parse(text: str, specials: Iterable[str] = ()) -> Template:
 
     `{name}` is a field, `{soft:8}` eight virtual tokens, `{soft}` all that no other slot takes,
     `{{` and `}}` are braces, `\\n` and `\\t` as typed in a shell are a new line and a tab, and each
-    of `specials` (`<|im_start|>`) is that special token. All else is text.
+    of `specials` (`<|im_start|>`) is that special token. Everything else is text.
 
     Raises:
-        UserError: a brace without its partner, anything but a plain name as a field, or more than
-            one `{soft}`, or very many of both; names the position.
+        UserError: a brace without its partner, a field that is not a plain name, a second `{soft}`,
+            or too many fields and slots; names the position.
     """
     pieces: list[Piece] = []
     constant = ""
@@ -97,9 +97,16 @@ def parse(text: str, specials: Iterable[str] = ()) -> Template:
     return Template(text, tuple(pieces))
 
 
+def field_names(text: str) -> tuple[str, ...]:
+    """Returns the names of a template's fields, each once, in order."""
+    return tuple(dict.fromkeys(field.name for field in parse(text).fields))
+
+
 def with_prompt(text: str, prompt: str) -> str:
-    """Returns the template `text` with a hand-written prompt where its virtual tokens stand, or in
-    front if it has none. A prompt that names a field is a template of its own."""
+    """Returns the template `text` with a written prompt in place of its virtual tokens.
+
+    Without slots the prompt goes in front. A prompt with a field replaces the whole template.
+    """
     if parse(prompt).fields:
         return prompt
     slots = [piece for piece in parse(text).pieces if isinstance(piece, Slot)]
@@ -113,17 +120,19 @@ def with_prompt(text: str, prompt: str) -> str:
 
 def check_slots(text: str, num_virtual_tokens: int) -> None:
     """Raises a UserError if the slots of the template `text` do not add up to P."""
-    remaining(parse(text), num_virtual_tokens)
+    plain_slot_size(parse(text), num_virtual_tokens)
 
 
 def with_demonstrations(
     template: Template, answered: Sequence[tuple[Mapping[str, str], str]]
 ) -> Template:
-    """Returns `template` with records and their answers in front, filled into it likewise, a blank
-    line after each. What a field's text spells is text there too; slots are not repeated.
+    """Returns `template` with demonstrations in front: records with their answers.
+
+    They are filled into the same template without its slots, and a blank line follows each. A
+    field's text is only text here too.
 
     Raises:
-        UserError: a field that a record lacks.
+        UserError: a record lacks a field.
     """
     pieces: list[Piece] = []
     for record, answer in answered:
@@ -133,15 +142,19 @@ def with_demonstrations(
                 pieces += [Constant(text), piece] if text else [piece]
                 text = ""
             elif isinstance(piece, Field):
-                text += text_of(piece, record, template)
+                text += field_text(piece, record, template)
             elif isinstance(piece, Constant):
                 text += piece.text
-        pieces.append(Constant(f"{text}{joint(text)}{answer}\n\n"))
+        pieces.append(Constant(f"{text}{separator(text)}{answer}\n\n"))
     return template._replace(pieces=(*pieces, *template.pieces))
 
 
-def remaining(template: Template, num_virtual_tokens: int) -> int:
-    """How many virtual tokens a plain `{soft}` stands for: those that no other slot takes."""
+def plain_slot_size(template: Template, num_virtual_tokens: int) -> int:
+    """Returns the size of a plain `{soft}`: the virtual tokens that no other slot takes.
+
+    Raises:
+        UserError: the slots do not add up to P.
+    """
     slots = [piece for piece in template.pieces if isinstance(piece, Slot)]
     if not slots and num_virtual_tokens:
         raise UserError(
@@ -149,29 +162,24 @@ def remaining(template: Template, num_virtual_tokens: int) -> int:
             " tokens: write {soft} where they stand"
         )
     counts = [slot.size for slot in slots if slot.size is not None]
-    if counts and not num_virtual_tokens:
-        raise _misplaced(
-            template.text,
-            next(slot.place for slot in slots if slot.size is not None),
-            "there are no virtual tokens for this slot: take it out, or write a plain {soft}",
-        )
     rest = num_virtual_tokens - sum(counts)
     if counts and (rest < 0 or (rest and len(counts) == len(slots))):
         raise _misplaced(
             template.text,
             slots[-1].place,
-            f"the slots add up to {sum(counts)} virtual tokens, expected num_virtual_tokens,"
-            f" {num_virtual_tokens}: change one of them, or write a plain {{soft}} for the rest",
+            f"the slots add up to {sum(counts)} virtual tokens, expected {num_virtual_tokens}:"
+            " change one of them, or write a plain {soft} for the rest",
         )
     return rest
 
 
-def joint(text: str) -> str:
-    """What stands between a rendered text and its answer."""
+def separator(text: str) -> str:
+    """Returns what goes between a rendered text and its answer: a space, unless it ends in one."""
     return "" if text[-1:].isspace() else " "
 
 
-def text_of(field: Field, record: Mapping[str, str], template: Template) -> str:
+def field_text(field: Field, record: Mapping[str, str], template: Template) -> str:
+    """Returns a record's text for a field, or raises a UserError that names the known fields."""
     if field.name not in record:
         raise _misplaced(
             template.text,
@@ -184,28 +192,28 @@ def text_of(field: Field, record: Mapping[str, str], template: Template) -> str:
 
 def _field_or_slot(text: str, inside: str, place: int) -> Field | Slot:
     name, colon, count = inside.partition(":")
-    shown = repr(inside[:60])[1:-1]  # on one line, whatever it is
+    shown = repr(inside[:60])[1:-1]  # escaped, so that it stays on one line
     if name == "soft":
         if not colon:
             return Slot(None, place)
         if re.fullmatch("[1-9][0-9]{0,8}", count):
             return Slot(int(count), place)
-        raise _misplaced(text, place, f"{{{shown}}} is no slot: write {{soft}} or {{soft:8}}")
+        raise _misplaced(text, place, f"{{{shown}}} is not a slot: write {{soft}} or {{soft:8}}")
     if not inside.isidentifier() or len(inside) > _LONGEST_NAME:
         raise _misplaced(
-            text, place, f"{{{shown}}} is no field: write a plain name, or {{{{ for a brace"
+            text, place, f"{{{shown}}} is not a field: write a plain name, or {{{{ for a brace"
         )
     return Field(inside, place)
 
 
 def _any_of(markups: Iterable[str]) -> re.Pattern[str]:
-    """A pattern that finds the longest of some markups, and nothing where there is none."""
+    """Returns a pattern that finds the longest of some markups, or nothing if there are none."""
     longest_first = sorted(markups, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
 
 def _split_at_specials(text: str, markups: re.Pattern[str]) -> list[Constant | Special]:
-    # Every second part is what the pattern's group found.
+    # Every second part is a match of the pattern's group.
     parts = enumerate(markups.split(text))
     return [Special(part) if number % 2 else Constant(part) for number, part in parts if part]
 

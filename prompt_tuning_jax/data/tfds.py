@@ -1,4 +1,7 @@
-"""Any dataset that TensorFlow Datasets prepared as array_record, read without TensorFlow."""
+"""The task kind `tfds`: a dataset that TensorFlow Datasets prepared as array_record.
+
+It is read without TensorFlow.
+"""
 
 import os
 import pathlib
@@ -9,12 +12,21 @@ import numpy as np
 import tensorflow_datasets as tfds
 from google.protobuf import json_format
 
-from prompt_tuning_jax.data.records import Record, Source, Wanted, records, sources, wanted
+from prompt_tuning_jax.data.records import (
+    COLUMNS_HINT,
+    Fields,
+    Record,
+    Source,
+    make_records,
+    task_fields,
+)
+from prompt_tuning_jax.data.rows import Row
 from prompt_tuning_jax.data.settings import TFDS
 from prompt_tuning_jax.errors import UserError, nearest
 
 FORMAT = "array_record"
-# What the library and its parsers raise for files that are not what they should be.
+INFO = "dataset_info.json"
+# What the library and its parsers raise for damaged files.
 _FAULTS = (
     json_format.Error,
     AttributeError,
@@ -25,24 +37,49 @@ _FAULTS = (
     TypeError,
     ValueError,
 )
-INFO = "dataset_info.json"
+
+
+def read_source(config: Any) -> Source:
+    """Finds the dataset that the section `task` of a config names, as `tfds:NAME`.
+
+    NAME is its name in TFDS, such as `ag_news`, `glue/sst2` or `glue/sst2:2.0.0`. Without a version
+    the newest is taken. The dataset is below `task.data_dir`.
+
+    Raises:
+        UserError: the dataset is missing, damaged, or not in array_record files.
+    """
+    name = config.name.removeprefix(TFDS)
+    root = pathlib.Path(os.path.expanduser(config.data_dir or tfds.core.constants.DATA_DIR))
+    folder = find_folder(root, name)
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except _FAULTS as error:
+        raise _damaged(folder, error) from error
+    kind = getattr(builder.info.file_format, "value", builder.info.file_format)
+    if kind != FORMAT:
+        raise UserError(
+            f"the dataset in {str(folder)!r} is stored as {kind}, expected {FORMAT}: prepare it"
+            f" with tfds.builder({name.partition(':')[0]!r}, file_format={FORMAT!r})"
+            ".download_and_prepare()"
+        )
+    return Source(Splits(builder, task_fields(config), name))
 
 
 class Splits(Mapping[str, list[Record]]):
-    """The splits of a prepared dataset by its own names; each is read when it is asked for."""
+    """The splits of a prepared dataset by their own names; each is read when it is asked for."""
 
-    def __init__(self, builder: Any, want: Wanted, name: str):
-        """Takes a builder, what is wanted of the data, and the dataset's name for errors."""
-        self._builder, self._want, self._name = builder, want, name
+    def __init__(self, builder: Any, fields: Fields, name: str):
+        """Takes a TFDS builder, the fields to read, and the dataset's name for errors."""
+        self._builder, self._fields, self._name = builder, fields, name
         self._read: dict[str, list[Record]] = {}
 
     def __getitem__(self, split: str) -> list[Record]:
         if split not in self._builder.info.splits:
             raise KeyError(split)
         if split not in self._read:
-            place = f"{self._name}, split {split!r}"
+            rows = _read_rows(self._builder, split, f"{self._name}, split {split!r}")
             try:
-                self._read[split] = list(_records(self._builder, split, self._want, place))
+                self._read[split] = list(make_records(rows, self._fields, hint=COLUMNS_HINT))
             except _FAULTS as error:
                 raise _damaged(self._builder.data_dir, error) from error
         return self._read[split]
@@ -54,38 +91,11 @@ class Splits(Mapping[str, list[Record]]):
         return len(self._builder.info.splits)
 
 
-def source(config: Any) -> Source:
-    """Finds the dataset that the section `task` of a config names, as `tfds:NAME`.
-
-    NAME is what TFDS calls it: `ag_news`, `glue/sst2`, `glue/sst2:2.0.0`; of several versions the
-    newest is taken. Its folder is below `task.data_dir`.
-
-    Raises:
-        UserError: it is not there, not whole, or not in array_record files.
-    """
-    name = config.name.removeprefix(TFDS)
-    root = pathlib.Path(os.path.expanduser(config.data_dir or tfds.core.constants.DATA_DIR))
-    folder = find(root, name)
-    try:
-        builder = tfds.builder_from_directory(folder)
-    except _FAULTS as error:
-        raise _damaged(folder, error) from error
-    kind = builder.info.file_format
-    kind = getattr(kind, "value", kind)
-    if kind != FORMAT:
-        raise UserError(
-            f"the dataset in {str(folder)!r} is stored as {kind}, expected {FORMAT}: prepare it"
-            f" with tfds.builder({name.partition(':')[0]!r}, file_format={FORMAT!r})"
-            ".download_and_prepare()"
-        )
-    return Source(Splits(builder, wanted(config), name))
-
-
-def find(root: pathlib.Path, name: str) -> pathlib.Path:
+def find_folder(root: pathlib.Path, name: str) -> pathlib.Path:
     """Returns the folder of a dataset's version below `root`.
 
     Raises:
-        UserError: no such folder, or several configs to choose from.
+        UserError: there is no such folder, or there are several configs to choose from.
     """
     base, _, version = name.partition(":")
     parts = base.split("/")
@@ -103,17 +113,14 @@ def find(root: pathlib.Path, name: str) -> pathlib.Path:
             f"there is no prepared dataset {base!r} in {str(root)!r}{nearest(place.name, beside)}:"
             " set task.data_dir to the folder that TensorFlow Datasets wrote to"
         )
-    if version:
-        place = place / version
-    found = sorted(place.glob(f"*/{INFO}"), key=lambda path: _version(path.parent.name))
-    if (place / INFO).is_file():
-        return place
-    if found and _version(found[-1].parent.name):
-        return found[-1].parent
+    versions = [path.parent for path in place.glob(f"{version or '*'}/{INFO}")]
+    newest = max(versions, key=lambda path: _version(path.name), default=place)
+    if _version(newest.name):
+        return newest
     configs = sorted({path.parent.parent.name for path in place.glob(f"*/*/{INFO}")})
     inside = f": it has the configs {', '.join(configs)}" if configs else ""
-    written = f"write {TFDS}{base}/{configs[0]}" if configs else "prepare it again, or name another"
-    raise UserError(f"{str(place)!r} holds no prepared version of {name!r}{inside}: {written}")
+    advice = f"write {TFDS}{base}/{configs[0]}" if configs else "prepare it again, or name another"
+    raise UserError(f"{str(place)!r} holds no prepared version of {name!r}{inside}: {advice}")
 
 
 def _damaged(folder: Any, error: Exception) -> UserError:
@@ -129,18 +136,16 @@ def _version(name: str) -> tuple[int, ...]:
     return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else ()
 
 
-def _records(builder: Any, split: str, want: Wanted, place: str) -> Iterator[Record]:
+def _read_rows(builder: Any, split: str, place: str) -> Iterator[Row]:
     features = builder.info.features
     columns = sorted(features)  # their own order differs between processes
-    fields = sources(columns, want, place)
     for number, row in enumerate(builder.as_data_source(split)):
         where = f"{place}, record {number}"
-        values = {name: _value(row[name], features[name], where) for name in columns}
-        yield from records(values, fields, want, where)
+        yield Row(where, {name: _value(row[name], features[name], where) for name in columns})
 
 
 def _value(value: Any, feature: Any, place: str) -> Any:
-    """A feature's value as `records` takes it: a text, a number, a list of texts, or no text."""
+    """Returns a feature's value as a text, a number, a list of them, or unchanged."""
     if isinstance(feature, tfds.features.ClassLabel):
         return feature.int2str(int(value)) if value >= 0 else ""
     if isinstance(value, bytes):

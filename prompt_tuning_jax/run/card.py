@@ -18,7 +18,7 @@ CARD = "README.md"
 _TEXT = "a text of yours"
 _PYTHON = """\
 from prompt_tuning_jax import config, load, predict
-from prompt_tuning_jax.data import task
+from prompt_tuning_jax.data.task import make_task
 from prompt_tuning_jax.run import artifact
 
 made = artifact.load({folder!r})
@@ -28,8 +28,8 @@ lm = load(
     dtype=settings.model.dtype,
     matmul_precision=settings.model.matmul_precision,
 )
-kind = task.make(settings.task, made.manifest["labels"])
-for answer in predict(lm, kind, [{record!r}], made):
+task = make_task(settings.task, made.manifest["labels"])
+for answer in predict(lm, task, [{record!r}], made):
     print(answer)"""
 
 

@@ -112,7 +112,7 @@ MISTAKES = {
     "an override in it": (train("task.template=a\udcff"), "not UTF-8 at character 25"),
     "no workdir's name": ([*train()[:-1], ""], "needs both --config FILE and --workdir DIR"),
     "a run for its artifact": (["predict", "--artifact", "{run}"], "run/artifact, which is one"),
-    "empty braces": (train("task.template={soft}{text}{}"), "{} is no field", "position 13"),
+    "empty braces": (train("task.template={soft}{text}{}"), "{} is not a field", "position 13"),
     "prompts file": (["evaluate", "--prompts", "none.txt"], "'none.txt' cannot be read"),
     "prompts' line": (
         ["evaluate", "--prompts", "{prompts}"],

@@ -12,7 +12,7 @@ import tiny_runs
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import train
 from prompt_tuning_jax.cli import commands, dry_run, main
-from prompt_tuning_jax.data import task as tasks
+from prompt_tuning_jax.data.task import make_task, select_records
 from prompt_tuning_jax.errors import RunError
 from prompt_tuning_jax.run import folder as workdir
 
@@ -50,7 +50,7 @@ def test_it_says_what_there_is_to_train_on_and_how_much_is_trained(found):
 
 def test_the_sample_is_what_the_model_reads(found):
     config = configs.load(CONFIG)
-    first = tasks.records(tasks.make(config.task), config.task.train)[0]
+    first = select_records(make_task(config.task), config.task.train)[0]
     read = found["sample"]
     assert read["text"] == f"<|bos|><soft 0..3>Headline: {first['text']}\nTopic:"
     assert read["target"] == read["answers"][first["label"]]["text"]
@@ -65,7 +65,7 @@ def test_the_sample_is_what_the_model_reads(found):
 
 def test_batches_are_those_of_the_run(found):
     config = configs.load(CONFIG, tiny_runs.FEW)
-    lm, task = commands.load_model(config), tasks.make(config.task)
+    lm, task = commands.load_model(config), make_task(config.task)
     data = train.plan(lm, task, config, print).data
     every = [data.batch(step) for step in range(12)]
     said = found["batches"]
@@ -108,7 +108,7 @@ def test_people_read_the_same(capsys, home):
 
 def test_training_after_a_rehearsal_is_training(monkeypatch):
     config = configs.load(CONFIG, tiny_runs.FEW)
-    lm, task = commands.load_model(config), tasks.make(config.task)
+    lm, task = commands.load_model(config), make_task(config.task)
     plain = train.tune(lm, task, config, None, print)
     before = jax.tree.map(np.array, lm.params)
     dry_run.measure(lm, task, config, print)

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 from prompt_tuning_jax import api
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.cli import commands
+from prompt_tuning_jax.data.task import make_task, training_records
 from prompt_tuning_jax.run import artifact
 
 
@@ -145,10 +146,10 @@ def test_a_demonstration_is_known_in_another_file_too(capsys, home):
     files = ("task.name=files", "task.files.train=train.csv", "task.files.validation=held.csv")
     words = (*files, "task.template={soft}{text} is", "task.examples_per_class=2")
     config = configs.load(None, [f"--config.{word}" for word in words])
-    task = commands.tasks.make(config.task)
+    task = make_task(config.task)
     chosen = commands.demonstrations(task, config, commands.Wanted(4), "validation")
     assert "warning: 4 records of validation are demonstrations" in capsys.readouterr().out
-    few = commands.tasks.training(task, config.task)
+    few = training_records(task, config.task)
     assert sorted(row["text"] for row in chosen) == sorted(row["text"] for row in few)
 
 

@@ -8,7 +8,13 @@ import pytest
 import tiny_runs
 
 from prompt_tuning_jax import config as configs
-from prompt_tuning_jax.data import task as tasks
+from prompt_tuning_jax.data.task import (
+    check_fields,
+    make_task,
+    select_records,
+    template_fields,
+    training_records,
+)
 from prompt_tuning_jax.run import artifact
 from prompt_tuning_jax.run import folder as workdir
 
@@ -99,10 +105,10 @@ def test_examples_that_lost_their_end_are_counted(typed, home):
 MISTAKES = {
     "file": (("files.train=new.csv",), "'new.csv' does not exist", "did you mean 'news.csv'?"),
     "no file": ((), "config.task.files.train is ''", ".jsonl, .csv or .tsv"),
-    "column": (("files.train=news.csv",), "news.csv, line 1: no column 'text'", "'Head Line'"),
+    "column": (("files.train=news.csv",), "news.csv, line 2: no column 'text'", "'Head Line'"),
     "mapping": ((CSV[0], "columns=('text',)"), "expected texts 'field=column'"),
     "field": ((*CSV, "template={soft}{txt}"), "no column 'txt'", "did you mean 'text'?"),
-    "leak": ((*CSV, "template={soft}{text}{label}"), "{label} is what the model has to find"),
+    "leak": ((*CSV, "template={soft}{text}{label}"), "{label} is the answer"),
     "label": ((*CSV, "labels=('big money','loud musik')"), "news.csv, line ", "mean 'loud musik'?"),
     "split": ((*CSV, "test=tset"), "split 'tset'", "did you mean 'test'?"),
     "few": ((*CSV, "examples_per_class=40"), "23 of 'big money' and 25 of 'loud music'"),
@@ -119,14 +125,9 @@ MISTAKES = {
     "not read": ((CSV[0], "name=bbc_news"), "config.task.name=files"),
     "not read either": (("data_dir=x", *CSV), "config.task.name=tfds:NAME"),
     "tfds": (("name=tfds:nothing", "data_dir=."), "no prepared dataset 'nothing' in '.'"),
-    "delimiter": (
-        (*CSV, "files.delimiter=;"),
-        "only column is 'Head Line,section'",
-        "expected ';' between cells",
-    ),
+    "delimiter": ((*CSV, "files.delimiter=;"), "'Head Line,section' alone", "delimiter right?"),
     "target": ((*CSV, "target=summary"), "with at least one field"),
-    "template": ((*CSV, "template={soft}Say:"), "names no field of the data"),
-    "jinja": ((*CSV, "template={soft}{{text}}"), "names no field of the data"),
+    "template": ((*CSV, "template={soft}{{text}}"), "has no field of the data"),
 }
 
 
@@ -150,16 +151,16 @@ def test_a_config_reads_its_data(name, home):
     file = "data.tsv" if name == "sst2" else "data.jsonl"
     words = [f"--config.task.files.{split}={file}" for split in ("train", "validation", "test")]
     config = configs.load(str(tiny_runs.ROOT / "configs" / f"{name}.py"), words)
-    task = tasks.make(config.task)
-    assert len(tasks.training(task, config.task)) == 20
+    task = make_task(config.task)
+    assert len(training_records(task, config.task)) == 20
     for prompt in config.prompts:
-        tasks.check_fields(prompt, tasks.fields(task, tasks.records(task, "test")[0]))
+        check_fields(prompt, template_fields(task, select_records(task, "test")[0]))
 
 
 def test_what_a_config_cannot_mean_is_said_before_jax_is_imported():
     script = (
         "import sys\n"
-        "from prompt_tuning_jax import main\n"
+        "from prompt_tuning_jax.cli import main\n"
         "assert main.run(sys.argv[1:]) == 2\n"
         "assert not {'jax', 'numpy', 'flax'} & sys.modules.keys()"
     )

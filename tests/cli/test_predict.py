@@ -15,7 +15,6 @@ import tiny_runs
 
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.cli import commands, main
-from prompt_tuning_jax.cli import output as streams
 from prompt_tuning_jax.run import artifact
 
 TASK = (
@@ -98,9 +97,8 @@ MISTAKES = {
         json.dumps({"facts": "a" * 200_000, "area": "b"}),
         "line 1: 'facts' has 200,000 characters",
     ),
-    "no json": (["--jsonl"], "price 1", "<stdin>, line 1: no JSON object"),
-    "field": (["--jsonl"], '{"facts": "a", "are": "b"}', "line 1: no field 'area'", "'are'"),
-    "null": (["--jsonl"], '{"facts": null, "area": "b"}', "line 1: 'facts' is null"),
+    "no json": (["--jsonl"], "price 1", "<stdin>, line 1: not a JSON object"),
+    "field": (["--jsonl"], '{"facts": "a", "are": "b"}', "line 1: no column 'area'", "'are'"),
     "key": (["--config.generation.topk=3"], "", "did you mean 'generation.top_k'?"),
     "other key": (["--config.seed=3"], "", "predict takes no '--config.seed=3'"),
     "top_p": (
@@ -131,7 +129,7 @@ def test_an_error_far_down_names_its_line_and_leaves_no_output(typed, tmp_path, 
     lines = [json.dumps(RECORDS[1]), ""] * 20 + ["{"]
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     shown = typed("predict", "--artifact", writer, "in.jsonl", "--output", "out.jsonl")
-    assert shown.status == 2 and shown.err.startswith("error: in.jsonl, line 41: no JSON object")
+    assert shown.status == 2 and shown.err.startswith("error: in.jsonl, line 41: not a JSON object")
     assert not (tmp_path / "out.jsonl").exists()
 
 
@@ -154,7 +152,7 @@ def test_a_table_is_read_by_its_columns_and_an_object_that_is_read_as_text_is_sa
     (tmp_path / "in.csv").write_text("title\nbanks\n")
     shown = typed(*made, "in.csv")
     assert (shown.status, shown.out) == (2, "")
-    assert shown.err == "error: in.csv, line 2: no field 'text': it has 'title'\n"
+    assert shown.err.startswith("error: in.csv, line 2: no column 'text'; its columns are 'title'")
     line = '{"text": "banks and funds"}\n'
     shown = typed(*made, stdin=line * 2)
     assert len(answers(shown)) == 2
@@ -180,15 +178,6 @@ def test_a_table_has_the_delimiter_and_header_of_those_trained_on(typed, tmp_pat
     found = answers(typed("predict", "--artifact", writer, "--jsonl", stdin=rows))
     for name in ("in.csv", "in.txt"):
         assert answers(typed("predict", "--artifact", "made", name)) == found
-
-
-def test_a_line_without_end_is_refused_before_it_fills_the_memory(typed, monkeypatch):
-    made = ["predict", "--artifact", tiny_runs.artifact()]
-    shown = typed(*made, stdin="banks\n" + "a" * 200_000 + "\n")
-    assert shown.status == 2 and "line 2: 'text' has 200,000 characters" in shown.err
-    monkeypatch.setattr(streams, "LONGEST_LINE", 1000)
-    shown = typed(*made, stdin="banks\n" + "a" * 2000)
-    assert shown.status == 2 and "line 2: it has over 1,000 bytes" in shown.err
 
 
 def test_a_file_without_text_or_record_is_not_answered_in_silence(typed, tmp_path):

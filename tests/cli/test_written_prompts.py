@@ -23,7 +23,7 @@ def test_a_line_is_a_candidate_as_it_stands(tmp_path):
         b"\xef\xbb\xbf{text} is \r\n\r\n  \t\n# {text}: a comment\n[INST] {text}\\n\n"
         b" # no comment\n{text} is \n\xc3\xa9: {text}",
     )
-    found, counted = written.read(path)
+    found, counted = written.read_candidates(path)
     assert found == [
         Candidate("{text} is ", f"{path}, line 1"),
         Candidate("[INST] {text}\\n", f"{path}, line 5"),
@@ -36,7 +36,7 @@ def test_a_line_is_a_candidate_as_it_stands(tmp_path):
 def test_a_json_list_holds_what_a_line_cannot(tmp_path):
     texts = ["# {text}\n\nis", "{text} \t", "# {text}\n\nis"]
     path = write(tmp_path, json.dumps(texts, indent=1), "prompts.json")
-    found, counted = written.read(path)
+    found, counted = written.read_candidates(path)
     assert [candidate.text for candidate in found] == texts[:2]
     assert found[1].place == f"{path}, item 2"
     assert counted == f"2 candidates in {path} (left out: 1 repeated)"
@@ -45,9 +45,9 @@ def test_a_json_list_holds_what_a_line_cannot(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "part"),
     [
-        ("p.txt", "", "holds no prompt: write one template a line"),
+        ("p.txt", "", "holds no prompt: write one template on each line"),
         ("p.txt", "\n# a\n \n", "holds no prompt"),
-        ("p.txt", b"a\nb\xff\n", "p.txt, line 2: not UTF-8 at byte 1: convert the file"),
+        ("p.txt", b"a\nb\xff\n", "p.txt, line 2: not UTF-8 at byte 2: save the file as UTF-8"),
         ("p.json", "[]", "holds no prompt"),
         ("p.json", '["a",\n b]', "p.json, line 2: not valid JSON: write a list of texts"),
         ("p.json", "", "p.json, line 1: not valid JSON"),
@@ -59,15 +59,15 @@ def test_a_json_list_holds_what_a_line_cannot(tmp_path):
 )
 def test_a_file_that_is_no_list_of_prompts_names_its_place(tmp_path, name, content, part):
     with pytest.raises(UserError) as caught:
-        written.read(write(tmp_path, content, name))
+        written.read_candidates(write(tmp_path, content, name))
     assert part in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_missing_file_or_a_folder_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"no\.txt' cannot be read: No such file"):
-        written.read(str(tmp_path / "no.txt"))
-    with pytest.raises(UserError, match="cannot be read: Is a directory"):
-        written.read(str(tmp_path))
+def test_only_a_regular_file_is_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in {"no.txt": "does not exist", "pipe": "is not a regular file"}.items():
+        with pytest.raises(UserError, match=f"prompts file '.*{name}' {message}"):
+            written.read_candidates(str(tmp_path / name))
 
 
 def scored(scores):
@@ -109,10 +109,3 @@ def test_the_table_is_for_people():
     out = io.StringIO()
     written.table([{"prompt": "a", "loss": 1.25, "demonstrations": 3}], out)
     assert out.getvalue().split() == ["loss", "demonstrations", "prompt", "1.2500", "3", "a"]
-
-
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
-def test_a_pipe_or_a_device_is_not_read(tmp_path, make):
-    make(tmp_path / "prompts.txt")
-    with pytest.raises(UserError, match=r"prompts file '.*prompts.txt' is a pipe or a device"):
-        written.read(str(tmp_path / "prompts.txt"))

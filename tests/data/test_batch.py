@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.batch import (
     Batch,
     Shape,
@@ -22,6 +21,7 @@ from prompt_tuning_jax.data.batch import (
     take,
 )
 from prompt_tuning_jax.data.example import Example
+from prompt_tuning_jax.data.task import encode_examples, make_task, select_records
 
 
 @st.composite
@@ -218,23 +218,21 @@ def best_price(examples, batches, shared, ranked, rows, max_shapes):
     return least
 
 
-@given(example_lists(most=40), st.booleans(), st.sampled_from([1, 2, 8]), st.integers(1, 200))
-def test_evaluation_holds_every_example_exactly_once_in_one_shape(
-    drawn, ranked, row_multiple, positions
-):
+@given(example_lists(most=40), st.sampled_from([1, 2, 8]), st.integers(1, 200))
+def test_evaluation_holds_every_example_exactly_once_in_one_shape(drawn, row_multiple, positions):
     examples, shared = drawn
-    arguments = {"ranked": ranked, "row_multiple": row_multiple, "positions": positions}
+    arguments = {"row_multiple": row_multiple, "positions": positions}
     planned = evaluation_shape(examples, shared, **arguments)
     assert planned.rows % row_multiple == 0
     # A shape that other examples were planned with does too.
     for shape in (planned, Shape(row_multiple, 40, 16, 16)):
         seen = []
-        for batch, chosen in evaluation_batches(examples, shared, shape, ranked=ranked):
+        for batch, chosen in evaluation_batches(examples, shared, shape):
             assert batch.tokens.shape == shape[:2]
             assert batch.reads.shape == (shape.rows, shape.reads)
             assert batch.targets.shape == (shape.rows, shape.targets)
-            found = unpack(batch, len(examples[0].tails), ranked)
-            assert_holds(found, [examples[i] for i in chosen], ranked)
+            found = unpack(batch, len(examples[0].tails), True)
+            assert_holds(found, [examples[i] for i in chosen], True)
             seen += chosen.tolist()
         assert sorted(seen) == [*range(len(examples))]
 
@@ -276,10 +274,10 @@ def filled(batches):
 
 
 def test_the_headlines_leave_little_padding_and_take_little_time(smollm2, bbc_config, capsys):
-    task = tasks.make(bbc_config)
-    records = tasks.records(task, "train") + tasks.records(task, "test")
+    task = make_task(bbc_config)
+    records = select_records(task, "train") + select_records(task, "test")
     start = time.process_time()
-    examples = tasks.examples(
+    examples = encode_examples(
         task, records, smollm2, num_virtual_tokens=16, add_bos=False, max_length=2048
     )
     encoding = time.process_time() - start

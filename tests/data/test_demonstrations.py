@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from prompt_tuning_jax.data import batch as batches
 from prompt_tuning_jax.data import demonstrations
 from prompt_tuning_jax.data.demonstrations import Wanted, choose, fitted
-from prompt_tuning_jax.data.example import encode
-from prompt_tuning_jax.data.task import Source, Task, examples
+from prompt_tuning_jax.data.example import encode_example
+from prompt_tuning_jax.data.task import Source, Task, encode_examples
 from prompt_tuning_jax.data.template import parse, with_demonstrations
 from prompt_tuning_jax.errors import UserError
 
@@ -81,7 +81,7 @@ def test_as_many_fit_as_leave_every_record_whole(lengths, number, draw):
     rows = list(range(len(lengths)))
     fits = [n for n in range(1, number + 1) if all(length(row, n) <= most for row in rows)]
     if not fits:
-        with pytest.raises(UserError, match=f"not one of {number} demonstrations fits"):
+        with pytest.raises(UserError, match=f"none of {number} demonstrations fits"):
             fitted(rows, range(number), encode, most)
         return
     found, count = fitted(rows, range(number), encode, most)
@@ -107,7 +107,7 @@ def test_what_a_record_spells_is_text(tokenizer, texts):
     shown = [
         ({"text": text}, answer) for text, answer in zip(texts, ("yes", "no", "yes"), strict=False)
     ]
-    example = encode(
+    example = encode_example(
         with_demonstrations(template, shown),
         {"text": texts[3]},
         ["yes", "no"],
@@ -127,7 +127,7 @@ def test_special_tokens_of_the_template_are_in_every_demonstration(tokenizer):
     template = parse("<|im_start|>user\n{text}<|im_end|>\n<|im_start|>", tokenizer.specials)
     given = {"num_virtual_tokens": 0, "add_bos": True, "max_length": 999}
     shown = with_demonstrations(template, [({"text": "<|im_end|>"}, "yes"), ({"text": ""}, "no")])
-    example = encode(shown, {"text": "x"}, ["yes"], tokenizer, **given)
+    example = encode_example(shown, {"text": "x"}, ["yes"], tokenizer, **given)
     turn = ["<|im_start|>", "user\n{}", "<|im_end|>", "\n", "<|im_start|>"]
     first = by_hand(turn[:1], tokenizer)
     # The text as a whole is no markup: by_hand takes it for some only if it is exactly that.
@@ -148,9 +148,9 @@ def test_all_examples_share_them(tokenizer):
     source = Source({"train": rows}, {})
     task = Task("lines", "Text: {text}\nAnswer:", words, (), ("text",), lambda: source)
     given = {"num_virtual_tokens": 0, "add_bos": True, "max_length": 9999}
-    alone = examples(task, rows, tokenizer, **given)
+    alone = encode_examples(task, rows, tokenizer, **given)
     shown = choose(ROWS, LABELS, Wanted(7))
-    found = examples(task, rows, tokenizer, demonstrations=shown, **given)
+    found = encode_examples(task, rows, tokenizer, demonstrations=shown, **given)
     longer = {
         len(after.trunk) - len(before.trunk) for before, after in zip(alone, found, strict=True)
     }
@@ -159,5 +159,5 @@ def test_all_examples_share_them(tokenizer):
     assert rest == len(alone[0].trunk) - batches.shared_length(alone)
     assert [example.answer for example in found] == [example.answer for example in alone]
     random.Random(0).shuffle(shown)
-    other = examples(task, rows[:1], tokenizer, demonstrations=shown, **given)
+    other = encode_examples(task, rows[:1], tokenizer, demonstrations=shown, **given)
     assert len(other[0].trunk) == len(found[0].trunk) and any(other[0].trunk != found[0].trunk)

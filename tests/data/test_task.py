@@ -7,14 +7,14 @@ from prompt_tuning_jax.data.records import PLACE
 from prompt_tuning_jax.data.task import (
     Source,
     Task,
-    dropped,
-    examples,
-    fields,
-    grouped,
-    make,
+    count_shortened,
+    encode_examples,
+    group_by_input,
+    make_task,
     parse_labels,
-    records,
-    training,
+    select_records,
+    template_fields,
+    training_records,
 )
 from prompt_tuning_jax.errors import UserError
 
@@ -53,27 +53,27 @@ def config(**changes):
     ],
 )
 def test_a_split_is_a_slice(split, start, stop):
-    assert records(TASK, split) == ROWS[start:stop]
+    assert select_records(TASK, split) == ROWS[start:stop]
 
 
 @pytest.mark.parametrize(
     ("split", "message"),
     [
         ("trian", r"'trian' of task reviews is unknown, .* train, test \(did you mean 'train'\?\)"),
-        ("train[:0]", "no part of its 30 records"),
-        ("train[:31]", "no part of its 30 records"),
-        ("train[20:10]", "no part of its 30 records"),
-        ("train[-31:]", "no part of its 30 records"),
-        ("train[:101%]", "is none: expected"),
-        ("train[:x]", "is none: expected"),
-        ("train[::2]", "is none: expected"),
-        ("train[5]", "is none: expected"),
-        ("", "is none: expected"),
+        ("train[:0]", "not a part of its 30 records"),
+        ("train[:31]", "not a part of its 30 records"),
+        ("train[20:10]", "not a part of its 30 records"),
+        ("train[-31:]", "not a part of its 30 records"),
+        ("train[:101%]", "is not a valid split: expected"),
+        ("train[:x]", "is not a valid split: expected"),
+        ("train[::2]", "is not a valid split: expected"),
+        ("train[5]", "is not a valid split: expected"),
+        ("", "is not a valid split: expected"),
     ],
 )
-def test_a_split_that_is_none_is_refused(split, message):
+def test_an_invalid_split_is_refused(split, message):
     with pytest.raises(UserError, match=message):
-        records(TASK, split)
+        select_records(TASK, split)
 
 
 def test_a_label_in_the_data_that_the_task_does_not_list_is_refused():
@@ -81,7 +81,7 @@ def test_a_label_in_the_data_that_the_task_does_not_list_is_refused():
     with pytest.raises(
         UserError, match=r"record 0 of split 'train' .* label 'good', .*\(did you mean 'goood'\?\)"
     ):
-        records(task, "train")
+        select_records(task, "train")
 
 
 def test_labels_are_values_with_the_words_that_stand_for_them():
@@ -106,38 +106,42 @@ def test_labels_without_their_own_value_and_word_are_refused(labels, message):
 
 def test_make_refuses_unknown_names_at_once():
     with pytest.raises(UserError, match=r"'bbc-news', expected .*\(did you mean 'bbc_news'\?\)"):
-        make(config(name="bbc-news"))
+        make_task(config(name="bbc-news"))
     with pytest.raises(
         UserError, match=r"position 7: unknown field \{txet\}, .*\(did you mean 'text'\?\)"
     ):
-        make(config(template="{soft}{txet}"))
+        make_task(config(template="{soft}{txet}"))
     with pytest.raises(UserError, match=r"unknown field \{label\}"):
-        make(config(template="{text}{label}"))
+        make_task(config(template="{text}{label}"))
 
 
 def test_examples_have_the_words_as_answers_and_the_record_in_errors(tokenizer):
     arguments = {"num_virtual_tokens": 2, "add_bos": False}
-    encoded = examples(TASK, ROWS[:3], tokenizer, max_length=99, **arguments)
+    encoded = encode_examples(TASK, ROWS[:3], tokenizer, max_length=99, **arguments)
     assert [example.answer for example in encoded] == [1, 0, 0]
     words = [tokenizer.encode(" terrible")[0], tokenizer.encode(" great")[0]]
     assert [tail.tolist() for tail in encoded[0].tails] == words
-    assert dropped(encoded) == (0, 0)
+    assert count_shortened(encoded) == (0, 0)
 
-    unknown = examples(TASK, [{"text": "x"}], tokenizer, max_length=99, **arguments)
+    unknown = encode_examples(TASK, [{"text": "x"}], tokenizer, max_length=99, **arguments)
     assert unknown[0].answer == -1
-    other = examples(TASK, ROWS[:1], tokenizer, max_length=99, template="{soft}{text}", **arguments)
+    other = encode_examples(
+        TASK, ROWS[:1], tokenizer, max_length=99, template="{soft}{text}", **arguments
+    )
     assert len(other[0].trunk) < len(encoded[0].trunk)
 
     with pytest.raises(UserError, match=r"position 13: unknown field \{label\}"):
-        examples(TASK, ROWS, tokenizer, max_length=99, template="{soft}{text}{label}", **arguments)
+        encode_examples(
+            TASK, ROWS, tokenizer, max_length=99, template="{soft}{text}{label}", **arguments
+        )
 
     rows = [*ROWS[:2], {"text": "a much longer line than the others", "label": "bad"}]
     longest = max(len(example.trunk) for example in encoded) + 10
-    shortened = examples(TASK, rows, tokenizer, max_length=longest, **arguments)
-    assert dropped(shortened) == (1, shortened[2].dropped)
+    shortened = encode_examples(TASK, rows, tokenizer, max_length=longest, **arguments)
+    assert count_shortened(shortened) == (1, shortened[2].dropped)
     assert shortened[2].dropped > 0
     with pytest.raises(UserError, match="record 0: the example takes"):
-        examples(TASK, rows, tokenizer, max_length=5, **arguments)
+        encode_examples(TASK, rows, tokenizer, max_length=5, **arguments)
 
 
 WRITING = Task(
@@ -159,7 +163,7 @@ STORIES = [
 
 def test_a_target_is_the_only_answer_and_ends_with_the_token_that_ends_texts(tokenizer):
     arguments = {"num_virtual_tokens": 2, "add_bos": False, "max_length": 99}
-    encoded = examples(WRITING, STORIES, tokenizer, **arguments)
+    encoded = encode_examples(WRITING, STORIES, tokenizer, **arguments)
     for example, wanted in zip(
         encoded,
         (" few words, calm", " more, glad", " others, sad", " <|im_end|>, {soft}"),
@@ -170,13 +174,13 @@ def test_a_target_is_the_only_answer_and_ends_with_the_token_that_ends_texts(tok
         assert tokenizer.eos_id not in tail[:-1].tolist()
         assert tokenizer.decode(tail[:-1].tolist()) == wanted
     # Asked for an answer, the model reads what it was trained on.
-    asked = examples(WRITING, [{"text": "long one", "kind": "a"}], tokenizer, **arguments)
+    asked = encode_examples(WRITING, [{"text": "long one", "kind": "a"}], tokenizer, **arguments)
     assert asked[0].tails == () and asked[0].answer == -1
     assert asked[0].trunk.tolist() == encoded[0].trunk.tolist()
     spaced = "{text} ({kind})\nSummary: "
     arguments = {"num_virtual_tokens": 0, "add_bos": False, "max_length": 99, "template": spaced}
     whole, asked = (
-        examples(WRITING, [row], tokenizer, **arguments)[0]
+        encode_examples(WRITING, [row], tokenizer, **arguments)[0]
         for row in (STORIES[0], {"text": "long one", "kind": "a"})
     )
     assert asked.trunk.tolist() == whole.trunk.tolist()
@@ -184,10 +188,10 @@ def test_a_target_is_the_only_answer_and_ends_with_the_token_that_ends_texts(tok
 
 def test_the_end_of_a_target_takes_its_position(tokenizer):
     arguments = {"num_virtual_tokens": 2, "add_bos": False}
-    [whole] = examples(WRITING, STORIES[:1], tokenizer, max_length=99, **arguments)
+    [whole] = encode_examples(WRITING, STORIES[:1], tokenizer, max_length=99, **arguments)
     length = len(whole.trunk) + len(whole.tails[0]) - 1
-    [same] = examples(WRITING, STORIES[:1], tokenizer, max_length=length, **arguments)
-    [shorter] = examples(WRITING, STORIES[:1], tokenizer, max_length=length - 1, **arguments)
+    [same] = encode_examples(WRITING, STORIES[:1], tokenizer, max_length=length, **arguments)
+    [shorter] = encode_examples(WRITING, STORIES[:1], tokenizer, max_length=length - 1, **arguments)
     assert (same.dropped, shorter.dropped) == (0, 1)
     assert shorter.tails[0].tolist() == whole.tails[0].tolist()
 
@@ -197,19 +201,19 @@ def test_targets_that_cannot_be_written_are_refused(tokenizer):
     empty = {**STORIES[0], "short": " ", "tone": "", PLACE: "data.csv, line 7"}
     plain = WRITING._replace(target="{short}{tone}")
     with pytest.raises(UserError, match=r"^data.csv, line 7: the target is empty"):
-        examples(plain, [empty], tokenizer, **arguments)
+        encode_examples(plain, [empty], tokenizer, **arguments)
     marked = WRITING._replace(target="{short}<|im_end|>")
     with pytest.raises(UserError, match="without slots and special tokens"):
-        examples(marked, STORIES, tokenizer, **arguments)
+        encode_examples(marked, STORIES, tokenizer, **arguments)
     endless = SimpleNamespace(specials={}, eos_id=None)
     with pytest.raises(UserError, match="no EOS token"):
-        examples(WRITING, STORIES, endless, **arguments)
+        encode_examples(WRITING, STORIES, endless, **arguments)
     with pytest.raises(UserError, match=r"^record 0: template .* no field 'kind'"):
-        examples(WRITING, [{"text": "x"}], tokenizer, **arguments)
+        encode_examples(WRITING, [{"text": "x"}], tokenizer, **arguments)
 
 
 def test_texts_of_the_same_input_belong_together():
-    inputs, texts = grouped(WRITING, STORIES)
+    inputs, texts = group_by_input(WRITING, STORIES)
     assert inputs == [STORIES[0], STORIES[1], STORIES[3]]
     assert texts == [["few words, calm", "others, sad"], ["more, glad"], ["<|im_end|>, {soft}"]]
 
@@ -217,13 +221,13 @@ def test_texts_of_the_same_input_belong_together():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"template": "{soft}Say it:"}, "names no field of the data"),
-        ({"template": "{{text}}"}, "names no field of the data"),
+        ({"template": "{soft}Say it:"}, "has no field of the data"),
+        ({"template": "{{text}}"}, "has no field of the data"),
         (
             {"name": "files", "template": "{text}{label}"},
-            r"position 7: \{label\} is what the model",
+            r"position 7: \{label\} is the answer",
         ),
-        ({"name": "files", "target": "{label}", "template": "{label}"}, "is what the model has"),
+        ({"name": "files", "target": "{label}", "template": "{label}"}, "is the answer"),
         ({"name": "files", "target": "always"}, "with at least one field"),
         ({"name": "files", "target": "{soft}{short}"}, "without slots"),
         ({"target": "{txet}"}, r"unknown field \{txet\}"),
@@ -234,7 +238,7 @@ def test_texts_of_the_same_input_belong_together():
 )
 def test_templates_and_targets_that_leave_nothing_to_learn_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        make(config(**changes))
+        make_task(config(**changes))
 
 
 @pytest.mark.parametrize(
@@ -258,27 +262,27 @@ def test_templates_and_targets_that_leave_nothing_to_learn_are_refused(changes, 
 def test_no_template_reaches_beyond_the_fields(escape, key):
     changes = {"name": "files", "template": "{body}", "target": "{short}", key: escape}
     with pytest.raises(UserError, match=r"^template .*, position \d+: "):
-        make(config(**changes))
+        make_task(config(**changes))
 
 
 def test_a_template_may_name_a_label_that_is_no_answer():
-    made = make(config(name="files", template="{text} {label}", target="{short}"))
+    made = make_task(config(name="files", template="{text} {label}", target="{short}"))
     assert made.labels == () and made.metrics == ("exact_match", "token_f1", "bleu", "rouge_l")
-    assert make(config(name="files")).metrics == ("accuracy",)
-    assert make(config(name="files", metrics=("matthews",))).metrics == ("matthews",)
+    assert make_task(config(name="files")).metrics == ("accuracy",)
+    assert make_task(config(name="files", metrics=("matthews",))).metrics == ("matthews",)
 
 
 def test_a_written_prompt_may_name_what_the_records_have_but_the_answer():
     row = {"text": "x", "title": "y", "label": "good", PLACE: "here"}
-    assert fields(TASK, row) == ("text",)
-    assert fields(TASK._replace(fields=()), row) == ("text", "title")
-    assert fields(WRITING, STORIES[0]) == ("text", "kind")
+    assert template_fields(TASK, row) == ("text",)
+    assert template_fields(TASK._replace(fields=()), row) == ("text", "title")
+    assert template_fields(WRITING, STORIES[0]) == ("text", "kind")
 
 
 def few(rows, most, seed=0, labels=TASK.labels):
     task = TASK._replace(load=lambda: Source({"train": rows}), labels=labels)
     settings = SimpleNamespace(train="train", examples_per_class=most, split_seed=seed)
-    return training(task, settings)
+    return training_records(task, settings)
 
 
 def test_few_examples_of_each_label_by_the_seed_and_their_text():
@@ -309,16 +313,18 @@ def test_errors_name_where_a_record_comes_from(tokenizer):
     rows = [{"text": "words " * 20, "label": "bad", PLACE: "data.csv, line 9"}]
     arguments = {"num_virtual_tokens": 2, "add_bos": False}
     with pytest.raises(UserError, match=r"^data.csv, line 9: the example takes .* whole of 'text'"):
-        examples(TASK, rows, tokenizer, max_length=12, **arguments)
+        encode_examples(TASK, rows, tokenizer, max_length=12, **arguments)
     task = TASK._replace(load=lambda: Source({"train": [{**rows[0], "label": "x"}]}))
     with pytest.raises(UserError, match=r"^data.csv, line 9 has the label 'x'"):
-        records(task, "train")
+        select_records(task, "train")
 
 
 def test_the_headlines_have_the_lengths_and_words_that_were_counted(smollm2, bbc_config):
-    task = make(bbc_config)
-    rows = [row for split in ("train", "validation", "test") for row in records(task, split)]
-    encoded = examples(task, rows, smollm2, num_virtual_tokens=16, add_bos=False, max_length=2048)
+    task = make_task(bbc_config)
+    rows = [row for split in ("train", "validation", "test") for row in select_records(task, split)]
+    encoded = encode_examples(
+        task, rows, smollm2, num_virtual_tokens=16, add_bos=False, max_length=2048
+    )
     lengths = np.array([len(example.trunk) - 16 for example in encoded])
     assert len(lengths) == 2096
     assert lengths.mean().round(1) == 13.1

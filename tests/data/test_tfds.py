@@ -9,9 +9,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from prompt_tuning_jax import config as configs
-from prompt_tuning_jax.data import task
-from prompt_tuning_jax.data import tfds as prepared
 from prompt_tuning_jax.data.records import PLACE
+from prompt_tuning_jax.data.task import group_by_input, make_task, select_records
+from prompt_tuning_jax.data.tfds import INFO, find_folder
 from prompt_tuning_jax.errors import UserError
 
 TOPICS = ["sport", "arts"]
@@ -74,10 +74,10 @@ def settings(folder, *overrides):
 
 
 def test_splits_and_features_are_the_datasets(folder):
-    made = task.make(settings(folder))
+    made = make_task(settings(folder))
     assert made.labels == (("arts", "arts"), ("sport", "sport"))
     assert [*made.load().splits] == ["train", "held-out"] and len(made.load().splits) == 2
-    assert task.records(made, "train[1:2]") == [
+    assert select_records(made, "train[1:2]") == [
         {
             "text": "naïve 1",
             "label": "arts",
@@ -86,18 +86,18 @@ def test_splits_and_features_are_the_datasets(folder):
         }
     ]
     # An order of columns that is the same in every process.
-    assert [*task.records(made, "train")[0]] == ["number", "text", "label", PLACE]
+    assert [*select_records(made, "train")[0]] == ["number", "text", "label", PLACE]
     with pytest.raises(UserError, match=r"'held-out', record 3: the label is empty"):
-        task.records(made, "held-out")
+        select_records(made, "held-out")
     with pytest.raises(UserError, match=r"split 'test' of task tfds:stories is unknown, .*held-"):
-        task.records(made, "test")
+        select_records(made, "test")
 
 
 def test_a_list_of_texts_is_a_record_for_each(folder):
-    made = task.make(settings(folder, "columns=('text=sentence',)", "target={summaries}"))
-    rows = task.records(made, "held-out")
+    made = make_task(settings(folder, "columns=('text=sentence',)", "target={summaries}"))
+    rows = select_records(made, "held-out")
     assert [row["summaries"] for row in rows] == "one 0,one 1,two 1,one 2,one 3,two 3".split(",")
-    inputs, texts = task.grouped(made, rows)
+    inputs, texts = group_by_input(made, rows)
     assert [row["text"] for row in inputs] == [f"naïve {n}" for n in range(4)]
     assert texts[1] == ["one 1", "two 1"] and texts[2] == ["one 2"]
 
@@ -112,14 +112,14 @@ def test_a_list_of_texts_is_a_record_for_each(folder):
     ],
 )
 def test_a_name_is_what_tfds_calls_it(folder, name, found):
-    assert prepared.find(folder, name) == folder / found
+    assert find_folder(folder, name) == folder / found
 
 
 def test_the_newest_version_is_taken(tmp_path):
     for version in ("1.9.0", "1.10.0", "1.2.0", "incomplete.X_1.11.0"):
         (tmp_path / "d" / version).mkdir(parents=True)
-        (tmp_path / "d" / version / prepared.INFO).touch()
-    assert prepared.find(tmp_path, "d").name == "1.10.0"
+        (tmp_path / "d" / version / INFO).touch()
+    assert find_folder(tmp_path, "d").name == "1.10.0"
 
 
 @pytest.mark.parametrize(
@@ -134,14 +134,14 @@ def test_the_newest_version_is_taken(tmp_path):
         (["name=tfds:"], "expected tfds:NAME"),
         (["name=tfds:stories,marked"], "expected tfds:NAME"),
         (["data_dir=no/where"], "set task.data_dir to the folder"),
-        (["columns=('label=topic',)"], r"no column 'text', .*it has .*'sentence'"),
+        (["columns=('label=topic',)"], "no column 'text'; its columns are .*'sentence'"),
         (["columns=('text=inside','label=topic')"], "record 0: 'text' is dict, expected a text"),
         (["columns=('text=summaries','label=topic')"], "record 0: 'text' is list"),
     ],
 )
 def test_what_is_not_there_is_named(folder, overrides, message):
     with pytest.raises(UserError, match=message):
-        task.records(task.make(settings(folder, *overrides)), "train")
+        select_records(make_task(settings(folder, *overrides)), "train")
 
 
 def test_another_file_format_and_a_damaged_folder_are_refused(folder, tmp_path):
@@ -158,7 +158,9 @@ def test_another_file_format_and_a_damaged_folder_are_refused(folder, tmp_path):
             (target / path.name).write_bytes(path.read_bytes())
         (target / name).write_text(edit((target / name).read_text("latin-1")), "latin-1")
         with pytest.raises(UserError) as caught:
-            task.records(task.make(settings(target.parents[1], "labels=('arts','sport')")), "train")
+            select_records(
+                make_task(settings(target.parents[1], "labels=('arts','sport')")), "train"
+            )
         message = str(caught.value)
         assert str(target) in message and "\n" not in message
         assert ("stored as tfrecord, expected array_record" in message) == (
@@ -170,9 +172,9 @@ def test_another_process_reads_it_without_tensorflow(folder):
     script = (
         "import sys\n"
         "from prompt_tuning_jax import config\n"
-        "from prompt_tuning_jax.data import task\n"
+        "from prompt_tuning_jax.data.task import group_by_input, make_task, select_records\n"
         "settings = config.load(None, sys.argv[1:]).task\n"
-        "print(ascii(task.records(task.make(settings), 'train[:2]')))\n"
+        "print(ascii(select_records(make_task(settings), 'train[:2]')))\n"
         "assert 'tensorflow' not in sys.modules"
     )
     words = ["name=tfds:stories", f"data_dir={folder}", "template={text}"]
@@ -180,4 +182,4 @@ def test_another_process_reads_it_without_tensorflow(folder):
     command = [sys.executable, "-c", script, *(f"--config.task.{word}" for word in words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == ascii(task.records(task.make(settings(folder)), "train[:2]"))
+    assert done.stdout.strip() == ascii(select_records(make_task(settings(folder)), "train[:2]"))

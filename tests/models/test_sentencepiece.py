@@ -45,7 +45,7 @@ def spelled(words, text, record=None, virtual=0):
     """A template with the answer 'b' as tokens, the slots as None."""
     parsed = template.parse(text, words.specials)
     settings = {"num_virtual_tokens": virtual, "add_bos": False, "max_length": 99}
-    made = example.encode(parsed, record or {}, ["b"], words, **settings)
+    made = example.encode_example(parsed, record or {}, ["b"], words, **settings)
     return [TOKENS[i] if i >= 0 else None for i in [*made.trunk, *made.tails[0]]]
 
 

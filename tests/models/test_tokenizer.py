@@ -279,7 +279,9 @@ def test_ids_without_an_embedding_are_refused_unless_no_text_has_them(tmp_path):
     assert words.size == ids + 1
     named = template.parse("<|eos|>a<|more|>", words.specials)
     with pytest.raises(UserError, match=rf"has '<\|more\|>', id {ids}, .* embeddings for {ids}"):
-        example.encode(named, {}, ["a"], words, num_virtual_tokens=0, add_bos=False, max_length=9)
+        example.encode_example(
+            named, {}, ["a"], words, num_virtual_tokens=0, add_bos=False, max_length=9
+        )
 
 
 @pytest.mark.parametrize(

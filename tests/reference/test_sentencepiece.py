@@ -65,6 +65,6 @@ def test_texts_and_what_follows_a_special_token(tmp_path, steps, named):
     settings = {"num_virtual_tokens": 0, "add_bos": False, "max_length": 99}
     for text in TEMPLATES:
         parsed = template.parse(text, ours.specials)
-        made = example.encode(parsed, {}, ["the"], ours, **settings)
+        made = example.encode_example(parsed, {}, ["the"], ours, **settings)
         ids = [*made.trunk, *made.tails[0]]
         assert ids == theirs(f"{text} the")["input_ids"], text

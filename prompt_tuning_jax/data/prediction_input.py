@@ -1,0 +1,57 @@
+"""Records to predict: texts, JSON objects or cells, without labels or targets."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from prompt_tuning_jax.data.records import Fields, Record, make_records
+from prompt_tuning_jax.data.rows import CELLS, JSON, LINE, TEXT, Form, Row, ending_of, form_of
+from prompt_tuning_jax.data.template import field_names
+from prompt_tuning_jax.errors import UserError, short
+
+
+def input_form(name: str, as_json: bool | None, files: Any) -> Form:
+    """Returns the form of the rows to predict.
+
+    Args:
+        name: of the file that holds them; its ending decides if `as_json` is None.
+        as_json: True for JSON objects, False for texts.
+        files: the section `task.files` of the artifact's config. Its delimiter counts for tables,
+            and for files with the ending of the file that was trained on.
+    """
+    if as_json is not None:
+        return Form(JSON if as_json else TEXT)
+    ending = ending_of(name)
+    is_table = form_of(name).kind == CELLS or (ending and ending == ending_of(files.train))
+    return form_of(name, files.delimiter if is_table else "", files.header)
+
+
+def prediction_records(
+    rows: Iterable[Row], template: str, columns: Mapping[str, Sequence[str]], form: Form
+) -> Iterator[Record]:
+    """Yields a record for each row; memory does not grow with their number.
+
+    Args:
+        rows: from `rows.read_rows`.
+        template: its fields are read.
+        columns: further names that a field may have in the data, see `records.Fields`.
+        form: of the rows.
+
+    Raises:
+        UserError: a row lacks a field, or holds no text in it; begins with the row's place.
+    """
+    fields = field_names(template)
+    if not fields:
+        raise UserError(
+            f"the template {short(template, 200)} has no field, so all answers would be the same:"
+            " train the artifact again with a template that has {text}"
+        )
+    choices = {field: [*columns.get(field, ()), field] for field in fields}
+    if form.kind == TEXT:
+        if len(fields) != 1:
+            raise UserError(
+                f"the template has the fields {', '.join(fields)[:200]}: give a JSON object on each"
+                f' line, {{"{fields[0][:60]}": "...", ...}}, with --jsonl or in a .jsonl file, or'
+                " cells in a .csv file"
+            )
+        choices = {fields[0]: [LINE]}
+    return make_records(rows, Fields(choices, fields, (), True), numbered=form.kind == CELLS)
