@@ -216,7 +216,7 @@ def _csv_fault(error: csv.Error) -> str:
         return f"a cell of more than {longest:,} characters: shorten it, or close its quote"
     if "end of data" in str(error):
         return "a quote that opens here is not closed: double a quote inside of quotes"
-    return f"{error}: put a cell that holds quotes in quotes, and double them"
+    return f"{error}: double a quote inside of quotes, or set config.task.files.delimiter"
 
 
 def _quoting_advice(delimiter: str) -> str:

@@ -125,7 +125,7 @@ MISTAKES = {
     "not read": ((CSV[0], "name=bbc_news"), "config.task.name=files"),
     "not read either": (("data_dir=x", *CSV), "config.task.name=tfds:NAME"),
     "tfds": (("name=tfds:nothing", "data_dir=."), "no prepared dataset 'nothing' in '.'"),
-    "delimiter": ((*CSV, "files.delimiter=;"), "'Head Line,section' alone", "delimiter right?"),
+    "delimiter": ((*CSV, "files.delimiter=;"), "line 2: ';' expected", "set config.task.files.del"),
     "target": ((*CSV, "target=summary"), "with at least one field"),
     "template": ((*CSV, "template={soft}{{text}}"), "has no field of the data"),
 }

@@ -103,7 +103,7 @@ BAD = {
     "after two lines": (CSV, 'a,b\n"1\n2",3\n4\n', "line 4: 1 cells"),
     "1 MB cell": (CSV, "a\n" + "x" * 2**20, "line 2: a cell of more than 131,072 characters"),
     "open quote": (CSV, 'a,b\n1,2\n"3,4\n5,6\n', "line 3: a quote that opens here is not closed"),
-    "quote inside": (CSV, 'a,b\n"1"2,3\n', "line 2: ", "and double them"),
+    "quote inside": (CSV, 'a,b\n"1"2,3\n', "line 2: ", "double a quote"),
     "repeated column": (CSV, "a,b,a\n", "line 1: two columns have the name 'a'"),
     "repeated long column": (CSV, f"{'a' * 999},{'a' * 999}\n", "have the name 'aaa"),
     "repeated name": (OBJECTS, '{"a": "1", "a": "2"}', "line 1: the name 'a' occurs twice"),
