@@ -164,12 +164,13 @@ def plain_slot_size(template: Template, num_virtual_tokens: int) -> int:
     counts = [slot.size for slot in slots if slot.size is not None]
     rest = num_virtual_tokens - sum(counts)
     if counts and (rest < 0 or (rest and len(counts) == len(slots))):
-        raise _misplaced(
-            template.text,
-            slots[-1].place,
-            f"the slots add up to {sum(counts)} virtual tokens, expected {num_virtual_tokens}:"
-            " change one of them, or write a plain {soft} for the rest",
+        fault = (
+            f"the slots add up to {sum(counts)} virtual tokens, expected num_virtual_tokens,"
+            f" {num_virtual_tokens}: change one of them, or write a plain {{soft}} for the rest"
         )
+        if not num_virtual_tokens:
+            fault = "there are no virtual tokens for this slot: remove it, or write a plain {soft}"
+        raise _misplaced(template.text, slots[-1].place, fault)
     return rest
 
 

@@ -113,7 +113,7 @@ MISTAKES = {
     "no workdir's name": ([*train()[:-1], ""], "needs both --config FILE and --workdir DIR"),
     "a run for its artifact": (["predict", "--artifact", "{run}"], "run/artifact, which is one"),
     "empty braces": (train("task.template={soft}{text}{}"), "{} is not a field", "position 13"),
-    "prompts file": (["evaluate", "--prompts", "none.txt"], "'none.txt' cannot be read"),
+    "prompts file": (["evaluate", "--prompts", "none.txt"], "'none.txt' does not exist"),
     "prompts' line": (
         ["evaluate", "--prompts", "{prompts}"],
         "line 3: template",
@@ -130,7 +130,7 @@ MISTAKES = {
     ),
     "none fits": (
         ["evaluate", "--demonstrations", "5", "{tiny}", "--prompt", "x" * 90],
-        "not one of 5 demonstrations fits in front of record",
+        "none of 5 demonstrations fits in front of record",
         "of 128 positions itself",
     ),
     "predict": (["predict"], "predict needs --artifact DIR"),
@@ -339,7 +339,7 @@ def test_invalid_utf8_names_the_line_and_leaves_no_output(typed, home):
     words = ["predict", "--artifact", tiny_runs.artifact(), "lines.txt", "--output", "out.jsonl"]
     shown = typed(*words)
     assert shown.status == 2
-    assert re.fullmatch(r"error: lines\.txt, line 2: not UTF-8 at byte 6: .*\n", shown.err)
+    assert re.fullmatch(r"error: lines\.txt, line 2: not UTF-8 at byte 7: .*\n", shown.err)
     assert os.listdir(home) == ["lines.txt"]
 
 

@@ -14,6 +14,7 @@ import pytest
 
 import prompt_tuning_jax
 from prompt_tuning_jax.cli.main import INTERRUPTED, run
+from prompt_tuning_jax.data.rows import read_lines
 from prompt_tuning_jax.errors import RunError, UserError
 
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -70,9 +71,9 @@ def commands(monkeypatch):
         candidates = [{"prompt": name, "accuracy": 0.5, "loss": 1.5} for name in ("b[i]", "a\nc")]
         return {"prompt": "b[i]", "split": split, "accuracy": 0.25, "candidates": candidates}
 
-    def predict(artifact, lines, name, as_json, overrides):
-        made.calls.append((artifact, name, as_json, overrides))
-        for _, line in lines:
+    def predict(artifact, stream, as_json, overrides):
+        made.calls.append((artifact, stream.name, as_json, overrides))
+        for _, line in read_lines(stream, stream.name):
             if line == "bad":
                 raise UserError("a bad line")
             yield {"label": line.rstrip("\r\n"), "probabilities": {"é": 1.0}}

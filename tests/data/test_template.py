@@ -401,7 +401,7 @@ def test_a_plain_slot_takes_what_the_others_leave(tokenizer, num_virtual_tokens)
     [
         ("{text}:", 4, "no slot for the 4 virtual tokens"),
         ("{soft:2} {text}{soft:1}", 4, "position 16: the slots add up to 3"),
-        ("{soft} {soft:2} {text}", 0, "position 8: the slots add up to 2"),
+        ("{soft} {soft:2} {text}", 0, "position 8: there are no virtual tokens for this slot"),
         ("{soft} {text}{soft:3}", 2, "position 14: the slots add up to 3"),
         ("{soft}{txet}", 2, r"position 7: the data has no field 'txet' \(did you mean 'text'\?\)"),
         ("{sfot}{text}", 0, r"position 1: the data has no field 'sfot' \(did you mean 'soft'\?\)"),
