@@ -10,7 +10,7 @@ import numpy as np
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import methods
 from prompt_tuning_jax import score as scoring
-from prompt_tuning_jax.data.batch import order, take
+from prompt_tuning_jax.data.batch import batch_indices, make_order
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.data.task import make_task, select_records
 from prompt_tuning_jax.models import language_model as models
@@ -48,9 +48,10 @@ def examples(config: Any, lm: models.LanguageModel, collections, split: str) -> 
 
 def updates(config: Any, made: Sequence[Example], count: int) -> list[list[inputs.Case]]:
     """The first `count` updates of a run with this config, in its order."""
-    sequence, cases = order(len(made), config.seed), answered(made)
+    sequence, cases = make_order(len(made), config.seed), answered(made)
     return [
-        [cases[index] for index in take(sequence, step, config.batch_size)] for step in range(count)
+        [cases[index] for index in batch_indices(sequence, step, config.batch_size)]
+        for step in range(count)
     ]
 
 

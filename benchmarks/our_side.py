@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import products
 
-from prompt_tuning_jax.data.batch import Batch, pack, plan, shared_length
+from prompt_tuning_jax.data.batch import Batch, pack_batch, plan_shapes, shared_length
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.methods.base import Method
 from prompt_tuning_jax.models.decoder import Decoder
@@ -88,8 +88,10 @@ def prepare(
     made = [example(each, slots) for update in updates for each in update]
     chosen = np.arange(len(made)).reshape(len(updates), -1)
     shared = shared_length(made)
-    shapes = plan(made, chosen, shared)
-    packed = [pack([made[index] for index in row], shared, shapes, ranked=False) for row in chosen]
+    shapes = plan_shapes(made, chosen, shared)
+    packed = [
+        pack_batch([made[index] for index in row], shared, shapes, ranked=False) for row in chosen
+    ]
     parts = Parts(model.module, as_given(), optax.adamw(learning_rate, weight_decay=0.0))
     state = init_state(parts, collections)
     return Training(model, parts, state, packed, [list(update) for update in updates])

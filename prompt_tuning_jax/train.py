@@ -18,7 +18,14 @@ import numpy as np
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import methods, optimizers
 from prompt_tuning_jax import score as scoring
-from prompt_tuning_jax.data import batch as batches
+from prompt_tuning_jax.data.batch import (
+    batch_indices,
+    empty_batch,
+    make_order,
+    pack_batch,
+    plan_shapes,
+    shared_length,
+)
 from prompt_tuning_jax.data.task import count_shortened, select_records, training_records
 from prompt_tuning_jax.data.template import field_names
 from prompt_tuning_jax.errors import RunError, UserError
@@ -48,8 +55,8 @@ class Data(NamedTuple):
 
     def batch(self, step: int):
         """The numpy batch of update `step`, counted from 0: a function of the step alone."""
-        chosen = [self.train[index] for index in batches.take(self.order, step, self.batch_size)]
-        return batches.pack(chosen, self.shared, self.shapes, ranked=False)
+        chosen = [self.train[index] for index in batch_indices(self.order, step, self.batch_size)]
+        return pack_batch(chosen, self.shared, self.shapes, ranked=False)
 
 
 class Plan(NamedTuple):
@@ -299,11 +306,11 @@ def prepare(lm: LanguageModel, task, config, collections, log: Callable) -> Data
         scoring.encode_for(lm, task, split, collections, config.task.max_length)
         for split in (rows, held_out)
     )
-    order = batches.order(len(train), config.seed)
+    order = make_order(len(train), config.seed)
     steps = watched(range(config.steps), "updates planned", log, config.steps)
-    planned = np.stack([batches.take(order, step, config.batch_size) for step in steps])
-    shared = batches.shared_length(train)
-    shapes = batches.plan(
+    planned = np.stack([batch_indices(order, step, config.batch_size) for step in steps])
+    shared = shared_length(train)
+    shapes = plan_shapes(
         train, planned, shared, row_multiple=jax.device_count() * config.microbatches
     )
     log(
@@ -331,7 +338,7 @@ def executables(compiled: Compiled, state: State, frozen, data: Data, log: Calla
     began, made = time.perf_counter(), {}
     front = data.train[0].trunk[: data.shared]
     for shape in data.shapes:
-        batch = compiled.place_batch(batches.empty(front, shape))
+        batch = compiled.place_batch(empty_batch(front, shape))
         made[shape.rows, shape.length] = compiled.step.lower(state, frozen, batch).compile()
     log(f"compiled in {time.perf_counter() - began:.1f} s, which the rates below leave out")
     return made

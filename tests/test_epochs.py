@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from grain import experimental
 
-from prompt_tuning_jax.data import batch as batches
+from prompt_tuning_jax.data.batch import Batch, batch_indices, make_order, plan_shapes
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.step import Parts, compile_step
 from prompt_tuning_jax.train import Data
@@ -32,9 +32,9 @@ def example(number):
 def begin():
     """The data of a run, as a process that has just been started has it."""
     train = [example(number) for number in range(RECORDS)]
-    order = batches.order(RECORDS, seed=3)
-    planned = np.stack([batches.take(order, step, BATCH) for step in range(STEPS)])
-    shapes = batches.plan(train, planned, len(FRONT), row_multiple=jax.device_count())
+    order = make_order(RECORDS, seed=3)
+    planned = np.stack([batch_indices(order, step, BATCH) for step in range(STEPS)])
+    shapes = plan_shapes(train, planned, len(FRONT), row_multiple=jax.device_count())
     return Data(train, [], len(FRONT), order, shapes, BATCH, ())
 
 
@@ -89,9 +89,7 @@ def test_the_hosts_parts_are_the_batch(hosts):
     data = begin()
     parts = zip(*(Seen(host, hosts) for host in range(hosts)), strict=True)
     for step, seen in enumerate(parts):
-        for name, whole, *rows in zip(
-            batches.Batch._fields[1:], data.batch(step)[1:], *seen, strict=True
-        ):
+        for name, whole, *rows in zip(Batch._fields[1:], data.batch(step)[1:], *seen, strict=True):
             np.testing.assert_array_equal(np.concatenate(rows), whole, err_msg=name)
 
 

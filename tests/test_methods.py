@@ -16,7 +16,7 @@ from tiny_models import changed
 
 from prompt_tuning_jax import methods
 from prompt_tuning_jax import score as scoring
-from prompt_tuning_jax.data.batch import Shape, pack
+from prompt_tuning_jax.data.batch import Shape, pack_batch
 from prompt_tuning_jax.methods.base import Method
 from prompt_tuning_jax.models.sites import bind
 from prompt_tuning_jax.score import virtual_tokens
@@ -53,7 +53,7 @@ class Tried(NamedTuple):
     traces: list
 
     def batch(self, examples):
-        return pack(examples, self.shared, [SHAPE], ranked=False)
+        return pack_batch(examples, self.shared, [SHAPE], ranked=False)
 
     def collections(self, trainable):
         return jax.device_get(self.parts.method.adapt(trainable, jax.random.key(0), False))

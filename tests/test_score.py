@@ -10,7 +10,7 @@ from tiny_models import SPEC
 
 from prompt_tuning_jax import api
 from prompt_tuning_jax import score as scoring
-from prompt_tuning_jax.data import batch as batches
+from prompt_tuning_jax.data.batch import evaluation_batches, evaluation_shape
 from prompt_tuning_jax.data.demonstrations import Wanted, choose
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.data.task import Source, Task, encode_examples
@@ -28,10 +28,10 @@ def seen(monkeypatch):
     indexes = []
 
     def small(*given, **named):
-        return batches.evaluation_shape(*given, **named, positions=60)
+        return evaluation_shape(*given, **named, positions=60)
 
     def noted(*given, **named):
-        for batch, index in batches.evaluation_batches(*given, **named):
+        for batch, index in evaluation_batches(*given, **named):
             indexes.append(index)
             yield batch, index
 

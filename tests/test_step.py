@@ -13,7 +13,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from tiny_models import SPEC, changed
 
-from prompt_tuning_jax.data.batch import Shape, empty, pack
+from prompt_tuning_jax.data.batch import Shape, empty_batch, pack_batch
 from prompt_tuning_jax.methods.base import Method
 from prompt_tuning_jax.step import (
     Compiled,
@@ -44,7 +44,7 @@ def noisy(trainable, rng, train):
 MODEL, PLAIN = plain_llama.make()
 EXAMPLES = plain_llama.random_examples(0, 11, FRONT, back=(-2,))
 SHAPE = Shape(16, 12, 4, 4)
-BATCH = pack(EXAMPLES, len(FRONT), [SHAPE], ranked=False)
+BATCH = pack_batch(EXAMPLES, len(FRONT), [SHAPE], ranked=False)
 PARTS = Parts(MODEL.module, Method(lambda *_: None, counted), optax.sgd(RATE, 0.9))
 ONE_LEAF = plain_llama.random_collections(1, SPEC, "prompt", size=2)
 THREE_LEAVES = plain_llama.random_collections(1, SPEC, "prompt", "prefix", size=2)
@@ -109,7 +109,7 @@ def test_targets_score_as_in_one_sequence_at_a_time(rows):
     )
     shape = Shape(rows, 72 // rows, 72 // rows, 48 // rows)
     for ranked in (False, True):
-        batch = pack(examples, len(FRONT), [shape], ranked=ranked)
+        batch = pack_batch(examples, len(FRONT), [shape], ranked=ranked)
         scores, best = map(np.asarray, scored(MODEL.params, batch))
         assert scores.dtype == np.float32 and scores.shape == best.shape == batch.targets.shape
         real = batch.target_weights > 0
@@ -136,7 +136,7 @@ def test_the_likeliest_tokens_are_counted():
             ids.append(said[-1])
         tail = np.array(said, np.int32) if number else np.array([said[0], 250], np.int32)
         examples.append(example._replace(tails=(tail,), answer=0))
-    batch = pack(examples, len(FRONT), [SHAPE], ranked=False)
+    batch = pack_batch(examples, len(FRONT), [SHAPE], ranked=False)
     _, metrics = one_step(init_state(PARTS, THREE_LEAVES), MODEL.params, batch, parts=PARTS)
     assert (metrics["targets"], metrics["accuracy"]) == (8, 7 / 8)
 
@@ -220,7 +220,7 @@ def test_a_shape_is_compiled_once_with_one_collective_for_one_leaf(parallel):
     made = compile_step(PARTS, parallel)
     frozen, state = made.place(MODEL.params), made.place(init_state(PARTS, ONE_LEAF))
     assert_one_collective(made.step.lower(state, frozen, made.place_batch(BATCH)).compile())
-    others = pack(EXAMPLES[:5], len(FRONT), [SHAPE], ranked=False)
+    others = pack_batch(EXAMPLES[:5], len(FRONT), [SHAPE], ranked=False)
     traces = []
     for batch in (BATCH, others, BATCH):
         state, _ = made.step(state, frozen, made.place_batch(batch))
@@ -308,6 +308,6 @@ def test_chance_is_a_function_of_seed_and_step():
 
 
 def test_a_batch_of_padding_alone_changes_nothing():
-    state, metrics = after(1, "jit", 8, batch=empty(BATCH.shared, SHAPE))
+    state, metrics = after(1, "jit", 8, batch=empty_batch(BATCH.shared, SHAPE))
     assert_same(state.trainable, THREE_LEAVES)
     assert (metrics["loss"], metrics["targets"], state.refused) == (0, 0, 0)

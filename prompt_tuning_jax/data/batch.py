@@ -56,7 +56,7 @@ def shared_length(examples: Sequence[Example]) -> int:
     return int(bound if same.all() else same.argmin())
 
 
-def plan(
+def plan_shapes(
     examples: Sequence[Example],
     batches: np.ndarray,
     shared: int,
@@ -96,7 +96,7 @@ def plan(
     return tuple(shapes)
 
 
-def pack(
+def pack_batch(
     examples: Sequence[Example], shared: int, shapes: Sequence[Shape], *, ranked: bool
 ) -> Batch:
     """Packs the examples of one batch into the shortest of `shapes` that holds them.
@@ -104,11 +104,11 @@ def pack(
     Args:
         examples: B examples with the same first S tokens.
         shared: S.
-        shapes: from `plan`, with the same number of rows, the shortest first.
+        shapes: from `plan_shapes`, with the same number of rows, the shortest first.
         ranked: whether all tails are packed, or only the right one (training and its loss).
     """
     sizes = _sizes(examples, shared, ranked)
-    rows = assign(sizes[None, :, 0], shapes[0].rows)[0]
+    rows = assign_rows(sizes[None, :, 0], shapes[0].rows)[0]
     largest = _sums(sizes[None], rows[None], shapes[0].rows)[0].max(axis=0)
     for shape in shapes:
         if (largest <= shape[1:]).all():
@@ -169,7 +169,7 @@ def evaluation_batches(
         raise ValueError(f"an example of {sizes.max(axis=0)} positions, reads, targets > {shape}")
     batches = int((-(-sizes.sum(axis=0) // (shape.rows * np.array(shape[1:])))).max())
     while True:
-        rows = assign(sizes[None, :, 0], batches * shape.rows)[0]
+        rows = assign_rows(sizes[None, :, 0], batches * shape.rows)[0]
         sums = _sums(sizes[None], rows[None], batches * shape.rows)[0]
         if (sums <= shape[1:]).all():
             break
@@ -181,7 +181,7 @@ def evaluation_batches(
             yield _fill(inside, rows[chosen] % shape.rows, shared, shape, True), chosen
 
 
-def order(number_of_examples: int, seed: int) -> Any:
+def make_order(number_of_examples: int, seed: int) -> Any:
     """Returns the endless order of a run: item i is the index of the i-th example that is read.
 
     Epochs follow each other without a gap, each in its own random order. Access is random, so a run
@@ -193,13 +193,13 @@ def order(number_of_examples: int, seed: int) -> Any:
     return grain.MapDataset.range(number_of_examples).seed(seed).shuffle().repeat()
 
 
-def take(order: Any, step: int, batch_size: int) -> np.ndarray:
+def batch_indices(order: Any, step: int, batch_size: int) -> np.ndarray:
     """Returns int64[B], the examples of update `step`, counted from 0."""
     start = step * batch_size
     return np.array([order[place] for place in range(start, start + batch_size)], np.int64)
 
 
-def assign(lengths: np.ndarray, rows: int) -> np.ndarray:
+def assign_rows(lengths: np.ndarray, rows: int) -> np.ndarray:
     """Assigns the examples of each batch to rows: the longest first, each to the least loaded row.
 
     A row gets at most ceil(B / rows) examples, so that short answers leave no padding in reads and
@@ -248,7 +248,7 @@ def _packed(example: Example, ranked: bool) -> Sequence[int]:
 
 
 def _loads(sizes: np.ndarray, rows: int) -> np.ndarray:
-    return _sums(sizes, assign(sizes[..., 0], rows), rows)
+    return _sums(sizes, assign_rows(sizes[..., 0], rows), rows)
 
 
 def _sums(sizes: np.ndarray, chosen: np.ndarray, rows: int) -> np.ndarray:
@@ -295,7 +295,7 @@ def _fill(
 ) -> Batch:
     """Writes each example into its row, in the given order."""
     front = examples[0].trunk[:shared]
-    batch = empty(front, shape)
+    batch = empty_batch(front, shape)
     place = np.zeros((shape.rows, 4), np.int64)  # next position, read, target; segments so far
     for number, (example, row) in enumerate(zip(examples, rows, strict=True)):
         if not np.array_equal(example.trunk[:shared], front):
@@ -331,7 +331,7 @@ def _put(
     place[0] += len(tokens)
 
 
-def empty(shared: np.ndarray, shape: Shape) -> Batch:
+def empty_batch(shared: np.ndarray, shape: Shape) -> Batch:
     """Returns a batch of padding."""
 
     def zeros(size: int) -> np.ndarray:

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from prompt_tuning_jax.data.batch import (
     Batch,
     Shape,
-    assign,
+    assign_rows,
+    batch_indices,
     evaluation_batches,
     evaluation_shape,
-    order,
-    pack,
-    plan,
+    make_order,
+    pack_batch,
+    plan_shapes,
     shared_length,
-    take,
 )
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.data.task import encode_examples, make_task, select_records
@@ -107,8 +107,8 @@ def assert_holds(found, examples, ranked):
 def test_packed_rows_hold_exactly_each_examples_trunk_and_tails(drawn, ranked, row_multiple):
     examples, shared = drawn
     batches = np.arange(len(examples))[None]
-    shapes = plan(examples, batches, shared, ranked=ranked, row_multiple=row_multiple)
-    batch = pack(examples, shared, shapes, ranked=ranked)
+    shapes = plan_shapes(examples, batches, shared, ranked=ranked, row_multiple=row_multiple)
+    batch = pack_batch(examples, shared, shapes, ranked=ranked)
     assert batch.shared.tolist() == examples[0].trunk[:shared].tolist()
     assert batch.tokens.shape == shapes[0][:2]
     found = unpack(batch, len(examples[0].tails), ranked)
@@ -151,7 +151,7 @@ def test_the_longest_go_first_to_the_least_loaded_row_that_is_not_full(lengths, 
         if counts[row] < capacity:
             heapq.heappush(open_rows, (load + lengths[example], row))
     several = np.array([lengths[::-1], lengths, lengths])
-    assert assign(several, rows)[1].tolist() == [expected[e] for e in range(len(lengths))]
+    assert assign_rows(several, rows)[1].tolist() == [expected[e] for e in range(len(lengths))]
 
 
 @given(
@@ -168,13 +168,13 @@ def test_every_batch_of_a_plan_fits_and_no_other_plan_costs_less(
     size = min(len(examples), 6)
     batches = np.random.default_rng(seed).integers(0, len(examples), (5, size))
     arguments = {"ranked": ranked, "row_multiple": row_multiple, "max_shapes": max_shapes}
-    shapes = plan(examples, batches, shared, **arguments)
+    shapes = plan_shapes(examples, batches, shared, **arguments)
     assert 1 <= len(shapes) <= max_shapes
     assert [*shapes] == sorted(set(shapes))
     most = -(-size // row_multiple) * row_multiple
     cost = 0.0
     for batch in batches:
-        packed = pack([examples[i] for i in batch], shared, shapes, ranked=ranked)
+        packed = pack_batch([examples[i] for i in batch], shared, shapes, ranked=ranked)
         cost += price(*packed.tokens.shape, shared)
         assert packed.tokens.shape in [shape[:2] for shape in shapes]
     assert len({shape.rows for shape in shapes}) == 1
@@ -188,7 +188,7 @@ def test_every_batch_of_a_plan_fits_and_no_other_plan_costs_less(
     # No shape has room that no batch needs.
     longest = [Counter(), Counter(), Counter()]
     for batch in batches:
-        packed = pack([examples[i] for i in batch], shared, shapes, ranked=ranked)
+        packed = pack_batch([examples[i] for i in batch], shared, shapes, ranked=ranked)
         places = (packed.segments > 0).sum(axis=1).max()
         targets = (packed.target_weights > 0).sum(axis=1).max()
         reads = packed.targets.max() + 1
@@ -207,7 +207,7 @@ def best_price(examples, batches, shared, ranked, rows, max_shapes):
         [[sizes(examples[i], shared, ranked)[0] for i in batch] for batch in batches]
     )
     loads = []
-    for batch, chosen in zip(lengths, assign(lengths, rows), strict=True):
+    for batch, chosen in zip(lengths, assign_rows(lengths, rows), strict=True):
         loads.append(np.bincount(chosen, batch, rows).max().astype(int))
     least = np.inf
     for count in range(1, max_shapes + 1):
@@ -243,20 +243,22 @@ def simple(length, answer=0):
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="fits no"):
-        pack([simple(9)], 0, [Shape(1, 8, 1, 1)], ranked=False)
+        pack_batch([simple(9)], 0, [Shape(1, 8, 1, 1)], ranked=False)
     with pytest.raises(ValueError, match="an example of"):
         next(evaluation_batches([simple(9)], 0, Shape(1, 8, 1, 1)))
     with pytest.raises(ValueError, match="does not begin with the 2 shared"):
         other = simple(4)._replace(trunk=np.array([0, 7, 7, 7], np.int32))
-        pack([simple(4), other], 2, [Shape(1, 8, 2, 2)], ranked=False)
+        pack_batch([simple(4), other], 2, [Shape(1, 8, 2, 2)], ranked=False)
     with pytest.raises(ValueError, match="right answer is unknown"):
-        pack([simple(4, answer=-1)], 0, [Shape(1, 8, 2, 2)], ranked=False)
+        pack_batch([simple(4, answer=-1)], 0, [Shape(1, 8, 2, 2)], ranked=False)
 
 
 @pytest.mark.parametrize("size", [1, 7, 16, 100])
 def test_order_shuffles_each_epoch_anew_without_a_gap(size):
     number = 37
-    first = [take(order(number, 3), step, size) for step in range(-(-3 * number // size))]
+    first = [
+        batch_indices(make_order(number, 3), step, size) for step in range(-(-3 * number // size))
+    ]
     assert all(batch.shape == (size,) for batch in first)
     run = np.concatenate(first)
     epochs = [run[start : start + number].tolist() for start in (0, number, 2 * number)]
@@ -264,8 +266,8 @@ def test_order_shuffles_each_epoch_anew_without_a_gap(size):
     assert len({*map(tuple, epochs), tuple(range(number))}) == 4
     # Random access: any step alone is what it was in the run.
     last = len(first) - 1
-    assert take(order(number, 3), last, size).tolist() == first[last].tolist()
-    assert take(order(number, 4), 0, 37).tolist() != run[:37].tolist()
+    assert batch_indices(make_order(number, 3), last, size).tolist() == first[last].tolist()
+    assert batch_indices(make_order(number, 4), 0, 37).tolist() != run[:37].tolist()
 
 
 def filled(batches):
@@ -284,12 +286,14 @@ def test_the_headlines_leave_little_padding_and_take_little_time(smollm2, bbc_co
     shared = shared_length(examples)
     assert shared == 16 + len(smollm2.encode("Headline:")[0])
     train, test = examples[:1296], examples[1296:]
-    sequence = order(len(train), 0)
-    batches = np.stack([take(sequence, step, 16) for step in range(300)])
+    sequence = make_order(len(train), 0)
+    batches = np.stack([batch_indices(sequence, step, 16) for step in range(300)])
     start = time.process_time()
-    shapes = plan(train, batches, shared)
+    shapes = plan_shapes(train, batches, shared)
     planning = time.process_time() - start
-    packed = [pack([train[i] for i in batch], shared, shapes, ranked=False) for batch in batches]
+    packed = [
+        pack_batch([train[i] for i in batch], shared, shapes, ranked=False) for batch in batches
+    ]
     shape = evaluation_shape(test, shared)
     evaluated = [batch for batch, _ in evaluation_batches(test, shared, shape)]
     with capsys.disabled():

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prompt_tuning_jax.data import batch as batches
 from prompt_tuning_jax.data import demonstrations
+from prompt_tuning_jax.data.batch import shared_length
 from prompt_tuning_jax.data.demonstrations import Wanted, choose, fitted
 from prompt_tuning_jax.data.example import encode_example
 from prompt_tuning_jax.data.task import Source, Task, encode_examples
@@ -155,8 +155,8 @@ def test_all_examples_share_them(tokenizer):
         len(after.trunk) - len(before.trunk) for before, after in zip(alone, found, strict=True)
     }
     assert len(longer) == 1 and longer.pop() > 7 * 5
-    rest = len(found[0].trunk) - batches.shared_length(found)
-    assert rest == len(alone[0].trunk) - batches.shared_length(alone)
+    rest = len(found[0].trunk) - shared_length(found)
+    assert rest == len(alone[0].trunk) - shared_length(alone)
     assert [example.answer for example in found] == [example.answer for example in alone]
     random.Random(0).shuffle(shown)
     other = encode_examples(task, rows[:1], tokenizer, demonstrations=shown, **given)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from plain_llama import LLAMA3
 from tiny_models import SPEC, changed
 
-from prompt_tuning_jax.data.batch import Batch, Shape, pack
+from prompt_tuning_jax.data.batch import Batch, Shape, pack_batch
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.models.decoder import REMAT
@@ -152,7 +152,7 @@ def test_shared_positions_are_those_of_each_example(model):
     collections = plain_llama.random_collections(2, SPEC, "prompt")
     found = []
     for shared in (0, len(FRONT)):
-        batch = pack(examples, shared, [Shape(ROWS, LENGTH, LENGTH, LENGTH)], ranked=False)
+        batch = pack_batch(examples, shared, [Shape(ROWS, LENGTH, LENGTH, LENGTH)], ranked=False)
         hidden = np.asarray(run(lm.module, lm.params, collections, batch)[0])
         row, place = np.nonzero(batch.target_weights)
         found.append(hidden[row, batch.targets[row, place]])
