@@ -11,14 +11,9 @@ import numpy as np
 from prompt_tuning_jax import metrics
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.demonstrations import fitted
+from prompt_tuning_jax.data.encode import count_shortened, encode_examples, group_by_input
 from prompt_tuning_jax.data.records import LABEL, PLACE, Record, require_text
-from prompt_tuning_jax.data.task import (
-    Task,
-    count_shortened,
-    encode_examples,
-    group_by_input,
-    select_records,
-)
+from prompt_tuning_jax.data.task import Task, select_records
 from prompt_tuning_jax.data.template import field_names, with_prompt
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.generate import DEFAULTS, Settings, check, generate

@@ -19,7 +19,7 @@ from prompt_tuning_jax.data.batch import (
     shared_length,
     stream_shape,
 )
-from prompt_tuning_jax.data.task import encode_examples
+from prompt_tuning_jax.data.encode import encode_examples
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.models import memory
 from prompt_tuning_jax.models.cached import bake
@@ -37,7 +37,7 @@ def encode_for(lm: LanguageModel, task, rows, collections, max_length=0, templat
     Args:
       lm: the frozen model.
       task: whose template and answers are used.
-      rows: records, as `data.task.encode_examples` takes them.
+      rows: records, as `data.encode.encode_examples` takes them.
       collections: what tailors the model, or {}: its slots and its prefix count.
       max_length: the most positions that an example may take; 0 is as many as there are.
       template: another template than the task's.

@@ -26,7 +26,8 @@ from prompt_tuning_jax.data.batch import (
     plan_shapes,
     shared_length,
 )
-from prompt_tuning_jax.data.task import count_shortened, select_records, training_records
+from prompt_tuning_jax.data.encode import count_shortened
+from prompt_tuning_jax.data.task import select_records, training_records
 from prompt_tuning_jax.data.template import field_names
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.models.language_model import LanguageModel

@@ -12,8 +12,9 @@ from prompt_tuning_jax import api
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.batch import evaluation_batches, evaluation_shape
 from prompt_tuning_jax.data.demonstrations import Wanted, choose
+from prompt_tuning_jax.data.encode import encode_examples
 from prompt_tuning_jax.data.example import Example
-from prompt_tuning_jax.data.task import Source, Task, encode_examples
+from prompt_tuning_jax.data.task import Source, Task
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models import cached
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax import train
+from prompt_tuning_jax.data.encode import count_shortened
 from prompt_tuning_jax.data.example import Example
-from prompt_tuning_jax.data.task import count_shortened, select_records
+from prompt_tuning_jax.data.task import select_records
 from prompt_tuning_jax.models import memory as memories
 from prompt_tuning_jax.models.files.tokenizer import Tokenizer
 from prompt_tuning_jax.models.language_model import LanguageModel

@@ -20,8 +20,9 @@ from prompt_tuning_jax.data.batch import (
     plan_shapes,
     shared_length,
 )
+from prompt_tuning_jax.data.encode import encode_examples
 from prompt_tuning_jax.data.example import Example
-from prompt_tuning_jax.data.task import encode_examples, make_task, select_records
+from prompt_tuning_jax.data.task import make_task, select_records
 
 
 @st.composite

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from prompt_tuning_jax.data import demonstrations
 from prompt_tuning_jax.data.batch import shared_length
 from prompt_tuning_jax.data.demonstrations import Wanted, choose, fitted
+from prompt_tuning_jax.data.encode import encode_examples
 from prompt_tuning_jax.data.example import encode_example
-from prompt_tuning_jax.data.task import Source, Task, encode_examples
+from prompt_tuning_jax.data.task import Source, Task
 from prompt_tuning_jax.data.template import parse, with_demonstrations
 from prompt_tuning_jax.errors import UserError
 

@@ -3,13 +3,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from prompt_tuning_jax.data.encode import count_shortened, encode_examples, group_by_input
 from prompt_tuning_jax.data.records import PLACE
 from prompt_tuning_jax.data.task import (
     Source,
     Task,
-    count_shortened,
-    encode_examples,
-    group_by_input,
     make_task,
     parse_labels,
     select_records,

@@ -9,8 +9,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.data.encode import group_by_input
 from prompt_tuning_jax.data.records import PLACE
-from prompt_tuning_jax.data.task import group_by_input, make_task, select_records
+from prompt_tuning_jax.data.task import make_task, select_records
 from prompt_tuning_jax.data.tfds import INFO, find_folder
 from prompt_tuning_jax.errors import UserError
 

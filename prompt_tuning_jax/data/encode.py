@@ -1,0 +1,139 @@
+"""The records of a task as examples: rendered with their answers, and tokenised."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from prompt_tuning_jax.data.example import Example, encode_example
+from prompt_tuning_jax.data.records import LABEL, PLACE, Record
+from prompt_tuning_jax.data.task import Task, check_fields, check_outputs, parse_target
+from prompt_tuning_jax.data.template import Field, Template, field_names, parse, with_demonstrations
+from prompt_tuning_jax.errors import UserError, short
+
+
+def encode_examples(
+    task: Task,
+    records: Sequence[Record],
+    tokenizer: Any,
+    *,
+    num_virtual_tokens: int,
+    add_bos: bool,
+    max_length: int,
+    template: str | None = None,
+    demonstrations: Sequence[Record] = (),
+) -> list[Example]:
+    """Returns the example of each record.
+
+    Its answers are the words of all labels, in order, or the target alone, followed by the
+    tokenizer's EOS token.
+
+    Args:
+        task: its template and its labels or target are read.
+        records: one without a label becomes an example with an unknown answer, one without the
+            fields of the target an example without answers.
+        tokenizer: a `models.files.tokenizer.Tokenizer`.
+        num_virtual_tokens: P, the length of the soft prompt.
+        add_bos: whether every example begins with the tokenizer's BOS token.
+        max_length: the most positions of an example, see `encode_example`.
+        template: used in place of the task's, for example a written prompt.
+        demonstrations: records with known answers that are rendered in front of every record.
+
+    Raises:
+        UserError: as `parse` and `encode_example`; begins with the record's place.
+    """
+    text = task.template if template is None else template
+    check_fields(text, task.fields)
+    check_outputs(task, text)
+    answers_of = _write_target(task, tokenizer) if task.target else _rank_labels(task)
+    ending = [tokenizer.eos_id] if task.target else []
+    # A space before a target belongs to the target: how the two become tokens depends on the
+    # target's first word, which is unknown when the model is asked.
+    parsed = parse(text.removesuffix(" ") if task.target else text, tokenizer.specials)
+    answered = []
+    for number, record in enumerate(demonstrations):
+        words, answer = answers_of(record)
+        if answer < 0:
+            raise UserError(f"demonstration {number} has no answer: give it the label, or the text")
+        answered.append((record, words[answer]))
+    parsed = with_demonstrations(parsed, answered)
+    examples = []
+    for number, record in enumerate(records):
+        try:
+            words, answer = answers_of(record)
+            example = encode_example(
+                parsed,
+                record,
+                words,
+                tokenizer,
+                num_virtual_tokens=num_virtual_tokens,
+                add_bos=add_bos,
+                max_length=max_length,
+                answer=answer,
+                ending=ending,
+            )
+        except UserError as error:
+            raise UserError(f"{record.get(PLACE, f'record {number}')}: {error}") from error
+        examples.append(example)
+    return examples
+
+
+def count_shortened(examples: Sequence[Example]) -> tuple[int, int]:
+    """Returns how many examples were too long, and how many tokens they lost."""
+    lost = np.array([example.dropped for example in examples], dtype=np.int64)
+    return int((lost > 0).sum()), int(lost.sum())
+
+
+def group_by_input(task: Task, records: Sequence[Record]) -> tuple[list[Record], list[list[str]]]:
+    """Returns the first record of each distinct input, and the target texts of each input."""
+    firsts: dict[tuple[str, ...], Record] = {}
+    texts: dict[tuple[str, ...], list[str]] = {}
+    fields, target = field_names(task.template), parse(task.target)
+    for record in records:
+        key = tuple(record[field] for field in fields)
+        firsts.setdefault(key, record)
+        texts.setdefault(key, []).append(_fill(target, record))
+    return list(firsts.values()), list(texts.values())
+
+
+# Takes a record to its possible answers and the index of the right one, -1 if it is unknown.
+_AnswersOf = Callable[[Record], tuple[Sequence[str], int]]
+
+
+def _rank_labels(task: Task) -> _AnswersOf:
+    words = [word for _, word in task.labels]
+    places = {value: place for place, (value, _) in enumerate(task.labels)}
+
+    def answers_of(record: Record) -> tuple[Sequence[str], int]:
+        if LABEL not in record:
+            return words, -1
+        if record[LABEL] not in places:
+            known = ", ".join(map(repr, places))
+            raise UserError(f"the label is {short(record[LABEL])}: expected one of {known}")
+        return words, places[record[LABEL]]
+
+    return answers_of
+
+
+def _write_target(task: Task, tokenizer: Any) -> _AnswersOf:
+    if tokenizer.eos_id is None:
+        raise UserError("the tokenizer has no EOS token to end a text with: use labels instead")
+    target = parse_target(task.target, tokenizer.specials)
+
+    def answers_of(record: Record) -> tuple[Sequence[str], int]:
+        if any(field.name not in record for field in target.fields):
+            return (), -1
+        text = _fill(target, record)
+        if not text:
+            raise UserError("the target is empty: give the record a text to write, or remove it")
+        return (text,), 0
+
+    return answers_of
+
+
+def _fill(target: Template, record: Record) -> str:
+    parts = [
+        record[piece.name] if isinstance(piece, Field) else getattr(piece, "text", "")
+        for piece in target.pieces
+    ]
+    return "".join(parts).strip()
