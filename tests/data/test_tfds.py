@@ -173,7 +173,7 @@ def test_another_process_reads_it_without_tensorflow(folder):
     script = (
         "import sys\n"
         "from prompt_tuning_jax import config\n"
-        "from prompt_tuning_jax.data.task import group_by_input, make_task, select_records\n"
+        "from prompt_tuning_jax.data.task import make_task, select_records\n"
         "settings = config.load(None, sys.argv[1:]).task\n"
         "print(ascii(select_records(make_task(settings), 'train[:2]')))\n"
         "assert 'tensorflow' not in sys.modules"
