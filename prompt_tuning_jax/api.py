@@ -1,5 +1,6 @@
-"""`evaluate`, `predict` and `save`: using what was trained, from Python and from the commands."""
+"""`evaluate`, `predict` and `save`: the use of what was trained, from Python and from commands."""
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from prompt_tuning_jax.run import artifact as artifacts
 from prompt_tuning_jax.run.artifact import Artifact
 from prompt_tuning_jax.run.progress import watched
 
-PREDICTED_AT_ONCE = 256  # records of a call; memory does not grow with how many there are
+PREDICTED_AT_ONCE = 256  # records that are read and scored together
 
 
 def evaluate(
@@ -46,58 +47,61 @@ def evaluate(
       task: from `data.task.make_task`.
       artifact: what tailors the model, or its folder; None for the model alone.
       split: 'train', 'validation', 'test', or a part such as 'test[:100]'.
-      prompt: a hand-written prompt for the model alone. It stands where the template has `{soft}`,
-        or, where it names a field itself, takes the whole template's place.
-      demonstrations: answered records, from `data.demonstrations.choose`, that stand in front of
-        every example of the model alone, as many of the first as fit. With a target the loss
-        alone is measured.
-      generation: how a task with a target writes its texts; None measures its loss alone.
-      seed: of what is drawn where `generation` has a temperature.
-      max_length: the most positions that an example of the model alone may take, 0 for all there
-        are; an artifact brings its own, and demonstrations take what there is.
-      log: takes a line of text, where it takes long.
+      prompt: a written prompt for the model alone. It replaces `{soft}` in the template, or the
+        whole template if it names a field itself.
+      demonstrations: answered records in front of every example of the model alone, from
+        `data.demonstrations.choose`. The first ones are kept if not all fit. With a target only
+        the loss is measured.
+      generation: how a task with a target writes its texts; None measures only the loss.
+      seed: of the random draws if `generation` has a temperature.
+      max_length: the most positions of an example, 0 for all of the model's. It counts for the
+        model alone and without demonstrations; an artifact brings its own.
+      log: takes a line of text: progress and warnings.
 
     Returns:
-      loss (nats an example), examples, and with labels accuracy (0 to 1), the task's other metrics,
-      and intervals: [low, high] of each metric by its name, see `metrics.label_metrics`; where
-      demonstrations are given, how many of them stand in front of each; if any example was too
-      long: shortened, how many lost the end of their longest field. With a target the metrics are
-      those of texts, one for each distinct input: texts, how many, and if any was cut at the most
-      new tokens: unfinished, how many; texts_shortened, how many inputs lost the end of their
-      longest field to make room for as many new tokens.
+      loss (nats an example) and examples, their number. With labels: the task's metrics, such as
+      accuracy (0 to 1), and intervals, [low, high] of each metric by its name, see
+      `metrics.label_metrics`. With a target: the metrics of the texts, one text for each distinct
+      input, and texts, their number. Counts that are not 0: shortened, examples that lost the end
+      of their longest field; unfinished, texts that were cut at the most new tokens;
+      texts_shortened, inputs that lost the end of their longest field to make room for a text.
+      With demonstrations: demonstrations, the number in front of each example.
 
     Raises:
-      UserError: the artifact belongs to another model, or a template, split or record is at fault.
+      UserError: the artifact belongs to another model, or a template, split or record is wrong.
       RunError: the model's scores are not finite.
     """
-    if artifact is not None and demonstrations:
-        raise UserError("an artifact was trained without demonstrations: evaluate it without")
-    adaptation = _adaptation(lm, task, artifact)
-    if artifact is None:
-        adaptation = adaptation._replace(max_length=max_length)
-    if prompt is not None:
-        adaptation = adaptation._replace(template=with_prompt(task.template, prompt))
+    if artifact is not None and (prompt is not None or demonstrations):
+        raise UserError(
+            "an artifact has its own prompt: evaluate it without a written prompt and without"
+            " demonstrations"
+        )
+    use = _use(lm, task, artifact, prompt or "", max_length)
     rows = select_records(task, split)
-    counts = {}
+    found: dict[str, Any] = {}
     if demonstrations:
-        examples, fitting = _demonstrated(lm, task, rows, adaptation.template, demonstrations)
-        counts["demonstrations"] = fitting
-        generation = None
+        measure = functools.partial(_encode_whole, lm, task, use.template)
+        examples, count = fitted(rows, demonstrations, measure, lm.spec.max_positions)
+        if left_out := len(demonstrations) - count:
+            log(
+                f"warning: {left_out} of {len(demonstrations)} demonstrations are left out: with"
+                " more, the longest example takes more positions than the model has"
+            )
+        found["demonstrations"], generation = count, None
     else:
-        examples = _encode(lm, task, rows, adaptation)
-    scores = scoring.score(lm, examples, adaptation.collections, log=log)
+        examples = _encode(lm, task, rows, use)
+    scores = scoring.score(lm, examples, use.collections, log=log)
     scoring.check_finite(lm, scores)
     answers = np.array([example.answer for example in examples])
-    found: dict[str, Any] = scoring.metrics(scores, answers) | counts
-    shortened, _ = count_shortened(examples)
-    if shortened:
+    found = scoring.metrics(scores, answers) | found
+    if shortened := count_shortened(examples)[0]:
         found["shortened"] = shortened
-    if task.target:
-        if generation is None:
-            return found
-        return found | _text_metrics(lm, task, rows, adaptation, generation, seed, log)
-    values = [value for value, _ in task.labels]
-    return found | metrics.label_metrics(scores.argmax(1), answers, values, task.metrics)
+    if not task.target:
+        values = [value for value, _ in task.labels]
+        return found | metrics.label_metrics(scores.argmax(1), answers, values, task.metrics)
+    if generation is None:
+        return found
+    return found | _text_metrics(lm, task, rows, use, generation, seed, log)
 
 
 def predict(
@@ -109,70 +113,66 @@ def predict(
     generation: Settings = DEFAULTS,
     seed: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Labels records as they come, or writes a text for each where the task has a target.
+    """Labels records as they come, or writes a text for each if the task has a target.
 
     Args:
       lm: from `load`.
       task: from `data.task.make_task`.
-      records: the template's fields by name, or the text alone where the template has one field.
+      records: the template's fields by name, or a text alone if the template has one field.
       artifact: what tailors the model, or its folder; None for the model alone.
       generation: how texts are written.
-      seed: of what is drawn where `generation` has a temperature.
+      seed: of the random draws if `generation` has a temperature.
 
     Yields:
-      label (its value in the data) and probabilities by label, or text and finished (false if it
-      was cut at the most new tokens), in the order of the records. Where a record was too long:
-      shortened, how many tokens its longest field lost.
+      label (its value in the data) and probabilities by label; or text and finished, which is
+      false if the text was cut at the most new tokens. In the order of the records. If a record
+      was too long: shortened, the number of tokens that its longest field lost.
 
     Raises:
-      UserError: one record in place of several, or a record that is at fault.
+      UserError: one record instead of several, or a record that is wrong.
     """
     if isinstance(records, str | Mapping):
-        # Its characters, or its fields' names, would be answered one by one.
+        # Otherwise each character, or each field's name, would be a record.
         raise UserError(f"records is one {type(records).__name__}: give a list of it, [record]")
-    adaptation = _adaptation(lm, task, artifact)
-    rows = (
-        {PLACE: (place := f"record {number}"), **_fields(task, adaptation.template, record, place)}
-        for number, record in enumerate(records)
-    )
+    use = _use(lm, task, artifact)
+    rows = (_row(task, use.template, record, number) for number, record in enumerate(records))
     if task.target:
-        written = _texts(lm, task, rows, adaptation, generation, seed)
-        for example, each in written:
-            yield {"text": each.text, "finished": each.finished, **_shortened(example)}
+        for example, written in _texts(lm, task, rows, use, generation, seed):
+            yield {"text": written.text, "finished": written.finished, **_shortened(example)}
         return
     values, shape = [value for value, _ in task.labels], None
     while chunk := list(islice(rows, PREDICTED_AT_ONCE)):
-        examples = _encode(lm, task, chunk, adaptation)
+        examples = _encode(lm, task, chunk, use)
         shape = scoring.next_shape(examples, shape)
-        scores = scoring.score(lm, examples, adaptation.collections, shape=shape)
+        scores = scoring.score(lm, examples, use.collections, shape=shape)
         scoring.check_finite(lm, scores)
         for example, row in zip(examples, scoring.probabilities(scores), strict=True):
             shares = [round(float(share), 6) for share in row]
-            probabilities = dict(zip(values, shares, strict=True))
             label = values[int(row.argmax())]
+            probabilities = dict(zip(values, shares, strict=True))
             yield {"label": label, "probabilities": probabilities, **_shortened(example)}
 
 
 def save(artifact: Artifact, folder: str | os.PathLike) -> None:
-    """Writes an artifact as a folder of two files; one that is there before is replaced."""
+    """Writes an artifact to a folder; an artifact that is there is replaced."""
     artifacts.save(_read(artifact), folder)
 
 
-class _Adaptation(NamedTuple):
-    """What tailors the model: collections, the template that they belong to, and its length."""
+class _Use(NamedTuple):
+    """How the model is used: with what tailors it, a template, and at most so many positions."""
 
     collections: Any
     template: str
     max_length: int
 
 
-def _adaptation(lm, task, artifact) -> _Adaptation:
+def _use(lm, task, artifact, prompt="", max_length=0) -> _Use:
     if artifact is None:
-        return _Adaptation({}, with_prompt(task.template, ""), 0)
+        return _Use({}, with_prompt(task.template, prompt), max_length)
     artifact = _read(artifact)
     artifacts.check(artifact, lm)
     manifest = artifact.manifest
-    return _Adaptation(artifact.collections, manifest["template"], manifest["max_length"])
+    return _Use(artifact.collections, manifest["template"], manifest["max_length"])
 
 
 def _read(artifact) -> Artifact:
@@ -186,81 +186,77 @@ def _read(artifact) -> Artifact:
     return artifact
 
 
-def _encode(lm, task, rows, adaptation):
-    collections, template, max_length = adaptation
-    return scoring.encode_for(lm, task, rows, collections, max_length, template)
+def _encode(lm, task, rows, use):
+    return scoring.encode_for(lm, task, rows, use.collections, use.max_length, use.template)
 
 
-def _texts(lm, task, rows, adaptation, settings, seed):
-    """The example and the generation of each record, as they are asked for."""
+def _encode_whole(lm, task, template, rows, demonstrations):
+    """Encodes records for the model alone, whatever their length."""
+    return encode_examples(
+        task,
+        rows,
+        lm.tokenizer,
+        num_virtual_tokens=0,
+        add_bos=lm.tokenizer.add_bos,
+        max_length=sys.maxsize,
+        template=template,
+        demonstrations=demonstrations,
+    )
+
+
+def _texts(lm, task, rows, use, settings, seed):
+    """Yields the example and the generation of each record, as they are asked for."""
     check(settings, seed)
-    taken = prefix_length(adaptation.collections)
+    taken = prefix_length(use.collections)
     room = lm.spec.max_positions - taken - settings.max_new_tokens + 1
     if room < 1:
         raise UserError(
             f"generation.max_new_tokens is {settings.max_new_tokens} and the model has"
             f" {lm.spec.max_positions} positions, {taken} of them taken by a prefix: give fewer"
         )
-    adaptation = adaptation._replace(max_length=min(adaptation.max_length or room, room))
-    # What is to be found takes no room away.
+    use = use._replace(max_length=min(use.max_length or room, room))
+    # Without its target, so that the target takes no room.
     outputs = field_names(task.target)
     asked = ({k: v for k, v in row.items() if k not in outputs} for row in rows)
-    encoded = (example for row in asked for example in _encode(lm, task, [row], adaptation))
+    encoded = (example for row in asked for example in _encode(lm, task, [row], use))
     ahead, behind = tee(encoded)
-    yield from zip(behind, generate(lm, ahead, adaptation.collections, settings, seed), strict=True)
+    yield from zip(behind, generate(lm, ahead, use.collections, settings, seed), strict=True)
 
 
-def _text_metrics(lm, task, rows, adaptation, settings, seed, log):
-    """Metrics of the texts that are written for the distinct inputs of the records."""
+def _text_metrics(lm, task, rows, use, settings, seed, log):
+    """Returns the metrics of the texts that are written for the distinct inputs of the records."""
     inputs, references = group_by_input(task, rows)
-    texts = _texts(lm, task, inputs, adaptation, settings, seed)
-    pairs = list(watched(texts, "texts written", log, len(inputs)))
-    written = [each for _, each in pairs]
-    # Other examples than those of the loss: what is written needs more room than the target.
-    cut = {
+    texts = _texts(lm, task, inputs, use, settings, seed)
+    examples, written = zip(*watched(texts, "texts written", log, len(inputs)), strict=True)
+    counts = {
         "unfinished": sum(not each.finished for each in written),
-        "texts_shortened": count_shortened([example for example, _ in pairs])[0],
+        "texts_shortened": count_shortened(examples)[0],
     }
-    counts = {"texts": len(written)} | {name: count for name, count in cut.items() if count}
+    found = {"texts": len(written)} | {name: count for name, count in counts.items() if count}
     texts = [each.text.strip() for each in written]
-    return counts | metrics.text_metrics(texts, references, task.metrics)
+    return found | metrics.text_metrics(texts, references, task.metrics)
 
 
 def _shortened(example):
     return {"shortened": example.dropped} if example.dropped else {}
 
 
-def _demonstrated(lm, task, rows, template, demonstrations):
-    def measure(rows, shown):
-        return encode_examples(
-            task,
-            rows,
-            lm.tokenizer,
-            num_virtual_tokens=0,
-            add_bos=lm.tokenizer.add_bos,
-            max_length=sys.maxsize,
-            template=template,
-            demonstrations=shown,
-        )
-
-    return fitted(rows, demonstrations, measure, lm.spec.max_positions)
-
-
-def _fields(task, template, record, place):
-    """A record without its label, where that is what is asked for."""
-    if not isinstance(record, str | Mapping):
+def _row(task, template, record, number) -> Record:
+    """Returns the fields of a record, and its place; a label is left out."""
+    place, fields = f"record {number}", field_names(template)
+    if isinstance(record, str):
+        if len(fields) != 1:
+            raise UserError(
+                f"the template has the fields {', '.join(fields)}: give each record as a dict with"
+                " these fields, not as one text"
+            )
+        record = {fields[0]: record}
+    if not isinstance(record, Mapping):
         raise UserError(
             f"{place} is a {type(record).__name__}: expected a text, or a dict of fields by name"
         )
-    fields = field_names(template)
-    if not isinstance(record, str):
-        given = {name: value for name, value in record.items() if task.target or name != LABEL}
-        return given | {
-            name: require_text(given[name], name, place) for name in fields if name in given
-        }
-    if len(fields) != 1:
-        raise UserError(
-            f"the template has the fields {', '.join(fields)}: give each record as these by name,"
-            " not as one text"
-        )
-    return {fields[0]: require_text(record, fields[0], place)}
+    row = {name: value for name, value in record.items() if task.target or name != LABEL}
+    return row | {
+        PLACE: place,
+        **{name: require_text(row[name], name, place) for name in fields if name in row},
+    }

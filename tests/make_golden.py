@@ -22,7 +22,7 @@ from test_methods import ROWS, settings
 
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import train
-from prompt_tuning_jax.cli import commands
+from prompt_tuning_jax.cli.machine import load_model
 from prompt_tuning_jax.data.task import make_task
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden.json"
@@ -49,7 +49,7 @@ def trajectory(row: str) -> dict[str, list[float]]:
     overrides = [f"--config.{name}={value}" for name, value in given.items()]
     config = configs.load(str(tiny_runs.world().config), overrides)
     with pytest.MonkeyPatch.context() as patch, tiny_runs.at_home(patch):
-        lm, task = commands.load_model(config), make_task(config.task)
+        lm, task = load_model(config), make_task(config.task)
         history = train.tune(lm, task, config, log=lambda line: None).history
     found = {
         name: [line[key] for line in history if line.get(key) is not None]

@@ -14,7 +14,7 @@ import tiny_runs
 import prompt_tuning_jax
 from prompt_tuning_jax import api, train
 from prompt_tuning_jax import config as configs
-from prompt_tuning_jax.cli import commands
+from prompt_tuning_jax.cli.machine import load_model
 from prompt_tuning_jax.data.task import make_task, select_records
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.models.language_model import load
@@ -33,7 +33,7 @@ def home():
 def given():
     """A model, a task and a config."""
     config = configs.load(str(tiny_runs.world().config), tiny_runs.FEW)
-    return commands.load_model(config), make_task(config.task), config
+    return load_model(config), make_task(config.task), config
 
 
 @pytest.fixture(scope="module")

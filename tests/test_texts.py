@@ -62,10 +62,9 @@ def texts(lm, records, made=None, settings=SETTINGS, **named):
 
 
 def test_a_text_for_each_record_is_what_is_generated(lm, made):
-    trunks = api._encode(
-        lm, TASK, [{"facts": fact} for fact in FACTS], api._adaptation(lm, TASK, made)
-    )
-    wanted = [each.text for each in generate(lm, trunks, made.collections, SETTINGS)]
+    rows = [{"facts": fact} for fact in FACTS]
+    examples = scoring.encode_for(lm, TASK, rows, made.collections)
+    wanted = [each.text for each in generate(lm, examples, made.collections, SETTINGS)]
     assert texts(lm, FACTS, made) == wanted
     assert len(set(wanted)) > 1
 

@@ -19,13 +19,16 @@ from tiny_runs import tiny, tune, values, vectors
 
 from prompt_tuning_jax import api, methods, optimizers, train
 from prompt_tuning_jax import config as configs
-from prompt_tuning_jax.cli import commands, main
+from prompt_tuning_jax.cli import main
+from prompt_tuning_jax.cli import train as cli_train
+from prompt_tuning_jax.cli.machine import load_model
 from prompt_tuning_jax.data.task import make_task
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.run import artifact
 from prompt_tuning_jax.run import folder as workdir
 from prompt_tuning_jax.run.card import CARD
 from prompt_tuning_jax.run.checkpoint import Checkpoints
+from prompt_tuning_jax.run.report import Row
 from prompt_tuning_jax.step import Parts, init_state
 
 STEPS = 45
@@ -87,7 +90,7 @@ def unbroken(tmp_path_factory):
 def left_behind(run):
     """All that a run leaves, without times: bytes and numbers by name."""
     config = configs.load(str(run / workdir.CONFIG))
-    lm, task = commands.load_model(config), make_task(config.task)
+    lm, task = load_model(config), make_task(config.task)
     method = methods.make(config.method)
     parts = Parts(lm.module, method, optimizers.make(config), config.seed, config.microbatches)
     trainable = method.init(jax.random.key(config.seed), lm, task)
@@ -250,9 +253,7 @@ def test_the_artifact_evaluates_to_the_numbers_that_training_printed(unbroken):
     assert f"{printed}accuracy {result['accuracy']:.1%}" in output
     made = artifact.load(run / workdir.ARTIFACT)
     config = configs.build(made.manifest["config"])
-    scored = api.evaluate(
-        commands.load_model(config), make_task(config.task), made, split=config.task.test
-    )
+    scored = api.evaluate(load_model(config), make_task(config.task), made, split=config.task.test)
     assert scored["accuracy"] == rows[-1]["accuracy"]
 
 
@@ -412,7 +413,7 @@ def test_a_resumed_history_is_the_whole_one(plain, tmp_path, monkeypatch):
 
 
 def test_a_changed_config_is_refused_and_fresh_starts_over(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(commands, "compare", lambda *_: [])
+    monkeypatch.setattr(cli_train, "compare", lambda *_: [Row("soft prompt", 0.5, 96, 512, 1.0)])
     run = tmp_path / "run"
     command = tiny_runs.training(run, *tiny_runs.FEW)
     assert main.run(command) == 0

@@ -168,13 +168,13 @@ def artifact() -> Path:
     """An artifact that a few steps on the tiny model made, once in a process."""
     from prompt_tuning_jax import api, train
     from prompt_tuning_jax import config as configs
-    from prompt_tuning_jax.cli import commands
+    from prompt_tuning_jax.cli.machine import load_model
     from prompt_tuning_jax.data.task import make_task
 
     config = configs.load(str(world().config), FEW)
     folder = world().cache.with_name("artifact")
     with pytest.MonkeyPatch.context() as changed, at_home(changed):
-        made = train.tune(commands.load_model(config), make_task(config.task), config, log=print)
+        made = train.tune(load_model(config), make_task(config.task), config, log=print)
     api.save(made.artifact, folder)
     return folder
 
@@ -183,11 +183,11 @@ def artifact() -> Path:
 def tiny(*overrides):
     """A model, its task and a config of few steps."""
     from prompt_tuning_jax import config as configs
-    from prompt_tuning_jax.cli import commands
+    from prompt_tuning_jax.cli.machine import load_model
     from prompt_tuning_jax.data.task import make_task
 
     config = configs.load(str(world().config), [*FEW, *overrides])
-    return commands.load_model(config), make_task(config.task), config
+    return load_model(config), make_task(config.task), config
 
 
 def tune(*overrides, folder=None, fresh=False):

@@ -1,13 +1,14 @@
-"""A run without its training: what the model reads, what fits into memory, how long it takes.
+"""`train --dry_run`: what the model reads, what fits into memory and how long a run takes.
 
-Everything up to the first step is `train`'s own. The compiled step is run on a state that is then
-thrown away, and nothing is written.
+Everything up to the first step is the code of `train`. The compiled step runs on a state that is
+then thrown away, and nothing is written.
 """
 
 import itertools
 import time
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,23 +16,53 @@ import numpy as np
 
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax import train
+from prompt_tuning_jax.cli.machine import (
+    describe_machine,
+    enough_memory,
+    less_memory,
+    load_model,
+)
+from prompt_tuning_jax.cli.show import facts, say
+from prompt_tuning_jax.cli.train import check_report
 from prompt_tuning_jax.data.encode import count_shortened
 from prompt_tuning_jax.data.example import Example
-from prompt_tuning_jax.data.task import select_records
+from prompt_tuning_jax.data.task import make_task, select_records
 from prompt_tuning_jax.models import memory as memories
 from prompt_tuning_jax.models.files.tokenizer import Tokenizer
 from prompt_tuning_jax.models.language_model import LanguageModel
+from prompt_tuning_jax.run import folder as workdir
 from prompt_tuning_jax.run.report import duration, size
 from prompt_tuning_jax.step import compile_step, init_state
 
-BATCHES = 64  # of a run, at equal distances, that are looked at
+BATCHES = 64  # batches that are looked at, evenly spaced over the run
 SCORED = 64  # validation examples whose scoring is timed
-ROOM = 0.8  # share of the memory up to which a step fits without a word
-ANSWERS = 10  # that are shown
+ROOM = 0.8  # up to this share of the memory, nothing is advised
+ANSWERS = 10  # the most answers that are shown
+
+
+def rehearse(config, folder: str | None, fresh: bool) -> dict[str, Any]:
+    """Does everything but training. Rejects what `train` would reject and writes nothing.
+
+    Args:
+      config: checked.
+      folder: of the run, if any.
+      fresh: a run in the folder is ignored.
+
+    Returns:
+      what `measure` returns.
+    """
+    if folder is not None and not fresh and (Path(folder) / workdir.CONFIG).exists():
+        workdir.settle(Path(folder), config)
+    task = make_task(config.task)
+    check_report(task, config)
+    lm = load_model(config)
+    say(describe_machine(lm))
+    with enough_memory(config):
+        return measure(lm, task, config, say)
 
 
 def measure(lm: LanguageModel, task, config, log) -> dict[str, Any]:
-    """What there is to know of a run beforehand, as plain values by name.
+    """Returns the facts of a run that are known before it, by name.
 
     Args:
       lm, task, config, log: as for `train.tune`.
@@ -50,9 +81,9 @@ def measure(lm: LanguageModel, task, config, log) -> dict[str, Any]:
     began = time.perf_counter()
     steps = train.executables(compiled, state, frozen, data, log)
     compiling = time.perf_counter() - began
-    step = step_seconds(compiled, steps, state, frozen, looked_at)
-    validation = validation_seconds(lm, data.validation, untrained)
-    needed = memory(steps.values())
+    step = _step_seconds(compiled, steps, state, frozen, looked_at)
+    validation = _validation_seconds(lm, data.validation, untrained)
+    needed = _memory(steps.values())
     validations = -(-config.steps // config.evaluate_every) if config.evaluate_every else 1
     return {
         "task": task.name,
@@ -66,8 +97,8 @@ def measure(lm: LanguageModel, task, config, log) -> dict[str, Any]:
             name: dict(zip(("examples", "tokens"), count_shortened(encoded), strict=True))
             for name, encoded in (("train", data.train), ("validation", data.validation))
         },
-        "sample": sample(data.train[0], data.labels, lm.tokenizer),
-        "batches": rows(looked_at) | {"shared_positions": data.shared},
+        "sample": _sample(data.train[0], data.labels, lm.tokenizer),
+        "batches": _shapes(looked_at) | {"shared_positions": data.shared},
         "parameters": {
             "trainable": train.parameter_count(plan.trainable),
             "frozen": train.parameter_count(lm.params),
@@ -86,8 +117,58 @@ def measure(lm: LanguageModel, task, config, log) -> dict[str, Any]:
     }
 
 
-def step_seconds(compiled, steps, state, frozen, looked_at) -> float:
-    """Mean seconds of a step over some batches, each shape's by its second run of two."""
+def advice(memory: dict[str, Any], config) -> str:
+    """Says whether a step fits into memory and, if it hardly does, what to type."""
+    share = memory["needed"] / memory["available"]
+    return "it fits" if share <= ROOM else f"that is {share:.0%}: {less_memory(config)}"
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """Returns what `measure` found as lines for people."""
+    examples, sample, batches = found["examples"], found["sample"], found["batches"]
+    text = (sample["text"] + f"[[{sample['target']}]]").replace("\n", "\\n").replace("\t", "\\t")
+    words = sample["tokens"] - sample["virtual_tokens"] - sample["targets"]
+    answers = [
+        f"{value} {answer['text']!r} ({answer['tokens']} token{'s' * (answer['tokens'] > 1)})"
+        for value, answer in sample["answers"].items()
+    ]
+    more = [f"{len(answers) - ANSWERS} more"] if len(answers) > ANSWERS else []
+    shapes = [
+        f"{shape['rows']} x {shape['positions']} ({shape['share']:.0%})"
+        for shape in batches["shapes"]
+    ]
+    shortened = [
+        f"{lost['examples']:,} {name} examples shortened by {lost['tokens']:,} tokens"
+        for name, lost in found["shortened"].items()
+        if lost["examples"]
+    ]
+    memory, seconds = found["memory"], found["seconds"]
+    shown = {
+        "data": f"{found['task']}: {examples['train']:,} examples to train on, "
+        f"{examples['validation']:,} to validate, {examples['test']:,} to test",
+        "left out": ", ".join([*found["notes"], *shortened]) or "nothing",
+        "model reads": text,
+        "tokens": f"{sample['tokens']}: {sample['virtual_tokens']} virtual, {words} of text, "
+        f"{sample['targets']} to predict",
+        "answers": ", ".join([*answers[:ANSWERS], *more]),
+        "a batch": f"{found['batch_size']} examples in {' or '.join(shapes)} rows x positions, "
+        f"{batches['padding']:.0%} padding, and {batches['shared_positions']} shared positions",
+        "parameters": f"{found['parameters']['trainable']:,} trainable, "
+        f"{found['parameters']['frozen']:,} frozen",
+        "memory": f"{size(memory['needed'])} of {size(memory['available'])} a step "
+        f"({size(memory['arguments'])} arguments, {size(memory['temporaries'])} temporaries): "
+        f"{found['advice']}",
+        "time": f"{duration(seconds['compile'])} to compile, {seconds['step']:.3g} s a step, "
+        f"{duration(seconds['validation'])} a validation",
+        "the run": f"{found['steps']:,} steps and {found['validations']:,} validations: about "
+        f"{duration(seconds['run'])}, and then the report",
+    }
+    return facts(shown)
+
+
+def _step_seconds(compiled, steps, state, frozen, looked_at) -> float:
+    """Returns the mean seconds of a step; each shape of batch runs twice, and its second run is
+    timed."""
     shapes = Counter(batch.tokens.shape for batch in looked_at)
     total = 0.0
     for shape, batch in {batch.tokens.shape: batch for batch in looked_at}.items():
@@ -100,8 +181,8 @@ def step_seconds(compiled, steps, state, frozen, looked_at) -> float:
     return total / len(looked_at)
 
 
-def validation_seconds(lm: LanguageModel, examples, collections) -> float:
-    """Seconds to score all examples, by those that a part of them takes."""
+def _validation_seconds(lm: LanguageModel, examples, collections) -> float:
+    """Returns the seconds to score all examples, estimated from a part of them."""
     part = examples[:SCORED]
     for _ in range(2):
         began = time.perf_counter()
@@ -110,8 +191,8 @@ def validation_seconds(lm: LanguageModel, examples, collections) -> float:
     return seconds * len(examples) / len(part)
 
 
-def rows(looked_at) -> dict[str, Any]:
-    """Sizes of batches: how often each shape [R, T] occurs, and what share of it is padding."""
+def _shapes(looked_at) -> dict[str, Any]:
+    """Returns how often each shape [R, T] of batches occurs, and their share of padding."""
     shapes = Counter(batch.tokens.shape for batch in looked_at)
     filled = sum(int((batch.segments > 0).sum()) for batch in looked_at)
     total = sum(batch.segments.size for batch in looked_at)
@@ -125,12 +206,12 @@ def rows(looked_at) -> dict[str, Any]:
     }
 
 
-def sample(example: Example, labels, tokenizer: Tokenizer) -> dict[str, Any]:
-    """An example as the model reads it: text with slots, what each answer adds, and counts."""
+def _sample(example: Example, labels, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Returns an example as the model reads it: text with slots, answers, and numbers of tokens."""
     values = [value for value, _ in labels] or [""]
     target = example.tails[example.answer]
     return {
-        "text": spelt(example.trunk, tokenizer),
+        "text": _spell(example.trunk, tokenizer),
         "target": tokenizer.decode(target.tolist()),
         "tokens": len(example.trunk) + len(target),
         "virtual_tokens": int((example.trunk < 0).sum()),
@@ -142,8 +223,8 @@ def sample(example: Example, labels, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def spelt(ids: np.ndarray, tokenizer: Tokenizer) -> str:
-    """The text of int32[n] ids, with slots as `<soft 0..31>`."""
+def _spell(ids: np.ndarray, tokenizer: Tokenizer) -> str:
+    """Returns the text of int32[n] ids, with slots as `<soft 0..31>`."""
     parts = []
     for virtual, group in itertools.groupby(ids.tolist(), lambda number: number < 0):
         run = list(group)
@@ -152,13 +233,13 @@ def spelt(ids: np.ndarray, tokenizer: Tokenizer) -> str:
     return "".join(parts)
 
 
-def memory(executables: Iterable[Any]) -> dict[str, Any]:
-    """Bytes that XLA lays out for the largest of the compiled steps, on a device, and the bytes
-    that there are; `devices` is how many of them share these, as those of a CPU do."""
+def _memory(executables: Iterable[Any]) -> dict[str, Any]:
+    """Returns the bytes that the largest compiled step needs, and the bytes there are. All CPU
+    devices share the host's memory; any other device has its own."""
     analyses = [executable.memory_analysis() for executable in executables]
 
     def needed(analysis):
-        # The new state takes the old one's place: what is aliased counts once.
+        # The new state takes the place of the old one: aliased bytes count once.
         alive = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
         return alive + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
 
@@ -172,65 +253,3 @@ def memory(executables: Iterable[Any]) -> dict[str, Any]:
         "needed": needed(largest) * shared_by,
         "available": own or memories.host(),
     }
-
-
-def advice(found: dict[str, Any], config) -> str:
-    """Whether a step fits into memory, and if it hardly does, which keys to change."""
-    share = found["needed"] / found["available"]
-    return "it fits" if share <= ROOM else f"that is {share:.0%}: {smaller(config)}"
-
-
-def smaller(config) -> str:
-    """What to type so that a step takes less memory, the cheapest change first."""
-    changes = []
-    if config.microbatches < config.batch_size:
-        parts = min(2 * config.microbatches, config.batch_size)
-        changes.append(f"--config.microbatches={parts} (about half of the temporaries)")
-    if config.model.remat != "full":
-        changes.append("--config.model.remat=full (slower, and far less of the temporaries)")
-    if config.model.dtype not in ("bfloat16", "float16"):
-        changes.append("--config.model.dtype=bfloat16 (half the weights, where they are float32)")
-    return f"try {' or '.join(changes)}" if changes else "try a smaller model"
-
-
-def lines(found: dict[str, Any]) -> list[str]:
-    """What `measure` found, for people."""
-    examples, read, batches = found["examples"], found["sample"], found["batches"]
-    text = (read["text"] + f"[[{read['target']}]]").replace("\n", "\\n").replace("\t", "\\t")
-    words = read["tokens"] - read["virtual_tokens"] - read["targets"]
-    shown = [
-        f"{value} {answer['text']!r} ({answer['tokens']} token{'s' * (answer['tokens'] > 1)})"
-        for value, answer in itertools.islice(read["answers"].items(), ANSWERS)
-    ]
-    more = len(read["answers"]) - len(shown)
-    shapes = [
-        f"{shape['rows']} x {shape['positions']} ({shape['share']:.0%})"
-        for shape in batches["shapes"]
-    ]
-    shortened = [
-        f"{lost['examples']:,} {name} examples shortened by {lost['tokens']:,} tokens"
-        for name, lost in found["shortened"].items()
-        if lost["examples"]
-    ]
-    memory, seconds = found["memory"], found["seconds"]
-    table = {
-        "data": f"{found['task']}: {examples['train']:,} examples to train on, "
-        f"{examples['validation']:,} to validate, {examples['test']:,} to test",
-        "left out": ", ".join([*found["notes"], *shortened]) or "nothing",
-        "model reads": text,
-        "": f"{read['tokens']} tokens: {read['virtual_tokens']} virtual, {words} of text, "
-        f"{read['targets']} to predict",
-        "answers": ", ".join(shown) + (f" and {more} more" if more else ""),
-        "a batch": f"{found['batch_size']} examples as {' or '.join(shapes)} in rows, "
-        f"{batches['padding']:.0%} padding; {batches['shared_positions']} shared positions once",
-        "parameters": f"{found['parameters']['trainable']:,} trainable, "
-        f"{found['parameters']['frozen']:,} frozen",
-        "memory": f"{size(memory['needed'])} of {size(memory['available'])} a step "
-        f"({size(memory['arguments'])} arguments, {size(memory['temporaries'])} temporaries): "
-        f"{found['advice']}",
-        "time": f"{duration(seconds['compile'])} to compile, {seconds['step']:.3g} s a step, "
-        f"{duration(seconds['validation'])} a validation",
-        "the run": f"{found['steps']:,} steps and {found['validations']:,} validations: about "
-        f"{duration(seconds['run'])}, and then the report",
-    }
-    return [f"{name:<12} {value}" for name, value in table.items()]

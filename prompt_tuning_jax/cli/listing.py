@@ -1,102 +1,120 @@
-"""What there is to choose from: recipes, models, methods. Reads docstrings and executes nothing."""
+"""The commands `list` and `copy`: the configs, models and methods that there are.
+
+What is said about configs and methods comes from the docstrings of their files; nothing of them is
+executed.
+"""
 
 import ast
 import re
 from pathlib import Path
 from typing import Any
 
+from prompt_tuning_jax.cli.show import facts
 from prompt_tuning_jax.errors import UserError, nearest
 from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.files import packaged_models as embedded
 
 _PACKAGE = Path(__file__).parents[1]
-# Beside the code: in the package where it is installed, in front of it in a checkout.
+# Installed, the configs lie inside the package; in a checkout, beside it.
 _CONFIGS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 _SECTION = re.compile(r"(?P<name>[A-Z][a-z ]*): (?P<text>.*)")
 
 
-def recipes() -> dict[str, Path]:
-    """The config files that come with the code, by their names without the ending."""
+def config_files() -> dict[str, Path]:
+    """Returns the config files that come with the code, by name without the ending."""
     folder = next((folder for folder in _CONFIGS if folder.is_dir()), None)
     return {path.stem: path for path in sorted(folder.glob("*.py"))} if folder else {}
 
 
-def configs() -> list[dict[str, Any]]:
-    """Each recipe: name, path, what it does, and the sections of its docstring by name, such as
-    command, hardware_and_time, expected."""
+def list_configs() -> list[dict[str, Any]]:
+    """Returns name, path, what it does, and the sections of its docstring by name, such as
+    `command` and `expected`, of each config."""
     return [
-        {"name": name, "path": str(path), **_described(path)} for name, path in recipes().items()
+        {"name": name, "path": str(path), **describe_file(path)}
+        for name, path in config_files().items()
     ]
 
 
-def models() -> list[dict[str, Any]]:
-    """Each embedded model: name, what it is, parameters, bytes, licence, source, and its path, None
-    where its package is not installed."""
+def list_models() -> list[dict[str, Any]]:
+    """Returns name, what it is, parameters, bytes, licence, source, and path of each packaged
+    model; the path is None if its package is not installed."""
     listed = []
     for name, model in embedded.EMBEDDED.items():
-        facts = {key: getattr(model, key) for key in ("what", "parameters", "bytes", "licence")}
+        values = {key: getattr(model, key) for key in ("what", "parameters", "bytes", "licence")}
         path = embedded.find(name)
         where = {"source": model.source, "path": None if path is None else str(path)}
-        listed.append({"name": name, **facts, **where, "install": model.install})
+        listed.append({"name": name, **values, **where, "install": model.install})
     return listed
 
 
-def methods() -> list[dict[str, Any]]:
-    """Each method: name, what it does, and the file to read or to copy."""
-    folder = _PACKAGE / "methods"
-    paths = {name: folder / f"{name}.py" for name in METHODS}
+def list_methods() -> list[dict[str, Any]]:
+    """Returns name, what it does, and the path of each method."""
+    paths = {name: _PACKAGE / "methods" / f"{name}.py" for name in METHODS}
     return [
-        {"name": name, "what": _described(path)["what"], "path": str(path)}
+        {"name": name, "what": describe_file(path)["what"], "path": str(path)}
         for name, path in paths.items()
     ]
 
 
-LISTED = {"configs": configs, "models": models, "methods": methods}
+LISTS = {"configs": list_configs, "models": list_models, "methods": list_methods}
 # What to do with one of each kind.
 NEXT = {
-    "configs": "`prompt-tuning copy CONFIG FILE` makes one your own.",
+    "configs": "`prompt-tuning copy CONFIG FILE` copies one, to be edited.",
     "models": "--config.model.path takes one of these, a GGUF file, or a Hugging Face folder.",
-    "methods": "--config.method.name takes one of these; a config that uses it says how.",
+    "methods": "--config.method.name takes one of these.",
 }
 
 
-def text(kind: str) -> str:
-    """What `LISTED[kind]` gives, for people."""
-    blocks = []
-    for entry in LISTED[kind]():
-        shown = {name: value for name, value in entry.items() if name not in ("name", "what")}
-        width = max(map(len, shown))
-        facts = (f"  {name.replace('_', ' '):<{width}}  {_shown(shown[name])}" for name in shown)
-        blocks.append("\n".join([f"{entry['name']}: {entry['what']}", *facts]))
-    return "\n\n".join(blocks)
+def collect(kind: str | None) -> dict[str, list[dict[str, Any]]]:
+    """Returns the lists by their kind: one, or all if `kind` is None."""
+    if kind is not None and kind not in LISTS:
+        raise UserError(
+            f"list takes one of {', '.join(LISTS)} or nothing, not {kind!r}{nearest(kind, LISTS)}"
+        )
+    return {name: LISTS[name]() for name in LISTS if kind in (None, name)}
 
 
-def copy(name: str, target: str, force: bool) -> Path:
-    """Writes a recipe as a file of one's own.
+def text(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Returns what `collect` found, for people."""
+    parts = []
+    for kind, entries in found.items():
+        if len(found) > 1:
+            parts.append(kind.upper())
+        for entry in entries:
+            values = {name.replace("_", " "): _readable(value) for name, value in entry.items()}
+            heading = f"{values.pop('name')}: {values.pop('what')}"
+            parts.append("\n  ".join([heading, *facts(values)]))
+        parts.append(NEXT[kind])
+    return "\n\n".join(parts)
+
+
+def copy_config(name: str, target: str, force: bool) -> Path:
+    """Copies a config to a file, to be edited.
 
     Args:
-      name: of a recipe, as `recipes` names it.
-      target: the file to write, which ends in .py.
-      force: replace a file that is there.
+      name: of a config, see `config_files`.
+      target: the file to write; its name ends in .py.
+      force: replace an existing file.
 
     Returns:
       the file.
 
     Raises:
-      UserError: an unknown recipe, a target that is there or cannot be written.
+      UserError: an unknown config, or a file that exists or cannot be written.
     """
-    known = recipes()
+    known = config_files()
     if name not in known:
-        hint = nearest(name, known)
-        raise UserError(f"{name!r} is not a config{hint}: there are {', '.join(known)}")
+        raise UserError(
+            f"{name!r} is not a config{nearest(name, known)}: expected one of {', '.join(known)}"
+        )
     path = Path(target)
     if path.is_dir():
         raise UserError(f"{target!r} is a folder: name a file, as {str(path / name) + '.py'!r}")
     if path.suffix != ".py":
         raise UserError(f"{target!r} has to end in .py, as a config file does")
     if path.exists() and not force:
-        raise UserError(f"{target!r} is there already: give another name, or --force to replace it")
-    # The lock and the config library that come with it take a while to import.
+        raise UserError(f"{target!r} exists: give another name, or --force to replace it")
+    # Imported here because it takes a while.
     from prompt_tuning_jax.run.folder import atomic_write
 
     try:
@@ -106,12 +124,10 @@ def copy(name: str, target: str, force: bool) -> Path:
     return path
 
 
-def _described(path: Path) -> dict[str, str]:
-    """The docstring of a file: what, its first paragraph, and its sections `Name: text`."""
-    try:
-        docstring = ast.get_docstring(ast.parse(path.read_bytes())) or ""
-    except SyntaxError as error:
-        raise UserError(f"{str(path)!r}, line {error.lineno}: {error.msg}: correct it") from error
+def describe_file(path: Path) -> dict[str, str]:
+    """Returns the docstring of a file: `what`, its first paragraph, and its sections `Name: text`
+    by name. Indented lines continue a section."""
+    docstring = ast.get_docstring(ast.parse(path.read_bytes(), str(path))) or ""
     what, *rest = re.split(r"\n\s*\n", docstring, maxsplit=1)
     sections: dict[str, str] = {}
     name = ""
@@ -126,7 +142,7 @@ def _described(path: Path) -> dict[str, str]:
     return {"what": " ".join(what.split()), **sections}
 
 
-def _shown(value: Any) -> str:
+def _readable(value: Any) -> str:
     if value is None:
         return "not installed"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,4 +1,4 @@
-"""The command `prompt-tuning`: parses a command line, then imports what the command needs."""
+"""The command `prompt-tuning`: reads a command line, then imports what the command needs."""
 
 import _thread
 import contextlib
@@ -9,44 +9,37 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, BinaryIO
 
 import click
 
 from prompt_tuning_jax import __version__
-from prompt_tuning_jax.cli import output as streams
-from prompt_tuning_jax.data.demonstrations import CHOICES, Wanted
 from prompt_tuning_jax.errors import RunError, UserError, hide, nearest, short
 
 FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
-_AGAIN = 0.01  # seconds
 
-
-def _text(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    """Refuses at once what a file of the run could not hold at its end."""
-    _readable(option.opts[-1], value or "")
-    return value
-
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _debug = click.option(
-    "--debug", is_flag=True, expose_value=False, help="Show the traceback of a failure."
+    "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
 )
 _config = click.option(
     "--config",
     "config_path",
     metavar="FILE",
-    callback=_text,
-    help="A .py with get_config(), or a saved .json.",
+    help="A .py file with get_config(), or a saved .json.",
 )
+_artifact = click.option("--artifact", metavar="DIR", help="The artifact of a run.")
 
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit status: 0 done, 1 the run failed, 2 the command or its input is wrong, 75"
-    " interrupted and saved, 130 interrupted, nothing to go on from.",
+    " interrupted and saved, 130 interrupted and nothing saved.",
 )
 @click.version_option(__version__, prog_name="prompt-tuning")
 def program() -> None:
@@ -56,21 +49,17 @@ def program() -> None:
 @program.command(options_metavar="--config FILE --workdir DIR [--config.KEY=VALUE]... [OPTIONS]")
 @_config
 @click.option(
-    "--workdir",
-    metavar="DIR",
-    callback=_text,
-    help="Where the run is kept; typed again, it goes on.",
+    "--workdir", metavar="DIR", help="The folder of the run. The same command again goes on."
 )
-@click.option("--fresh", is_flag=True, help="Start over in a workdir that holds a run.")
+@click.option("--fresh", is_flag=True, help="Start over if the workdir holds a run.")
 @click.option(
-    "--json", "as_json", is_flag=True, help="Report as JSON on stdout, the rest on stderr."
+    "--json", "as_json", is_flag=True, help="Report as JSON on stdout, all else on stderr."
 )
 @click.option(
     "--dry_run",
     "--dry-run",
-    "rehearsed",
     is_flag=True,
-    help="Show the data, an example, memory and time; train and write nothing.",
+    help="Show the data, an example, memory and time. Trains nothing and writes nothing.",
 )
 @_debug
 @click.pass_obj
@@ -80,83 +69,55 @@ def train(
     workdir: str | None,
     fresh: bool,
     as_json: bool,
-    rehearsed: bool,
+    dry_run: bool,
 ) -> int:
     """Trains an adaptation, evaluates it and writes the report."""
     from prompt_tuning_jax.config import load
 
-    if rehearsed and config_path is not None:
-        return _rehearse(load(config_path, overrides), workdir, fresh, as_json)
-    if config_path is None or not workdir:
+    if config_path is None or not (workdir or dry_run):
         raise UserError("train needs both --config FILE and --workdir DIR")
     config = load(config_path, overrides)
-    commands = _commands()
-
-    if not as_json:
-        return commands.train(config, workdir, fresh, sys.argv)
-    with contextlib.redirect_stdout(sys.stderr):
-        status = commands.train(config, workdir, fresh, sys.argv)
-    report = os.path.join(workdir, "report.json")
-    if status == 0:
-        with open(report, encoding="utf-8") as file:
+    if dry_run:
+        with _uninterrupted():
+            from prompt_tuning_jax.cli.dry_run import lines, rehearse
+        with _quiet(as_json):
+            found = rehearse(config, workdir, fresh)
+        click.echo(_json(found) if as_json else "\n".join(["", *lines(found)]))
+        return 0
+    with _uninterrupted():
+        from prompt_tuning_jax.cli.train import train_and_report
+    with _quiet(as_json):
+        status = train_and_report(config, str(workdir), fresh, sys.argv)
+    if as_json and status == 0:
+        with open(os.path.join(str(workdir), "report.json"), encoding="utf-8") as file:
             click.echo(file.read().rstrip())
     return status
-
-
-def _rehearse(config: Any, workdir: str | None, fresh: bool, as_json: bool) -> int:
-    commands = _commands()
-    from prompt_tuning_jax.cli import dry_run
-
-    if as_json:
-        with contextlib.redirect_stdout(sys.stderr):
-            found = commands.rehearse(config, workdir, fresh)
-        click.echo(json.dumps(found, ensure_ascii=False))
-    else:
-        found = commands.rehearse(config, workdir, fresh)
-        click.echo("\n".join(["", *dry_run.lines(found)]))
-    return 0
 
 
 @program.command(
     options_metavar="[--artifact DIR | --prompt TEXT | --prompts FILE] [--config.KEY=VALUE]..."
     " [OPTIONS]"
 )
+@_artifact
 @click.option(
-    "--artifact",
-    metavar="DIR",
-    callback=_text,
-    help="The artifact of a run; it brings its own config.",
-)
-@click.option(
-    "--prompt",
-    metavar="TEXT",
-    callback=_text,
-    help="A written template, as 'Headline: {text}\\nTopic:'.",
+    "--prompt", metavar="TEXT", help="A written template, as 'Headline: {text}\\nTopic:'."
 )
 @click.option(
     "--prompts",
     metavar="FILE",
-    callback=_text,
-    help="Templates, one a line, or a JSON list in a .json: ranked on validation, the best is"
-    " scored.",
+    help="Templates, one on each line, or a JSON list in a .json file. They are ranked on the"
+    " validation split, and the best one is scored.",
 )
 @click.option(
     "--demonstrations",
     type=click.IntRange(min=1),
     metavar="K",
-    help="Put K answered examples of the training split in front, or as many as fit.",
-)
-@click.option(
-    "--demonstrations_choice",
-    metavar="HOW",
-    help="balanced (the labels in turn, the default) or random.",
-)
-@click.option(
-    "--demonstrations_seed", type=click.IntRange(min=0), metavar="N", help="0 unless given."
+    help="Put K answered training examples in front of each example, or as many as fit.",
 )
 @_config
 @click.option(
-    "--split", help="train, validation, test or a part, as 'test[:100]'; config.task.test if none."
+    "--split",
+    help="train, validation, test or a part, as 'test[:100]'. The default is config.task.test.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
 @_debug
@@ -167,18 +128,19 @@ def evaluate(
     prompt: str | None,
     prompts: str | None,
     demonstrations: int | None,
-    demonstrations_choice: str | None,
-    demonstrations_seed: int | None,
     config_path: str | None,
     split: str | None,
     as_json: bool,
 ) -> None:
-    """Scores an artifact, written prompts, or the task's template alone on a split."""
-    from prompt_tuning_jax.config import load
+    """Scores an artifact, written prompts, or the model alone on a split.
 
-    given = {"--artifact DIR": artifact, "--prompt TEXT": prompt, "--prompts FILE": prompts}
-    _at_most_one(given)
-    wanted = _wanted(demonstrations, demonstrations_choice, demonstrations_seed, artifact)
+    An artifact brings its own config, unless --config gives another.
+    """
+    from prompt_tuning_jax.config import load
+    from prompt_tuning_jax.data.demonstrations import Wanted
+
+    _at_most_one({"--artifact DIR": artifact, "--prompt TEXT": prompt, "--prompts FILE": prompts})
+    _at_most_one({"--artifact DIR": artifact, "--demonstrations K": demonstrations})
     if artifact is not None and overrides and config_path is None:
         raise UserError(
             f"the artifact {artifact!r} brings its own config: give --config FILE"
@@ -186,67 +148,54 @@ def evaluate(
         )
     alone = artifact is not None and config_path is None
     config = None if alone else load(config_path, overrides)
-    commands = _commands()
-
-    with contextlib.redirect_stdout(sys.stderr):
+    with _uninterrupted():
+        from prompt_tuning_jax.cli.evaluate import evaluate_split, print_result, rank_prompts
+    wanted = None if demonstrations is None else Wanted(demonstrations)
+    with _quiet():
         if prompts is None:
-            result = commands.evaluate(config, artifact, prompt, split, wanted)
+            result = evaluate_split(config, artifact, prompt, split, wanted)
         else:
-            result = commands.rank(config, prompts, split, wanted)
+            result = rank_prompts(config, prompts, split, wanted)
     if as_json:
-        click.echo(json.dumps(result, ensure_ascii=False))
-        return
-    if "candidates" in result:
-        from prompt_tuning_jax.cli import written_prompts as written
-
-        written.table(result.pop("candidates"))
-        click.echo()
-    click.echo("\n".join(f"{name}: {value}" for name, value in result.items()))
+        click.echo(_json(result))
+    else:
+        print_result(result)
 
 
 @program.command(options_metavar="--artifact DIR [--config.generation.KEY=VALUE]... [OPTIONS]")
-@click.argument("lines", metavar="[FILE]", type=click.File("rb"), default="-")
-@click.option("--artifact", metavar="DIR", callback=_text, help="The artifact of a run.")
+@click.argument("records", metavar="[FILE]", type=click.File("rb"), default="-")
+@_artifact
 @click.option(
     "--jsonl/--lines",
     "as_json",
     default=None,
-    help="Whether a line is a JSON object with the template's fields by name, or the text of its"
-    " only field. Unless given, a FILE's name says it: .jsonl are objects, .csv and .tsv rows of"
-    " cells under the names of their columns, all else texts.",
+    help="Each line is a JSON object with the template's fields by name, or the text of its only"
+    " field. By default the name of FILE decides: .jsonl holds objects, .csv and .tsv hold tables"
+    " with named columns, anything else holds texts.",
 )
-@click.option(
-    "--output",
-    metavar="FILE",
-    callback=_text,
-    help="Where to write, whole or not at all; else stdout.",
-)
+@click.option("--output", metavar="FILE", help="Write to FILE, whole or not at all.")
 @_debug
 @click.pass_obj
 def predict(
     overrides: list[str],
-    lines: BinaryIO,
+    records: BinaryIO,
     artifact: str | None,
     as_json: bool | None,
     output: str | None,
 ) -> None:
-    """Answers each line of FILE or stdin with a JSON line: label and probabilities, or for a task
-    with a target the text."""
+    """Answers each record of FILE or stdin with a JSON line: label and probabilities, or a text if
+    the task has a target."""
     if not artifact:
         raise UserError("predict needs --artifact DIR")
     for word in overrides:
         if not word.startswith("--config.generation."):
             raise UserError(
-                f"predict takes no {word!r}: the artifact brings its own config, of which only"
-                " --config.generation.KEY can be another"
+                f"predict takes no {word!r}: the artifact brings its own config, and only"
+                " --config.generation.KEY can be changed"
             )
-    with streams.output(output) as stream:
-        commands = _commands()
-
-        for row in commands.predict(artifact, lines, as_json, overrides):
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-            if output is None:
-                stream.flush()
+    with _uninterrupted():
+        from prompt_tuning_jax.cli.predict import write_answers
+    write_answers(artifact, records, as_json, output, overrides)
 
 
 @program.command("list", options_metavar="[OPTIONS]")
@@ -255,42 +204,31 @@ def predict(
 @_debug
 @click.pass_obj
 def list_(overrides: list[str], kind: str | None, as_json: bool) -> None:
-    """Lists configs, models and methods, with what to expect of each."""
-    from prompt_tuning_jax.cli import listing as catalogue
+    """Lists configs, models and methods."""
+    from prompt_tuning_jax.cli.listing import collect, text
 
     _no_overrides("list", overrides)
-    if kind is not None and kind not in catalogue.LISTED:
-        known = ", ".join(catalogue.LISTED)
-        raise UserError(
-            f"list takes one of {known} or nothing, not {kind!r}{nearest(kind, catalogue.LISTED)}"
-        )
-    kinds = list(catalogue.LISTED) if kind is None else [kind]
+    found = collect(kind)
     if as_json:
-        found = {name: catalogue.LISTED[name]() for name in kinds}
         click.echo(_json(found if kind is None else found[kind]))
-        return
-    for name in kinds:
-        if kind is None:
-            click.echo(f"{name.upper()}\n")
-        click.echo(f"{catalogue.text(name)}\n\n{catalogue.NEXT[name]}")
-        if name != kinds[-1]:
-            click.echo()
+    else:
+        click.echo(text(found))
 
 
 @program.command(options_metavar="[OPTIONS]")
 @click.argument("config", metavar="CONFIG")
 @click.argument("file", metavar="FILE")
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 @_debug
 @click.pass_obj
 def copy(overrides: list[str], config: str, file: str, force: bool) -> None:
     """Copies a config of `list configs` to FILE, to be edited."""
-    from prompt_tuning_jax.cli import listing as catalogue
+    from prompt_tuning_jax.cli.listing import copy_config
 
     _no_overrides("copy", overrides)
-    path = str(catalogue.copy(config, file, force))
-    workdir = os.path.join("runs", os.path.splitext(os.path.basename(path))[0])
-    words = ["prompt-tuning", "train", "--config", path, "--workdir", workdir]
+    path = copy_config(config, file, force)
+    workdir = os.path.join("runs", path.stem)
+    words = ["prompt-tuning", "train", "--config", str(path), "--workdir", workdir]
     click.echo(f"next: {shlex.join(words)}")
 
 
@@ -299,23 +237,20 @@ def copy(overrides: list[str], config: str, file: str, force: bool) -> None:
 @_debug
 @click.pass_obj
 def env(overrides: list[str], as_json: bool) -> None:
-    """Shows versions, devices, settings and caches, as a bug report needs them."""
+    """Shows versions, devices, settings and caches, for a bug report."""
+    from prompt_tuning_jax.cli.show import facts
     from prompt_tuning_jax.run import environment
 
     _no_overrides("env", overrides)
-    with contextlib.redirect_stdout(sys.stderr):
-        facts = environment.describe() | {"caches": environment.caches()}
-    click.echo(_json(facts) if as_json else "\n".join(environment.lines(facts)))
+    with _quiet():
+        found = environment.describe() | {"caches": environment.caches()}
+    click.echo(_json(found) if as_json else "\n".join(facts(found)))
 
 
 def run(arguments: list[str]) -> int:
-    """Runs one command line.
-
-    Returns:
-        The exit status, as --help has it.
-    """
+    """Runs a command line and returns its exit status."""
     try:
-        overrides, words = _split(arguments)
+        overrides, words = split_overrides(arguments)
         with program.make_context("prompt-tuning", words or ["--help"], obj=overrides) as context:
             return program.invoke(context) or 0
     except click.exceptions.Exit as finished:
@@ -327,107 +262,76 @@ def run(arguments: list[str]) -> int:
         click.echo(f"error: {hide(wrong)}", err=True)
         return FAILED if isinstance(error, RunError) else USAGE
     except KeyboardInterrupt:
-        with contextlib.suppress(OSError):  # the terminal is closed
+        with contextlib.suppress(OSError):  # the terminal may be closed
             click.echo("interrupted", err=True)
         return INTERRUPTED
 
 
 def main() -> None:
-    """Runs the console script: a failure is one line, and a closed stdout is none.
-
-    Where stdout takes no more, the status is 1 for what prints its result: `train` has files too.
-    """
+    """Runs the program. Any other failure than those that `run` knows is one line on stderr, and a
+    reader that closed stdout is none."""
     if "--debug" not in sys.argv:
-        sys.excepthook = _one_line
-    sys.unraisablehook = _heard
+        sys.excepthook = _print_one_line
+    sys.unraisablehook = _interrupt_again
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores the second
-            # As Ctrl-C, so that nothing half-written stays; the loop of a run saves instead.
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
+            # As Ctrl-C, so that nothing half-written stays. While a run trains, it saves instead.
             signal.signal(number, signal.default_int_handler)
-    # What was closed before the program began is None, which cannot be written to or read.
-    sys.stdout, sys.stderr, sys.stdin = (
-        open(os.devnull, mode, encoding="utf-8") if stream is None else stream
-        for stream, mode in ((sys.stdout, "w"), (sys.stderr, "w"), (sys.stdin, "r"))
-    )
     try:
         status = run(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:
-        # The interpreter flushes once more when it ends: give it a place where that succeeds.
+        # Python flushes stdout once more at its end, which has to succeed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = FAILED
-    except OSError as error:
-        if not streams.refuses(sys.stdout):
-            raise
-        streams.silence(error)
         status = FAILED
     sys.exit(status)
 
 
-def _commands() -> Any:
-    """What most commands need, imported whole: Ctrl-C and its like, which numpy and jax crash on
-    in the middle of it, wait for its second or two."""
-    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
-    try:
-        from prompt_tuning_jax.cli import commands
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return commands
+def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Splits words into overrides and the words that click knows.
 
-
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Parts the overrides from the words that click knows, and refuses a mistyped command."""
+    Raises:
+      UserError: a word that is not UTF-8, an override without a value, or an unknown command.
+    """
+    for word in arguments:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{short(word, 200)} is not UTF-8 at character {error.start + 1}: type it in a"
+                " UTF-8 terminal"
+            ) from error
     overrides = [word for word in arguments if word.startswith("--config.")]
     words = [word for word in arguments if not word.startswith("--config.")]
     for word in overrides:
         if "=" not in word:
             raise UserError(f"{word!r} has no value: write {word}=VALUE as one word")
-        _readable("an override", word)
     if words and not words[0].startswith("-") and words[0] not in program.commands:
         known = ", ".join(program.commands)
         hint = nearest(words[0], program.commands)
-        raise UserError(f"{words[0]!r} is not a command{hint}: there are {known}")
+        raise UserError(f"{words[0]!r} is not a command{hint}: expected one of {known}")
     return overrides, words
 
 
-def _readable(what: str, text: str) -> None:
-    """Refuses what was typed in another encoding, which no tokenizer and no file could take."""
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Holds Ctrl-C and its like back while numpy and jax are imported: they can crash on it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{what} is not UTF-8 at character {error.start + 1}: {short(text, 200)}; type it in a"
-            " terminal that is"
-        ) from error
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _at_most_one(given: dict[str, str | None]) -> None:
-    """Refuses options that exclude each other, by how they are written."""
+def _quiet(is_quiet: bool = True) -> contextlib.redirect_stdout:
+    """Sends what is printed to stderr, so that stdout holds the result alone."""
+    return contextlib.redirect_stdout(sys.stderr if is_quiet else sys.stdout)
+
+
+def _at_most_one(given: dict[str, Any]) -> None:
     chosen = [name for name, value in given.items() if value is not None]
     if len(chosen) > 1:
         raise UserError(f"evaluate takes {' or '.join(chosen)}, not both")
-
-
-def _wanted(
-    count: int | None, choice: str | None, seed: int | None, artifact: str | None
-) -> Wanted | None:
-    """What the options about demonstrations ask for; None for none."""
-    if count is None:
-        options = {"--demonstrations_choice": choice, "--demonstrations_seed": seed}
-        for option, value in options.items():
-            if value is not None:
-                raise UserError(f"{option} is {value!r} without --demonstrations K: give both")
-        return None
-    if artifact is not None:
-        raise UserError("an artifact was trained without --demonstrations: evaluate it without")
-    wanted = Wanted(count, choice or CHOICES[0], seed or 0)
-    if wanted.choice not in CHOICES:
-        raise UserError(
-            f"--demonstrations_choice is {choice!r}, expected {' or '.join(CHOICES)}"
-            f"{nearest(wanted.choice, CHOICES)}"
-        )
-    return wanted
 
 
 def _no_overrides(command: str, overrides: list[str]) -> None:
@@ -436,22 +340,19 @@ def _no_overrides(command: str, overrides: list[str]) -> None:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False)
 
 
-def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _print_one_line(kind: type[BaseException], error: BaseException, _: TracebackType | None):
     text = next(iter(str(error).strip().splitlines()), "")
     click.echo(f"error: {kind.__name__}: {hide(text)} (--debug shows the traceback)", err=True)
 
 
-def _heard(fault: Any) -> None:
-    """Ctrl-C, or SIGTERM, comes again a moment later where it met a callback whose exceptions lead
-    nowhere, as jax's of the garbage collector, and would be lost."""
+def _interrupt_again(fault: Any) -> None:
+    """Repeats a Ctrl-C that Python dropped, because it came while jax's callback of the garbage
+    collector ran: about one in twenty does."""
     if fault.exc_type is KeyboardInterrupt:
-        # In the background Ctrl-C is ignored.
-        ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-        again = signal.SIGTERM if ignored else signal.SIGINT
-        threading.Timer(_AGAIN, _thread.interrupt_main, [again]).start()
+        threading.Timer(0.01, _thread.interrupt_main, [signal.SIGTERM]).start()
     else:
         sys.__unraisablehook__(fault)
 

@@ -1,8 +1,8 @@
 """Written prompts: candidates from a file, ranked on one split, the best scored on another."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TextIO
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from prompt_tuning_jax.data.rows import open_file, read_lines
 from prompt_tuning_jax.errors import UserError
@@ -58,7 +58,7 @@ def _parse_list(lines: Sequence[Candidate], path: str) -> list[Candidate]:
     return [Candidate(item, f"{path}, item {number}") for number, item in enumerate(items, 1)]
 
 
-def rank(
+def rank_candidates(
     candidates: Sequence[Candidate], score: Callable[[str], dict[str, Any]], log: Callable = print
 ) -> list[dict[str, Any]]:
     """Scores each candidate and sorts them, the best first.
@@ -80,20 +80,3 @@ def rank(
         except UserError as error:
             raise UserError(f"{candidate.place}: {error}") from error
     return sorted(scored, key=lambda each: -each.get("accuracy", -each["loss"]))
-
-
-def table(ranking: Sequence[Mapping[str, Any]], file: TextIO | None = None) -> None:
-    """Prints a ranking for people, to stdout unless a file is given."""
-    from rich.console import Console
-    from rich.table import Table
-
-    numbers = [name for name in ("accuracy", "loss", "demonstrations") if name in ranking[0]]
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for name in numbers:
-        shown.add_column(name, justify="right")
-    shown.add_column("prompt", overflow="fold")
-    formats = {"accuracy": "{:.1%}", "loss": "{:.4f}", "demonstrations": "{}"}
-    for row in ranking:
-        values = (formats[name].format(row[name]) for name in numbers)
-        shown.add_row(*values, row["prompt"].replace("\n", "\\n"))
-    Console(file=file, markup=False, highlight=False).print(shown)

@@ -11,7 +11,7 @@ from typing import Any
 
 from prompt_tuning_jax.config import flatten
 from prompt_tuning_jax.data.template import parse
-from prompt_tuning_jax.run.report import Row, size
+from prompt_tuning_jax.run.report import Row, cells, size
 
 CARD = "README.md"
 # What stands for each field in the examples of use.
@@ -103,28 +103,14 @@ def _facts(manifest, leaves, tensors_bytes, task) -> Iterable[str]:
 
 
 def _results(rows: Sequence[Row], task: Mapping[str, Any]) -> list[str]:
-    """The report as a table, without times and without what no row has."""
+    """Returns the report as a table, without times."""
     if not rows:
         return []
-    shown = [
-        name
-        for name in Row._fields
-        if name not in ("name", "seconds") and any(getattr(row, name) is not None for row in rows)
-    ]
-    headings = [f"on {task.get('test', 'test')}", *(name.replace("_", " ") for name in shown)]
-    lines = [headings, ["---"] * len(headings)]
-    lines += [[row.name, *(_cell(name, getattr(row, name)) for name in shown)] for row in rows]
+    listed = cells(rows)
+    headings = [heading for heading in listed[0] if heading != "seconds"]
+    lines = [[f"on {task.get('test', 'test')}", *headings[1:]], ["---"] * len(headings)]
+    lines += [[row[heading] for heading in headings] for row in listed]
     return ["\n".join(f"| {' | '.join(line)} |" for line in lines)]
-
-
-def _cell(name: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if name == "bytes":
-        return size(value)
-    if name == "accuracy":
-        return f"{100 * value:.1f} %"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
 def _commands(manifest, folder, task) -> list[str]:

@@ -10,12 +10,11 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from prompt_tuning_jax import __version__
-from prompt_tuning_jax.cli.output import spoken
 from prompt_tuning_jax.errors import UserError, hide
 from prompt_tuning_jax.run.folder import RUN, atomic_write
 from prompt_tuning_jax.storage import cache_folder
@@ -81,17 +80,6 @@ def commit(folder: Path) -> str | None:
 _DESCRIBE = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
 
 
-def lines(facts: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Nested facts as lines `name: value` for people."""
-    shown = []
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            shown += lines(value, f"{prefix}{name} ") or [f"{prefix}{name}: none"]
-        else:
-            shown.append(f"{prefix}{name}: {'none' if value is None else value}")
-    return shown
-
-
 @contextlib.contextmanager
 def recorded(run: Path, command: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Appends to a run's `run.json` what one start of it was: command, times, outcome, environment.
@@ -122,8 +110,7 @@ def recorded(run: Path, command: Sequence[str]) -> Iterator[dict[str, Any]]:
     try:
         _append(run / RUN, entry, clock)
     except OSError as error:
-        with spoken():
-            print(f"warning: {run / RUN} lacks this start ({error.strerror}).", flush=True)
+        print(f"warning: {run / RUN} lacks this start ({error.strerror}).", flush=True)
 
 
 def _append(path: Path, entry: dict[str, Any], clock: float) -> None:

@@ -5,8 +5,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TextIO
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from prompt_tuning_jax.run.folder import atomic_write, read_metrics
 
@@ -34,35 +34,18 @@ class Row(NamedTuple):
     loss: float | None = None
 
 
-def table(rows: Sequence[Row], file: TextIO | None = None) -> None:
-    """Prints the rows for people, to stdout unless a file is given."""
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    shown.add_column("name", overflow="fold")
-    for heading in (measure(rows), "trainable parameters", "bytes", "seconds"):
-        shown.add_column(heading, justify="right")
-    for row in rows:
-        shown.add_row(
-            row.name,
-            result(row),
-            f"{row.trainable_parameters:,}",
-            size(row.bytes),
-            duration(row.seconds),
-        )
-    console = Console(file=file, markup=False, highlight=False)
-    console.print(shown)
+def cells(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Returns the values of the rows as texts by their headings, for tables. A value that no row
+    has is left out."""
+    shown = [name for name in FORMATS if any(getattr(row, name) is not None for row in rows)]
+    return [
+        {name.replace("_", " "): _format(row, name) for name in ("name", *shown)} for row in rows
+    ]
 
 
-def measure(rows: Sequence[Row]) -> str:
-    """What `result` says of these rows: 'accuracy', or 'loss' where a task has no labels."""
-    return "loss" if any(row.accuracy is None for row in rows) else "accuracy"
-
-
-def result(row: Row) -> str:
-    """A row's accuracy for people, or its loss: '85.2 %', '1.234'."""
-    return f"{row.loss:.3f}" if row.accuracy is None else f"{100 * row.accuracy:.1f} %"
+def _format(row: Row, name: str) -> str:
+    value = getattr(row, name)
+    return "" if value is None else FORMATS.get(name, str)(value)
 
 
 def size(count: int) -> str:
@@ -83,6 +66,16 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+# How the values of a table are written for people, in the order of its columns.
+FORMATS: dict[str, Callable[[Any], str]] = {
+    "accuracy": lambda share: f"{100 * share:.1f} %",
+    "loss": "{:.3f}".format,
+    "trainable_parameters": "{:,}".format,
+    "bytes": size,
+    "seconds": duration,
+}
 
 
 def write_report(

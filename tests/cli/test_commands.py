@@ -15,12 +15,14 @@ from safetensors.numpy import load_file, save_file
 
 from prompt_tuning_jax import api
 from prompt_tuning_jax import config as configs
-from prompt_tuning_jax.cli import commands
+from prompt_tuning_jax.cli import train as cli_train
+from prompt_tuning_jax.cli.machine import keep_compiled
 from prompt_tuning_jax.run import artifact, report
 from prompt_tuning_jax.run import folder as workdir
 
 pytestmark = pytest.mark.usefixtures("home")
 
+ROW = report.Row("soft prompt", 0.5, 96, 512, 1.0)
 LINES = [
     "banks and funds 1",
     "films {text} {soft} {",
@@ -100,7 +102,6 @@ MISTAKES = {
         train('prompts=("{soft:4} {text}:",)'),
         "position 1: there are no virtual tokens for this slot",
     ),
-    "both": (["evaluate", "--artifact", "a", "--prompt", "b"], "not both"),
     "no artifact": (["evaluate", "--artifact", "none"], "'none' does not exist"),
     "prompt's field": (["evaluate", "--prompt", "{txt}:"], "{txt}", "did you mean 'text'?"),
     "evaluated split": (["evaluate", "--prompt", "It:", "--split", "tset"], "split 'tset'"),
@@ -233,27 +234,26 @@ def test_a_workdir_of_a_run_in_progress_is_refused(refused, home):
 
 def test_after_a_mistake_the_right_command_goes_on_in_the_same_workdir(refused, typed, monkeypatch):
     refused(*train("task.template={text}:"))
-    monkeypatch.setattr(commands, "compare", lambda *_: [])
+    monkeypatch.setattr(cli_train, "compare", lambda *_: [ROW])
     assert typed(*FEW).status == 0
 
 
 def test_json_keeps_stdout_clean(typed, home, monkeypatch):
-    row = report.Row("soft prompt", 0.5, 96, 512, 1.0)
-    monkeypatch.setattr(commands, "compare", lambda *_: [row])
+    monkeypatch.setattr(cli_train, "compare", lambda *_: [ROW])
     shown = typed(*FEW, "--json")
     rows = json.loads(shown.out)["rows"]
-    assert [report.Row(**values) for values in rows] == [row]
+    assert [report.Row(**values) for values in rows] == [ROW]
     assert "step 12/12" in shown.err
     assert json.loads((home / "run" / "report.json").read_text()) == json.loads(shown.out)
 
 
 def test_a_run_that_started_over_does_not_tell_to_start_over_again(typed, monkeypatch):
-    tune = commands.tune
+    tune = cli_train.tune
 
     def interrupted(*arguments):
         return tune(*arguments)._replace(finished=False)
 
-    monkeypatch.setattr(commands, "tune", interrupted)
+    monkeypatch.setattr(cli_train, "tune", interrupted)
     words = [*FEW, "--fresh"]
     monkeypatch.setattr(sys, "argv", ["prompt tuning", *words])
     shown = typed(*words)
@@ -277,7 +277,7 @@ def test_the_written_prompt_of_the_report_is_the_best_on_validation(monkeypatch,
     monkeypatch.setattr(api, "evaluate", evaluate)
     result = SimpleNamespace(artifact="made", trainable_parameters=96, seconds=3.0)
     (home / artifact.TENSORS).write_bytes(b"1234")
-    rows = commands.compare(None, None, config, result, home)
+    rows = cli_train.compare(None, None, config, result, home)
     assert [row._replace(seconds=0) for row in rows] == [
         ("no prompt", 0.1, 0, 0, 0, None),
         ("written prompt", 0.4, 0, len("twelve"), 0, None),
@@ -346,6 +346,6 @@ def test_invalid_utf8_names_the_line_and_leaves_no_output(typed, home):
 def test_what_xla_compiles_is_kept_for_the_next_time():
     import jax
 
-    commands.keep_compiled()
+    keep_compiled()
     kept = jax.config.jax_compilation_cache_dir
     assert os.path.dirname(kept) == str(tiny_runs.world().cache / "compiled")

@@ -11,7 +11,8 @@ import tiny_runs
 
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import train
-from prompt_tuning_jax.cli import commands, dry_run, main
+from prompt_tuning_jax.cli import dry_run, main
+from prompt_tuning_jax.cli.machine import enough_memory, load_model
 from prompt_tuning_jax.data.task import make_task, select_records
 from prompt_tuning_jax.errors import RunError
 from prompt_tuning_jax.run import folder as workdir
@@ -65,7 +66,7 @@ def test_the_sample_is_what_the_model_reads(found):
 
 def test_batches_are_those_of_the_run(found):
     config = configs.load(CONFIG, tiny_runs.FEW)
-    lm, task = commands.load_model(config), make_task(config.task)
+    lm, task = load_model(config), make_task(config.task)
     data = train.plan(lm, task, config, print).data
     every = [data.batch(step) for step in range(12)]
     said = found["batches"]
@@ -108,7 +109,7 @@ def test_people_read_the_same(capsys, home):
 
 def test_training_after_a_rehearsal_is_training(monkeypatch):
     config = configs.load(CONFIG, tiny_runs.FEW)
-    lm, task = commands.load_model(config), make_task(config.task)
+    lm, task = load_model(config), make_task(config.task)
     plain = train.tune(lm, task, config, None, print)
     before = jax.tree.map(np.array, lm.params)
     dry_run.measure(lm, task, config, print)
@@ -171,7 +172,7 @@ def test_a_device_without_memory_is_a_sentence(capsys, monkeypatch):
     assert shown.status == 1 and shown.err.count("\n") == 1
     assert "too little memory for a step: try --config.microbatches=2 " in shown.err
     config = configs.load(CONFIG)
-    with pytest.raises(RunError), commands.enough_memory(config):
+    with pytest.raises(RunError), enough_memory(config):
         allocate()
-    with pytest.raises(jax.errors.JaxRuntimeError), commands.enough_memory(config):
+    with pytest.raises(jax.errors.JaxRuntimeError), enough_memory(config):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from prompt_tuning_jax.cli import listing as catalogue
-from prompt_tuning_jax.cli import main
+from prompt_tuning_jax.cli import listing, main
 from prompt_tuning_jax.config import KEYS, load
-from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.files import packaged_models as embedded
 
@@ -67,7 +65,7 @@ def test_the_list_for_people_holds_all_that_the_other_does(capsys):
     whole = listed(capsys)
     assert list(whole) == ["configs", "models", "methods"]
     for kind, entries in whole.items():
-        assert f"{kind.upper()}\n" in shown and catalogue.NEXT[kind] in shown
+        assert f"{kind.upper()}\n" in shown and listing.NEXT[kind] in shown
         assert entries == listed(capsys, kind)
         for entry in entries:
             assert entry["name"] in shown and entry["what"] in shown
@@ -78,16 +76,13 @@ def test_sections_of_a_docstring_go_on_over_indented_lines(tmp_path):
     path.write_text(
         '"""What it\n  does.\n\nCommand: a b\nExpected value: c: d,\n  e\n  f\nnot a section\n"""\n'
     )
-    assert catalogue._described(path) == {
+    assert listing.describe_file(path) == {
         "what": "What it does.",
         "command": "a b",
         "expected_value": "c: d, e f",
     }
     path.write_text("x = 1")
-    assert catalogue._described(path) == {"what": ""}
-    path.write_text("x = = 1")
-    with pytest.raises(UserError, match=r"a\.py', line 1: invalid syntax"):
-        catalogue._described(path)
+    assert listing.describe_file(path) == {"what": ""}
 
 
 def test_a_copy_is_the_recipe_and_the_printed_command_fits_it(capsys, tmp_path, monkeypatch):
@@ -105,7 +100,7 @@ def test_a_copy_is_the_recipe_and_the_printed_command_fits_it(capsys, tmp_path, 
 def test_a_file_that_is_there_is_replaced_only_when_asked(capsys, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("weeks of work")
-    assert "is there already" in refused(capsys, "copy", "quickstart", str(path))
+    assert "exists: give another name" in refused(capsys, "copy", "quickstart", str(path))
     assert path.read_text() == "weeks of work"
     assert main.run(["copy", "quickstart", str(path), "--force"]) == 0
     assert "get_config" in path.read_text() and os.listdir(tmp_path) == ["mine.py"]

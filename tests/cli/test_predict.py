@@ -14,7 +14,8 @@ import tiny_models
 import tiny_runs
 
 from prompt_tuning_jax import config as configs
-from prompt_tuning_jax.cli import commands, main
+from prompt_tuning_jax.cli import main
+from prompt_tuning_jax.cli.machine import load_model
 from prompt_tuning_jax.run import artifact
 
 TASK = (
@@ -35,7 +36,7 @@ def writer(tmp_path_factory):
     words = [f"--config.task.{word}" for word in TASK]
     words += [f"--config.{word}" for word in SETTINGS]
     config = configs.load(str(tiny_runs.world().config), words)
-    lm = commands.load_model(config)
+    lm = load_model(config)
     collections = plain_llama.random_collections(0, tiny_models.SPEC, "prompt", size=3)
     manifest = artifact.describe(
         method="soft_prompt",
@@ -139,7 +140,7 @@ def test_labels_take_json_lines_too_and_nothing_of_generation(typed):
     objects = typed(*made, "--jsonl", stdin='{"text": "banks and funds", "label": "x"}\n\n')
     assert answers(plain) == answers(objects)
     shown = typed(*made, "--config.generation.max_new_tokens=3", stdin="banks")
-    assert shown.status == 2 and "finds labels" in shown.err
+    assert shown.status == 2 and "has labels and writes no texts" in shown.err
 
 
 def test_a_table_is_read_by_its_columns_and_an_object_that_is_read_as_text_is_said(typed, tmp_path):

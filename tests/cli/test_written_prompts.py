@@ -1,6 +1,5 @@
 """Candidate prompts: how a file is read, what is refused, which comes first."""
 
-import io
 import json
 import os
 
@@ -72,7 +71,7 @@ def test_only_a_regular_file_is_read(tmp_path):
 
 def scored(scores):
     candidates = [Candidate(text, f"line {number}") for number, text in enumerate(scores, 1)]
-    return written.rank(candidates, scores.__getitem__)
+    return written.rank_candidates(candidates, scores.__getitem__)
 
 
 def test_the_best_comes_first_and_of_equals_the_first():
@@ -95,17 +94,4 @@ def test_a_candidate_that_cannot_be_scored_is_named():
         raise UserError("record 0: too long")
 
     with pytest.raises(UserError, match=r"^line 7: record 0: too long$"):
-        written.rank([Candidate("a", "line 7")], fail)
-
-
-def test_the_table_is_for_people():
-    out = io.StringIO()
-    rows = [{"prompt": "a [b] {text}\nc", "accuracy": 0.5, "loss": 1.25, "examples": 9}]
-    written.table(rows, out)
-    assert [line.split() for line in out.getvalue().splitlines()] == [
-        ["accuracy", "loss", "prompt"],
-        ["50.0%", "1.2500", "a", "[b]", "{text}\\nc"],
-    ]
-    out = io.StringIO()
-    written.table([{"prompt": "a", "loss": 1.25, "demonstrations": 3}], out)
-    assert out.getvalue().split() == ["loss", "demonstrations", "prompt", "1.2500", "3", "a"]
+        written.rank_candidates([Candidate("a", "line 7")], fail)

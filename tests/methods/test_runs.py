@@ -22,7 +22,7 @@ from tiny_models import SPEC
 import prompt_tuning_jax
 from prompt_tuning_jax import api, methods, train
 from prompt_tuning_jax import config as configs
-from prompt_tuning_jax.cli import commands
+from prompt_tuning_jax.cli.machine import load_model
 from prompt_tuning_jax.data.task import make_task
 from prompt_tuning_jax.data.template import with_prompt
 from prompt_tuning_jax.models.files.tokenizer import Facts, Tokenizer
@@ -45,7 +45,7 @@ def overrides(row, **more):
 def tiny(row, **more):
     """A model, its task and a config of few steps."""
     config = configs.load(str(tiny_runs.world().config), [*tiny_runs.FEW, *overrides(row, **more)])
-    return commands.load_model(config), make_task(config.task), config
+    return load_model(config), make_task(config.task), config
 
 
 @functools.cache

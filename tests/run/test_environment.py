@@ -9,7 +9,7 @@ import pytest
 import tiny_runs
 
 from prompt_tuning_jax import __version__, errors
-from prompt_tuning_jax.cli import main
+from prompt_tuning_jax.cli import main, show
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.run import environment
 from prompt_tuning_jax.run import folder as workdir
@@ -31,7 +31,7 @@ def test_env_names_versions_devices_and_caches(capsys, monkeypatch, tmp_path):
     assert main.run(["env"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert f"versions jax: {jax.__version__}" in lines and "caches bytes models: 5" in lines
-    assert len(lines) == len(environment.lines(facts))
+    assert len(lines) == len(show.facts(facts))
 
 
 def test_env_answers_where_no_device_is_found(capsys, monkeypatch):
@@ -47,7 +47,6 @@ def test_env_answers_where_no_device_is_found(capsys, monkeypatch):
 def test_what_is_not_installed_is_none(monkeypatch):
     monkeypatch.setattr(environment, "_PACKAGES", ("jax", "no-such-package"))
     assert environment.describe()["versions"]["no-such-package"] is None
-    assert environment.lines({"a": {"b": None, "c": {}}}) == ["a b: none", "a c: none"]
 
 
 def test_the_commit_is_that_of_the_files(tmp_path):

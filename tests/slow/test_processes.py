@@ -18,7 +18,7 @@ WORDS = (f"--config.steps={STEPS}", "--config.evaluate_every=50", "--config.save
 # What is agreed on is bit for bit the first process's, whatever the second has.
 AGREES = """
 import numpy as np
-from prompt_tuning_jax import processes
+from prompt_tuning_jax.run import processes
 
 def tree(first):
     floats = np.array([-0.0, np.nan, np.inf, 1e-45], np.float32)

@@ -1,0 +1,87 @@
+"""What a command needs of the machine: the model, compiled programs that are kept, and memory."""
+
+import contextlib
+import platform
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+
+from prompt_tuning_jax.errors import RunError
+from prompt_tuning_jax.models.language_model import LanguageModel, load
+from prompt_tuning_jax.storage import cache_folder, warn
+
+
+def load_model(config) -> LanguageModel:
+    """Reads the frozen model of a config, and keeps from then on what XLA compiles."""
+    settings = config.model
+    lm = load(
+        settings.path,
+        dtype=settings.dtype,
+        remat=settings.remat,
+        matmul_precision=settings.matmul_precision,
+    )
+    # Not before: a command that is rejected writes nothing.
+    keep_compiled()
+    return lm
+
+
+def keep_compiled():
+    """Keeps compiled programs for the next start, in a folder for this version and host alone:
+    programs from another machine can crash."""
+    name = f"{jaxlib.__version__}-{platform.node()}-{platform.machine()}"
+    folder = cache_folder() / "compiled" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # One warning of ours instead of one from jax for each function.
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        warn(error)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def describe_machine(lm: LanguageModel) -> str:
+    """Returns a line with the devices and the speed of one of them: how fast it multiplies large
+    matrices of the model's dtype. Takes a tenth of a second."""
+    size, dtype = 1536, lm.params["embed"]["embedding"].dtype
+    square = jnp.ones((size, size), dtype)
+    multiply = jax.jit(jnp.matmul)
+    seconds = []
+    for _ in range(4):
+        began = time.perf_counter()
+        multiply(square, square).block_until_ready()
+        seconds.append(time.perf_counter() - began)
+    kind, count = jax.devices()[0].device_kind, jax.device_count()
+    rate = 2 * size**3 / min(seconds) / 1e9
+    return f"{count} x {kind}, {dtype} matrix products at {rate:,.0f} GFLOP/s"
+
+
+@contextlib.contextmanager
+def enough_memory(config):
+    """Turns XLA's error about too little memory into a RunError that says what to type."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise RunError(
+            f"the device has too little memory for a step: {less_memory(config)}."
+        ) from error
+
+
+def less_memory(config) -> str:
+    """Says what to type so that a step takes less memory, the cheapest change first."""
+    changes = []
+    if config.microbatches < config.batch_size:
+        parts = min(2 * config.microbatches, config.batch_size)
+        changes.append(f"--config.microbatches={parts} (about half of the temporaries)")
+    if config.model.remat != "full":
+        changes.append("--config.model.remat=full (slower, far fewer temporaries)")
+    if config.model.dtype not in ("bfloat16", "float16"):
+        changes.append("--config.model.dtype=bfloat16 (half the weights if they are float32)")
+    return f"try {' or '.join(changes)}" if changes else "try a smaller model"

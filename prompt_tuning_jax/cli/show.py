@@ -1,0 +1,44 @@
+"""Lines, facts and tables for people: the one way in which the commands print them."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TextIO
+
+
+def say(line: str) -> None:
+    """Prints a line at once."""
+    print(line, flush=True)
+
+
+def facts(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Returns values as lines `name: value`. Nested values have the names above in front."""
+    lines = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            lines += facts(value, f"{prefix}{name} ") or [f"{prefix}{name}: none"]
+        else:
+            lines.append(f"{prefix}{name}: {'none' if value is None else value}")
+    return lines
+
+
+def print_table(
+    rows: Sequence[Mapping[str, str]], texts: Collection[str], file: TextIO | None = None
+) -> None:
+    """Prints rows as a table.
+
+    Args:
+      rows: the cells by their headings, which are those of the first row.
+      texts: headings of the columns that hold text; all other columns are aligned to the right.
+      file: to print to, stdout unless given.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in rows[0]:
+        if heading in texts:
+            table.add_column(heading, overflow="fold")
+        else:
+            table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(*row.values())
+    Console(file=file, markup=False, highlight=False).print(table)

@@ -1,0 +1,170 @@
+"""The command `train`: tunes, evaluates and writes the report; typed again, it goes on."""
+
+import contextlib
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prompt_tuning_jax import api
+from prompt_tuning_jax.cli.evaluate import check_prompt, warn_of_overlap
+from prompt_tuning_jax.cli.machine import describe_machine, enough_memory, load_model
+from prompt_tuning_jax.cli.show import print_table, say
+from prompt_tuning_jax.data.task import make_task, select_records, template_fields, training_records
+from prompt_tuning_jax.errors import RunError
+from prompt_tuning_jax.models.language_model import LanguageModel
+from prompt_tuning_jax.run import artifact as artifacts
+from prompt_tuning_jax.run import card, environment, processes, report
+from prompt_tuning_jax.run import folder as workdir
+from prompt_tuning_jax.train import Result, tune
+
+SAVED = 75  # exit status: interrupted, and saved
+
+
+def train_and_report(config, folder: str, fresh: bool, command: Sequence[str]) -> int:
+    """Tunes, evaluates and writes the report.
+
+    Args:
+      config: checked.
+      folder: of the run. A run that was stopped goes on.
+      fresh: start over if the folder holds a run.
+      command: as it was typed.
+
+    Returns:
+      the exit status: 0 if it finished, 75 if it was interrupted and saved.
+    """
+    with processes.joined() as first:
+        if first:
+            return _lead(config, folder, fresh, command)
+        with enough_memory(config):
+            task = make_task(config.task)
+            result = tune(load_model(config), task, config, log=lambda line: None)
+        return 0 if result.finished else SAVED
+
+
+def _lead(config, folder: str, fresh: bool, command: Sequence[str]) -> int:
+    """Trains in the only process, or in the first of several: the one that prints and writes."""
+    with workdir.claim(folder) as run, environment.recorded(run, command) as start:
+        if not fresh and (run / workdir.CONFIG).exists():
+            workdir.settle(run, config)
+        task = make_task(config.task)
+        check_report(task, config)
+        lm = load_model(config)
+        say(describe_machine(lm))
+        with enough_memory(config):
+            result = tune(lm, task, config, run, say, fresh)
+        program = _program(command[0])
+        again = shlex.join([*program, *(word for word in command[1:] if word != "--fresh")])
+        if not result.finished:
+            return _stopped(result, again, start)
+        try:
+            rows = _report(lm, task, config, result, run, again)
+        except KeyboardInterrupt:
+            return _stopped(result, again, start)
+        start |= {"outcome": "finished", "seconds": {row.name: row.seconds for row in rows}}
+        kept = str(run / workdir.ARTIFACT)
+        say(f"next:   {card.asking(config.task.template, shlex.join(program), kept)}")
+    return 0
+
+
+def check_report(task, config):
+    """Raises a UserError for what only the report reads, before the time for training is spent."""
+    fields = template_fields(task, select_records(task, config.task.test)[0])
+    for prompt in config.prompts:
+        check_prompt(task, prompt, fields)
+    warn_of_overlap(task, training_records(task, config.task), config.task.test)
+
+
+def _report(
+    lm: LanguageModel, task, config, result: Result, run: Path, again: str
+) -> list[report.Row]:
+    """Writes the artifact, compares it on the test split, and writes and prints the report."""
+    kept = run / workdir.ARTIFACT
+    with _needed(kept, again):
+        api.save(result.artifact, kept)
+    say(f"scoring {config.task.test}")
+    rows = compare(lm, task, config, result, kept)
+    say("")
+    print_table(report.cells(rows), texts=["name"])
+    with _needed(run / workdir.REPORT, again):
+        report.write_report(run / workdir.REPORT, rows)
+    with _spared(kept / card.CARD):
+        artifacts.write_card(result.artifact, kept, rows)
+    with _spared(run / workdir.CURVES):
+        report.curves(run / workdir.METRICS, run / workdir.CURVES)
+        say(f"\ncurves: {run / workdir.CURVES}")
+    return rows
+
+
+def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list[report.Row]:
+    """Returns the rows of the report on the test split: no prompt, the best written prompt on the
+    validation split (by accuracy, or by loss without labels), and what was tuned."""
+
+    def row(name, trained, size, seconds, **how):
+        found = api.evaluate(lm, task, split=config.task.test, generation=None, log=say, **how)
+        accuracy = found.get("accuracy")
+        if "shortened" in found:
+            counts = f"{found['shortened']} of {found['examples']}"
+            say(f"warning: {name}: {counts} examples were too long and lost their end")
+        loss = found["loss"] if accuracy is None else None
+        return report.Row(name, accuracy, trained, size, seconds, loss)
+
+    def merit(prompt):
+        split = config.task.validation
+        found = api.evaluate(lm, task, split=split, prompt=prompt, generation=None, log=say)
+        return found.get("accuracy", -found["loss"])
+
+    rows = [row("no prompt", 0, 0, 0.0)]
+    if config.prompts:
+        began = time.perf_counter()
+        best = max(config.prompts, key=merit)
+        ranked = time.perf_counter() - began if len(config.prompts) > 1 else 0.0
+        rows.append(row("written prompt", 0, len(best.encode()), ranked, prompt=best))
+    size = (kept / artifacts.TENSORS).stat().st_size
+    name = config.method.name.replace("_", " ")
+    trained = result.trainable_parameters
+    rows.append(row(name, trained, size, result.seconds, artifact=result.artifact))
+    return rows
+
+
+def _stopped(result: Result, again: str, start: dict[str, Any]) -> int:
+    """Says how to go on with what was trained, and returns the exit status."""
+    if not result.saved:
+        raise RunError(
+            f"stopped and not saved: make room; this goes on from the last save: {again}"
+        )
+    start["outcome"] = "stopped"
+    say(f"saved; this goes on from here:\n  {again}")
+    return SAVED
+
+
+def _program(typed: str) -> list[str]:
+    """Returns the words that start the program. `python -m` hands over the path of a file that
+    cannot be executed."""
+    if typed.endswith(".py") and not os.access(typed, os.X_OK):
+        return [sys.executable, "-m", "prompt_tuning_jax.cli.main"]
+    return [typed]
+
+
+@contextlib.contextmanager
+def _needed(path: Path, again: str):
+    """Turns a failed write into a RunError: without this file the run has no result."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path} could not be written ({error.strerror}): make room; this goes on from the last"
+            f" save: {again}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _spared(path: Path):
+    """Turns a failed write into a warning: the run has its result without this file."""
+    try:
+        yield
+    except OSError as error:
+        say(f"warning: {path} could not be written ({error.strerror}).")
