@@ -1,51 +1,49 @@
-"""Packaging. Floors are the oldest versions that the tests passed with (jax and flax: Colab's)."""
+"""Packaging. The lowest versions are the oldest that passed the tests."""
 
 from setuptools import find_packages, setup
 
 setup(
     name="prompt-tuning-jax",
     version="0.1.0",
-    description="Tailors a frozen language model to a task, exactly and fast, in JAX and Flax.",
+    description="Adapts a frozen language model to a task, exactly and fast, in JAX and Flax.",
     license="Apache-2.0",
     packages=[
         *find_packages(include=["prompt_tuning_jax", "prompt_tuning_jax.*"]),
         "prompt_tuning_jax.configs",
     ],
-    # Installed beside the code, where `list` and `copy` find them.
+    # Installed inside the package, where `list` and `copy` find them.
     package_dir={"prompt_tuning_jax.configs": "configs"},
     python_requires=">=3.11",
+    # What the package imports, and two exceptions.
     install_requires=[
         "absl-py>=2.1,<3",
-        "array_record>=0.8.1,<0.9",
         "click>=8.1.8,<9",
-        "etils[epath]>=1.12,<2",
-        "filelock>=3.16",
+        "filelock>=3.16,<5",
         "flax>=0.11.2,<0.13",
         "gguf>=0.17,<0.20",
         "grain>=0.2.15,<0.3",
-        # etils imports it without asking for it.
+        # Some versions of etils import it without asking for it.
         "importlib_resources>=6,<8",
         "jax>=0.7.2,<0.13",
-        "jinja2>=3.1,<4",
+        "jaxlib>=0.7.2,<0.13",
         "matplotlib>=3.9,<4",
         "ml-collections>=1.0,<2",
+        "ml-dtypes>=0.5,<0.7",
         "numpy>=2.0,<3",
         "optax>=0.2.5,<0.3",
         "orbax-checkpoint>=0.11.24,<0.13",
-        # What TFDS reads its own files with, whose errors are caught.
         "protobuf>=4.25,<8",
         "rich>=13.9,<16",
         "rouge-score>=0.1.2,<0.2",
         "sacrebleu>=2.4,<3",
-        "safetensors>=0.5,<0.9",
         "tensorboardX>=2.6.4,<3",
         "tensorflow-datasets>=4.9.9,<5",
         "tokenizers>=0.22.2,<0.24",
-        "tqdm>=4.67,<5",
+        # Tokenizers of Hugging Face folders will come from it.
         "transformers>=5,<6",
     ],
     extras_require={
-        # Beside the two demo packages of requirements/demo.txt: what runs the notebook at home.
+        # Runs the notebooks. The model and the data of the quickstart are in requirements/demo.txt.
         "quickstart": ["ipykernel>=6.29"],
         "cuda": ["jax[cuda12]>=0.7.2,<0.13"],
         "tpu": ["jax[tpu]>=0.7.2,<0.13"],
@@ -57,7 +55,8 @@ setup(
             "pytest>=8.3,<10",
             "pytest-xdist>=3.6,<4",
             "ruff==0.17.6",
-            # Builds the package in a test; Python brings it no longer from 3.12 on.
+            "safetensors>=0.5,<0.9",
+            # Builds the package in a test.
             "setuptools>=65",
         ],
         "bench": ["accelerate==1.15.0", "peft==0.21.2", "torch==2.13.0", "transformers==5.23.0"],

@@ -1,0 +1,51 @@
+"""The runtime dependencies in `setup.py` are what the package imports."""
+
+import ast
+import importlib.metadata
+import runpy
+import sys
+
+import setuptools
+import tiny_runs
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+# Names of modules that differ from the name of their package.
+PACKAGES = {"absl": "absl-py", "google": "protobuf", "orbax": "orbax-checkpoint"}
+# Required and not imported; `setup.py` says why.
+EXCEPTIONS = {"importlib-resources", "transformers"}
+
+
+def requirements(monkeypatch):
+    """The runtime dependencies, by name."""
+    given = {}
+    monkeypatch.chdir(tiny_runs.ROOT)
+    monkeypatch.setattr(setuptools, "setup", lambda **settings: given.update(settings))
+    runpy.run_path("setup.py")
+    parsed = map(Requirement, given["install_requires"])
+    return {canonicalize_name(requirement.name): requirement for requirement in parsed}
+
+
+def imports():
+    """The packages that the code imports, without Python's own."""
+    modules = set()
+    for path in (tiny_runs.ROOT / "prompt_tuning_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                modules.add(str(node.module).partition(".")[0])
+    modules -= {*sys.stdlib_module_names, "prompt_tuning_jax"}
+    return {canonicalize_name(PACKAGES.get(module, module)) for module in modules}
+
+
+def test_what_is_imported_is_required_and_the_other_way_round(monkeypatch):
+    assert requirements(monkeypatch).keys() == imports() | EXCEPTIONS
+
+
+def test_every_requirement_has_a_lowest_and_a_first_excluded_version(monkeypatch):
+    for requirement in requirements(monkeypatch).values():
+        operators = {part.operator for part in requirement.specifier}
+        assert operators == {">=", "<"}, requirement
+        installed = importlib.metadata.version(requirement.name)
+        assert installed in requirement.specifier, (requirement, installed)
