@@ -6,7 +6,7 @@ WORKDIR ?= runs/$(CONFIG)
 PIP := -m pip install --quiet --disable-pip-version-check
 PACKAGING := setup.py requirements/demo.txt
 # Text to tokens, packing, batches, templates, config overrides.
-PROPERTIES := -m hypothesis --hypothesis-profile=slow tests/data tests/test_config.py
+PROPERTIES := -m hypothesis --hypothesis-profile=slow tests/data tests/config
 
 .PHONY: quickstart test test-slow test-reference test-versions lint clean
 

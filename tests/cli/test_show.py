@@ -1,0 +1,36 @@
+"""Facts and tables for people."""
+
+import io
+
+from prompt_tuning_jax.cli.evaluate import print_result
+from prompt_tuning_jax.cli.show import facts, print_table
+
+
+def test_facts_are_lines_and_nested_ones_have_the_names_above_in_front():
+    assert facts({"a": 0.5, "b": {"c": None, "d": {}}}) == ["a: 0.5", "b c: none", "b d: none"]
+
+
+def test_a_table_shows_text_as_it_is():
+    out = io.StringIO()
+    print_table(
+        [{"n": "1,234", "prompt": "a [b] {text}"}, {"n": "5", "prompt": "c"}], ["prompt"], out
+    )
+    assert out.getvalue().splitlines() == [
+        "    n  prompt      ",
+        "1,234  a [b] {text}",
+        "    5  c           ",
+    ]
+
+
+def test_ranked_prompts_are_a_table_above_the_best_one(capsys):
+    candidates = [{"prompt": text, "accuracy": 0.5, "loss": 1.25} for text in ("b[i]", "a\nc")]
+    print_result({"prompt": "b[i]", "accuracy": 0.25, "candidates": candidates})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ["accuracy", "loss", "prompt"],
+        ["50.0", "%", "1.250", "b[i]"],
+        ["50.0", "%", "1.250", "a\\nc"],
+        [],
+        ["prompt:", "b[i]"],
+        ["accuracy:", "0.25"],
+    ]
