@@ -18,7 +18,6 @@ setup(
     install_requires=[
         "absl-py>=2.1,<3",
         "click>=8.1.8,<9",
-        "filelock>=3.16,<5",
         "flax>=0.11.2,<0.13",
         "gguf>=0.17,<0.20",
         "grain>=0.2.15,<0.3",

@@ -74,8 +74,8 @@ def questions(made: Sequence[Example]) -> tuple[list[inputs.Case], list[tuple[in
 def first(config: Any, lm: models.LanguageModel, artifact: str | None = None) -> dict[str, Any]:
     """What an artifact holds, or what a run with this config begins with."""
     if artifact:
-        kept = artifacts.load(artifact)
-        artifacts.check(kept, lm)
+        kept = artifacts.load_artifact(artifact)
+        artifacts.check_artifact(kept, lm)
         return kept.collections
     method = methods.make(config.method)
     trainable = method.init(jax.random.key(config.seed), lm, make_task(config.task))

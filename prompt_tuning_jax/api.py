@@ -19,9 +19,8 @@ from prompt_tuning_jax.data.template import field_names, with_prompt
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.generate import DEFAULTS, Settings, check, generate
 from prompt_tuning_jax.models.language_model import LanguageModel
-from prompt_tuning_jax.models.sites import prefix_length
-from prompt_tuning_jax.run import artifact as artifacts
-from prompt_tuning_jax.run.artifact import Artifact
+from prompt_tuning_jax.models.sites import bind, prefix_length
+from prompt_tuning_jax.run.artifact import Artifact, check_artifact, load_artifact, save_artifact
 from prompt_tuning_jax.run.progress import watched
 
 PREDICTED_AT_ONCE = 256  # records that are read and scored together
@@ -155,7 +154,7 @@ def predict(
 
 def save(artifact: Artifact, folder: str | os.PathLike) -> None:
     """Writes an artifact to a folder; an artifact that is there is replaced."""
-    artifacts.save(_read(artifact), folder)
+    save_artifact(_read(artifact), folder)
 
 
 class _Use(NamedTuple):
@@ -170,14 +169,15 @@ def _use(lm, task, artifact, prompt="", max_length=0) -> _Use:
     if artifact is None:
         return _Use({}, with_prompt(task.template, prompt), max_length)
     artifact = _read(artifact)
-    artifacts.check(artifact, lm)
+    check_artifact(artifact, lm)
+    bind(lm.spec, artifact.collections)
     manifest = artifact.manifest
     return _Use(artifact.collections, manifest["template"], manifest["max_length"])
 
 
 def _read(artifact) -> Artifact:
     if isinstance(artifact, str | os.PathLike):
-        return artifacts.load(artifact)
+        return load_artifact(artifact)
     if not isinstance(artifact, Artifact):
         raise UserError(
             f"the artifact is a {type(artifact).__name__}: give result.artifact of what `tune`"

@@ -1,14 +1,16 @@
-"""A folder for what is made once and read by every later run: prepared data, converted weights."""
+"""Files that are written whole or not at all, and the cache folder for what later runs read again:
+prepared data, converted weights, compiled steps."""
 
 import atexit
+import contextlib
 import functools
 import logging
 import os
-import pathlib
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from prompt_tuning_jax.errors import UserError
 
@@ -17,49 +19,76 @@ _ABANDONED_AFTER = 24 * 3600.0  # seconds
 log = logging.getLogger(__name__)
 
 
-def cache_folder() -> pathlib.Path:
-    """Returns the folder that PROMPT_TUNING_CACHE names, else ~/.cache/prompt_tuning_jax.
-
-    It need not exist yet.
+def atomic_write(path: str | os.PathLike, data: bytes) -> None:
+    """Writes a file whole or not at all: after a kill or on a full disk, the old file is there.
 
     Raises:
-        UserError: nobody knows where the home folder is.
+      OSError: the file cannot be written; nothing new is left behind.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Makes a file's bytes, or the names in a folder, survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def cache_folder() -> Path:
+    """Returns the folder in PROMPT_TUNING_CACHE, or else ~/.cache/prompt_tuning_jax.
+
+    It may not exist yet.
+
+    Raises:
+      UserError: the user has no home folder.
     """
     given = os.environ.get("PROMPT_TUNING_CACHE")
     try:
-        return pathlib.Path(given or "~/.cache/prompt_tuning_jax").expanduser()
+        return Path(given or "~/.cache/prompt_tuning_jax").expanduser()
     except RuntimeError as error:
         raise UserError(
-            "there is no home folder to keep prepared data in: set HOME, or PROMPT_TUNING_CACHE to"
-            " a folder that can be written"
+            "the cache has no place, as you have no home folder: set HOME, or set"
+            " PROMPT_TUNING_CACHE to a folder that can be written"
         ) from error
 
 
 def warn(error: OSError) -> None:
-    """Logs, once for each cache folder and reason, that nothing can be kept."""
+    """Logs that nothing can be kept in the cache, once for each cache folder and reason."""
     _warn(cache_folder(), error.strerror or str(error))
 
 
 @functools.cache
-def _warn(folder: pathlib.Path, reason: str) -> None:
+def _warn(folder: Path, reason: str) -> None:
     log.warning(
-        "warning: the cache folder '%s' cannot be written (%s): what is made for it is made again"
-        " each time; set PROMPT_TUNING_CACHE to a folder that can",
+        "warning: the cache folder '%s' cannot be written (%s), so its content is made again each"
+        " time: set PROMPT_TUNING_CACHE to a folder that can be written",
         folder,
         reason,
     )
 
 
-def publish(folder: pathlib.Path, build: Callable[[pathlib.Path], None]) -> pathlib.Path:
-    """Returns `folder`, calling `build` to fill it if it is not there.
+def publish(folder: Path, build: Callable[[Path], None]) -> Path:
+    """Returns `folder`, and calls `build` to fill it if it does not exist.
 
-    `build` fills a temporary folder beside it, which is then renamed: a process that is killed
-    midway leaves no half-filled `folder`, and of two processes that build at once the first wins,
-    which costs the other its work but needs no lock. Where the cache cannot be written, a warning
-    says so, and what is built lasts as long as the process.
+    `build` fills a temporary folder beside it, which is then renamed, so a killed process leaves no
+    half-filled `folder`. If two processes build at once, the first one's folder stays. If the cache
+    cannot be written, a warning says so, and the result lasts as long as the process.
 
     Raises:
-        UserError: neither that nor a temporary folder can be written.
+      UserError: neither the cache nor a temporary folder can be written.
     """
     if folder.is_dir():
         return folder
@@ -68,20 +97,20 @@ def publish(folder: pathlib.Path, build: Callable[[pathlib.Path], None]) -> path
     except OSError as error:
         warn(error)
     try:
-        temporary = tempfile.mkdtemp(prefix=f"{folder.name}.")
+        temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}."))
     except OSError as error:
         raise UserError(
-            f"cannot write to a temporary folder ({error.strerror}): set PROMPT_TUNING_CACHE to a"
+            f"a temporary folder cannot be written ({error.strerror}): set PROMPT_TUNING_CACHE to a"
             " folder that can be written"
         ) from error
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-    build(pathlib.Path(temporary))
-    return pathlib.Path(temporary)
+    build(temporary)
+    return temporary
 
 
-def _publish(folder: pathlib.Path, build: Callable[[pathlib.Path], None]) -> pathlib.Path:
+def _publish(folder: Path, build: Callable[[Path], None]) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         build(temporary)
         try:
@@ -91,16 +120,8 @@ def _publish(folder: pathlib.Path, build: Callable[[pathlib.Path], None]) -> pat
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _sweep(folder)
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        with contextlib.suppress(OSError):  # another process deleted it
+            if time.time() - left.stat().st_mtime > _ABANDONED_AFTER:  # by a killed process
+                shutil.rmtree(left, ignore_errors=True)
     return folder
-
-
-def _sweep(folder: pathlib.Path) -> None:
-    """Removes what killed processes left: temporary folders too old to be still in the making."""
-    for path in folder.parent.glob(f".{folder.name}.*"):
-        try:
-            abandoned = time.time() - path.stat().st_mtime > _ABANDONED_AFTER
-        except OSError:
-            continue
-        if abandoned:
-            shutil.rmtree(path, ignore_errors=True)

@@ -1,10 +1,9 @@
-"""The loop: restore or start, step, log, evaluate, save, stop. Read it from top to bottom.
+"""The training loop: restore or start, step, log, validate, save, stop. Read it from the top.
 
-The mathematics is in `step.py`, what is kept on disk in `workdir.py` and `checkpoint.py`.
+The mathematics of a step is in `step.py`; the files of a run are written in `run/`.
 """
 
 import contextlib
-import hashlib
 import math
 import os
 import time
@@ -18,52 +17,31 @@ import numpy as np
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import methods, optimizers
 from prompt_tuning_jax import score as scoring
-from prompt_tuning_jax.data.batch import (
-    batch_indices,
-    empty_batch,
-    make_order,
-    pack_batch,
-    plan_shapes,
-    shared_length,
-)
-from prompt_tuning_jax.data.encode import count_shortened
-from prompt_tuning_jax.data.task import select_records, training_records
-from prompt_tuning_jax.data.template import field_names
+from prompt_tuning_jax.data.batch import empty_batch
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.models.language_model import LanguageModel
-from prompt_tuning_jax.run import artifact as artifacts
-from prompt_tuning_jax.run import processes, tracking
-from prompt_tuning_jax.run import warnings as advice
+from prompt_tuning_jax.prepare import Data, prepare
+from prompt_tuning_jax.run import warnings
+from prompt_tuning_jax.run.artifact import Artifact, make_manifest
 from prompt_tuning_jax.run.checkpoint import Checkpoints
 from prompt_tuning_jax.run.folder import CHECKPOINTS, settle
-from prompt_tuning_jax.run.log import Journal
-from prompt_tuning_jax.run.processes import agreed, stop_requested
+from prompt_tuning_jax.run.log import RunLog
+from prompt_tuning_jax.run.processes import agreed, check_processes, must_stop, stop_requested
 from prompt_tuning_jax.run.profiling import profiler
-from prompt_tuning_jax.run.progress import watched
+from prompt_tuning_jax.run.tracking import check_tracker, tracker
 from prompt_tuning_jax.step import Compiled, Parts, State, compile_step, init_state
 
 
-class Data(NamedTuple):
-    """A run's examples, tokenised: those to train on, those to choose by, and the batches' plan."""
-
-    train: list
-    validation: list
-    shared: int
-    order: Any
-    shapes: tuple
-    batch_size: int
-    labels: tuple
-
-    def batch(self, step: int):
-        """The numpy batch of update `step`, counted from 0: a function of the step alone."""
-        chosen = [self.train[index] for index in batch_indices(self.order, step, self.batch_size)]
-        return pack_batch(chosen, self.shared, self.shapes, ranked=False)
-
-
 class Plan(NamedTuple):
-    """A run before anything of it is compiled or written: what its step is made of, the first
-    trainable tree, `adapt` from such a tree to the collections of evaluation, its data, and the
-    fingerprints of what is not in its config: by 'model' and 'data'."""
+    """A run before anything is compiled or written.
+
+    Attributes:
+      parts: what the step is made of.
+      trainable: the first trainable tree.
+      adapt: from a trainable tree to the collections of evaluation.
+      data: the examples and their batches.
+      sources: fingerprints by 'model' and 'data', which are not in the config.
+    """
 
     parts: Parts
     trainable: Any
@@ -73,8 +51,8 @@ class Plan(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The trainable tree with the lowest validation loss so far, that loss, its step, and how many
-    validations there have been since."""
+    """The trainable tree with the lowest validation loss so far, that loss, its step, and the
+    number of validations since."""
 
     trainable: Any
     loss: float
@@ -83,12 +61,18 @@ class Best(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What tuning leaves: the best adaptation as an `artifact.Artifact`, the lines of metrics,
-    whether it ended by itself (after all steps, or early) before anybody asked it to stop, how many
-    numbers were trained, the seconds that the steps and validations took, and whether its end is in
-    a checkpoint."""
+    """What training gave.
 
-    artifact: artifacts.Artifact
+    Attributes:
+      artifact: the best adaptation.
+      history: the lines of metrics.
+      finished: whether it took all steps or ended early by itself, and was not asked to stop.
+      trainable_parameters: how many numbers were trained.
+      seconds: the time of the steps and validations.
+      saved: whether its end is in a checkpoint.
+    """
+
+    artifact: Artifact
     history: list[dict]
     finished: bool
     trainable_parameters: int
@@ -107,57 +91,58 @@ def tune(
     """Tailors the frozen model to a task.
 
     Args:
-      lm: from `models.load`.
+      lm: from `load`.
       task: from `data.task.make_task`.
       config: with the keys of `config.KEYS`.
-      folder: a claimed run folder (`workdir.py`) for metrics and checkpoints, where a run that was
-        stopped goes on; None keeps nothing.
+      folder: a claimed run folder (`run/folder.py`) for metrics and checkpoints, in which a run
+        that was stopped goes on; None keeps nothing.
       log: takes a line of text.
       fresh: delete what an earlier run left in the folder, and start over.
 
     Raises:
-      UserError: a setting, template or record that cannot be used; the folder is as it was then.
-      RunError: five updates in a row that were not finite, or no validation loss that is.
+      UserError: a setting, template or record cannot be used; the folder is not changed.
+      RunError: five updates in a row, or all validation losses, were not finite.
     """
     run = plan(lm, task, config, log)
     folder = None if folder is None else Path(folder)
     kept = agreed(folder is not None)
     with contextlib.ExitStack() as opened:
-        track = opened.enter_context(tracking.tracker(config, folder))
+        track = opened.enter_context(tracker(config, folder))
         before_step = opened.enter_context(profiler(config.profile_steps, folder, log))
         if folder:
-            # Once nothing can be refused: a config that cannot run would have tied the folder.
+            # Not before everything is checked: a config that cannot run must not own the folder.
             settle(folder, config, fresh)
         stopping = opened.enter_context(stop_requested(log))
-        checkpoints = opened.enter_context(Checkpoints(folder / CHECKPOINTS)) if folder else None
+        checkpoints = Checkpoints(folder / CHECKPOINTS) if folder else None
         state, best, spent = agreed(restore(checkpoints, run, log))
         start = config.steps if enough(best, config) else int(state.step)
-        journal = opened.enter_context(Journal(int(state.step), spent, config, folder, log, track))
-        journal.warn("norm", advice.prompt_norm(lm, run.adapt(state.trainable)))
+        run_log = RunLog(config, folder, log, int(state.step), spent, track)
+        opened.enter_context(run_log)
+        warn_of_norm(run_log, lm, run.adapt(state.trainable))
 
         compiled = compile_step(run.parts, config.parallel)
         frozen, state = compiled.place(lm.params), compiled.place(state)
         steps = executables(compiled, state, frozen, run.data, log) if start < config.steps else {}
-        journal.begin()
+        run_log.start_clock()
         saved = start == config.steps
         for step in range(start, config.steps):
             before_step(state)
             batch = run.data.batch(step)
             placed = compiled.place_batch(batch)
             state, metrics = steps[batch.tokens.shape](state, frozen, placed)
-            journal.add(step + 1, metrics, batch)
+            run_log.add(step + 1, metrics, batch)
 
-            stop, last = processes.stops(stopping, step), step + 1 == config.steps
-            # Stopped without a folder, a run cannot go on: what it has learnt is its result.
+            stop, last = must_stop(stopping, step), step + 1 == config.steps
+            # A run without a folder cannot go on later: what it has learnt is its result.
             if last or (stop and not kept) or due(step + 1, config.evaluate_every):
-                journal.settle()
+                run_log.settle()
                 current = compiled.fetch(state.trainable)
-                loss = validate(lm, run.data, run.adapt(current), step + 1, journal)
+                loss = validate(lm, run.data, run.adapt(current), step + 1, run_log)
                 best = better(best, current, loss, step + 1)
             ended = stop or last or enough(best, config)
             if checkpoints is not None and (ended or due(step + 1, config.save_every)):
-                journal.settle()
-                saved = save(checkpoints, run, compiled.fetch(state), best, journal.seconds(), log)
+                run_log.settle()
+                saved = save(checkpoints, run, compiled.fetch(state), best, run_log.seconds(), log)
             if ended:
                 break
 
@@ -170,46 +155,58 @@ def tune(
     if enough(best, config):
         log(f"stopped early after step {taken}: no better validation loss in the last {best.since}")
     adaptation = jax.device_get(run.adapt(best.trainable))
-    artifact = artifacts.Artifact(adaptation, manifest(lm, task, config, best))
+    artifact = Artifact(adaptation, manifest(lm, task, config, best))
     size = parameter_count(run.trainable)
-    return Result(artifact, journal.lines, finished, size, journal.seconds(), saved)
+    return Result(artifact, run_log.lines, finished, size, run_log.seconds(), saved)
 
 
 def plan(lm: LanguageModel, task, config, log: Callable) -> Plan:
-    """All of a run that can be refused; reads data and writes nothing."""
+    """Reads the data and makes everything that can be refused; writes nothing."""
     configs.validate(config)
-    tracking.check(config.tracker)
+    check_tracker(config.tracker)
     method = methods.make(config.method)
     parts = Parts(lm.module, method, optimizers.make(config), config.seed, config.microbatches)
     key = jax.random.key(config.seed)
     trainable = method.init(key, lm, task)
     adapt = jax.jit(lambda tree: method.adapt(tree, key, False))
-    log(parameters(trainable, lm))
-    if note := advice.first_values(config.method, lm):
-        log(note)
+    trained, frozen = parameter_count(trainable), parameter_count(lm.params)
+    share = trained / (trained + frozen)
+    log(f"{trained:,} trainable parameters, {frozen:,} frozen ({share:.4%} trained)")
+    if warning := warnings.unread_init(config.method, lm.tokenizer):
+        log(warning)
     data = prepare(lm, task, config, adapt(trainable), log)
-    sources = {"model": lm.fingerprint, "data": fingerprint(data)}
-    processes.check(config, sources)
+    sources = {"model": lm.fingerprint, "data": data.fingerprint()}
+    check_processes(config, sources)
     return Plan(parts, trainable, adapt, data, sources)
 
 
 def better(best: Best, trainable, loss: float, step: int) -> Best:
-    """The better of two, the earlier one of equals."""
+    """Returns the better of two trees, or the earlier one if they are equal."""
     if loss < best.loss:
         return Best(trainable, loss, step, 0)
     return best._replace(since=best.since + 1)
 
 
 def enough(best: Best, config) -> bool:
-    """Whether so many validations have brought nothing better that a run is to end."""
+    """Returns whether a run ends early: the last validations brought nothing better."""
     return 0 < config.early_stopping <= best.since
 
 
+def due(step: int, every: int) -> bool:
+    """Returns whether something that happens every so many steps happens now; 0 is never."""
+    return every > 0 and step % every == 0
+
+
+def parameter_count(tree) -> int:
+    """Returns how many numbers a tree holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
 def manifest(lm: LanguageModel, task, config, best: Best) -> dict:
-    """What the artifact says of itself; its config names the model that was given."""
+    """Makes the artifact's manifest; its config names the model that was given."""
     given = config.to_dict()
     given["model"]["path"] = lm.name
-    return artifacts.describe(
+    return make_manifest(
         method=config.method.name,
         lm=lm,
         template=task.template,
@@ -222,17 +219,18 @@ def manifest(lm: LanguageModel, task, config, best: Best) -> dict:
 
 
 def restore(checkpoints: Checkpoints | None, run: Plan, log) -> tuple[State, Best, float]:
-    """The newest state of a run, the best tree so far, and the seconds spent; or the beginning.
+    """Returns the newest state of a run, the best tree so far and the seconds spent.
 
     Raises:
-      UserError: the model or the data are others than those that the state was trained with.
+      UserError: the state was trained with another model or other data.
     """
     state = init_state(run.parts, run.trainable)
     best = Best(jax.tree.map(np.array, state.trainable), math.inf, 0, 0)
     kept = checkpoints.restore((state, best.trainable)) if checkpoints else None
     if kept is None:
         return state, best, 0.0
-    before = kept.extra.get("sources", run.sources)
+    (state, trainable), extra = kept.state, kept.extra
+    before = extra["sources"]
     changed = [name for name, source in run.sources.items() if source != before[name]]
     if changed:
         raise UserError(
@@ -240,12 +238,10 @@ def restore(checkpoints: Checkpoints | None, run: Plan, log) -> tuple[State, Bes
             " same config: put back what was there, give another --workdir, or --fresh to start"
             " over here."
         )
-    if kept.warning:
-        log(f"warning: {kept.warning}")
-    log(f"going on after step {kept.step}")
-    (state, trainable), extra = kept.state, kept.extra
-    if warning := advice.other_devices(extra["devices"], jax.device_count()):
+    devices = warnings.other_devices(extra["devices"], jax.device_count())
+    for warning in filter(None, (kept.warning, devices)):
         log(f"warning: {warning}")
+    log(f"going on after step {kept.step}")
     best = Best(trainable, extra["best_loss"], extra["best_step"], extra["since_best"])
     return state, best, extra["seconds"]
 
@@ -253,7 +249,7 @@ def restore(checkpoints: Checkpoints | None, run: Plan, log) -> tuple[State, Bes
 def save(
     checkpoints: Checkpoints, run: Plan, state: State, best: Best, seconds: float, log
 ) -> bool:
-    """Saves all that a run needs to go on; a full disk is a warning, and the run goes on."""
+    """Saves all that a run needs to go on; on a full disk it only warns, and returns False."""
     extra = {
         "best_loss": best.loss,
         "best_step": best.step,
@@ -268,73 +264,8 @@ def save(
     return not warning
 
 
-def fingerprint(data: Data) -> str:
-    """Hex digest of the examples as the model reads them, and of the labels' values and words."""
-    digest = hashlib.sha256(repr(data.labels).encode(errors="backslashreplace"))
-    for examples in (data.train, data.validation):
-        digest.update(b"%d" % len(examples))
-        for example in examples:
-            parts = example.trunk, *example.tails
-            digest.update(repr((example.answer, *map(len, parts))).encode())
-            digest.update(b"".join(part.tobytes() for part in parts))
-    return digest.hexdigest()
-
-
-def parameter_count(tree) -> int:
-    """How many numbers a tree holds."""
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def parameters(trainable, lm: LanguageModel) -> str:
-    """One line: how much is trained, how much is frozen."""
-    trained, frozen = parameter_count(trainable), parameter_count(lm.params)
-    share = trained / (trained + frozen)
-    return f"{trained:,} trainable parameters, {frozen:,} frozen ({share:.4%} trained)"
-
-
-def due(step: int, every: int) -> bool:
-    """Whether something that happens every so many steps (0: never) happens now."""
-    return every > 0 and step % every == 0
-
-
-def prepare(lm: LanguageModel, task, config, collections, log: Callable) -> Data:
-    """Both splits as tokens, and the shapes of every batch of the run."""
-    for note in task.load().notes:
-        log(note)
-    rows = training_records(task, config.task)
-    held_out = select_records(task, config.task.validation)
-    train, validation = (
-        scoring.encode_for(lm, task, split, collections, config.task.max_length)
-        for split in (rows, held_out)
-    )
-    order = make_order(len(train), config.seed)
-    steps = watched(range(config.steps), "updates planned", log, config.steps)
-    planned = np.stack([batch_indices(order, step, config.batch_size) for step in steps])
-    shared = shared_length(train)
-    shapes = plan_shapes(
-        train, planned, shared, row_multiple=jax.device_count() * config.microbatches
-    )
-    log(
-        f"{len(train)} examples to train on, {len(validation)} to validate; {shared} shared "
-        f"positions and {' or '.join(f'{s.rows} x {s.length}' for s in shapes)} in rows an update"
-    )
-    for name, encoded in (("training", train), ("validation", validation)):
-        shortened, tokens = count_shortened(encoded)
-        if shortened:
-            log(
-                f"warning: {shortened} {name} examples were too long and lost {tokens} tokens: "
-                "raise task.max_length if the model has more positions, or shorten the template"
-            )
-    overlap = advice.trained_on(held_out, rows, field_names(task.template), config.task.validation)
-    repeated = advice.repeated(config.batch_size, len(train))
-    for sentence in (overlap, repeated, *advice.alike(task.labels, train[0].tails)):
-        if sentence:
-            log(f"warning: {sentence}")
-    return Data(train, validation, shared, order, shapes, config.batch_size, task.labels)
-
-
 def executables(compiled: Compiled, state: State, frozen, data: Data, log: Callable) -> dict:
-    """The step compiled for every shape of the run, by the shape [R, T] of its tokens."""
+    """Compiles the step for each shape of the run; the keys are the shapes [R, T] of tokens."""
     log("compiling the step, once for each shape of rows")
     began, made = time.perf_counter(), {}
     front = data.train[0].trunk[: data.shared]
@@ -345,13 +276,20 @@ def executables(compiled: Compiled, state: State, frozen, data: Data, log: Calla
     return made
 
 
-def validate(lm: LanguageModel, data: Data, collections, step: int, journal: Journal) -> float:
-    """The loss on the validation examples, in nats an example; goes into the journal."""
+def validate(lm: LanguageModel, data: Data, collections, step: int, run_log: RunLog) -> float:
+    """Returns the loss on the validation examples, in nats an example, and logs it."""
     began = time.perf_counter()
-    scores = scoring.score(lm, data.validation, collections, log=journal.log)
+    scores = scoring.score(lm, data.validation, collections, log=run_log.log)
     answers = np.array([example.answer for example in data.validation])
     metrics = scoring.metrics(scores, answers)
-    journal.validated(step, metrics, time.perf_counter() - began)
-    journal.warn("answers", advice.one_answer(scores.argmax(1), answers, data.labels))
-    journal.warn("norm", advice.prompt_norm(lm, collections))
+    run_log.add_validation(step, metrics, time.perf_counter() - began)
+    run_log.warn("answers", warnings.one_answer(scores.argmax(1), answers, data.labels))
+    warn_of_norm(run_log, lm, collections)
     return agreed(metrics["loss"])
+
+
+def warn_of_norm(run_log: RunLog, lm: LanguageModel, collections) -> None:
+    """Warns once of virtual tokens whose norm is far from that of the model's embeddings."""
+    if "prompt" in collections:
+        embedding = lm.params["embed"]["embedding"]
+        run_log.warn("norm", warnings.prompt_norm(collections["prompt"]["vectors"], embedding))

@@ -38,7 +38,7 @@ def given():
 
 @pytest.fixture(scope="module")
 def made():
-    return artifact.load(tiny_runs.artifact())
+    return artifact.load_artifact(tiny_runs.artifact())
 
 
 def test_the_names_are_the_packages(given):
@@ -67,7 +67,7 @@ def test_tune_writes_nothing_without_a_folder(given, tmp_path, monkeypatch):
 def test_saved_and_loaded_it_scores_and_answers_the_same(given, made, tmp_path):
     lm, task, _ = given
     api.save(made, tmp_path / "a")
-    again = artifact.load(tmp_path / "a")
+    again = artifact.load_artifact(tmp_path / "a")
     scores = [api.evaluate(lm, task, kept, split="test[:20]") for kept in (made, again)]
     answers = [list(api.predict(lm, task, TEXTS, kept)) for kept in (made, again)]
     assert scores[0] == scores[1] and answers[0] == answers[1]
@@ -167,6 +167,13 @@ def test_another_model_is_refused(given, made, tmp_path):
         api.evaluate(other, task, made)
     with pytest.raises(UserError, match="the artifact is for the model"):
         next(api.predict(other, task, TEXTS, made))
+
+
+def test_an_artifact_with_a_leaf_that_the_model_has_no_place_for_is_refused(given, made):
+    lm, task, _ = given
+    misfit = made._replace(collections={"promt": made.collections["prompt"]})
+    with pytest.raises(UserError, match="does not read 'promt/vectors'"):
+        api.evaluate(lm, task, misfit)
 
 
 def test_a_config_of_ones_own_is_checked(given):

@@ -15,8 +15,8 @@ from grain import experimental
 
 from prompt_tuning_jax.data.batch import Batch, batch_indices, make_order, plan_shapes
 from prompt_tuning_jax.data.example import Example
+from prompt_tuning_jax.prepare import Data
 from prompt_tuning_jax.step import Parts, compile_step
-from prompt_tuning_jax.train import Data
 
 RECORDS, BATCH, STEPS = 37, 8, 11  # two epochs and a part
 FRONT, FIRST = [5, 6], 1000  # tokens: of all records, and the one that names record 0

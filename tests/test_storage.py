@@ -54,7 +54,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path):
 
 SLOW = """
 import pathlib, sys, time
-from prompt_tuning_jax.cache import publish
+from prompt_tuning_jax.storage import publish
 def build(folder):
     (folder / 'one').write_text(sys.argv[2])
     print('begun', flush=True)

@@ -42,7 +42,7 @@ def lm(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(lm):
     collections = plain_llama.random_collections(0, lm.spec, "prompt", size=3)
-    manifest = artifact.describe(
+    manifest = artifact.make_manifest(
         method="soft_prompt",
         lm=lm,
         template=TEMPLATE,

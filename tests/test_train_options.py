@@ -137,7 +137,7 @@ def test_a_trace_of_some_steps_is_in_the_folder_and_changes_nothing(plain, tmp_p
         assert said.startswith(f"trace of 3 steps: {run / workdir.PROFILE} ")
         # Nothing is left to trace.
         _, log = tune("--config.profile_steps=3", folder=run)
-        assert "warning: no trace: it begins after 3 steps, and 0 were taken" in log
+        assert "warning: there is no trace: it begins after 3 steps, and 0 were taken" in log
         _, log = tune("--config.profile_steps=99", folder=run, fresh=True)
         assert any(line.startswith("trace of 9 steps: ") for line in log)
         # What was there before is gone with the rest of the earlier run.
@@ -157,11 +157,11 @@ def test_a_trace_that_the_disk_refuses_is_a_warning(plain, tmp_path, monkeypatch
         result, log = tune("--config.profile_steps=3", folder=run)
     assert result.history == plain.history
     [said] = [line for line in log if "trace" in line]
-    assert said.startswith(f"warning: the trace in {run / workdir.PROFILE} is not whole (")
+    assert said.startswith(f"warning: the trace in {run / workdir.PROFILE} is not complete (")
 
 
 def test_a_trace_needs_a_folder():
-    with pytest.raises(UserError, match=r"profile_steps is 3 and the run has no folder"):
+    with pytest.raises(UserError, match=r"profile_steps is 3, but the run has no folder"):
         tune("--config.profile_steps=3")
 
 

@@ -20,7 +20,7 @@ def make(**settings):
 
 def keep(folder, collections) -> str:
     """An artifact of the small model; returns its folder."""
-    manifest = artifacts.describe(
+    manifest = artifacts.make_manifest(
         method="made_up",
         lm=LM,
         template=TASK.template,
@@ -30,5 +30,5 @@ def keep(folder, collections) -> str:
         config=configs.load(None).to_dict(),
         metrics={},
     )
-    artifacts.save(artifacts.Artifact(collections, manifest), folder)
+    artifacts.save_artifact(artifacts.Artifact(collections, manifest), folder)
     return str(folder)

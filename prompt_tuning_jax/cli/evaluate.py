@@ -46,7 +46,7 @@ def evaluate_split(
     """
     artifact, known = None, ()
     if folder is not None:
-        artifact = artifacts.load(folder)
+        artifact = artifacts.load_artifact(folder)
         # A config without labels takes those that the artifact was trained for.
         if config is None or not config.task.labels:
             known = artifact.manifest["labels"]

@@ -115,7 +115,7 @@ def copy_config(name: str, target: str, force: bool) -> Path:
     if path.exists() and not force:
         raise UserError(f"{target!r} exists: give another name, or --force to replace it")
     # Imported here because it takes a while.
-    from prompt_tuning_jax.run.folder import atomic_write
+    from prompt_tuning_jax.storage import atomic_write
 
     try:
         atomic_write(path, known[name].read_bytes())

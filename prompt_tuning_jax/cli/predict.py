@@ -51,7 +51,7 @@ def answers(
     folder: str, stream: BinaryIO, as_json: bool | None, overrides: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """Yields the answers to all records, see `write_answers`; says what was cut."""
-    artifact = artifacts.load(folder)
+    artifact = artifacts.load_artifact(folder)
     config = configs.of_artifact(artifact.manifest, overrides)
     task = make_task(config.task, artifact.manifest["labels"])
     if overrides and not task.target:

@@ -47,7 +47,7 @@ def train_and_report(config, folder: str, fresh: bool, command: Sequence[str]) -
 
 def _lead(config, folder: str, fresh: bool, command: Sequence[str]) -> int:
     """Trains in the only process, or in the first of several: the one that prints and writes."""
-    with workdir.claim(folder) as run, environment.recorded(run, command) as start:
+    with workdir.claim(folder) as run, environment.recorded(run, command, say) as start:
         if not fresh and (run / workdir.CONFIG).exists():
             workdir.settle(run, config)
         task = make_task(config.task)
@@ -66,7 +66,7 @@ def _lead(config, folder: str, fresh: bool, command: Sequence[str]) -> int:
             return _stopped(result, again, start)
         start |= {"outcome": "finished", "seconds": {row.name: row.seconds for row in rows}}
         kept = str(run / workdir.ARTIFACT)
-        say(f"next:   {card.asking(config.task.template, shlex.join(program), kept)}")
+        say(f"next:   {card.predict_command(config.task.template, shlex.join(program), kept)}")
     return 0
 
 

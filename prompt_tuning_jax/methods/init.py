@@ -91,7 +91,7 @@ def file(rng, settings, lm, task):
             said = "" if "pickle" in str(error) else f" ({error})"
             raise UserError(f"method.init_file='{path}' is not a .npy array{said}.") from error
     else:
-        vectors = artifact.load(path).collections.get("prompt", {}).get("vectors")
+        vectors = artifact.load_artifact(path).collections.get("prompt", {}).get("vectors")
         if vectors is None:
             raise UserError(f"the artifact '{path}' holds no soft prompt to start from.")
     wanted = (settings.num_virtual_tokens, lm.spec.width)

@@ -83,7 +83,7 @@ def _earlier(settings, shape):
     """The prefix of the artifact `method.init_file`; None where that holds virtual tokens."""
     if Path(settings.init_file).suffix == ".npy":
         return None
-    prefix = artifact.load(settings.init_file).collections.get("prefix")
+    prefix = artifact.load_artifact(settings.init_file).collections.get("prefix")
     found = {name: leaf.shape for name, leaf in (prefix or {}).items()}
     if prefix is not None and found != {"k": shape, "v": shape}:
         raise UserError(

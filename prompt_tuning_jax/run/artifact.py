@@ -1,9 +1,9 @@
-"""Artifacts: what a method gave the model, on disk, with a manifest of what it belongs to.
+"""Artifacts: an adaptation on disk, with a manifest that says what it belongs to.
 
-A folder. `adaptation.safetensors` holds the collections, a leaf named `collection/leaf`.
-`manifest.json` says what they are for; it is data, and names no code to run. Both are covered by
-SHA-256: safetensors has no checksum, so a flipped bit would load. Sizes are checked before memory
-is taken, and nothing outside the folder is opened. `README.md` is for people and never read.
+An artifact is a folder. `adaptation.safetensors` holds the collections, each leaf under the name
+`collection/leaf`. `manifest.json` is data and names no code to run. Each has a SHA-256, as
+safetensors has none. Reading checks sizes before it takes memory, and opens nothing outside the
+folder. `README.md` is for people and is never read.
 """
 
 import dataclasses
@@ -27,17 +27,18 @@ from prompt_tuning_jax import __version__
 from prompt_tuning_jax.config import KEYS, flatten
 from prompt_tuning_jax.errors import UserError, nearest, short
 from prompt_tuning_jax.models.files import safetensors as safetensors_file
-from prompt_tuning_jax.run import card
-from prompt_tuning_jax.run.folder import ARTIFACT, sync
+from prompt_tuning_jax.run.card import CARD, render_card
+from prompt_tuning_jax.run.folder import ARTIFACT
 from prompt_tuning_jax.run.report import Row
+from prompt_tuning_jax.storage import atomic_write, sync
 
 FORMAT = 1
 MANIFEST, TENSORS = "manifest.json", "adaptation.safetensors"
 
-# Bounds that no real artifact comes near, so that a hostile one costs nothing to refuse.
-_MANIFEST_BYTES, _HEADER_BYTES = 1 << 20, 1 << 16
+# No real artifact comes near these bounds; they make a hostile one cheap to refuse.
+_MANIFEST_BYTES = 1 << 20
 _DIMENSIONS, _DEPTH = 8, 5
-_LEAF = re.compile(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+){1,9}")
+_LEAF = re.compile(r"[A-Za-z0-9_]{1,99}(/[A-Za-z0-9_]{1,99}){1,9}")
 _METHOD = re.compile(r"[a-z0-9_]+")
 _KINDS: dict[str, type] = {
     "format": int,
@@ -55,24 +56,24 @@ _KINDS: dict[str, type] = {
 }
 _MODEL = {"name": str, "fingerprint": str, "spec": dict}
 _AGAIN = "copy the artifact again, or train it again"
-# Failures that are the disk's; any other is the name's that was given.
+# A full or broken disk; any other error of a write is the fault of the folder that was given.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _PACKAGES = ("jax", "flax", "optax", "numpy")
 
 
 class Artifact(NamedTuple):
-    """An adaptation and what it is for.
+    """An adaptation and its manifest.
 
     Attributes:
       collections: what `Method.adapt` returned: nested dicts of arrays of finite numbers.
-      manifest: JSON values by the names in `describe`.
+      manifest: JSON values by the names in `make_manifest`.
     """
 
     collections: dict[str, Any]
     manifest: dict[str, Any]
 
 
-def describe(
+def make_manifest(
     *,
     method: str,
     lm: Any,
@@ -83,14 +84,14 @@ def describe(
     config: Mapping[str, Any],
     metrics: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The manifest of an adaptation of `lm`.
+    """Makes the manifest of an adaptation of `lm`.
 
     Args:
-      method: name of the method that made it.
-      lm: the `models.LanguageModel` that it was trained on.
+      method: the name of the method that made it.
+      lm: the `LanguageModel` that it was trained on.
       template: text with `{field}`s and `{soft}`.
       labels: each label's value in the data, and its word.
-      max_length: tokens in an example.
+      max_length: the most tokens in an example.
       add_bos: whether examples begin with the model's BOS.
       config: of the run, as plain values.
       metrics: numbers by name, or by split and name.
@@ -111,22 +112,19 @@ def describe(
         "add_bos": add_bos,
         "config": dict(config),
         "metrics": dict(metrics),
-        "versions": versions(),
+        "versions": {
+            "prompt-tuning-jax": __version__,
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
     }
 
 
-def versions() -> dict[str, str]:
-    """Installed versions of this package and of those that its numbers depend on."""
-    others = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"prompt-tuning-jax": __version__, **others}
-
-
-def save(artifact: Artifact, folder: str | os.PathLike) -> None:
-    """Writes an artifact, whole or not at all; one that is there before is replaced.
+def save_artifact(artifact: Artifact, folder: str | os.PathLike) -> None:
+    """Writes an artifact whole or not at all, in place of an earlier one in the folder.
 
     Raises:
       UserError: the values are not finite, or the folder cannot be written or holds other files.
-      OSError: the disk is full; what was there before is still there.
+      OSError: the disk is full; an earlier artifact is still there.
     """
     folder = Path(folder).resolve()
     leaves = traverse_util.flatten_dict(artifact.collections, sep="/")
@@ -134,15 +132,15 @@ def save(artifact: Artifact, folder: str | os.PathLike) -> None:
     _check_arrays(arrays, folder)
     partial = folder.with_name(f".{folder.name}.partial")
     try:
-        _check_free(folder)
+        _check_replaceable(folder)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         digest = safetensors_file.write(partial / TENSORS, arrays)
-        (partial / MANIFEST).write_bytes(_sealed(artifact.manifest, digest, folder))
-        (partial / card.CARD).write_text(_card(artifact, partial, folder.name), encoding="utf-8")
+        (partial / MANIFEST).write_bytes(_seal(artifact.manifest, digest, folder))
+        (partial / CARD).write_text(_card(artifact, partial, folder.name), encoding="utf-8")
         for path in (partial / TENSORS, partial / MANIFEST, partial):
             sync(path)
-        _swap(partial, folder)
+        _move(partial, folder)
     except OSError as error:
         if error.errno in _DISK:
             raise
@@ -154,51 +152,45 @@ def save(artifact: Artifact, folder: str | os.PathLike) -> None:
 
 
 def write_card(artifact: Artifact, folder: str | os.PathLike, rows: Iterable[Row]) -> None:
-    """Replaces the card in the folder of a saved artifact by one with the rows of a report.
+    """Writes the card of a saved artifact again, with the rows of a report.
 
     Raises:
-      OSError: as of any write; the card that was there is there.
+      OSError: the card cannot be written; the earlier one is still there.
     """
     folder = Path(folder).resolve()
-    # Beside the folder, where what a kill leaves behind is in nobody's way.
-    partial = folder.with_name(f".{folder.name}.card")
-    try:
-        partial.write_text(_card(artifact, folder, folder.name, rows), encoding="utf-8")
-        os.replace(partial, folder / card.CARD)
-    finally:
-        partial.unlink(missing_ok=True)
+    atomic_write(folder / CARD, _card(artifact, folder, folder.name, rows).encode())
 
 
 def _card(artifact: Artifact, written: Path, name: str, rows: Iterable[Row] = ()) -> str:
     flat = traverse_util.flatten_dict(artifact.collections, sep="/")
     leaves = {path: (str(leaf.dtype), leaf.shape) for path, leaf in flat.items()}
     tensors_bytes = (written / TENSORS).stat().st_size
-    return card.render(artifact.manifest, leaves, tensors_bytes, name, rows)
+    return render_card(artifact.manifest, leaves, tensors_bytes, name, rows)
 
 
-def _check_free(folder: Path) -> None:
-    """Raises a UserError if an artifact in `folder` would replace what is no part of one."""
-    there = set(os.listdir(folder)) if folder.exists() else set()
-    # Alone, a README is somebody else's.
-    ours = {MANIFEST, TENSORS, card.CARD} if there & {MANIFEST, TENSORS} else set()
-    if others := there - ours:
+def _check_replaceable(folder: Path) -> None:
+    """Raises a UserError if the folder holds files that are no part of an artifact."""
+    found = set(os.listdir(folder)) if folder.exists() else set()
+    # A README alone belongs to somebody else.
+    ours = {MANIFEST, TENSORS, CARD} if found & {MANIFEST, TENSORS} else set()
+    others = sorted(name for name in found - ours if not name.endswith(".partial"))
+    if others:
         raise UserError(
-            f"'{folder}' holds '{min(others)}', which is no part of an artifact and would be "
-            "lost: give a folder of its own."
+            f"'{folder}' holds '{others[0]}', which is no part of an artifact and would be lost: "
+            "give a folder of its own."
         )
 
 
-def _swap(partial: Path, folder: Path) -> None:
-    """Gives `partial` the name `folder`. A folder that is not empty cannot be renamed over."""
+def _move(partial: Path, folder: Path) -> None:
+    """Renames `partial` to `folder`, in two steps, as a folder with files cannot be replaced."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    before = folder.exists()
-    if before:
+    if folder.exists():
         os.replace(folder, old)
     try:
         os.replace(partial, folder)
     except OSError:
-        if before:
+        if old.exists():
             os.replace(old, folder)
         raise
     try:
@@ -207,43 +199,39 @@ def _swap(partial: Path, folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def load(folder: str | os.PathLike) -> Artifact:
-    """Reads an artifact; no method's code is needed.
+def load_artifact(folder: str | os.PathLike) -> Artifact:
+    """Reads an artifact; the code of its method is not needed.
 
     Raises:
       UserError: it is missing, damaged, hostile, or of a later version; the file is named.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"the artifact '{folder}' does not exist: give the folder of one.")
+        raise UserError(f"the artifact '{folder}' does not exist: give the folder of an artifact.")
     try:
         manifest = _read_manifest(folder / MANIFEST)
         arrays = _read_tensors(folder / TENSORS, manifest.pop("tensors_sha256"))
     except OSError as error:
         inside = folder / ARTIFACT
-        other = f"{inside}, which is one" if (inside / MANIFEST).is_file() else "the folder of one"
+        hint = inside if (inside / MANIFEST).is_file() else "the folder of an artifact"
         raise UserError(
-            f"{error.filename} cannot be read ({error.strerror}), which an artifact has: give "
-            f"{other}."
+            f"{error.filename} cannot be read ({error.strerror}), so '{folder}' is not an artifact:"
+            f" give {hint}."
         ) from error
     return Artifact(traverse_util.unflatten_dict(arrays, sep="/"), manifest)
 
 
-def check(artifact: Artifact, lm: Any) -> None:
-    """Refuses a model that the artifact was not made for, before anything is compiled.
+def check_artifact(artifact: Artifact, lm: Any) -> None:
+    """Checks that an artifact was made for a `LanguageModel`, before anything is compiled.
 
-    Args:
-      artifact: from `load`.
-      lm: a `models.LanguageModel`.
+    Whether the model has a place for each leaf is the model's to say (`decoder.bind`).
 
     Raises:
-      UserError: another model, another tokenizer, or leaves that the model has no place for.
+      UserError: the artifact is for another model or tokenizer.
     """
-    from prompt_tuning_jax.models.sites import bind
-
     made_for = artifact.manifest["model"]
     theirs, ours = made_for["spec"], dataclasses.asdict(lm.spec)
-    # An option that was added to the spec later is missing from older manifests.
+    # Older manifests lack options that were added to the spec later.
     same = all(theirs[name] == ours[name] for name in theirs.keys() & ours.keys())
     if made_for["fingerprint"] != lm.fingerprint or not same:
         raise UserError(
@@ -256,7 +244,6 @@ def check(artifact: Artifact, lm: Any) -> None:
             f"the artifact is for the tokenizer {short(artifact.manifest['tokenizer'][:12])}, and "
             f"'{lm.name}' has {lm.tokenizer.fingerprint[:12]}: load the one it was trained with."
         )
-    bind(lm.spec, artifact.collections)
 
 
 def _model(name: str, spec: Mapping[str, Any], fingerprint: str) -> str:
@@ -266,12 +253,12 @@ def _model(name: str, spec: Mapping[str, Any], fingerprint: str) -> str:
 
 
 def _dump(manifest: Mapping[str, Any]) -> bytes:
-    """The one way in which a manifest is written: other bytes of the same meaning are refused."""
+    """Writes a manifest in the one way that is accepted when it is read."""
     text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode()
 
 
-def _sealed(manifest: Mapping[str, Any], tensors_sha256: str, path: Path) -> bytes:
+def _seal(manifest: Mapping[str, Any], tensors_sha256: str, path: Path) -> bytes:
     content = json.loads(json.dumps(manifest))  # tuples to lists, as reading it gives them
     content["tensors_sha256"] = tensors_sha256
     _check_manifest(content, path)
@@ -292,7 +279,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             and _dump({**manifest, "sha256": digest}) == data
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: it is not what `save` writes; {_AGAIN}.") from error
+        raise UserError(f"{path} is damaged and cannot be read; {_AGAIN}.") from error
     if not whole:
         raise UserError(f"{path} is damaged or was edited: its checksum is wrong; {_AGAIN}.")
     if type(manifest.get("format")) is int and manifest["format"] != FORMAT:
@@ -305,10 +292,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _check_file(path: Path, most: float) -> None:
-    """A plain file of the folder itself: a link could lead anywhere, a pipe could wait for ever."""
+    """Checks for a regular file: a link could lead anywhere, and a pipe could wait for ever."""
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path} is not a plain file, and only such are read; {_AGAIN}.")
+        raise UserError(f"{path} is not a regular file; {_AGAIN}.")
     if status.st_size > most:
         raise UserError(
             f"{path} has {status.st_size:,} bytes, expected at most {most:,}; {_AGAIN}."
@@ -322,7 +309,7 @@ def _check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
 
 
 def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong, first things first: a later check relies on those before it."""
+    """Yields the faults in order: each check relies on those before it."""
     if not _shallow(manifest, _DEPTH):
         yield f"it is nested more than {_DEPTH} deep"
     yield from _unknown(manifest, _KINDS)
@@ -357,13 +344,6 @@ def _shallow(value: Any, depth: int) -> bool:
 
 def _read_tensors(path: Path, digest: str) -> dict[str, np.ndarray]:
     _check_file(path, math.inf)
-    with path.open("rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-    if header > _HEADER_BYTES:
-        raise UserError(
-            f"{path} declares a header of {header:,} bytes, expected at most {_HEADER_BYTES:,}; "
-            f"{_AGAIN}."
-        )
     for name, entry in safetensors_file.read_header(path).items():
         _check_leaf(name, entry.dtype, entry.shape, path)
     arrays, found = safetensors_file.read_whole(path)
@@ -377,19 +357,19 @@ def _read_tensors(path: Path, digest: str) -> dict[str, np.ndarray]:
 
 def _check_leaf(name: str, dtype: str, shape: Sequence[int], path: Path) -> None:
     if not _LEAF.fullmatch(name):
-        raise UserError(f"{path} has a tensor {short(name)}, expected names as 'prompt/vectors'.")
+        raise UserError(f"{path}: {short(name)} is not a name such as 'prompt/vectors'.")
     if dtype not in safetensors_file.DTYPES:
         raise UserError(
             f"{path}: '{name}' is of type {short(dtype)}, expected one of "
             f"{', '.join(safetensors_file.DTYPES)}."
         )
     if len(shape) > _DIMENSIONS or any(size >= 2**31 for size in shape):
-        raise UserError(f"{path}: '{name}' has the shape {short(list(shape))}, which no leaf has.")
+        raise UserError(f"{path}: '{name}' has the impossible shape {short(list(shape))}.")
 
 
 def _check_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     if not arrays:
-        raise UserError(f"{path} holds no tensor, expected one at least.")
+        raise UserError(f"{path} holds no tensor, expected at least one.")
     names = {dtype: name for name, dtype in safetensors_file.DTYPES.items()}
     for name, array in arrays.items():
         _check_leaf(name, names.get(array.dtype, str(array.dtype)), array.shape, path)

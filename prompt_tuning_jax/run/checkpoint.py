@@ -1,21 +1,18 @@
-"""Resume state on disk, through orbax, synchronously: when `save` returns, the state is there.
+"""What a run needs to go on, on disk: saved and read through orbax.
 
 Orbax writes a step under a temporary name and renames it, so a kill leaves the older steps whole.
-It has no checksum over values, so each step carries a SHA-256 of its own, of its number as well.
+Two things here are not usual for orbax. A state is saved as one array of bytes: with an array for
+each leaf, a disk that is full makes orbax fail in several threads at once. And each step has a
+SHA-256 of its own, as orbax has none over values.
 """
 
-import contextlib
-import functools
-import gc
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,21 +22,19 @@ import numpy as np
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.run.folder import writable
 
-_STATE, _EXTRA = "state", "extra"
-# What orbax and tensorstore answer damaged files with.
+_BYTES = "bytes"
+# What orbax and tensorstore raise for damaged files.
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError)
-
-_JOIN_SECONDS = 60.0
 
 
 class Restored(NamedTuple):
     """What a checkpoint held.
 
     Attributes:
-      step: of the save.
+      step: the step of the save.
       state: the tree, with numpy leaves.
-      extra: the JSON object saved beside it.
-      warning: "" or a sentence about newer checkpoints that were damaged and are deleted.
+      extra: the JSON object that was saved beside it.
+      warning: "", or a sentence about newer checkpoints that were damaged and are deleted.
     """
 
     step: int
@@ -49,180 +44,120 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The newest `keep` states of a run in a folder. Use as a context manager, or `close`."""
+    """The newest `keep` states of a run, a folder for each step."""
 
     def __init__(self, folder: str | os.PathLike, keep: int = 2):
         """Opens or makes the folder, and deletes what a kill left unfinished in it.
 
         Raises:
-          UserError: it cannot be made.
+          UserError: the folder cannot be made.
         """
         import orbax.checkpoint as ocp
 
-        self._ocp = ocp
-        self._folder = Path(folder).absolute()
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            enable_async_checkpointing=False,
-            create=False,
-            # Of several processes the first alone opens it: orbax is to wait for no other.
-            multiprocessing_options=ocp.options.MultiprocessingOptions(
-                primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
-            ),
-        )
-        self._sweep()
-        with writable(self._folder.parent), _quiet():
+        self._folder, self._keep = Path(folder).absolute(), keep
+        with writable(self._folder.parent):
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(
-                self._folder, options=options, item_names=(_STATE, _EXTRA)
-            )
-        self._failed = False
-        self._hook = sys.unraisablehook
-        sys.unraisablehook = functools.partial(_unless_loop_closed, self._hook)
+        self._delete_unfinished()
+        # Of several processes only the first saves: orbax must not wait for the others.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+        )
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+        self._orbax = ocp.Checkpointer(handler, multiprocessing_options=alone)
 
-    def __enter__(self) -> "Checkpoints":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
-
-    def close(self) -> None:
-        with _quiet():
-            self._manager.close()
-        self._sweep()
-        # What tensorstore calls back after a failure may come later than this.
-        if not self._failed:
-            sys.unraisablehook = self._hook
-
-    def _sweep(self) -> None:
-        # Orbax's own sweep is in the background, and a save that failed would keep its space.
-        for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(partial, ignore_errors=True)
-
-    def latest(self) -> int | None:
-        """The newest step, or None."""
-        return self._manager.latest_step()
+    def steps(self) -> list[int]:
+        """The steps that are saved, in order."""
+        return sorted(int(name) for name in os.listdir(self._folder) if name.isdecimal())
 
     def save(self, step: int, state: Any, extra: Mapping[str, Any]) -> str:
-        """Saves a tree of arrays and a JSON object.
+        """Saves a tree of arrays and a JSON object; when this returns, they are on disk.
 
         Returns:
-          "" or, where the disk refuses, a sentence; older checkpoints are as they were.
+          "", or a sentence if the disk is full; older checkpoints are kept then.
         """
-        state = jax.tree.map(np.asarray, state)
-        extra = {"extra": dict(extra), "sha256": _digest(step, state, extra)}
-        items = self._ocp.args.Composite(
-            **{
-                _STATE: self._ocp.args.StandardSave(state),
-                _EXTRA: self._ocp.args.JsonSave(extra),
-            }
-        )
-        threads = set(threading.enumerate())
-        with _quiet():
-            try:
-                self._manager.save(step, args=items, force=True)
-                return ""
-            except (OSError, ValueError, RuntimeError) as error:
-                code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's
-                if not isinstance(error, OSError) and code is None:
-                    raise
-                reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", "")
-            self._failed = True
-            _join(set(threading.enumerate()) - threads)
-            self._sweep()
-            gc.collect()
-        return f"the checkpoint of step {step} could not be saved ({reason})."
+        leaves = list(map(_as_bytes, jax.tree.leaves(state)))
+        about = json.dumps({"extra": dict(extra), "sha256": _digest(step, state, extra)})
+        data = np.concatenate([*leaves, np.frombuffer(about.encode(), np.uint8)])
+        absl = logging.getLogger("absl")
+        level = absl.level
+        absl.setLevel(logging.CRITICAL)  # orbax logs tracebacks of what is reported here
+        try:
+            self._orbax.save(self._folder / str(step), {_BYTES: data})
+        except (OSError, ValueError) as error:
+            code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's
+            if isinstance(error, OSError):
+                reason = error.strerror
+            elif code:
+                reason = os.strerror(int(code[1]))
+            else:
+                raise
+            self._delete_unfinished()
+            return f"the checkpoint of step {step} could not be saved ({reason})."
+        finally:
+            absl.setLevel(level)
+        for old in self.steps()[: -self._keep]:
+            shutil.rmtree(self._folder / str(old), ignore_errors=True)
+        return ""
 
     def restore(self, target: Any) -> Restored | None:
-        """The newest state that is whole; newer ones that are damaged are deleted.
+        """Reads the newest state that is whole, and deletes newer ones that are damaged.
 
         Args:
-          target: a tree of the structure, shapes and dtypes of what was saved.
+          target: a tree with the structure, shapes and dtypes of what was saved.
 
         Returns:
-          what was saved, bit for bit, or None where nothing has been saved yet.
+          What was saved, bit for bit, or None if nothing has been saved yet.
 
         Raises:
-          UserError: there are checkpoints and none of them can be used; they are left alone.
+          UserError: there are checkpoints, but none can be used; they are not deleted.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = self.steps()[::-1]
         for place, step in enumerate(steps):
-            found = self._read_whole(step, target)
-            if found is None:
+            try:
+                state, extra = self._read(step, target)
+            except _DAMAGE:
                 continue
             damaged = steps[:place]
-            with _quiet():
-                for newer in damaged:
-                    self._manager.delete(newer)
+            for newer in damaged:
+                shutil.rmtree(self._folder / str(newer), ignore_errors=True)
             names = ", ".join(map(str, damaged))
             warning = f"damaged checkpoints of step {names} are deleted; going on from step {step}."
-            return Restored(step, *found, warning if damaged else "")
+            return Restored(step, state, extra, warning if damaged else "")
         if steps:
             raise UserError(
                 f"no checkpoint in '{self._folder}' can be read (steps "
-                f"{', '.join(map(str, steps))}): they are damaged, renamed or of another model; "
-                "--fresh starts over."
+                f"{', '.join(map(str, steps))}): they are damaged, renamed, or of another model or "
+                "version; --fresh starts over."
             )
         return None
 
-    def _read_whole(self, step: int, target: Any) -> tuple[Any, dict[str, Any]] | None:
-        with _quiet():
-            try:
-                return self._read(step, target)
-            except _DAMAGE:
-                self._failed = True
-            gc.collect()
-        return None
-
     def _read(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
-        like = jax.tree.map(lambda leaf: np.zeros(np.shape(leaf), leaf.dtype), target)
-        items = self._ocp.args.Composite(
-            **{_STATE: self._ocp.args.StandardRestore(like), _EXTRA: self._ocp.args.JsonRestore()}
-        )
-        read = self._manager.restore(step, args=items)
-        state, extra = read[_STATE], read[_EXTRA]["extra"]
-        for was, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True):
-            if (was.shape, was.dtype) != (wanted.shape, wanted.dtype):
-                raise ValueError(f"{was.dtype}{was.shape} is not {wanted.dtype}{wanted.shape}")
-        if _digest(step, state, extra) != read[_EXTRA]["sha256"]:
+        data = self._orbax.restore(self._folder / str(step))[_BYTES]
+        leaves, structure = jax.tree.flatten(target)
+        *parts, about = np.split(data, np.cumsum([_as_bytes(leaf).size for leaf in leaves]))
+        arrays = [
+            part.view(leaf.dtype).reshape(np.shape(leaf))
+            for part, leaf in zip(parts, leaves, strict=True)
+        ]
+        state = jax.tree.unflatten(structure, arrays)
+        saved = json.loads(about.tobytes())
+        if _digest(step, state, saved["extra"]) != saved["sha256"]:
             raise ValueError("the values are not those that were saved at this step")
-        return state, extra
+        return state, saved["extra"]
+
+    def _delete_unfinished(self) -> None:
+        for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _as_bytes(leaf: Any) -> np.ndarray:
+    return np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
 
 
 def _digest(step: int, state: Any, extra: Mapping[str, Any]) -> str:
-    # With the step: only the name of a folder says it, and a folder can be copied to another.
+    # With the step: only a folder's name says it, and folders can be renamed.
     digest = hashlib.sha256(f"{step} {json.dumps(extra, sort_keys=True)}".encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
-        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {np.shape(leaf)}".encode())
+        digest.update(_as_bytes(leaf).data)
     return digest.hexdigest()
-
-
-def _join(threads: Iterable[threading.Thread]) -> None:
-    """Waits for the part of a failed save that orbax goes on with in threads of its own class; a
-    pool's are plain ones and never end."""
-    for thread in threads:
-        if type(thread) is not threading.Thread:
-            # Orbax's own `join` raises what went wrong in the thread.
-            threading.Thread.join(thread, _JOIN_SECONDS)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what orbax logs through absl, and what asyncio logs of the failures that were not the
-    first, once they are garbage: what matters of it is returned or raised here."""
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _unless_loop_closed(hook: Callable[[Any], None], fault: Any) -> None:
-    """After a failure tensorstore's threads call back into an event loop that orbax has closed."""
-    if not (isinstance(fault.exc_value, RuntimeError) and "loop is closed" in str(fault.exc_value)):
-        hook(fault)

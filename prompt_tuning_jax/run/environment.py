@@ -1,4 +1,4 @@
-"""Where a run runs: versions, devices, settings; for `env`, and for the `run.json` of a run."""
+"""Versions, devices and settings, for the command `env` and for the `run.json` of a run."""
 
 import contextlib
 import datetime
@@ -10,14 +10,14 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from prompt_tuning_jax import __version__
 from prompt_tuning_jax.errors import UserError, hide
-from prompt_tuning_jax.run.folder import RUN, atomic_write
-from prompt_tuning_jax.storage import cache_folder
+from prompt_tuning_jax.run.folder import RUN
+from prompt_tuning_jax.storage import atomic_write, cache_folder
 
 _PACKAGES = (
     "jax",
@@ -32,11 +32,15 @@ _PACKAGES = (
 # Environment variables that change what a run does.
 _VARIABLES = ("CUDA_", "JAX_", "LIBTPU_", "NPROC", "PROMPT_TUNING_", "TPU_", "XLA_")
 _SECRET = re.compile("KEY$|TOKEN|SECRET|PASSW|CREDENTIAL")
+_GIT = (
+    ["ls-files", "--error-unmatch", "__init__.py"],
+    ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],  # no tag: the commit is left
+)
 _GIT_SECONDS = 5.0
 
 
 def describe() -> dict[str, Any]:
-    """Versions, the commit of a checkout, platform, devices, and the variables that were set."""
+    """Returns versions, commit, platform, devices and the environment variables that matter."""
     return {
         "versions": {
             "prompt-tuning-jax": __version__,
@@ -56,73 +60,73 @@ def describe() -> dict[str, Any]:
 
 
 def caches() -> dict[str, Any]:
-    """The cache folder, and how many bytes each folder in it holds."""
+    """Returns the cache folder, and the bytes in each folder of it."""
     folder = cache_folder()
     inside = sorted(folder.iterdir()) if folder.is_dir() else []
     return {"folder": str(folder), "bytes": {path.name: _bytes(path) for path in inside}}
 
 
 def commit(folder: Path) -> str | None:
-    """The git commit of a folder's files, with '-dirty' where they were changed since; None where
-    git does not know them, as in a package that was installed."""
-    about = ["git", "-C", os.fspath(folder)]
+    """Returns the git commit of a folder's files, with '-dirty' if they were changed since.
+
+    None if git does not know them, as in an installed package.
+    """
     try:
-        for words in (["ls-files", "--error-unmatch", "__init__.py"], _DESCRIBE):
+        for words in _GIT:
             answer = subprocess.run(
-                [*about, *words], capture_output=True, text=True, timeout=_GIT_SECONDS, check=True
+                ["git", "-C", os.fspath(folder), *words],
+                capture_output=True,
+                text=True,
+                timeout=_GIT_SECONDS,
+                check=True,
             )
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()
 
 
-# No tag is named so: what is left is the commit.
-_DESCRIBE = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-
-
 @contextlib.contextmanager
-def recorded(run: Path, command: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Appends to a run's `run.json` what one start of it was: command, times, outcome, environment.
+def recorded(run: Path, command: Sequence[str], log: Callable) -> Iterator[dict[str, Any]]:
+    """Appends this start to the `run.json` of a run: command, times, outcome and environment.
 
-    A start that is refused leaves the folder as it was, and one that is killed leaves no entry.
-    Where the disk refuses the entry there is none: a warning, unless there is worse to hear of.
+    A refused start, and one that is killed, are not recorded. On a full disk it only warns.
 
     Args:
       run: the claimed folder.
       command: as it was typed.
+      log: takes a line of text.
 
     Yields:
-      the entry, to be added to; its outcome is 'failed', or of Ctrl-C 'stopped', unless it is set.
+      the entry, to be added to. Its outcome is 'failed', or after Ctrl-C 'stopped', unless it is
+      set.
     """
-    entry = {"command": shlex.join(command), "outcome": "failed", "began": _now(), "ended": None}
+    entry = {"command": shlex.join(command), "outcome": "failed", "began": _now()}
     clock = time.monotonic()
     try:
         yield entry
     except UserError:
+        entry["outcome"] = "refused"
         raise
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) and entry["outcome"] == "failed":
+    except KeyboardInterrupt:
+        if entry["outcome"] == "failed":
             entry["outcome"] = "stopped"
-        # What went wrong is what has to be heard of, not that the disk is full as well.
-        with contextlib.suppress(OSError):
-            _append(run / RUN, entry, clock)
         raise
-    try:
-        _append(run / RUN, entry, clock)
-    except OSError as error:
-        print(f"warning: {run / RUN} lacks this start ({error.strerror}).", flush=True)
+    finally:
+        if entry["outcome"] != "refused":
+            took = round(time.monotonic() - clock, 3)
+            try:
+                _append(run / RUN, {**entry, "ended": _now(), "took": took})
+            except OSError as error:
+                log(f"warning: {run / RUN} lacks this start ({error.strerror}).")
 
 
-def _append(path: Path, entry: dict[str, Any], clock: float) -> None:
+def _append(path: Path, entry: dict[str, Any]) -> None:
     try:
         starts = list(json.loads(path.read_bytes())["starts"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         starts = []
-    took = round(time.monotonic() - clock, 3)
-    starts = [*starts, {**entry, "ended": _now(), "took": took, "environment": describe()}]
-    content = json.dumps({"starts": starts}, indent=1, ensure_ascii=False)
-    # What the system calls a name may be no text: JSON has the same escapes for it as Python.
-    atomic_write(path, (content + "\n").encode(errors="backslashreplace"))
+    starts.append({**entry, "environment": describe()})
+    atomic_write(path, (json.dumps({"starts": starts}, indent=1) + "\n").encode())
 
 
 def _now() -> str:
@@ -137,7 +141,7 @@ def _version(name: str) -> str | None:
 
 
 def _devices() -> dict[str, Any]:
-    """What jax finds; where it fails, why, since that is when somebody asks."""
+    """Returns what jax finds, or why it fails: that is when somebody asks."""
     try:
         import jax
 

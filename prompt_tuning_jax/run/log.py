@@ -1,104 +1,130 @@
-"""What a run says of itself: lines of metrics for files, progress for whoever watches."""
+"""The log of a run: its metrics in files, and progress and warnings for people."""
 
 import collections
+import json
+import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from prompt_tuning_jax.errors import RunError
-from prompt_tuning_jax.run import warnings as advice
-from prompt_tuning_jax.run.folder import METRICS, TENSORBOARD, Metrics, read_metrics
-from prompt_tuning_jax.run.progress import SECONDS, left
+from prompt_tuning_jax.run import warnings
+from prompt_tuning_jax.run.folder import METRICS, TENSORBOARD, writable
+from prompt_tuning_jax.run.progress import SECONDS, time_left
+from prompt_tuning_jax.storage import atomic_write
 
-REFUSED_IN_A_ROW = 5  # updates whose gradient is not finite, after which a run stops
+REFUSED_IN_A_ROW = 5  # updates that are not finite, after which a run stops
 
 
-class Journal:
-    """Reads the metrics of updates one step late, so that the device never waits for the host.
+class RunLog:
+    """Writes the metrics of a run and says how far it is.
+
+    A line of metrics is `{"step": 10, "train/loss": 0.5, ...}`; a number that is not finite is
+    None. Lines go to `metrics.jsonl`, to TensorBoard and to a tracker. Opened at the step from
+    which a run goes on, the log drops the lines of later steps, so the files of a resumed run equal
+    those of one that never stopped. So no line may hold what differs between the two, such as a
+    time.
+
+    The metrics of an update are read one update later: the device never waits for the host.
 
     Attributes:
-      lines: all metrics lines written, as dicts with `step`. They hold no times: the same run twice
-        writes the same lines.
+      lines: all lines of metrics.
       log: takes a line of text.
     """
 
     def __init__(
         self,
-        start: int,
-        spent: float,
         config,
         folder: Path | None,
-        log: Callable,
-        track: Callable = lambda step, values: None,
+        log: Callable[[str], None],
+        start: int = 0,
+        spent: float = 0.0,
+        track: Callable[[int, dict], None] = lambda step, values: None,
     ):
-        """Starts after step `start`, reached in `spent` seconds. Lines go to the files of `folder`,
-        where those of later steps are dropped, and to `track` as `(step, values)`, the earlier ones
-        first; `log` takes a line of text."""
-        self._files = Metrics(folder / METRICS, start, folder / TENSORBOARD) if folder else None
-        self.lines: list[dict] = read_metrics(folder / METRICS) if folder else []
-        self.log, self._steps, self._every = log, config.steps, config.log_every
-        self._waiting: collections.deque = collections.deque()
+        """Opens the files of a run.
+
+        Args:
+          config: of the run.
+          folder: of the run, or None to write no files.
+          log: takes a line of text.
+          start: the last step that was taken before.
+          spent: the seconds that the steps before took.
+          track: takes a step and its numbers by name; earlier lines are given to it again.
+
+        Raises:
+          UserError: the files cannot be written.
+        """
+        self.lines: list[dict] = []
+        self.log, self._track = log, track
+        self._steps, self._every = config.steps, config.log_every
+        self._unread: tuple[int, dict] | None = None
         self._first: list[float] = []
-        self._loss: collections.deque = collections.deque(maxlen=advice.WINDOW)
-        self._look = config.schedule.warmup_steps + advice.PATIENCE
+        self._last: collections.deque = collections.deque(maxlen=warnings.WINDOW)
+        self._compare_at = config.schedule.warmup_steps + warnings.PATIENCE
         self._warned: set[str] = set()
-        self._track = track
-        if self._files is not None and self._files.damaged:
-            log(f"warning: {self._files.damaged} damaged lines of {METRICS} are left out")
-        if self._files is not None and not self.lines and self._every <= start:
-            log(f"warning: the metrics up to step {start} are missing in {METRICS}")
-        for line in self.lines:
-            self._send(line)
-        self._start, self._spent, self._tokens, self._evaluating = start, spent, 0, 0.0
-        self.begin()
+        self._start, self._spent, self._tokens, self._validating = start, spent, 0, 0.0
+        self._file: Any = None
+        self._events: Any = None
+        self._unwritten = b""
+        if folder is not None:
+            with writable(folder):
+                self._open(folder, start)
+        self.start_clock()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        if self._files is not None:
-            self._say(self._files.close())
+        self._write_lines()
+        if self._file is not None:
+            self._file.close()
+        self._write_events(lambda events: events.close())
 
-    def begin(self):
+    def start_clock(self):
         """Starts the clock, once everything is compiled."""
         self._began = self._said = time.perf_counter()
 
     def add(self, step: int, metrics: dict, batch):
-        """Takes an update's metrics, still on the device, and reads those of the one before."""
-        self._waiting.append((step, metrics))
+        """Takes the metrics of an update, still on the device, and reads those of the one before.
+
+        Raises:
+          RunError: too many updates in a row were not finite.
+        """
+        self._read()
+        self._unread = step, metrics
         self._tokens += batch.shared.size + int((batch.segments > 0).sum())
-        while len(self._waiting) > 1:
-            self._read()
 
     def settle(self):
-        """Reads every update that has not been read, and writes every line that is not on disk."""
-        while self._waiting:
-            self._read()
-        if self._files is not None:
-            self._say(self._files.flush())
+        """Reads the metrics that were not read yet, and writes the lines that are not on disk."""
+        self._read()
+        self._write_lines()
 
-    def validated(self, step: int, metrics: dict, seconds: float):
-        """Takes a validation's metrics and how long it took."""
-        self._evaluating += seconds
+    def add_validation(self, step: int, metrics: dict, seconds: float):
+        """Takes the metrics of a validation, and how long it took."""
+        self._validating += seconds
         found = {name: metrics[name] for name in ("loss", "accuracy") if name in metrics}
-        self._write(step, {f"validation/{name}": value for name, value in found.items()})
+        self._add_line(step, {f"validation/{name}": value for name, value in found.items()})
         accuracy = f", accuracy {found['accuracy']:.1%}" if "accuracy" in found else ""
         self.log(f"step {step}: validation loss {found['loss']:.4f}{accuracy}")
 
     def warn(self, kind: str, sentence: str):
-        """Logs the first sentence of a kind; "" is nothing to warn of."""
+        """Logs the first sentence of a kind; "" is no warning."""
         if sentence and kind not in self._warned:
             self._warned.add(kind)
             self.log(f"warning: {sentence}")
 
     def seconds(self) -> float:
-        """Seconds of steps and validation, those of earlier starts included."""
+        """Seconds of steps and validations, with those of earlier starts."""
         return self._spent + time.perf_counter() - self._began
 
     def _read(self):
-        step, metrics = self._waiting.popleft()
+        if self._unread is None:
+            return
+        (step, metrics), self._unread = self._unread, None
         values = {name: float(np.asarray(part).ravel()[0]) for name, part in metrics.items()}
         refused = values.pop("refused_in_a_row")
         if refused:
@@ -108,36 +134,121 @@ class Journal:
                 f"{REFUSED_IN_A_ROW} updates in a row, to step {step}, had a gradient that is not "
                 "finite: lower learning_rate; the last checkpoint is kept."
             )
-        self._loss.append(values["loss"])
-        if step <= advice.WINDOW:
+        self._last.append(values["loss"])
+        if step <= warnings.WINDOW:
             self._first.append(values["loss"])
-        if step == self._look and len(self._first) == advice.WINDOW:
-            self.warn("loss", advice.unmoved(self._first, self._loss, step))
+        if step == self._compare_at and len(self._first) == warnings.WINDOW:
+            self.warn("loss", warnings.loss_not_moving(self._first, self._last, step))
         if step % self._every == 0 or step == self._steps:
-            self._write(step, {f"train/{name}": value for name, value in values.items()})
+            self._add_line(step, {f"train/{name}": value for name, value in values.items()})
         if time.perf_counter() - self._said >= SECONDS or step == self._steps:
-            self._progress(step)
+            self._show_progress(step)
 
-    def _write(self, step: int, values: dict):
-        self.lines.append({"step": step, **values})
-        self._send(self.lines[-1])
-        if self._files is not None:
-            self._say(self._files.write(step, values))
-
-    def _say(self, warning: str):
-        if warning:
-            self.log(f"warning: {warning}")
-
-    def _send(self, line: dict):
-        numbers = {name: value for name, value in line.items() if value is not None}
-        self._track(numbers.pop("step"), numbers)
-
-    def _progress(self, step: int):
+    def _show_progress(self, step: int):
         self._said = now = time.perf_counter()
-        training = max(now - self._began - self._evaluating, 1e-9)
+        training = max(now - self._began - self._validating, 1e-9)
         rate = (step - self._start) / training
-        loss = sum(self._loss) / len(self._loss)
+        loss = sum(self._last) / len(self._last)
         self.log(
             f"step {step}/{self._steps}  loss {loss:.3f}  {rate:.2f} steps/s  "
-            f"{self._tokens / training:,.0f} tokens/s  {left((self._steps - step) / rate)}"
+            f"{self._tokens / training:,.0f} tokens/s  {time_left((self._steps - step) / rate)}"
         )
+        self._write_events(lambda events: events.flush())
+
+    def _open(self, folder: Path, start: int):
+        path = folder / METRICS
+        before = path.read_bytes() if path.exists() else b""
+        lines = _parse_lines(before)
+        if damaged := before.count(b"\n") - len(lines):
+            self.log(f"warning: {damaged} damaged lines of {METRICS} are left out")
+        kept = [line for line in lines if line["step"] <= start]
+        text = b"".join(map(_as_text, kept))
+        if text != before:
+            atomic_write(path, text)
+        self._events = _open_events(folder / TENSORBOARD)
+        self._file = path.open("ab", buffering=0)
+        for line in kept:
+            self._send(line)
+
+    def _add_line(self, step: int, values: dict[str, float]):
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        line = {"step": step, **finite}
+        if self._file is not None:
+            self._unwritten += _as_text(line)
+        self._write_lines()
+        self._send(line)
+
+    def _send(self, line: dict):
+        self.lines.append(line)
+        numbers = {name: value for name, value in line.items() if value is not None}
+        step = numbers.pop("step")
+        self._track(step, numbers)
+        self._write_events(lambda events: events.write_event(_event(step, numbers)))
+
+    def _write_lines(self):
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            self.warn("lines", f"the newest lines are not in {METRICS} yet ({error.strerror}).")
+
+    def _write_events(self, write: Callable[[Any], Any]):
+        try:
+            if self._events is not None:
+                write(self._events)
+        except OSError as error:
+            self._events = None
+            self.warn("events", f"TensorBoard's files lack the newest steps ({error.strerror}).")
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Reads the lines of a metrics file; damaged ones, and an unfinished last one, are left out."""
+    return _parse_lines(Path(path).read_bytes())
+
+
+def _parse_lines(data: bytes) -> list[dict[str, Any]]:
+    parsed = map(_parse, data.splitlines(keepends=True))
+    return [line for line in parsed if line is not None]
+
+
+def _parse(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+        numbers = [value for value in line.values() if value is not None]
+        whole = text.endswith(b"\n") and type(line["step"]) is int and line["step"] >= 0
+        return line if whole and all(map(math.isfinite, numbers)) else None
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return None
+
+
+def _as_text(line: dict) -> bytes:
+    return json.dumps(line).encode() + b"\n"
+
+
+def _open_events(folder: Path):
+    """Opens a new event file in place of an earlier start's.
+
+    A `SummaryWriter` would not do: its thread dies of a full disk, and then it blocks for ever.
+    """
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto import event_pb2
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for earlier in folder.glob("events.out.tfevents.*"):
+        earlier.unlink()
+    events = EventsWriter(os.fspath(folder / "events"))
+    # An open TensorBoard drops what it has read.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    events.write_event(event_pb2.Event(wall_time=time.time(), step=0, session_log=start))
+    return events
+
+
+def _event(step: int, numbers: dict[str, float]):
+    from tensorboardX.proto import event_pb2, summary_pb2
+
+    values = [
+        summary_pb2.Summary.Value(tag=name, simple_value=number) for name, number in numbers.items()
+    ]
+    return event_pb2.Event(
+        wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=values)
+    )

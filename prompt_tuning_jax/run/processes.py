@@ -1,7 +1,7 @@
-"""A run over several processes, usually one a machine: all step together, the first alone writes.
+"""A run over several processes, usually one a machine: they step together, the first one writes.
 
-Each is the same command, with the three variables below in its environment. Every process reads all
-data and hands over its rows of each batch (`step.place_rows`).
+Each gets the same command, with the three variables below in its environment. Each reads all data
+and gives its devices their rows of each batch (`step.place_rows`).
 """
 
 import atexit
@@ -27,10 +27,11 @@ ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PR
 @contextlib.contextmanager
 def joined() -> Iterator[bool]:
     """Joins the other processes of a run, if the variables name any, and waits for them at the end.
-    Before jax is asked for devices.
+
+    Call it before jax is asked for devices.
 
     Yields:
-      whether this is the process that keeps what the run leaves.
+      whether this is the process that writes.
 
     Raises:
       UserError: the variables do not say which process this is.
@@ -43,28 +44,30 @@ def joined() -> Iterator[bool]:
     if not (address and count.isdecimal() and number.isdecimal() and int(number) < int(count)):
         shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
         raise UserError(
-            f"{shown}: expected HOST:PORT of the first process, how many there are, and which of "
-            "them this is, from 0; or none of the three for a process alone."
+            f"{shown}: expected HOST:PORT of the first process, the number of processes, and the "
+            "number of this one, from 0; for a single process set none of the three."
         )
     jax.distributed.initialize(address, int(count), int(number))
     try:
         yield int(number) == 0
         multihost_utils.sync_global_devices("end")
     except BaseException as error:
-        # Else jax waits for the others, which wait for this one, and then aborts.
-        atexit.register(_leave, {UserError: 2, KeyboardInterrupt: 130}.get(type(error), 1))
+        # At the exit jax would wait for the others, which wait for this one, and then abort.
+        atexit.register(_exit, {UserError: 2, KeyboardInterrupt: 130}.get(type(error), 1))
         raise
 
 
-def _leave(status: int) -> None:
+def _exit(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
-def check(config, sources: Mapping[str, str]) -> None:
-    """Raises a UserError, in all processes, for what several processes cannot do, or where they
-    were not given the same config, model and data, by the fingerprints in `sources`."""
+def check_processes(config, sources: Mapping[str, str]) -> None:
+    """Raises a UserError in all processes if they cannot run together.
+
+    All must have the same config, and the same model and data by the fingerprints in `sources`.
+    """
     if jax.process_count() == 1:
         return
     if not jax.distributed.is_initialized():
@@ -73,26 +76,26 @@ def check(config, sources: Mapping[str, str]) -> None:
             f"and {NUMBER} in each of them."
         )
     given = configs.to_json(config), *sorted(sources.items())
-    digest = hashlib.sha256(repr(given).encode())
-    found = multihost_utils.process_allgather(np.frombuffer(digest.digest(), np.uint8))
+    digest = hashlib.sha256(repr(given).encode()).digest()
+    found = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
     different = np.flatnonzero((found != found[:1]).any(axis=1))
     if different.size:
         raise UserError(
-            f"another config, model or data than in process 0 was given to process "
-            f"{', '.join(map(str, different))} of {len(found)}: start all by the same command."
+            f"process {', '.join(map(str, different))} of {len(found)} has another config, model "
+            "or data than process 0: start all of them by the same command."
         )
     if config.parallel != "jit":
         raise UserError(f"config.parallel is '{config.parallel}': several processes need 'jit'.")
 
 
 def agreed(tree: Any) -> Any:
-    """The first process's tree of arrays and numbers, bit for bit, in every process."""
+    """Returns the first process's tree of arrays and numbers, bit for bit, in every process."""
     if jax.process_count() == 1:
         return tree
 
     def send(leaf):
         array = np.asarray(leaf)
-        # As bytes: added up as numbers, -0.0 would become 0.0 and float64 float32.
+        # As bytes: jax adds what it broadcasts, so -0.0 would become 0.0, and float64 float32.
         sent = multihost_utils.broadcast_one_to_all(np.frombuffer(array.tobytes(), np.uint8))
         array = np.frombuffer(sent.tobytes(), array.dtype).reshape(array.shape)
         return array if hasattr(leaf, "dtype") else array.item()
@@ -100,9 +103,11 @@ def agreed(tree: Any) -> Any:
     return jax.tree.map(send, tree)
 
 
-def stops(asked: list[str], step: int) -> bool:
-    """Whether the run is to stop after update `step`, as all processes agree; `asked` is from
-    `stop_requested`."""
+def must_stop(asked: list[str], step: int) -> bool:
+    """Returns whether the run stops after update `step`, as all processes agree.
+
+    `asked` is from `stop_requested`.
+    """
     if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
         asked.append("SIGTERM")
     return bool(asked)
@@ -110,11 +115,11 @@ def stops(asked: list[str], step: int) -> bool:
 
 @contextlib.contextmanager
 def stop_requested(log: Callable) -> Iterator[list[str]]:
-    """Yields a list that is no longer empty once Ctrl-C, SIGTERM or SIGHUP (a terminal that was
-    closed, unless `nohup` has it ignored) asked the run to stop.
+    """Yields a list that gets an entry once a signal asks the run to stop.
 
-    A second Ctrl-C stops at once. Outside the main thread signals are left as they are. One of
-    several processes is told of SIGTERM by jax, which has them agree on an update: see `stops`.
+    The signals are Ctrl-C, SIGTERM, and SIGHUP from a closed terminal, unless `nohup` ignores it. A
+    second Ctrl-C stops at once. With several processes jax listens for SIGTERM and lets all agree
+    on an update: see `must_stop`. Outside the main thread signals are left alone.
     """
     asked: list[str] = []
     if threading.current_thread() is not threading.main_thread():
@@ -125,20 +130,19 @@ def stop_requested(log: Callable) -> Iterator[list[str]]:
         if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.append(signal.Signals(number).name)
-        if number == signal.SIGHUP:
-            _leave_terminal()
+        _leave_closed_terminal()
         log(f"{asked[-1]}: finishing this step, then saving")
 
-    def tell(number, frame):
-        if number == signal.SIGHUP:
-            _leave_terminal()
+    def ask_all(number, frame):
+        _leave_closed_terminal()
         log(f"{signal.Signals(number).name}: all processes finish a step, then save")
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGTERM)
 
-    alone = {signal.SIGINT: ask, signal.SIGTERM: ask, signal.SIGHUP: ask}
-    several = {signal.SIGINT: tell, signal.SIGHUP: tell}
-    handlers = alone if jax.process_count() == 1 else several
+    if jax.process_count() == 1:
+        handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), ask)
+    else:
+        handlers = dict.fromkeys((signal.SIGINT, signal.SIGHUP), ask_all)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         del handlers[signal.SIGHUP]
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
@@ -149,13 +153,10 @@ def stop_requested(log: Callable) -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
-def _leave_terminal() -> None:
-    """Sends what is said from here on nowhere, where it went to a terminal that is closed: writing
-    there fails."""
+def _leave_closed_terminal() -> None:
+    """Discards stdout and stderr if their terminal is closed: writing to it would fail."""
     for descriptor in (1, 2):
         try:
             os.write(descriptor, b"")
         except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, descriptor)
-            os.close(nowhere)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

@@ -1,4 +1,4 @@
-"""A trace of a few steps, for those who want to see where the time goes."""
+"""A trace of a few steps, which shows where the time goes."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -10,28 +10,28 @@ import jax
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.run.folder import PROFILE
 
-SKIPPED = 3  # steps before the trace begins: the first ones are not like the others
+SKIPPED = 3  # steps before the trace: the first ones are not typical
 
 
 @contextlib.contextmanager
 def profiler(count: int, folder: Path | None, log: Callable) -> Iterator[Callable[[Any], None]]:
-    """Traces `count` steps, 0 for none, into a run folder. One that the disk refuses is a warning.
+    """Traces `count` steps into a run folder; 0 traces none. On a full disk it only warns.
 
     Yields:
       a function to call before each step with the state.
 
     Raises:
-      UserError: steps to trace and no folder.
+      UserError: there are steps to trace, but no folder.
     """
     if not count:
         yield lambda state: None
         return
     if folder is None:
         raise UserError(
-            f"config.profile_steps is {count} and the run has no folder to write a trace to: give "
-            "one, or leave it at 0"
+            f"config.profile_steps is {count}, but the run has no folder for a trace: give one, or "
+            "leave it at 0"
         )
-    seen, refused = 0, ""
+    seen, refused, place = 0, "", folder / PROFILE
 
     def stop():
         nonlocal refused
@@ -42,12 +42,9 @@ def profiler(count: int, folder: Path | None, log: Callable) -> Iterator[Callabl
 
     def before(state):
         nonlocal seen
-        if seen == SKIPPED:
+        if seen in (SKIPPED, SKIPPED + count):
             jax.block_until_ready(state)
-            jax.profiler.start_trace(folder / PROFILE)
-        elif seen == SKIPPED + count:
-            jax.block_until_ready(state)
-            stop()
+            jax.profiler.start_trace(place) if seen == SKIPPED else stop()
         seen += 1
 
     try:
@@ -55,14 +52,12 @@ def profiler(count: int, folder: Path | None, log: Callable) -> Iterator[Callabl
     finally:
         if SKIPPED < seen <= SKIPPED + count:
             stop()
-    log(outcome(min(seen - SKIPPED, count), folder / PROFILE, refused))
-
-
-def outcome(traced: int, folder: Path, refused: str) -> str:
-    """One line: how many steps were traced to where, or why none."""
-    if traced <= 0:
-        taken = SKIPPED + traced
-        return f"warning: no trace: it begins after {SKIPPED} steps, and {taken} were taken"
-    if refused:
-        return f"warning: the trace in {folder} is not whole ({refused})."
-    return f"trace of {traced} steps: {folder} (TensorBoard's profile plugin shows it)"
+    if seen <= SKIPPED:
+        log(f"warning: there is no trace: it begins after {SKIPPED} steps, and {seen} were taken")
+    elif refused:
+        log(f"warning: the trace in {place} is not complete ({refused}).")
+    else:
+        log(
+            f"trace of {min(seen - SKIPPED, count)} steps: {place} (TensorBoard's profile plugin "
+            "shows it)"
+        )

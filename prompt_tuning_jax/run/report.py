@@ -8,7 +8,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from prompt_tuning_jax.run.folder import atomic_write, read_metrics
+from prompt_tuning_jax.run.log import read_metrics
+from prompt_tuning_jax.storage import atomic_write
 
 # Okabe and Ito's palette, told apart with any colour vision; dashes and markers say it once more.
 TRAIN_COLOR, VALIDATION_COLOR = "#0072B2", "#D55E00"

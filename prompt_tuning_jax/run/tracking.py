@@ -1,6 +1,6 @@
-"""Metrics for a service of the user's choice, beside the run folder. Nothing is sent unless asked.
+"""Sends metrics to Weights & Biases or trackio, if config.tracker names one of them.
 
-Weights & Biases and trackio are called by the same three names; neither is imported before.
+Both have the same three functions, and neither is imported before.
 """
 
 import contextlib
@@ -15,12 +15,11 @@ from prompt_tuning_jax.errors import UserError
 PROJECT = "prompt-tuning"
 
 
-def check(name: str) -> None:
-    """Raises a UserError if the tracker `name` ('' for none) is not installed."""
+def check_tracker(name: str) -> None:
+    """Raises a UserError if the tracker `name` is not installed; "" is no tracker."""
     if name and importlib.util.find_spec(name) is None:
         raise UserError(
-            f"config.tracker is {name!r} and the package is not installed: type pip install {name},"
-            " or leave it empty"
+            f"config.tracker is {name!r}, but the package is not installed: type pip install {name}"
         )
 
 
@@ -28,8 +27,7 @@ def check(name: str) -> None:
 def tracker(config, folder: Path | None) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
     """Yields a function that takes a step and its numbers by name.
 
-    Each start of a run is a run of the service, named after the folder; one that goes on sends the
-    earlier lines again, so that each is whole.
+    Each start of a run is a new run of the service, under the name of the folder.
     """
     if not config.tracker:
         yield lambda step, values: None

@@ -1,4 +1,4 @@
-"""Warnings that a person can act on: each is a sentence, or "" where nothing is wrong."""
+"""Warnings that a person can act on. Each function returns a sentence, or "" if all is well."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -9,26 +9,22 @@ import numpy as np
 
 from prompt_tuning_jax.errors import short
 
-FAR = 3.0  # how many times larger or smaller a prompt's norm is before it is worth a word
-WINDOW = 20  # losses whose mean is compared with that of as many later ones
+FAR = 3.0  # a prompt's norm may be so many times larger or smaller than the embeddings'
+WINDOW = 20  # losses in each of the two means that are compared
 PATIENCE = 50  # steps after the warm-up in which a loss should have moved
-STILL = 0.01  # share of the loss that counts as a move
-ONE_SIDED = 0.95  # share of answers that are the same
-PAIRS = 3  # of labels that one sentence names
+STILL = 0.01  # the share of the loss that counts as a move
+ONE_SIDED = 0.95  # the share of answers that may be the same
+PAIRS = 3  # of labels, in one sentence
 
 
 @jax.jit
 def _mean_norm(vectors):
-    """Mean length, float32[], of `[N, D]` vectors."""
     return jnp.linalg.norm(vectors.astype(jnp.float32), axis=-1).mean()
 
 
-def prompt_norm(lm, collections) -> str:
-    """Whether virtual tokens are far longer or shorter than the embeddings that the model knows."""
-    if "prompt" not in collections:
-        return ""
-    virtual = float(_mean_norm(collections["prompt"]["vectors"]))
-    known = float(_mean_norm(lm.params["embed"]["embedding"]))
+def prompt_norm(vectors, embedding) -> str:
+    """Warns of virtual tokens `[P, D]` far longer or shorter than the embeddings `[V, D]`."""
+    virtual, known = float(_mean_norm(vectors)), float(_mean_norm(embedding))
     if known / FAR <= virtual <= known * FAR:
         return ""
     turn = "lower" if virtual > known else "raise"
@@ -38,8 +34,8 @@ def prompt_norm(lm, collections) -> str:
     )
 
 
-def unmoved(first: Sequence[float], last: Sequence[float], step: int) -> str:
-    """Whether the loss, by the means of its first values and of those up to `step`, has stayed."""
+def loss_not_moving(first: Sequence[float], last: Sequence[float], step: int) -> str:
+    """Warns of a loss whose mean has not fallen from its first values to those up to `step`."""
     before, after = float(np.mean(first)), float(np.mean(last))
     if not after > (1 - STILL) * before:
         return ""
@@ -49,28 +45,25 @@ def unmoved(first: Sequence[float], last: Sequence[float], step: int) -> str:
     )
 
 
-def first_values(settings, lm) -> str:
-    """What virtual tokens would begin with and is not read, or how their text has been made to fit
-    their number."""
+def unread_init(settings, tokenizer) -> str:
+    """Warns of a start for virtual tokens that is not read, or a text that does not fit them."""
     for init in ("text", "file"):
         if settings[f"init_{init}"] and settings.init != init:
             return (
-                f"method.init_{init} is not read: method.init is {settings.init!r}; give {init!r}"
-                " for it"
+                f"method.init_{init} is ignored, as method.init is {settings.init!r}: set "
+                f"method.init to {init!r} to use it"
             )
     if settings.init != "text":
         return ""
-    held, wanted = len(lm.tokenizer.encode(settings.init_text)[0]), settings.num_virtual_tokens
-    if held == wanted:
+    found, wanted = len(tokenizer.encode(settings.init_text)[0]), settings.num_virtual_tokens
+    if found == wanted:
         return ""
-    return (
-        f"method.init_text has {held} tokens and is {'cut' if held > wanted else 'repeated'} to "
-        f"the {wanted} virtual tokens"
-    )
+    change = "cut" if found > wanted else "repeated"
+    return f"method.init_text has {found} tokens and is {change} to the {wanted} virtual tokens"
 
 
 def other_template(artifact: str, config: str) -> str:
-    """Whether an artifact is evaluated by a config of another template."""
+    """Warns of a config whose template differs from the artifact's."""
     if artifact == config:
         return ""
     return (
@@ -80,13 +73,13 @@ def other_template(artifact: str, config: str) -> str:
 
 
 def other_labels(artifact: Sequence[Sequence[str]], labels: Sequence[tuple[str, str]]) -> str:
-    """Whether an artifact is evaluated with other labels, or words for them, than its own."""
+    """Warns of a config whose labels, or words for them, differ from the artifact's."""
     own = [tuple(pair) for pair in artifact]
     if not own or own == list(labels):
         return ""
     return (
-        f"the config's labels are asked for, {short(list(labels), 80)}, and the artifact was"
-        f" trained for {short(own, 80)}: leave task.labels empty for those"
+        f"the config's labels are used, {short(list(labels), 80)}, but the artifact was trained "
+        f"for {short(own, 80)}: leave task.labels empty to use those"
     )
 
 
@@ -96,39 +89,39 @@ def trained_on(
     fields: Sequence[str],
     split: str,
 ) -> str:
-    """Whether records of a split have the input, the texts of `fields`, of any trained on."""
+    """Warns of records of a split whose input, the texts of `fields`, is trained on."""
     known = {tuple(row[field] for field in fields) for row in trained}
     count = sum(tuple(row[field] for field in fields) in known for row in rows)
     if not count:
         return ""
     return (
-        f"{count} of {len(rows)} records of {split} are trained on too, with the same input: they "
-        "tell nothing about others; take them out of one of the two splits"
+        f"{count} of {len(rows)} records of {split} are trained on too, with the same input, so "
+        "they make the result look better: remove them from one of the splits"
     )
 
 
 def repeated(batch_size: int, examples: int) -> str:
-    """Whether updates have more examples than there are."""
+    """Warns of updates with more examples than there are."""
     if batch_size <= examples:
         return ""
     return (
-        f"batch_size is {batch_size} and there are {examples} training examples, some of which "
-        "each update reads more than once: lower batch_size"
+        f"batch_size is {batch_size} and there are {examples} training examples, so each update "
+        "reads some of them more than once: lower batch_size"
     )
 
 
 def other_devices(before: int, now: int) -> str:
-    """What a run that goes on with another number of devices cannot promise."""
+    """Warns of a run that goes on with another number of devices."""
     if before == now:
         return ""
     return (
         f"the run was saved with devices: {before}, and goes on with devices: {now}; sums are "
-        "added up in another order, so it will not end bit for bit as one that was never stopped"
+        "added in another order, so it will not end bit for bit like one that was never stopped"
     )
 
 
 def one_answer(chosen: np.ndarray, answers: np.ndarray, labels: Sequence[tuple[str, str]]) -> str:
-    """Whether int[N] chosen labels are nearly all the same and the right ones are not."""
+    """Warns of int[N] chosen labels that are nearly all the same, unless the right ones are too."""
     if len(labels) < 2:
         return ""
     counts = np.bincount(chosen, minlength=len(labels)) / len(chosen)
@@ -142,8 +135,8 @@ def one_answer(chosen: np.ndarray, answers: np.ndarray, labels: Sequence[tuple[s
     )
 
 
-def alike(labels: Sequence[tuple[str, str]], tails: Sequence[np.ndarray]) -> list[str]:
-    """Which labels' words begin with the same tokens, given the tokens of each."""
+def same_beginning(labels: Sequence[tuple[str, str]], tails: Sequence[np.ndarray]) -> list[str]:
+    """Warns of labels whose words begin with the same tokens, given the tokens of each word."""
     whole, first = [], []
     words = [(word, tail) for (_, word), tail in zip(labels, tails, strict=False)]
     for pair in itertools.combinations(words, 2):
@@ -160,7 +153,7 @@ def alike(labels: Sequence[tuple[str, str]], tails: Sequence[np.ndarray]) -> lis
         )
     if first:
         sentences.append(
-            f"labels' words begin with the same token, which tells nothing about them: "
+            f"labels' words begin with the same token, which does not tell them apart: "
             f"{_some(first)}; other words in task.labels, as 'value=word', may do better"
         )
     return sentences

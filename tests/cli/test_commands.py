@@ -112,7 +112,10 @@ MISTAKES = {
     ),
     "an override in it": (train("task.template=a\udcff"), "not UTF-8 at character 25"),
     "no workdir's name": ([*train()[:-1], ""], "needs both --config FILE and --workdir DIR"),
-    "a run for its artifact": (["predict", "--artifact", "{run}"], "run/artifact, which is one"),
+    "a run for its artifact": (
+        ["predict", "--artifact", "{run}"],
+        "is not an artifact: give made/run/artifact",
+    ),
     "empty braces": (train("task.template={soft}{text}{}"), "{} is not a field", "position 13"),
     "prompts file": (["evaluate", "--prompts", "none.txt"], "'none.txt' does not exist"),
     "prompts' line": (

@@ -170,7 +170,7 @@ def test_a_written_prompt_is_refused_before_the_model_is_read(typed, monkeypatch
 
 
 def test_an_artifact_needs_no_code_of_its_method(typed, home):
-    made = artifact.load(tiny_runs.artifact())
+    made = artifact.load_artifact(tiny_runs.artifact())
     for place in (made.manifest, made.manifest["config"]["method"]):
         place["method" if "method" in place else "name"] = "mine"
     api.save(made, home / "made")

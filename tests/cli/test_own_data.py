@@ -87,7 +87,7 @@ def test_a_text_to_write_from_json_lines(typed, home):
     assert not any("accuracy" in row for row in report())
     found = json.loads(typed("evaluate", "--artifact", "run/artifact", "--json").out)
     assert found["loss"] == report()[1]["loss"] and found["examples"] == 8
-    assert artifact.load("run/artifact").manifest["labels"] == []
+    assert artifact.load_artifact("run/artifact").manifest["labels"] == []
 
 
 FILES = {"train": "train.jsonl", "validation": "test.jsonl", "test": "test.jsonl"}

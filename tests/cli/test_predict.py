@@ -38,7 +38,7 @@ def writer(tmp_path_factory):
     config = configs.load(str(tiny_runs.world().config), words)
     lm = load_model(config)
     collections = plain_llama.random_collections(0, tiny_models.SPEC, "prompt", size=3)
-    manifest = artifact.describe(
+    manifest = artifact.make_manifest(
         method="soft_prompt",
         lm=lm,
         template=config.task.template,
@@ -49,7 +49,7 @@ def writer(tmp_path_factory):
         metrics={},
     )
     folder = tmp_path_factory.mktemp("writer") / "artifact"
-    artifact.save(artifact.Artifact(collections, manifest), folder)
+    artifact.save_artifact(artifact.Artifact(collections, manifest), folder)
     return folder
 
 
@@ -166,11 +166,11 @@ def test_a_table_is_read_by_its_columns_and_an_object_that_is_read_as_text_is_sa
 
 
 def test_a_table_has_the_delimiter_and_header_of_those_trained_on(typed, tmp_path, writer):
-    made = artifact.load(writer)
+    made = artifact.load_artifact(writer)
     files = made.manifest["config"]["task"]["files"]
     files |= {"delimiter": ";", "header": False, "train": "old.txt"}
     made.manifest["config"]["task"]["columns"] = ["facts=2", "area=1"]
-    artifact.save(made, tmp_path / "made")
+    artifact.save_artifact(made, tmp_path / "made")
     for name in ("in.csv", "in.txt"):
         (tmp_path / name).write_text("north;price 1\nsouth;price 2\n")
     rows = "\n".join(

@@ -66,7 +66,7 @@ def assert_same_run(ours, wanted):
 def test_its_artifact_holds_what_the_model_reads_and_scores_what_training_said(row, tmp_path):
     result = tuned(row)
     api.save(result.artifact, tmp_path / "artifact")
-    kept = artifact.load(tmp_path / "artifact")
+    kept = artifact.load_artifact(tmp_path / "artifact")
     leaves = {(name, leaf) for name, tree in kept.collections.items() for leaf in tree}
     assert leaves <= set(sites(SPEC))
     lm, task, config = tiny(row)

@@ -39,7 +39,7 @@ def test_which_process_this_is_has_to_be_clear(given, tmp_path, monkeypatch, cap
 def test_processes_that_jax_found_by_itself_are_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     with pytest.raises(UserError, match="there are 4 processes on these devices: set JAX_COORD"):
-        processes.check(None, {})
+        processes.check_processes(None, {})
 
 
 def test_a_process_alone_agrees_with_itself(monkeypatch):
@@ -53,7 +53,7 @@ def test_a_process_alone_agrees_with_itself(monkeypatch):
 
 STOPS_AND_TELLS = """
 import fcntl, sys, termios, time
-from prompt_tuning_jax.processes import stop_requested
+from prompt_tuning_jax.run.processes import stop_requested
 
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # the terminal is this process's
 

@@ -52,4 +52,4 @@ def test_it_hands_on_every_part_as_it_comes():
     [(0.4, "0:00 left"), (59.7, "1:00 left"), (750, "12:30 left"), (11_040, "3:04:00 left")],
 )
 def test_the_time_left_is_for_people(seconds, text):
-    assert progress.left(seconds) == text
+    assert progress.time_left(seconds) == text

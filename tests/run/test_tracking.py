@@ -11,7 +11,7 @@ from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.run import folder as workdir
 from prompt_tuning_jax.run import tracking
-from prompt_tuning_jax.run.log import Journal
+from prompt_tuning_jax.run.log import RunLog
 
 
 @pytest.fixture(params=["wandb", "trackio"])
@@ -27,27 +27,24 @@ def service(request, monkeypatch):
     return made
 
 
-def test_a_run_is_sent_with_its_config_and_one_that_goes_on_is_sent_whole(service, tmp_path):
+def test_a_run_is_sent_with_its_config_and_a_resumed_run_is_sent_whole(service, tmp_path):
     config = configs.build({"tracker": service.__name__, "seed": 3})
-    tracking.check(config.tracker)
+    tracking.check_tracker(config.tracker)
     run = tmp_path / "my run"
     run.mkdir()
-    lines = [(10, {"train/loss": 2.0}), (20, {"train/loss": float("nan"), "train/targets": 8.0})]
-    files = workdir.Metrics(run / workdir.METRICS, 0)
-    for line in lines:
-        files.write(*line)
-    files.close()
+    lines = ['{"step": 10, "train/loss": 2.0}', '{"step": 20, "train/loss": null, "train/a": 8.0}']
+    (run / workdir.METRICS).write_text("\n".join([*lines, ""]))
     with (
         tracking.tracker(config, run) as track,
-        Journal(20, 0.0, config, run, print, track) as journal,
+        RunLog(config, run, print, 20, track=track) as run_log,
     ):
-        journal.validated(30, {"loss": 1.5, "accuracy": 0.5}, 0.0)
+        run_log.add_validation(30, {"loss": 1.5, "accuracy": 0.5}, 0.0)
     (first, given), *sent, last = service.told
     assert (first, last) == ("init", "finish")
     assert given["name"] == "my run" and given["config"] == config.to_dict()
     assert sent == [
         (10, {"train/loss": 2.0}),
-        (20, {"train/targets": 8.0}),
+        (20, {"train/a": 8.0}),
         (30, {"validation/loss": 1.5, "validation/accuracy": 0.5}),
     ]
 
@@ -61,9 +58,9 @@ def test_a_run_that_fails_is_finished_there_too(service):
 
 def test_a_service_that_is_not_installed_is_refused_with_what_to_type(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"'wandb' and the package is not installed: type pip inst"):
-        tracking.check("wandb")
-    tracking.check("")
+    with pytest.raises(UserError, match=r"'wandb', but the package is not installed: type pip"):
+        tracking.check_tracker("wandb")
+    tracking.check_tracker("")
 
 
 def test_nothing_is_imported_unless_asked():

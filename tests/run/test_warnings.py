@@ -9,10 +9,11 @@ import pytest
 from ml_collections import ConfigDict
 from tiny_models import SPEC
 
-from prompt_tuning_jax.run import warnings as advice
+from prompt_tuning_jax.run import warnings
 
 LM, _ = plain_llama.make()
-NORM = float(np.linalg.norm(np.asarray(LM.params["embed"]["embedding"]), axis=1).mean())
+EMBEDDING = LM.params["embed"]["embedding"]
+NORM = float(np.linalg.norm(np.asarray(EMBEDDING), axis=1).mean())
 LABELS = (("0", "bad"), ("1", "good"), ("2", "so-so"))
 
 
@@ -28,8 +29,7 @@ def rows(norm):
     [(3.1, "lower"), (1 / 3.1, "raise"), (0.0, "raise"), (2.9, ""), (1 / 2.9, "")],
 )
 def test_a_prompt_far_from_the_embeddings_is_said_with_both_norms(times, turn, dtype):
-    lm = LM._replace(params={"embed": {"embedding": LM.params["embed"]["embedding"].astype(dtype)}})
-    found = advice.prompt_norm(lm, {"prompt": {"vectors": rows(times * NORM)}})
+    found = warnings.prompt_norm(rows(times * NORM), EMBEDDING.astype(dtype))
     assert bool(found) == bool(turn)
     if turn:
         assert (
@@ -38,17 +38,12 @@ def test_a_prompt_far_from_the_embeddings_is_said_with_both_norms(times, turn, d
         assert f"{turn} learning_rate" in found
 
 
-def test_what_is_no_prompt_has_no_norm():
-    assert advice.prompt_norm(LM, {}) == ""
-    assert advice.prompt_norm(LM, {"prefix": {"k": rows(99.0), "v": rows(99.0)}}) == ""
-
-
 @pytest.mark.parametrize(
     ("last", "warned"),
     [([2.0, 1.0], True), ([2.0, 3.0], True), ([1.49, 1.48], False), ([float("nan"), 1], False)],
 )
 def test_a_loss_that_stays(last, warned):
-    found = advice.unmoved([1.0, 2.0], last, 70)
+    found = warnings.loss_not_moving([1.0, 2.0], last, 70)
     assert bool(found) == warned
     if warned:
         assert "after 70 steps" in found and f"from 1.500 to {np.mean(last):.3f}" in found
@@ -67,7 +62,7 @@ def test_a_loss_that_stays(last, warned):
     ],
 )
 def test_nearly_the_same_answer_to_all(chosen, answers, warned):
-    found = advice.one_answer(np.array(chosen), np.array(answers), LABELS)
+    found = warnings.one_answer(np.array(chosen), np.array(answers), LABELS)
     assert bool(found) == bool(warned)
     if warned:
         assert re.search(warned, found)
@@ -75,8 +70,8 @@ def test_nearly_the_same_answer_to_all(chosen, answers, warned):
 
 def test_a_text_to_write_has_no_label_to_choose():
     nothing = np.zeros(5, int)
-    assert advice.one_answer(nothing, nothing, ()) == ""
-    assert advice.alike((), (nothing,)) == []
+    assert warnings.one_answer(nothing, nothing, ()) == ""
+    assert warnings.same_beginning((), (nothing,)) == []
 
 
 def tails(*ids):
@@ -84,45 +79,45 @@ def tails(*ids):
 
 
 def test_a_word_that_another_begins_with():
-    [found] = advice.alike(LABELS, tails([4, 5], [4, 5, 6], [7]))
+    [found] = warnings.same_beginning(LABELS, tails([4, 5], [4, 5, 6], [7]))
     assert "never be ranked above it: 'bad' in 'good';" in found
-    [found] = advice.alike(LABELS, tails([7, 1], [8], [7]))
+    [found] = warnings.same_beginning(LABELS, tails([7, 1], [8], [7]))
     assert "'so-so' in 'bad'" in found
 
 
 def test_words_with_the_same_first_token():
-    [found] = advice.alike(LABELS, tails([4, 5], [4, 6], [7]))
+    [found] = warnings.same_beginning(LABELS, tails([4, 5], [4, 6], [7]))
     assert "begin with the same token" in found and ": 'bad' and 'good';" in found
 
 
 def test_both_are_said_and_a_long_list_is_counted():
-    whole, first = advice.alike(LABELS, tails([4, 5], [4, 6], [4]))
+    whole, first = warnings.same_beginning(LABELS, tails([4, 5], [4, 6], [4]))
     assert "'so-so' in 'bad', 'so-so' in 'good';" in whole and "'bad' and 'good'" in first
     many = tuple((str(number), f"w{number}") for number in range(4))
-    [found] = advice.alike(many, tails(*([9, number] for number in range(4))))
+    [found] = warnings.same_beginning(many, tails(*([9, number] for number in range(4))))
     assert "'w0' and 'w1', 'w0' and 'w2', 'w0' and 'w3' and 3 more;" in found
 
 
 def test_words_that_differ_at_once_are_no_trouble():
-    assert advice.alike(LABELS, tails([4, 5], [5, 4], [6, 4, 5])) == []
+    assert warnings.same_beginning(LABELS, tails([4, 5], [5, 4], [6, 4, 5])) == []
 
 
 def test_records_that_are_trained_on_are_counted_by_their_input():
     rows = [{"text": text, "label": label} for text, label in zip("aabc", "xyzz", strict=True)]
-    found = advice.trained_on(rows, [{"text": "a", "label": "z"}, rows[3]], ["text"], "test[:4]")
+    found = warnings.trained_on(rows, [{"text": "a", "label": "z"}, rows[3]], ["text"], "test[:4]")
     assert found.startswith("3 of 4 records of test[:4] are trained on too")
-    assert advice.trained_on(rows, [rows[3]], ["text", "label"], "test").startswith("1 of 4")
-    assert advice.trained_on(rows, [{"text": "d"}], ["text"], "test") == ""
+    assert warnings.trained_on(rows, [rows[3]], ["text", "label"], "test").startswith("1 of 4")
+    assert warnings.trained_on(rows, [{"text": "d"}], ["text"], "test") == ""
 
 
 def test_updates_with_more_examples_than_there_are():
-    assert advice.repeated(8, 8) == ""
-    assert "batch_size is 9 and there are 8 training examples" in advice.repeated(9, 8)
+    assert warnings.repeated(8, 8) == ""
+    assert "batch_size is 9 and there are 8 training examples" in warnings.repeated(9, 8)
 
 
 def test_a_text_that_does_not_fill_the_virtual_tokens_is_said():
     def said(**settings):
-        return advice.first_values(ConfigDict({"init_file": "", **settings}), LM)
+        return warnings.unread_init(ConfigDict({"init_file": "", **settings}), LM.tokenizer)
 
     size = len(LM.tokenizer.encode("two words")[0])
     given = {"init": "text", "init_text": "two words"}
@@ -131,20 +126,21 @@ def test_a_text_that_does_not_fill_the_virtual_tokens_is_said():
     assert "is repeated to the 99 virtual tokens" in said(**given, num_virtual_tokens=99)
     assert said(init="vocabulary", init_text="", num_virtual_tokens=1) == ""
     assert said(init="vocabulary", init_text="two words", num_virtual_tokens=1) == (
-        "method.init_text is not read: method.init is 'vocabulary'; give 'text' for it"
+        "method.init_text is ignored, as method.init is 'vocabulary': set method.init to 'text' to"
+        " use it"
     )
     unread = said(init="text", init_text="two words", init_file="run/artifact")
-    assert unread == "method.init_file is not read: method.init is 'text'; give 'file' for it"
+    assert unread.startswith("method.init_file is ignored, as method.init is 'text': ")
 
 
 def test_a_template_that_an_artifact_does_not_read_is_said():
-    assert advice.other_template("{soft}{text}:", "{soft}{text}:") == ""
-    found = advice.other_template("{soft}{text}:", "{soft}\n" + "x" * 999)
+    assert warnings.other_template("{soft}{text}:", "{soft}{text}:") == ""
+    found = warnings.other_template("{soft}{text}:", "{soft}\n" + "x" * 999)
     assert found.startswith("the artifact's own template is read, '{soft}{text}:', and not")
     assert r"{soft}\nxxx" in found and len(found) < 200
 
 
 def test_other_devices_are_said_and_the_same_are_not():
-    assert advice.other_devices(8, 8) == ""
-    found = advice.other_devices(8, 1)
+    assert warnings.other_devices(8, 8) == ""
+    found = warnings.other_devices(8, 1)
     assert "devices: 8" in found and "devices: 1;" in found and "bit for bit" in found

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import tiny_runs
 from test_methods import ROWS, settings
-from test_train import KILLS_ITSELF, PATIENCE, finish, left_behind, starts, wait, wrote
+from test_train import CALLS, KILLS_ITSELF, PATIENCE, finish, left_behind, starts, wait, wrote
 
 from prompt_tuning_jax.run import folder as workdir
+from prompt_tuning_jax.run.log import read_metrics
 
 STEPS = 200  # of 8 records: ten times all of them, in two microbatches
 KILLS = 20
@@ -40,9 +41,9 @@ def kill_between(run, words, draw):
 
 
 def kill_in_a_save(run, words, draw, shim):
-    """A run kills itself before the first to sixth call of its first to third save."""
-    place, saves = draw.randrange(1, 7), draw.randrange(0, 3)
-    env = tiny_runs.environment(shim, TEST_KILL_AT=str(6 * saves + place))
+    """A run kills itself before one of the calls of its first to third save."""
+    place, saves = draw.randrange(1, CALLS + 1), draw.randrange(0, 3)
+    env = tiny_runs.environment(shim, TEST_KILL_AT=str(CALLS * saves + place))
     process = tiny_runs.start(words, env=env)
     output = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == -signal.SIGKILL, output
@@ -92,7 +93,7 @@ def test_asked_to_stop_it_saves_within_a_step_and_five_seconds(tmp_path):
         output = process.communicate(timeout=PATIENCE)[0]
         assert process.returncode == 75 and time.monotonic() - asked < 5.0, output
         saved = max(map(int, os.listdir(run / workdir.CHECKPOINTS)))
-        steps = [line["step"] for line in workdir.read_metrics(run / workdir.METRICS)]
+        steps = [line["step"] for line in read_metrics(run / workdir.METRICS)]
         assert saved == steps[-1] < STEPS, "steps were lost"
     finish(words)
     outcomes = [start["outcome"] for start in starts(run)]
@@ -119,7 +120,7 @@ def test_on_another_number_of_devices_it_goes_on_and_says_what_it_cannot_promise
     losses = [
         [
             line["train/loss"]
-            for line in workdir.read_metrics(folder / workdir.METRICS)
+            for line in read_metrics(folder / workdir.METRICS)
             if "train/loss" in line
         ]
         for folder in (whole, run)

@@ -9,6 +9,7 @@ import tiny_runs
 
 from prompt_tuning_jax import train
 from prompt_tuning_jax.run import folder as workdir
+from prompt_tuning_jax.run.log import read_metrics
 
 STEPS = 20_000
 LINES = 1_000_000
@@ -49,7 +50,7 @@ def test_many_steps(tmp_path, monkeypatch, compilations):
     overrides = [f"--config.{name}={value}" for name, value in words]
     with tiny_runs.at_home(monkeypatch), workdir.claim(tmp_path / "run") as run:
         result = train.tune(*tiny_runs.tiny(*overrides), run, log)
-        lines = workdir.read_metrics(run / workdir.METRICS)
+        lines = read_metrics(run / workdir.METRICS)
     assert result.finished and compilations
     # The first validation and save are behind it.
     settled = min(step for step in seen if step > STEPS // 10)

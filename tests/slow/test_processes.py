@@ -12,6 +12,7 @@ from test_train import PATIENCE, finish, left_behind, starts, wait, wrote
 
 from prompt_tuning_jax.run import folder as workdir
 from prompt_tuning_jax.run import processes
+from prompt_tuning_jax.run.log import read_metrics
 
 STEPS = 300
 WORDS = (f"--config.steps={STEPS}", "--config.evaluate_every=50", "--config.save_every=0")
@@ -55,7 +56,7 @@ def ended(both, statuses):
 
 
 def losses(run):
-    lines = workdir.read_metrics(run / workdir.METRICS)
+    lines = read_metrics(run / workdir.METRICS)
     return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
@@ -96,9 +97,7 @@ def test_other_settings_are_refused_in_both(tmp_path):
     run = tmp_path / "run"
     commands = [tiny_runs.train(run, *WORDS, f"--config.seed={seed}") for seed in (0, 1)]
     for output in ended(two(commands), [2, 2]):
-        assert "error: another config, model or data than in process 0 was given to process 1" in (
-            output
-        )
+        assert "error: process 1 of 2 has another config, model or data than process 0" in output
     assert not (run / workdir.CONFIG).exists()
 
 
