@@ -1,4 +1,4 @@
-"""Data of one's own from the command line: files as tasks, from the first line to predictions."""
+"""Your own data from the command line: files as tasks, from training to predictions."""
 
 import json
 import subprocess
@@ -57,7 +57,7 @@ def test_a_csv_from_its_first_line_to_predictions_without_it(typed, home):
     [row] = [row for row in report() if row["trainable_parameters"]]
     assert row["accuracy"] == found["accuracy"] and "loss" not in row
 
-    # What was learnt needs no data.
+    # Predicting does not need the training data.
     (home / "news.csv").unlink()
     [answer] = typed("predict", *made, stdin="banks, and 7\n").out.splitlines()
     assert list(json.loads(answer)["probabilities"]) == ["big money", "loud music"]
@@ -107,11 +107,7 @@ MISTAKES = {
     "no file": ((), "config.task.files.train is ''", ".jsonl, .csv or .tsv"),
     "column": (("files.train=news.csv",), "news.csv, line 2: no column 'text'", "'Head Line'"),
     "mapping": ((CSV[0], "columns=('text',)"), "expected texts 'field=column'"),
-    "field": ((*CSV, "template={soft}{txt}"), "no column 'txt'", "did you mean 'text'?"),
-    "leak": ((*CSV, "template={soft}{text}{label}"), "{label} is the answer"),
     "label": ((*CSV, "labels=('big money','loud musik')"), "news.csv, line ", "mean 'loud musik'?"),
-    "split": ((*CSV, "test=tset"), "split 'tset'", "did you mean 'test'?"),
-    "few": ((*CSV, "examples_per_class=40"), "23 of 'big money' and 25 of 'loud music'"),
     "part": ((*CSV, "files.test_part=60"), "news.csv has 60 records", "files.test_part"),
     "odd part": ((*CSV, "files.test_part=1.5"), "expected a share above 0 and below 1"),
     "metric": ((*CSV, "metrics=('acuracy',)"), "'acuracy'", "did you mean 'accuracy'?"),
@@ -124,10 +120,7 @@ MISTAKES = {
     "few texts": ((*CSV, "target={text}", "examples_per_class=3"), "has no classes"),
     "not read": ((CSV[0], "name=bbc_news"), "config.task.name=files"),
     "not read either": (("data_dir=x", *CSV), "config.task.name=tfds:NAME"),
-    "tfds": (("name=tfds:nothing", "data_dir=."), "no prepared dataset 'nothing' in '.'"),
     "delimiter": ((*CSV, "files.delimiter=;"), "line 2: ';' expected", "set config.task.files.del"),
-    "target": ((*CSV, "target=summary"), "with at least one field"),
-    "template": ((*CSV, "template={soft}{{text}}"), "has no field of the data"),
 }
 
 
@@ -157,7 +150,7 @@ def test_a_config_reads_its_data(name, home):
         check_fields(prompt, template_fields(task, select_records(task, "test")[0]))
 
 
-def test_what_a_config_cannot_mean_is_said_before_jax_is_imported():
+def test_a_faulty_config_is_refused_before_jax_is_imported():
     script = (
         "import sys\n"
         "from prompt_tuning_jax.cli import main\n"

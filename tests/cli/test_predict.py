@@ -1,4 +1,4 @@
-"""Predictions as they are typed: lines or JSON lines in, JSON lines out."""
+"""Predictions from the command line: lines, JSON lines or tables in, JSON lines out."""
 
 import json
 import os
@@ -32,7 +32,7 @@ RECORDS = [
 
 @pytest.fixture(scope="module")
 def writer(tmp_path_factory):
-    """An artifact, of no training, whose task has a target; its data is gone."""
+    """An untrained artifact whose task has a target, and whose data is gone."""
     words = [f"--config.task.{word}" for word in TASK]
     words += [f"--config.{word}" for word in SETTINGS]
     config = configs.load(str(tiny_runs.world().config), words)
@@ -92,12 +92,6 @@ def test_how_texts_are_written_can_be_typed(typed, writer):
 
 # What is typed and on stdin, and parts of the sentence.
 MISTAKES = {
-    "lines": ([], "price", "fields facts, area", "--jsonl"),
-    "a line of 200,000 characters": (
-        ["--jsonl"],
-        json.dumps({"facts": "a" * 200_000, "area": "b"}),
-        "line 1: 'facts' has 200,000 characters",
-    ),
     "no json": (["--jsonl"], "price 1", "<stdin>, line 1: not a JSON object"),
     "field": (["--jsonl"], '{"facts": "a", "are": "b"}', "line 1: no column 'area'", "'are'"),
     "key": (["--config.generation.topk=3"], "", "did you mean 'generation.top_k'?"),
@@ -126,7 +120,7 @@ def test_a_mistake_is_one_sentence_and_status_2(typed, writer, mistake):
     assert all(part in shown.err for part in parts), shown.err
 
 
-def test_an_error_far_down_names_its_line_and_leaves_no_output(typed, tmp_path, writer):
+def test_an_error_in_a_late_line_names_it_and_leaves_no_output(typed, tmp_path, writer):
     lines = [json.dumps(RECORDS[1]), ""] * 20 + ["{"]
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     shown = typed("predict", "--artifact", writer, "in.jsonl", "--output", "out.jsonl")
@@ -134,7 +128,7 @@ def test_an_error_far_down_names_its_line_and_leaves_no_output(typed, tmp_path, 
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_labels_take_json_lines_too_and_nothing_of_generation(typed):
+def test_labels_take_json_lines_too_but_no_keys_of_generation(typed):
     made = ["predict", "--artifact", tiny_runs.artifact()]
     plain = typed(*made, stdin="banks and funds\n")
     objects = typed(*made, "--jsonl", stdin='{"text": "banks and funds", "label": "x"}\n\n')
@@ -143,7 +137,7 @@ def test_labels_take_json_lines_too_and_nothing_of_generation(typed):
     assert shown.status == 2 and "has labels and writes no texts" in shown.err
 
 
-def test_a_table_is_read_by_its_columns_and_an_object_that_is_read_as_text_is_said(typed, tmp_path):
+def test_a_table_is_read_by_its_columns_and_an_object_read_as_text_is_warned_of(typed, tmp_path):
     made = ["predict", "--artifact", tiny_runs.artifact()]
     plain = answers(typed(*made, stdin="banks and funds\nfilms, albums\n"))
     (tmp_path / "in.csv").write_text('label,text\nx,banks and funds\n,"films, albums"\n')
@@ -165,7 +159,7 @@ def test_a_table_is_read_by_its_columns_and_an_object_that_is_read_as_text_is_sa
     assert typed(*made, "in.jsonl").err == ""
 
 
-def test_a_table_has_the_delimiter_and_header_of_those_trained_on(typed, tmp_path, writer):
+def test_a_table_has_the_delimiter_and_header_of_the_training_file(typed, tmp_path, writer):
     made = artifact.load_artifact(writer)
     files = made.manifest["config"]["task"]["files"]
     files |= {"delimiter": ";", "header": False, "train": "old.txt"}
@@ -181,7 +175,7 @@ def test_a_table_has_the_delimiter_and_header_of_those_trained_on(typed, tmp_pat
         assert answers(typed("predict", "--artifact", "made", name)) == found
 
 
-def test_a_file_without_text_or_record_is_not_answered_in_silence(typed, tmp_path):
+def test_a_file_without_text_or_record_is_reported(typed, tmp_path):
     made = ["predict", "--artifact", tiny_runs.artifact()]
     # UTF-16 without its mark is UTF-8 too, with a NUL byte in each character.
     (tmp_path / "in.txt").write_bytes("banks\nfunds".encode("utf-16-le"))
@@ -190,7 +184,7 @@ def test_a_file_without_text_or_record_is_not_answered_in_silence(typed, tmp_pat
     assert shown.err == (
         "error: in.txt, line 1: a NUL byte, which no text has: save the file as UTF-8\n"
     )
-    # The only row was taken for the columns' names.
+    # The only row is read as the header.
     (tmp_path / "in.csv").write_text("banks and funds\n")
     for arguments, name in ((["in.csv"], "in.csv"), ([], "<stdin>")):
         shown = typed(*made, *arguments)
@@ -210,7 +204,7 @@ def test_an_output_is_a_file_or_a_link_to_one(typed, tmp_path):
     assert (tmp_path / "link").is_symlink() and json.loads((tmp_path / "there").read_text())
 
 
-def test_asked_to_stop_nothing_half_written_stays(home):
+def test_a_stopped_prediction_leaves_nothing_half_written(home):
     program = [sys.executable, "-m", "prompt_tuning_jax.cli.main", "predict"]
     words = ["--artifact", str(tiny_runs.artifact()), "--output", "out.jsonl"]
     process = subprocess.Popen([*program, *words], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -232,7 +226,7 @@ def test_records_that_lost_their_end_are_counted(typed):
     assert shown.err == "warning: 1 of 1 records were too long and lost their end\n"
 
 
-def test_a_reader_that_has_enough_is_no_error(writer):
+def test_a_reader_that_closes_the_pipe_early_is_not_an_error(writer):
     lines = "\n".join(json.dumps(record) for record in RECORDS * 20)
     command = [tiny_runs.world().program, "predict", "--artifact", writer, "--jsonl"]
     process = tiny_runs.start(

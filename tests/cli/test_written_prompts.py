@@ -1,4 +1,4 @@
-"""Candidate prompts: how a file is read, what is refused, which comes first."""
+"""Candidate prompts: reading a file of them, and ranking them."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def test_a_json_list_holds_what_a_line_cannot(tmp_path):
         ("p.json", '["a", 3]', "p.json, item 2 is 3: expected a text"),
     ],
 )
-def test_a_file_that_is_no_list_of_prompts_names_its_place(tmp_path, name, content, part):
+def test_a_file_without_valid_prompts_is_refused_with_its_place(tmp_path, name, content, part):
     with pytest.raises(UserError) as caught:
         written.read_candidates(write(tmp_path, content, name))
     assert part in str(caught.value) and "\n" not in str(caught.value)
@@ -74,7 +74,7 @@ def scored(scores):
     return written.rank_candidates(candidates, scores.__getitem__)
 
 
-def test_the_best_comes_first_and_of_equals_the_first():
+def test_the_best_comes_first_and_equal_ones_keep_their_order():
     ranking = scored(
         {
             "a": {"loss": 1.0, "accuracy": 0.5},

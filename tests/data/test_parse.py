@@ -1,4 +1,4 @@
-"""Templates as text: their pieces, and the slots that a written prompt takes the place of."""
+"""Templates as text: their pieces, and written prompts in place of their slots."""
 
 import re
 import time
@@ -34,6 +34,10 @@ def test_parse_finds_the_pieces():
         ("{}", 1),
         ("{0}", 1),
         ("{ text }", 1),
+        ("{%text%}", 1),
+        ("{__class__.__init__}", 1),
+        ("{{{text}}}}", 11),
+        ("{soft:9e9}{text}", 1),
         ("{text", 1),
         ("a\n}", 3),
         ("{{text}", 7),
@@ -50,7 +54,7 @@ def test_parse_finds_the_pieces():
         ("{soft:1}" * 1001, 8001),
     ],
 )
-def test_parse_refuses_what_is_no_field_or_slot_at_its_position(text, position):
+def test_an_invalid_field_or_slot_is_refused_with_its_position(text, position):
     with pytest.raises(UserError, match=f"position {position}:"):
         parse(text)
 
@@ -62,7 +66,7 @@ PARTS = st.sampled_from(
 
 
 @given(st.lists(PARTS | st.text(max_size=3), max_size=8).map("".join), st.booleans())
-def test_what_parse_reads_is_what_is_written_and_the_rest_is_refused(text, special):
+def test_a_parsed_template_is_the_text_and_the_rest_is_refused(text, special):
     specials = MARKUP[:2] if special else []
     plain = re.sub(r"\{\{|\}\}", "", text)
     inside = re.findall(r"\{([^{}]*)\}", plain)
@@ -71,7 +75,7 @@ def test_what_parse_reads_is_what_is_written_and_the_rest_is_refused(text, speci
         parsed = parse(text, specials)
     except UserError as error:
         assert re.search(r"position \d+: ", str(error))
-        # A brace without its partner, no name, no slot, or a second plain slot.
+        # A brace without its partner, an invalid name or slot, or a second plain slot.
         alone = re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", plain))
         slots = [name for name in inside if name.startswith("soft:")]
         assert (
@@ -100,7 +104,7 @@ def test_what_parse_reads_is_what_is_written_and_the_rest_is_refused(text, speci
     assert prompt.count("P") == text.count("P") + 1
 
 
-def test_a_long_template_is_read_or_refused_at_once():
+def test_a_long_template_is_parsed_or_refused_at_once():
     specials = [f"<|reserved_special_token_{number}|>" for number in range(256)]
     began = time.process_time()
     with pytest.raises(UserError, match="position 3001: more than 1,000 fields and slots"):

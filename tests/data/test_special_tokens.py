@@ -1,4 +1,4 @@
-"""Special tokens in a template that take what stands beside them, or are none because of it."""
+"""Special tokens in a template that would be read differently because of the text beside them."""
 
 import json
 
@@ -11,7 +11,7 @@ from prompt_tuning_jax.models.files.tokenizer import Facts, Tokenizer
 
 
 def ids(tokenizer, flag, template, record=None):
-    """A template's trunk where '<|im_end|>' has one of the flags."""
+    """The trunk of a template for a tokenizer whose '<|im_end|>' has one of the flags."""
     vocabulary = json.loads(tokenizer.library.to_str())
     (entry,) = (part for part in vocabulary["added_tokens"] if part["content"] == "<|im_end|>")
     entry[flag] = True
@@ -37,7 +37,7 @@ WHITE, LETTER = "removes white space beside it", "is text beside a letter"
         ("single_word", "<|im_end|><|im_end|>é:", LETTER),
     ],
 )
-def test_a_token_that_is_not_its_markup_there_is_refused(tokenizer, flag, template, message):
+def test_a_token_that_the_text_beside_it_changes_is_refused(tokenizer, flag, template, message):
     with pytest.raises(UserError, match=rf"has '<\|im_end\|>', which {message} according to"):
         ids(tokenizer, flag, template, {"t": " a "})
 
@@ -53,6 +53,6 @@ def test_a_token_that_is_not_its_markup_there_is_refused(tokenizer, flag, templa
         ("single_word", "(<|im_end|>):"),
     ],
 )
-def test_elsewhere_it_is_what_it_always_is(tokenizer, flag, template):
+def test_elsewhere_it_is_read_as_usual(tokenizer, flag, template):
     found = ids(tokenizer, flag, template, {"t": "a"})
     assert found == ids(tokenizer, "normalized", template, {"t": "a"})

@@ -1,4 +1,4 @@
-"""Templates as tokens: where pieces begin and end, what is cut, what is refused."""
+"""Templates as tokens: the property tests of `encode_example`, and what it cuts and refuses."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import models
 
 from prompt_tuning_jax.data.example import encode_example
-from prompt_tuning_jax.data.template import Slot, Special, parse
+from prompt_tuning_jax.data.template import Slot, Special, field_names, parse
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models.files.tokenizer import Facts, Tokenizer
 
@@ -46,8 +46,14 @@ WORDS = st.lists(
 )
 
 
+def encoded(template, record, answers, tokenizer, **given):
+    """The example of a template's text, by default without virtual tokens, BOS or a limit."""
+    given = {"num_virtual_tokens": 0, "add_bos": False, "max_length": 10**6, **given}
+    return encode_example(parse(template, tokenizer.specials), record, answers, tokenizer, **given)
+
+
 @st.composite
-def templates(draw, slots=True):
+def templates(draw):
     """Returns a template's text and its P."""
     parts = draw(
         st.lists(
@@ -56,7 +62,7 @@ def templates(draw, slots=True):
             max_size=8,
         )
     )
-    sizes = draw(st.lists(st.integers(1, 4), max_size=3)) if slots else []
+    sizes = draw(st.lists(st.integers(1, 4), max_size=3))
     for size in sizes:
         slot = "{soft}" if len(sizes) == 1 and draw(st.booleans()) else f"{{soft:{size}}}"
         parts.insert(draw(st.integers(0, len(parts))), slot)
@@ -64,12 +70,12 @@ def templates(draw, slots=True):
 
 
 def reference(template, record, answer, tokenizer):
-    """Returns the tokens of the whole by other means: cut the template's text, fill, tokenise."""
+    """Returns the tokens in another way: cut the template's text, fill it, tokenise the parts."""
     cut = re.split(r"(\{soft(?::\d+)?\}|<\|im_start\|>|<\|im_end\|>)", template)
     ids, slots, rendered = [], 0, ""
     for number, part in enumerate(cut):
         if part.startswith("{soft"):
-            # A plain slot is the only one: its size is what the caller strips off.
+            # A plain slot is the only slot; `expand` knows its size.
             size = int(part[6:-1]) if ":" in part else None
             ids += [("slot", slots, size)]
             slots += size or 0
@@ -78,7 +84,7 @@ def reference(template, record, answer, tokenizer):
             ids += [tokenizer.specials[part]]
             rendered = ""
         else:
-            # Every kind of brace in one pass, so that a field's own braces are left alone.
+            # All braces in one pass, so that braces in a field's text stay as they are.
             rendered = re.sub(
                 r"\{\{|\}\}|\{text\}|\{other\}",
                 lambda match: record.get(match[0][1:-1], match[0][0]),
@@ -111,16 +117,16 @@ def test_the_whole_text_is_tokenised_between_slots_and_specials(
     template, num_virtual_tokens = template
     record = {"text": text, "other": other}
     parsed = parse(template, tokenizer.specials)
-    arguments = {"num_virtual_tokens": num_virtual_tokens, "add_bos": add_bos, "max_length": 10**6}
+    arguments = {"num_virtual_tokens": num_virtual_tokens, "add_bos": add_bos}
     front, _, rendered = reference(template, record, "", tokenizer)
     expected_front = expand(front, num_virtual_tokens)
     first = next((piece for piece in parsed.pieces if not isinstance(piece, Slot)), None)
     if add_bos and not (isinstance(first, Special) and first.markup == "<|im_start|>"):
         expected_front = [tokenizer.bos_id, *expected_front]
     try:
-        example = encode_example(parsed, record, words, tokenizer, **arguments)
+        example = encoded(template, record, words, tokenizer, **arguments)
     except UserError:
-        # Only an answer with nothing in front of it is refused.
+        # Only an answer with nothing before it is refused.
         assert not expected_front
         assert crossing or not rendered.strip(" ")
         return
@@ -141,26 +147,18 @@ def test_the_whole_text_is_tokenised_between_slots_and_specials(
     if crossing:
         return
     # A tokenizer that leaves spaces out of its offsets makes no difference.
-    other_habit = encode_example(parsed, record, words, trimmed, **arguments)
-    assert [*other_habit.trunk] == [*example.trunk]
-    assert [[*tail] for tail in other_habit.tails] == [[*tail] for tail in example.tails]
+    assert same(encoded(template, record, words, trimmed, **arguments), example)
 
 
 def test_the_trunk_ends_where_answers_begin_to_merge_with_the_text(unsplit):
-    example = encode_example(
-        parse("{text}\nTopic:"),
-        {"text": "Labour plans maternity pay rise"},
-        ["sports", "business", "xy"],
-        unsplit,
-        num_virtual_tokens=0,
-        add_bos=False,
-        max_length=100,
-    )
+    words = ["sports", "business", "xy"]
+    record = {"text": "Labour plans maternity pay rise"}
+    example = encoded("{text}\nTopic:", record, words, unsplit)
     trunk = unsplit.decode(example.trunk.tolist())
     tails = [unsplit.decode(tail.tolist()) for tail in example.tails]
     assert len(trunk) < len("Labour plans maternity pay rise\nTopic:")
     assert [trunk + tail for tail in tails] == [
-        f"Labour plans maternity pay rise\nTopic: {word}" for word in ("sports", "business", "xy")
+        f"Labour plans maternity pay rise\nTopic: {word}" for word in words
     ]
 
 
@@ -174,15 +172,7 @@ def test_the_trunk_ends_where_answers_change_the_tokens_in_front_of_them(unsplit
 
     space = chr(288)
     tokenizer = with_merges((space, "s"), ("b", space), ("a", "b"))
-    example = encode_example(
-        parse("xab"),
-        {},
-        ["s", "p"],
-        tokenizer,
-        num_virtual_tokens=0,
-        add_bos=False,
-        max_length=100,
-    )
+    example = encoded("xab", {}, ["s", "p"], tokenizer)
     tokens = [
         [tokenizer.library.id_to_token(i) for i in ids.tolist()]
         for ids in (example.trunk, *example.tails)
@@ -208,14 +198,9 @@ def byte_table():
 @given(templates(), TEXTS, TEXTS)
 def test_specials_and_slots_come_from_the_template_alone(tokenizer, template, text, other):
     template, num_virtual_tokens = template
-    example = encode_example(
-        parse(template + "|", tokenizer.specials),
-        {"text": text, "other": other},
-        ["yes", "no"],
-        tokenizer,
-        num_virtual_tokens=num_virtual_tokens,
-        add_bos=False,
-        max_length=10**6,
+    record, words = {"text": text, "other": other}, ["yes", "no"]
+    example = encoded(
+        template + "|", record, words, tokenizer, num_virtual_tokens=num_virtual_tokens
     )
     markup = re.findall(r"<\|im_start\|>|<\|im_end\|>", template)
     assert [i for i in example.trunk if i in (0, 1)] == [tokenizer.specials[m] for m in markup]
@@ -229,9 +214,9 @@ def test_specials_and_slots_come_from_the_template_alone(tokenizer, template, te
 def test_constant_tokens_lie_before_the_first_field(tokenizer, template, text, other):
     template, num_virtual_tokens = template
     parsed = parse("A:" + template, tokenizer.specials)
-    arguments = {"num_virtual_tokens": num_virtual_tokens, "add_bos": True, "max_length": 10**6}
+    arguments = {"num_virtual_tokens": num_virtual_tokens, "add_bos": True}
     record = {"text": text, "other": other}
-    example = encode_example(parsed, record, ["yes", "no"], tokenizer, **arguments)
+    example = encoded("A:" + template, record, ["yes", "no"], tokenizer, **arguments)
     assert 0 < example.constant <= len(example.trunk)
     if not parsed.fields:
         assert example.constant == len(example.trunk)
@@ -245,10 +230,9 @@ def test_constant_tokens_lie_before_the_first_field(tokenizer, template, text, o
 
 def test_what_stands_behind_an_empty_field_is_not_constant(tokenizer):
     for behind, virtual in (("<|im_start|>", 0), ("{soft}", 2)):
-        parsed = parse("A:{text}" + behind, tokenizer.specials)
-        arguments = {"num_virtual_tokens": virtual, "add_bos": False, "max_length": 99}
+        template = "A:{text}" + behind
         examples = [
-            encode_example(parsed, {"text": text}, ["yes"], tokenizer, **arguments)
+            encoded(template, {"text": text}, ["yes"], tokenizer, num_virtual_tokens=virtual)
             for text in ("", "x")
         ]
         assert [example.constant for example in examples] == [2, 2]
@@ -260,13 +244,12 @@ def test_too_long_examples_lose_the_end_of_their_longest_field(
     tokenizer, trimmed, template, text, other, words, max_length
 ):
     template, num_virtual_tokens = template
-    parsed = parse("A" + template, tokenizer.specials)
     record = {"text": text, "other": other}
-    used = {field.name for field in parsed.fields}
-    arguments = {"num_virtual_tokens": num_virtual_tokens, "add_bos": False}
+    used = field_names(template)
 
     def run(record, limit=10**6, tokenizer=tokenizer):
-        return encode_example(parsed, record, words, tokenizer, max_length=limit, **arguments)
+        given = {"num_virtual_tokens": num_virtual_tokens, "max_length": limit}
+        return encoded("A" + template, record, words, tokenizer, **given)
 
     def length(example):
         return len(example.trunk) + max(map(len, example.tails)) - 1
@@ -276,7 +259,7 @@ def test_too_long_examples_lose_the_end_of_their_longest_field(
         example = run(record, max_length)
     except UserError as error:
         assert "nothing left to shorten" in str(error)
-        # With either field as short as it may be it is still too long, or the other is the longest.
+        # It is still too long with one character of either field.
         cut = [record | {name: record[name][:1]} for name in used]
         shortest = [length(run(short)) for short in cut] or [length(whole)]
         assert max(shortest) > max_length
@@ -299,13 +282,10 @@ def same(one, other):
 
 
 def test_the_longest_field_alone_is_cut_at_a_token_and_no_further_than_needed(tokenizer):
-    parsed = parse("{text} | {other}\nTopic:")
+    template = "{text} | {other}\nTopic:"
     record = {"text": "Labour plans maternity pay rise", "other": "Time Warner"}
-    arguments = {"num_virtual_tokens": 0, "add_bos": False}
-    whole = encode_example(parsed, record, ["no"], tokenizer, max_length=99, **arguments)
-    cut = encode_example(
-        parsed, record, ["no"], tokenizer, max_length=len(whole.trunk) - 2, **arguments
-    )
+    whole = encoded(template, record, ["no"], tokenizer)
+    cut = encoded(template, record, ["no"], tokenizer, max_length=len(whole.trunk) - 2)
     assert cut.dropped == 2
     text = tokenizer.decode(cut.trunk.tolist())
     kept = text.partition(" | ")[0]
@@ -315,21 +295,18 @@ def test_the_longest_field_alone_is_cut_at_a_token_and_no_further_than_needed(to
 
 
 def test_a_field_is_cut_between_characters_and_every_occurrence_alike(tokenizer):
-    parsed = parse("{text} and {text}:")
-    arguments = {"num_virtual_tokens": 0, "add_bos": False}
-    record = {"text": "ꙮꙮꙮ"}
-    shortest = encode_example(parsed, {"text": "ꙮ"}, ["no"], tokenizer, max_length=99, **arguments)
-    shortest = len(shortest.trunk) + len(shortest.tails[0]) - 1
+    def run(text, max_length=99):
+        given = {"text": text}, ["no"], tokenizer
+        return encoded("{text} and {text}:", *given, max_length=max_length)
+
+    shortest = len(run("ꙮ").trunk) + len(run("ꙮ").tails[0]) - 1
     with pytest.raises(UserError, match="nothing left to shorten but the whole of 'text'"):
-        encode_example(parsed, record, ["no"], tokenizer, max_length=shortest - 1, **arguments)
+        run("ꙮꙮꙮ", shortest - 1)
     for limit in range(shortest, 25):
-        example = encode_example(parsed, record, ["no"], tokenizer, max_length=limit, **arguments)
-        text = tokenizer.decode(example.trunk.tolist())
-        match = re.fullmatch("(ꙮ+) and \\1:", text)
+        match = re.fullmatch("(ꙮ+) and \\1:", tokenizer.decode(run("ꙮꙮꙮ", limit).trunk.tolist()))
         assert match
         if len(match[1]) < 3:
-            longer = {"text": match[1] + "ꙮ"}
-            more = encode_example(parsed, longer, ["no"], tokenizer, max_length=99, **arguments)
+            more = run(match[1] + "ꙮ")
             assert len(more.trunk) + len(more.tails[0]) - 1 > limit
 
 
@@ -352,15 +329,9 @@ def test_a_field_is_cut_between_characters_and_every_occurrence_alike(tokenizer)
 def test_an_answer_follows_one_space_or_the_white_space_that_is_there(
     tokenizer, template, text, rendered
 ):
-    example = encode_example(
-        parse(template, tokenizer.specials),
-        {"text": text},
-        ["sports", "politics"],
-        tokenizer,
-        num_virtual_tokens=3 if "{soft}" in template else 0,
-        add_bos=False,
-        max_length=100,
-    )
+    virtual = 3 if "{soft}" in template else 0
+    words = ["sports", "politics"]
+    example = encoded(template, {"text": text}, words, tokenizer, num_virtual_tokens=virtual)
     written = [int(i) for i in [*example.trunk, *example.tails[0]] if i >= 0]
     whole = re.sub(r"\{soft\}", "", template).replace("{text}", text) + rendered
     assert tokenizer.decode(written) == whole
@@ -370,30 +341,15 @@ def test_an_answer_follows_one_space_or_the_white_space_that_is_there(
 
 
 def test_a_plain_slot_without_virtual_tokens_is_nothing(tokenizer):
-    arguments = {"add_bos": False, "max_length": 100}
-    plain = encode_example(
-        parse("Answer Topic:"), {}, ["a"], tokenizer, num_virtual_tokens=0, **arguments
-    )
-    slot = encode_example(
-        parse("Ans{soft}wer Topic:"), {}, ["a"], tokenizer, num_virtual_tokens=0, **arguments
-    )
-    assert [*slot.trunk] == [*plain.trunk]
+    plain = encoded("Answer Topic:", {}, ["a"], tokenizer)
+    assert same(encoded("Ans{soft}wer Topic:", {}, ["a"], tokenizer), plain)
 
 
-@pytest.mark.parametrize("num_virtual_tokens", [2, 5])
-def test_a_plain_slot_takes_what_the_others_leave(tokenizer, num_virtual_tokens):
-    example = encode_example(
-        parse("{soft}Topic:{soft:2}"),
-        {},
-        ["a"],
-        tokenizer,
-        num_virtual_tokens=num_virtual_tokens,
-        add_bos=False,
-        max_length=100,
-    )
-    slots = [-1 - slot for slot in range(num_virtual_tokens)]
-    words = tokenizer.encode("Topic:")[0]
-    assert [*example.trunk] == [*slots[:-2], *words, *slots[-2:]]
+@pytest.mark.parametrize("count", [2, 5])
+def test_a_plain_slot_takes_what_the_others_leave(tokenizer, count):
+    example = encoded("{soft}Topic:{soft:2}", {}, ["a"], tokenizer, num_virtual_tokens=count)
+    slots = [-1 - slot for slot in range(count)]
+    assert [*example.trunk] == [*slots[:-2], *tokenizer.encode("Topic:")[0], *slots[-2:]]
 
 
 @pytest.mark.parametrize(
@@ -409,51 +365,26 @@ def test_a_plain_slot_takes_what_the_others_leave(tokenizer, num_virtual_tokens)
         ("{other}", 0, "nothing before the answer"),
     ],
 )
-def test_encode_refuses(tokenizer, template, num_virtual_tokens, message):
+def test_a_template_that_cannot_be_encoded_is_refused(
+    tokenizer, template, num_virtual_tokens, message
+):
+    record, words = {"text": "x", "other": ""}, ["yes", "no"]
     with pytest.raises(UserError, match=message):
-        encode_example(
-            parse(template),
-            {"text": "x", "other": ""},
-            ["yes", "no"],
-            tokenizer,
-            num_virtual_tokens=num_virtual_tokens,
-            add_bos=False,
-            max_length=100,
-        )
+        encoded(template, record, words, tokenizer, num_virtual_tokens=num_virtual_tokens)
 
 
-def test_a_template_that_multiplies_a_record_is_refused_at_once(tokenizer):
-    template = parse("{text}" * 1000)
+def test_an_example_that_is_too_large_is_refused(tokenizer):
     with pytest.raises(UserError, match=r"make 2,000,000 characters .* at most 1,048,576"):
-        encode_example(
-            template,
-            {"text": "ab" * 1000},
-            ["x"],
-            tokenizer,
-            num_virtual_tokens=0,
-            add_bos=False,
-            max_length=100,
-        )
-
-
-def test_nothing_left_to_shorten_says_so(tokenizer):
+        encoded("{text}" * 1000, {"text": "ab" * 1000}, ["x"], tokenizer)
+    given = {"num_virtual_tokens": 8, "max_length": 5}
     with pytest.raises(UserError, match=r"\d+ positions and 5 are allowed, with nothing left"):
-        encode_example(
-            parse("{soft}{text}:"),
-            {"text": "Labour plans"},
-            ["no"],
-            tokenizer,
-            num_virtual_tokens=8,
-            add_bos=False,
-            max_length=5,
-        )
+        encoded("{soft}{text}:", {"text": "Labour plans"}, ["no"], tokenizer, **given)
 
 
 def test_bos_comes_first_and_once(tokenizer):
     def front(template):
-        parsed = parse(template, tokenizer.specials)
-        arguments = {"num_virtual_tokens": 2, "add_bos": True, "max_length": 100}
-        return encode_example(parsed, {}, ["a"], tokenizer, **arguments).trunk[:4].tolist()
+        example = encoded(template, {}, ["a"], tokenizer, num_virtual_tokens=2, add_bos=True)
+        return example.trunk[:4].tolist()
 
     answer = tokenizer.encode("Answer")[0]
     assert front("{soft}Answer:") == [0, -1, -2, *answer][:4]
