@@ -77,8 +77,8 @@ def peft(config: Any, threads: int) -> dict[str, Any]:
     import headlines
     import peft_side
 
-    from prompt_tuning_jax import optimizers
     from prompt_tuning_jax.models.files import weights
+    from prompt_tuning_jax.optimizers import make_schedule
 
     if config.optimizer.name != "adamw" or config.optimizer.weight_decay:
         raise SystemExit("PEFT's side knows AdamW without decay only")
@@ -88,7 +88,7 @@ def peft(config: Any, threads: int) -> dict[str, Any]:
     base = peft_side.base(path, headlines.dtype(lm))
     start = headlines.first(config, lm)
     wrapped = wrap(config, base, start)
-    schedule = optimizers.schedule(config)
+    schedule = make_schedule(config)
     step = peft_side.trainer(
         wrapped, lambda done: float(schedule(done)), config.optimizer.clip_norm
     )

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from prompt_tuning_jax import config as configs
-from prompt_tuning_jax import methods
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.batch import batch_indices, make_order
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.data.task import make_task, select_records
+from prompt_tuning_jax.methods import make_method
 from prompt_tuning_jax.models import language_model as models
 from prompt_tuning_jax.run import artifact as artifacts
 from prompt_tuning_jax.score import encode_for
@@ -25,13 +25,7 @@ def settings(path: str | None = None, overrides: Sequence[str] = ()) -> Any:
 
 def model(config: Any) -> models.LanguageModel:
     """The frozen model that the config names."""
-    settings = config.model
-    return models.load(
-        settings.path,
-        dtype=settings.dtype,
-        remat=settings.remat,
-        matmul_precision=settings.matmul_precision,
-    )
+    return models.load(config.model)
 
 
 def dtype(lm: models.LanguageModel) -> str:
@@ -77,7 +71,7 @@ def first(config: Any, lm: models.LanguageModel, artifact: str | None = None) ->
         kept = artifacts.load_artifact(artifact)
         artifacts.check_artifact(kept, lm)
         return kept.collections
-    method = methods.make(config.method)
+    method = make_method(config.method)
     trainable = method.init(jax.random.key(config.seed), lm, make_task(config.task))
     return jax.device_get(method.adapt(trainable, jax.random.key(0), False))
 

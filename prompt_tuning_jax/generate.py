@@ -6,6 +6,7 @@ device until every row has ended. An example's text does not depend on what else
 """
 
 import functools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -15,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning_jax import score as scoring
-from prompt_tuning_jax.config.schema import KEYS
+from prompt_tuning_jax.config.key import Key, convert, faults, strings, whole
 from prompt_tuning_jax.data.batch import shared_length
 from prompt_tuning_jax.data.example import Example
-from prompt_tuning_jax.errors import UserError, short
+from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models.cached import bake, decode, prefill, split_layers
 from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.language_model import LanguageModel
@@ -30,7 +31,16 @@ BETWEEN_LOOKS = 8  # steps on the device before the texts are searched for stop 
 
 
 class Settings(NamedTuple):
-    """How texts are written, see the keys `generation.*` of a config."""
+    """How texts are written, the section `generation` of a config.
+
+    Attributes:
+      max_new_tokens: the most tokens of a text.
+      temperature: tokens are drawn at this temperature; 0 takes the likeliest.
+      top_k: draw from so many of the likeliest tokens; 0 is all.
+      top_p: draw from as few of the likeliest as have this share of the probability.
+      stop: strings that end a text, and are left out of it.
+      batch_size: texts that are written at once.
+    """
 
     max_new_tokens: int = 64
     temperature: float = 0.0
@@ -43,17 +53,38 @@ class Settings(NamedTuple):
 DEFAULTS = Settings()
 
 
+_DRAWS = "config.generation.temperature above 0 beside it, because 0 takes the likeliest token"
+KEYS = {
+    "max_new_tokens": whole(DEFAULTS.max_new_tokens, 1),
+    "temperature": Key(
+        DEFAULTS.temperature,
+        "0, or a number of at least 0.001",
+        lambda value: value == 0 or 0.001 <= value < math.inf,
+    ),
+    "top_k": whole(DEFAULTS.top_k).if_fits(
+        _DRAWS, lambda value, settings: value == DEFAULTS.top_k or settings["temperature"] > 0
+    ),
+    "top_p": Key(
+        DEFAULTS.top_p,
+        "a number above 0 and at most 1",
+        lambda value: 0 < value <= 1,
+        beside=_DRAWS,
+        fits=lambda value, settings: value == DEFAULTS.top_p or settings["temperature"] > 0,
+    ),
+    "stop": strings(DEFAULTS.stop),
+    "batch_size": whole(DEFAULTS.batch_size, 1),
+}
+
+
 def check(settings: Settings, seed: int):
-    """Raises a UserError for settings that a config could not have, or a seed that is none."""
+    """Raises a UserError for settings that a config could not have, or a seed that is not valid."""
     if not isinstance(settings, Settings):
         raise UserError(
             f"generation is a {type(settings).__name__}: give prompt_tuning_jax.generate.Settings"
         )
-    for name, value in settings._asdict().items():
-        key = KEYS[f"generation.{name}"]
-        kinds = (int, float) if isinstance(key.default, float) else type(key.default)
-        if not isinstance(value, kinds) or isinstance(value, bool) or not key.holds(value):
-            raise UserError(f"generation.{name} is {short(value)}: expected {key.expected}")
+    given = {name: convert(value, KEYS[name]) for name, value in settings._asdict().items()}
+    if found := faults(KEYS, given, "generation."):
+        raise UserError(found[0])
     if not 0 <= seed < 1 << 32:
         raise UserError(f"seed is {seed}: expected a whole number from 0 to {(1 << 32) - 1}")
 

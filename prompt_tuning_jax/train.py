@@ -15,14 +15,15 @@ import jax
 import numpy as np
 
 from prompt_tuning_jax import config as configs
-from prompt_tuning_jax import methods, optimizers
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.batch import empty_batch
 from prompt_tuning_jax.errors import RunError, UserError
+from prompt_tuning_jax.methods import make_method
 from prompt_tuning_jax.models.language_model import LanguageModel
+from prompt_tuning_jax.optimizers import make_optimizer
 from prompt_tuning_jax.prepare import Data, prepare
 from prompt_tuning_jax.run import warnings
-from prompt_tuning_jax.run.artifact import Artifact, make_manifest
+from prompt_tuning_jax.run.artifact import Artifact, load_start, make_manifest
 from prompt_tuning_jax.run.checkpoint import Checkpoints
 from prompt_tuning_jax.run.folder import CHECKPOINTS, settle
 from prompt_tuning_jax.run.log import RunLog
@@ -93,7 +94,7 @@ def tune(
     Args:
       lm: from `load`.
       task: from `data.task.make_task`.
-      config: with the keys of `config.KEYS`.
+      config: from `config.load` or `config.build`.
       folder: a claimed run folder (`run/folder.py`) for metrics and checkpoints, in which a run
         that was stopped goes on; None keeps nothing.
       log: takes a line of text.
@@ -164,8 +165,8 @@ def plan(lm: LanguageModel, task, config, log: Callable) -> Plan:
     """Reads the data and makes everything that can be refused; writes nothing."""
     configs.validate(config)
     check_tracker(config.tracker)
-    method = methods.make(config.method)
-    parts = Parts(lm.module, method, optimizers.make(config), config.seed, config.microbatches)
+    method = make_method(config.method, load_start(config.method))
+    parts = Parts(lm.module, method, make_optimizer(config), config.seed, config.microbatches)
     key = jax.random.key(config.seed)
     trainable = method.init(key, lm, task)
     adapt = jax.jit(lambda tree: method.adapt(tree, key, False))
@@ -203,9 +204,8 @@ def parameter_count(tree) -> int:
 
 
 def manifest(lm: LanguageModel, task, config, best: Best) -> dict:
-    """Makes the artifact's manifest; its config names the model that was given."""
-    given = config.to_dict()
-    given["model"]["path"] = lm.name
+    """Makes the artifact's manifest; its config has the settings that the model was loaded with."""
+    given = config.to_dict() | {"model": dict(lm.settings)}
     return make_manifest(
         method=config.method.name,
         lm=lm,

@@ -35,7 +35,9 @@ def make(spec: Spec = tiny_models.SPEC, **options) -> tuple[LanguageModel, Plain
     params = traverse_util.unflatten_dict(tiny_models.expected(spec, arrays), sep="/")
     facts = Facts(bos=1, eos=2, pad=0, add_bos=True, chat_template=None)
     words = Tokenizer(tiny_models.tokenizer_json(), facts)
-    lm = LanguageModel("tiny", spec, Decoder(spec, **options), params, words, "fingerprint")
+    lm = LanguageModel(
+        {"path": "tiny"}, spec, Decoder(spec, **options), params, words, "fingerprint"
+    )
     return lm, Plain(spec, {name: array.astype(np.float64) for name, array in arrays.items()})
 
 

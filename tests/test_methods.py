@@ -14,9 +14,9 @@ from test_step import assert_near, assert_same
 from tiny_methods import TASK
 from tiny_models import changed
 
-from prompt_tuning_jax import methods
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.batch import Shape, pack_batch
+from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.methods.base import Method
 from prompt_tuning_jax.models.sites import bind
 from prompt_tuning_jax.score import virtual_tokens
@@ -96,7 +96,7 @@ def cut(examples):
 
 
 def test_every_method_of_the_table_has_a_row():
-    assert {settings(row)["name"] for row in ROWS} == set(methods.METHODS)
+    assert {settings(row)["name"] for row in ROWS} == set(METHODS)
 
 
 @EVERY_ROW

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU
 
 from prompt_tuning_jax import metrics
-from prompt_tuning_jax.data.settings import LABEL_METRICS, TEXT_METRICS
+from prompt_tuning_jax.data.task import LABEL_METRICS, TEXT_METRICS
 from prompt_tuning_jax.errors import UserError
 
 VALUES = ["bad", "fine", "good", "never"]

@@ -17,13 +17,15 @@ import pytest
 import tiny_runs
 from tiny_runs import tiny, tune, values, vectors
 
-from prompt_tuning_jax import api, methods, optimizers, train
+from prompt_tuning_jax import api, train
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.cli import main
 from prompt_tuning_jax.cli import train as cli_train
 from prompt_tuning_jax.cli.machine import load_model
 from prompt_tuning_jax.data.task import make_task
 from prompt_tuning_jax.errors import RunError, UserError
+from prompt_tuning_jax.methods import make_method
+from prompt_tuning_jax.optimizers import make_optimizer
 from prompt_tuning_jax.run import artifact
 from prompt_tuning_jax.run import folder as workdir
 from prompt_tuning_jax.run.card import CARD
@@ -94,8 +96,8 @@ def left_behind(run):
     """All that a run leaves, without times: bytes and numbers by name."""
     config = configs.load(str(run / workdir.CONFIG))
     lm, task = load_model(config), make_task(config.task)
-    method = methods.make(config.method)
-    parts = Parts(lm.module, method, optimizers.make(config), config.seed, config.microbatches)
+    method = make_method(config.method)
+    parts = Parts(lm.module, method, make_optimizer(config), config.seed, config.microbatches)
     trainable = method.init(jax.random.key(config.seed), lm, task)
     kept = Checkpoints(run / workdir.CHECKPOINTS).restore((init_state(parts, trainable), trainable))
     assert kept is not None and (kept.step, kept.warning) == (config.steps, "")
@@ -376,7 +378,7 @@ def test_an_update_that_is_not_finite_is_left_out(monkeypatch):
         spoil = optax.stateless(lambda updates, _: jax.tree.map(lambda leaf: leaf / 0, updates))
         return optax.chain(optax.adam(0.01), spoil)
 
-    monkeypatch.setattr(optimizers, "make", make)
+    monkeypatch.setattr(train, "make_optimizer", make)
     with pytest.raises(RunError, match="5 updates in a row"):
         tune()
     result, log = tune("--config.steps=4")

@@ -3,8 +3,8 @@
 import plain_llama
 
 from prompt_tuning_jax import config as configs
-from prompt_tuning_jax import methods
 from prompt_tuning_jax.data.task import Task
+from prompt_tuning_jax.methods import make_method
 from prompt_tuning_jax.run import artifact as artifacts
 
 LM, PLAIN = plain_llama.make()
@@ -14,8 +14,9 @@ TASK = Task("made_up", "{soft}{text}", LABELS, ("accuracy",), ("text",), lambda:
 
 
 def make(**settings):
-    """The method of a section `method` of a config."""
-    return methods.make(configs.build({"method": settings}).method)
+    """Returns the method of a section `method` of a config."""
+    section = configs.build({"method": settings}).method
+    return make_method(section, artifacts.load_start(section))
 
 
 def keep(folder, collections) -> str:

@@ -50,7 +50,7 @@ def evaluate_split(
         # A config without labels takes those that the artifact was trained for.
         if config is None or not config.task.labels:
             known = artifact.manifest["labels"]
-        config = config or configs.of_artifact(artifact.manifest)
+        config = config or configs.from_manifest(artifact.manifest)
     task = make_task(config.task, known)
     split = split or config.task.test
     if artifact is not None:

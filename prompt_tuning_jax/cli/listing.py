@@ -11,7 +11,6 @@ from typing import Any
 
 from prompt_tuning_jax.cli.show import facts
 from prompt_tuning_jax.errors import UserError, nearest
-from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.files import packaged_models as embedded
 
 _PACKAGE = Path(__file__).parents[1]
@@ -49,7 +48,9 @@ def list_models() -> list[dict[str, Any]]:
 
 def list_methods() -> list[dict[str, Any]]:
     """Returns name, what it does, and the path of each method."""
-    paths = {name: _PACKAGE / "methods" / f"{name}.py" for name in METHODS}
+    from prompt_tuning_jax.methods import METHODS
+
+    paths = {name: Path(str(method.__file__)) for name, method in METHODS.items()}
     return [
         {"name": name, "what": describe_file(path)["what"], "path": str(path)}
         for name, path in paths.items()

@@ -16,13 +16,7 @@ from prompt_tuning_jax.storage import cache_folder, warn
 
 def load_model(config) -> LanguageModel:
     """Reads the frozen model of a config, and keeps from then on what XLA compiles."""
-    settings = config.model
-    lm = load(
-        settings.path,
-        dtype=settings.dtype,
-        remat=settings.remat,
-        matmul_precision=settings.matmul_precision,
-    )
+    lm = load(config.model)
     # Not before: a command that is rejected writes nothing.
     keep_compiled()
     return lm

@@ -72,20 +72,21 @@ def train(
     dry_run: bool,
 ) -> int:
     """Trains an adaptation, evaluates it and writes the report."""
-    from prompt_tuning_jax.config import load
-
     if config_path is None or not (workdir or dry_run):
         raise UserError("train needs both --config FILE and --workdir DIR")
+    with _uninterrupted():
+        from prompt_tuning_jax.config import load
+
+        if dry_run:
+            from prompt_tuning_jax.cli.dry_run import lines, rehearse
+        else:
+            from prompt_tuning_jax.cli.train import train_and_report
     config = load(config_path, overrides)
     if dry_run:
-        with _uninterrupted():
-            from prompt_tuning_jax.cli.dry_run import lines, rehearse
         with _quiet(as_json):
             found = rehearse(config, workdir, fresh)
         click.echo(_json(found) if as_json else "\n".join(["", *lines(found)]))
         return 0
-    with _uninterrupted():
-        from prompt_tuning_jax.cli.train import train_and_report
     with _quiet(as_json):
         status = train_and_report(config, str(workdir), fresh, sys.argv)
     if as_json and status == 0:
@@ -136,7 +137,6 @@ def evaluate(
 
     An artifact brings its own config, unless --config gives another.
     """
-    from prompt_tuning_jax.config import load
     from prompt_tuning_jax.data.demonstrations import Wanted
 
     _at_most_one({"--artifact DIR": artifact, "--prompt TEXT": prompt, "--prompts FILE": prompts})
@@ -146,10 +146,11 @@ def evaluate(
             f"the artifact {artifact!r} brings its own config: give --config FILE"
             f" for {overrides[0]!r} to change"
         )
-    alone = artifact is not None and config_path is None
-    config = None if alone else load(config_path, overrides)
     with _uninterrupted():
         from prompt_tuning_jax.cli.evaluate import evaluate_split, print_result, rank_prompts
+        from prompt_tuning_jax.config import load
+    alone = artifact is not None and config_path is None
+    config = None if alone else load(config_path, overrides)
     wanted = None if demonstrations is None else Wanted(demonstrations)
     with _quiet():
         if prompts is None:

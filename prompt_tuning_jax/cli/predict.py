@@ -52,14 +52,14 @@ def answers(
 ) -> Iterator[dict[str, Any]]:
     """Yields the answers to all records, see `write_answers`; says what was cut."""
     artifact = artifacts.load_artifact(folder)
-    config = configs.of_artifact(artifact.manifest, overrides)
+    config = configs.from_manifest(artifact.manifest, overrides)
     task = make_task(config.task, artifact.manifest["labels"])
     if overrides and not task.target:
         raise UserError(
             f"the artifact {folder!r} has labels and writes no texts: leave {overrides[0]!r} out"
         )
     template, name = artifact.manifest["template"], getattr(stream, "name", "<stdin>")
-    form = input_form(name, as_json, config.task.files)
+    form = input_form(name, as_json, config.task.get("files"))
     columns = task_fields(config.task).columns
     records = prediction_records(read_rows(stream, name, form), template, columns, form)
     first = next(records, None)

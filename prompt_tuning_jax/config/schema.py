@@ -1,195 +1,118 @@
-"""The keys of a config: of each its default, what is expected of a value, and what it means.
+"""Collects the keys of a config from what they configure, and completes a config.
 
-Imports nothing that takes time, so that a fault is reported at once.
+Keys have dotted names here, such as `method.name`.
 """
 
 import math
-from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-from prompt_tuning_jax.data import settings
-from prompt_tuning_jax.methods import METHODS
+from prompt_tuning_jax.config.key import Key, among, convert, strings, whole
+from prompt_tuning_jax.errors import nearest
 
-# The keys of `config.optimizer` that each optimizer reads, beside `name` and `clip_norm`.
-OPTIMIZERS: dict[str, tuple[str, ...]] = {
-    "adafactor": (
-        "weight_decay",
-        "decay_rate",
-        "decay_offset",
-        "multiply_by_parameter_scale",
-        "clipping_threshold",
-    ),
-    "adam": ("b1", "b2"),
-    "adamw": ("b1", "b2", "weight_decay"),
-    "sgd": ("b1",),
-}
-SCHEDULES = ("constant", "cosine", "linear")
-
-
-class Key(NamedTuple):
-    """A key of a config. The type of its default is the type of its values."""
-
-    default: Any
-    expected: str
-    holds: Callable[[Any], bool]
-    names: Collection[str] = ()
-
-
-def _whole(default: int, least: int) -> Key:
-    return Key(default, f"a whole number of at least {least}", lambda value: value >= least)
-
-
-def _number(default: float, least: float = 0.0, below: float = math.inf) -> Key:
-    limit = "" if below == math.inf else f" and below {below:g}"
-    return Key(
-        default,
-        f"a number of at least {least:g}{limit}",
-        lambda value: least <= value < below,
-    )
-
-
-def _among(default: str, names: Collection[str]) -> Key:
-    # Not a copy: a notebook may add a line of its own to a table of names.
-    return Key(
-        default, f"one of {', '.join(map(repr, names))}", lambda value: value in names, names
-    )
-
-
-def _switch(default: bool) -> Key:
-    return Key(default, "true or false", lambda value: True)
-
-
-def _text(default: str, least: int = 0) -> Key:
-    expected = "a text that is not empty" if least else "a text"
-    return Key(default, expected, lambda value: len(value) >= least)
-
-
-def _texts(default: tuple[str, ...], least: int = 0) -> Key:
-    number = f"at least {least} " if least else ""
-    return Key(
-        default,
-        f"{number}texts, none of them empty, as ('first', 'second')",
-        lambda value: len(value) >= least and all(type(item) is str and item for item in value),
-    )
-
-
-def _part(default: float) -> Key:
-    return Key(
-        default,
-        "a share above 0 and below 1, or a whole number of records",
-        lambda value: 0 < value < 1 or (value >= 1 and value.is_integer()),
-    )
-
-
-KEYS: dict[str, Key] = {
+# The keys of the loop, which stand outside of sections.
+LOOP = {
     "seed": Key(0, "a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32),
-    "steps": _whole(200, 1),
-    # Examples in an update, exactly; `microbatches` parts of it are in memory one after the other.
-    "batch_size": _whole(16, 1),
-    "microbatches": _whole(1, 1),
+    "steps": whole(200, 1),
+    # Examples in an update. So many parts of them are in memory one after the other.
+    "batch_size": whole(16, 1),
+    "microbatches": whole(1, 1).if_fits(
+        "at most config.batch_size, so that every part holds an example",
+        lambda value, loop: value <= loop["batch_size"],
+    ),
     "learning_rate": Key(
         0.02, "a number above 0", lambda value: value > 0.0 and math.isfinite(value)
     ),
-    "parallel": _among("jit", ("jit", "pmap")),
-    # Every so many steps; 0 is only at the end.
-    "evaluate_every": _whole(50, 0),
-    "save_every": _whole(50, 0),
-    "log_every": _whole(10, 1),
-    # Validations in a row without a better loss, after which a run ends; 0 is never.
-    "early_stopping": _whole(0, 0),
-    # Steps to trace with jax's profiler; 0 is none.
-    "profile_steps": _whole(0, 0),
-    # Where metrics go beside the run folder: a package that is installed, or '' for nowhere.
-    "tracker": _among("", ("", "wandb", "trackio")),
-    "optimizer.name": _among("adamw", OPTIMIZERS),
-    "optimizer.weight_decay": _number(0.0),
-    # The largest global norm of the gradient; 0 is no clipping.
-    "optimizer.clip_norm": _number(1.0),
-    # Adam's decay of the first and the second moment; b1 is also the momentum of sgd.
-    "optimizer.b1": _number(0.9, below=1.0),
-    "optimizer.b2": _number(0.999, below=1.0),
-    # Adafactor's, as optax names them; above 0 its first steps have no decay that is a number.
-    "optimizer.decay_rate": _number(0.8),
-    "optimizer.decay_offset": Key(0, "a whole number of at most 0", lambda value: value <= 0),
-    "optimizer.multiply_by_parameter_scale": _switch(False),
-    "optimizer.clipping_threshold": _number(1.0),  # 0: none
-    # The warm-up is the first part of `steps`, or all of them, and rises in a straight line.
-    "schedule.name": _among("cosine", SCHEDULES),
-    "schedule.warmup_steps": _whole(20, 0),
-    # An embedded model's name, a GGUF file or a Hugging Face folder.
-    "model.path": _text("smollm2-135m-instruct", least=1),
-    # 'auto' is float32 on a CPU and bfloat16 elsewhere.
-    "model.dtype": _among("auto", ("auto", "float32", "bfloat16", "float16")),
-    # Of matrix products; '' is the platform's default.
-    "model.matmul_precision": _among("highest", ("", "default", "high", "highest")),
-    # What the backward pass keeps: the names in models/decoder.py.
-    "model.remat": _among("named", ("named", "full", "none")),
-    "method.name": _among(next(iter(METHODS)), METHODS),
-    "method.num_virtual_tokens": _whole(16, 1),
-    "method.init": _text("vocabulary", least=1),
-    # The half-width of 'uniform', the deviation of 'random'.
-    "method.init_scale": _number(0.5),
-    "method.init_text": _text(""),
-    # Sample from the first n tokens of the vocabulary only; 0 is all of it.
-    "method.init_vocabulary": _whole(0, 0),
-    "method.init_file": _text(""),
-    # Width of the network that a method trains and then leaves out; 0 is the method's own choice.
-    "method.hidden_size": _whole(0, 0),
-    "task.name": _text("bbc_news", least=1),
-    "task.split_seed": _whole(0, 0),
-    "task.train": _text("train", least=1),
-    "task.validation": _text("validation", least=1),
-    "task.test": _text("test", least=1),
-    "task.template": _text("{soft}Headline: {text}\nTopic:", least=1),
-    # 'value' as it stands in the data, or 'value=word' where the model reads another word; () takes
-    # the values that the training split has.
-    "task.labels": Key(
-        (),
-        "at least two texts, none of them empty, as ('first', 'second'), or ()",
-        lambda value: len(value) != 1 and all(type(item) is str and item for item in value),
+    "parallel": among("jit", ("jit", "pmap")),
+    # Steps from one to the next; 0: only at the end.
+    "evaluate_every": whole(50),
+    "save_every": whole(50),
+    "log_every": whole(10, 1),
+    # Validations in a row without a lower loss, after which a run ends; 0: all steps are taken.
+    "early_stopping": whole(0).if_fits(
+        "config.evaluate_every of at least 1 beside it, because it counts validations",
+        lambda value, loop: not value or loop["evaluate_every"] > 0,
     ),
-    # Instead of labels: the text to write, a template over fields such as '{summary}'.
-    "task.target": _text(""),
-    # () is accuracy with labels, all that there are with a target.
-    "task.metrics": _texts(()),
-    # So many training examples of each label, drawn by `split_seed`; 0 is all there are.
-    "task.examples_per_class": _whole(0, 0),
-    # 'field=column' where the data has another name than the template; the label's field is
-    # `label`. A column without a name has its number, from 1. Of several columns for a field the
-    # first that a file has counts.
-    "task.columns": Key(
-        (),
-        "texts 'field=column', as ('text=sentence', 'label=2')",
-        lambda value: all(type(item) is str and settings.column(item) for item in value),
-    ),
-    # Where TensorFlow Datasets keeps what it prepared; '' is its own default.
-    "task.data_dir": _text(""),
-    # .jsonl, .csv or .tsv. What is not given of validation and test is a part of the training file.
-    "task.files.train": _text(""),
-    "task.files.validation": _text(""),
-    "task.files.test": _text(""),
-    "task.files.validation_part": _part(0.1),
-    "task.files.test_part": _part(0.1),
-    # '' goes by the file's ending. Quotes mean something unless the delimiter is a tab.
-    "task.files.delimiter": _text(""),
-    # Whether the first line names the columns.
-    "task.files.header": _switch(True),
-    # Tokens in an example; 0 is as many as the model has positions.
-    "task.max_length": _whole(0, 0),
-    # What a task with a target writes: at most so many tokens a text, drawn at a temperature (0
-    # takes the likeliest) from the `top_k` likeliest (0 is all) and of these from as many of the
-    # likeliest as have the share `top_p`, until one of the strings `stop` comes, which is left out.
-    "generation.max_new_tokens": _whole(64, 1),
-    "generation.temperature": Key(
-        0.0,
-        "0, or a number of at least 0.001",
-        lambda value: value == 0 or (value >= 0.001 and math.isfinite(value)),
-    ),
-    "generation.top_k": _whole(0, 0),
-    "generation.top_p": Key(1.0, "a number above 0 and at most 1", lambda value: 0 < value <= 1),
-    "generation.stop": _texts(()),
-    # Texts that are written at once.
-    "generation.batch_size": _whole(16, 1),
-    # Hand-written templates that the report compares the trained prompt with.
-    "prompts": _texts(()),
+    # Steps to trace with jax's profiler.
+    "profile_steps": whole(0),
+    # An installed package that gets the metrics too.
+    "tracker": among("", ("", "wandb", "trackio")),
+    # Written prompts that the report compares with the trained one.
+    "prompts": strings(),
 }
+
+
+def collect() -> dict[tuple[str, str], dict[str, Key]]:
+    """Returns all keys by dotted name: by their section and the name of the method, optimizer or
+    kind of task that has them, "" where every config has them."""
+    # Imported here, because they import this package for their keys.
+    from prompt_tuning_jax import generate, optimizers
+    from prompt_tuning_jax.data import task
+    from prompt_tuning_jax.methods import METHODS
+    from prompt_tuning_jax.models import language_model
+
+    declared: dict[tuple[str, str], Mapping[str, Key]] = {
+        ("model", ""): language_model.KEYS,
+        ("task", ""): task.KEYS,
+        **{("task", name): kind.keys for name, kind in task.KINDS.items()},
+        ("method", ""): {"name": among(next(iter(METHODS)), METHODS)},
+        **{("method", name): method.KEYS for name, method in METHODS.items()},
+        ("optimizer", ""): optimizers.KEYS,
+        **{("optimizer", name): optimizers.own_keys(name) for name in optimizers.OPTIMIZERS},
+        ("schedule", ""): optimizers.SCHEDULE_KEYS,
+        ("generation", ""): generate.KEYS,
+    }
+    return {("", ""): LOOP} | {
+        (section, owner): {f"{section}.{name}": key for name, key in keys.items()}
+        for (section, owner), keys in declared.items()
+    }
+
+
+def all_keys() -> dict[str, Key]:
+    """Returns the keys of every method, optimizer and kind of task by dotted name."""
+    return {name: key for keys in collect().values() for name, key in keys.items()}
+
+
+def complete(given: Mapping[str, Any]) -> tuple[dict[str, Key], dict[str, Any], dict[str, str]]:
+    """Adds the defaults to values by dotted name.
+
+    Returns:
+      The keys of a config with this method, optimizer and kind of task; their values; and a fault
+      for each other key that was given. A key that only others have is ignored at its default:
+      configs that earlier versions saved have the keys of all.
+    """
+    from prompt_tuning_jax.optimizers import RENAMED
+
+    owners, given = collect(), dict(given)
+    keys = {name: key for place in owners if not place[1] for name, key in owners[place].items()}
+    chosen = {}
+    for section in dict.fromkeys(section for section, owner in owners if owner):
+        name = given.get(f"{section}.name", keys[f"{section}.name"].default)
+        # A kind of task may have more behind it, as in tfds:ag_news.
+        chosen[section] = str(name).partition(":")[0]
+        keys |= owners.get((section, chosen[section]), {})
+    for old, new in RENAMED.get(chosen["optimizer"], {}).items():
+        if old in given and new not in given:
+            given[new] = given.pop(old)
+    values = {name: convert(given.get(name, key.default), key) for name, key in keys.items()}
+    unknown = {name: value for name, value in given.items() if name not in keys}
+    faults = {name: _unknown(name, unknown[name], keys, owners, chosen) for name in unknown}
+    return keys, values, {name: fault for name, fault in faults.items() if fault}
+
+
+def _unknown(name, value, keys, owners, chosen) -> str:
+    """Returns the fault of a key that is not among `keys`, or "" if it can be ignored."""
+    having = {owner: own[name] for (_, owner), own in owners.items() if name in own}
+    if having:
+        section, key = name.partition(".")[0], next(iter(having.values()))
+        if convert(value, key) == key.default or (section, chosen[section]) not in owners:
+            return ""  # The second is a fault of its own.
+        return (
+            f"config.{name} is a key of {' and '.join(having)}, and config.{section}.name is"
+            f" {chosen[section]!r}: leave it out"
+        )
+    every = [each for own in owners.values() for each in own]
+    if not any(each.startswith(f"{name}.") for each in every):
+        return f"config.{name} is not a known key{nearest(name, keys) or nearest(name, every)}"
+    inside = [each.removeprefix(f"{name}.") for each in keys if each.startswith(f"{name}.")]
+    return f"config.{name} is a section: set its keys {', '.join(inside)}" if value != {} else ""

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prompt_tuning_jax.config.key import Key, string, switch
 from prompt_tuning_jax.data.records import (
+    COLUMNS,
     COLUMNS_HINT,
     Fields,
     Record,
@@ -16,6 +18,32 @@ from prompt_tuning_jax.data.rows import CELLS, TEXT, ending_of, form_of, open_fi
 from prompt_tuning_jax.errors import UserError
 
 _HEADER_HINT = ", or give --config.task.files.header=false if line 1 is a record"
+
+
+def _part(split: str) -> Key:
+    """Returns the key for the part of the training file that is a split."""
+    return Key(
+        0.1,
+        "a share above 0 and below 1, or a whole number of records",
+        lambda value: 0 < value < 1 or (value >= 1 and value.is_integer()),
+        beside=f"0.1, the default, because config.task.files.{split} is taken whole",
+        fits=lambda value, task: value == 0.1 or not task[f"files.{split}"],
+    )
+
+
+KEYS = {
+    "columns": COLUMNS,
+    "files.train": string("", least=1)._replace(expected="the path of a .jsonl, .csv or .tsv file"),
+    # A split without a file is a part of the training file.
+    "files.validation": string(""),
+    "files.test": string(""),
+    "files.validation_part": _part("validation"),
+    "files.test_part": _part("test"),
+    # '' goes by the file's ending. Quotes have a meaning unless the delimiter is a tab.
+    "files.delimiter": string(""),
+    # Whether the first line names the columns.
+    "files.header": switch(True),
+}
 
 
 def read_source(config: Any) -> Source:

@@ -15,11 +15,13 @@ def input_form(name: str, as_json: bool | None, files: Any) -> Form:
     Args:
         name: of the file that holds them; its ending decides if `as_json` is None.
         as_json: True for JSON objects, False for texts.
-        files: the section `task.files` of the artifact's config. Its delimiter counts for tables,
-            and for files with the ending of the file that was trained on.
+        files: the section `task.files` of the artifact's config, if any. Its delimiter counts for
+            tables, and for files with the ending of the file that was trained on.
     """
     if as_json is not None:
         return Form(JSON if as_json else TEXT)
+    if files is None:
+        return form_of(name)
     ending = ending_of(name)
     is_table = form_of(name).kind == CELLS or (ending and ending == ending_of(files.train))
     return form_of(name, files.delimiter if is_table else "", files.header)

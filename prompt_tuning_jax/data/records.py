@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from prompt_tuning_jax.config.key import Key
 from prompt_tuning_jax.data.rows import Row
-from prompt_tuning_jax.data.settings import column
 from prompt_tuning_jax.data.template import field_names
 from prompt_tuning_jax.errors import UserError, nearest
 
@@ -25,6 +25,22 @@ class Source(NamedTuple):
 
     splits: Mapping[str, list[Record]]
     notes: Sequence[str] = ()
+
+
+def _parse_entry(entry: Any) -> tuple[str, str] | None:
+    """Returns (field, column) of an entry 'field=column' of `task.columns`, or None."""
+    field, equals, name = (part.strip() for part in str(entry).partition("="))
+    return (field, name) if equals and name and field.isidentifier() else None
+
+
+# The key `task.columns`: 'field=column' if the data has another name than the template. The label's
+# field is `label`. A column without a name has its number, from 1. If several columns are given for
+# a field, the first that a file has is read.
+COLUMNS = Key(
+    (),
+    "texts 'field=column', as ('text=sentence', 'label=2')",
+    lambda value: all(map(_parse_entry, value)),
+)
 
 
 class Fields(NamedTuple):
@@ -47,8 +63,8 @@ class Fields(NamedTuple):
 def task_fields(config: Any) -> Fields:
     """Returns the fields that the section `task` of a config reads."""
     columns: dict[str, list[str]] = {}
-    for entry in config.columns:
-        field, name = column(entry) or ("", "")
+    for entry in config.get("columns", ()):
+        field, name = _parse_entry(entry) or ("", "")
         columns.setdefault(field, []).append(name)
     outputs = field_names(config.target) if config.target else (LABEL,)
     return Fields(columns, field_names(config.template), outputs, bool(config.target))

@@ -3,14 +3,17 @@
 import functools
 import importlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from prompt_tuning_jax.config.key import Key, all_texts, string, whole
+from prompt_tuning_jax.data import files, tfds
 from prompt_tuning_jax.data.records import LABEL, PLACE, Record, Source, shuffled_groups
-from prompt_tuning_jax.data.settings import LABEL_METRICS, TEXT_METRICS
 from prompt_tuning_jax.data.template import Slot, Special, Template, field_names, parse
 from prompt_tuning_jax.errors import UserError, nearest, short
 
+LABEL_METRICS = ("accuracy", "class_accuracy", "macro_f1", "matthews")
+TEXT_METRICS = ("exact_match", "token_f1", "bleu", "rouge_l")
 _MOST_LABELS = 100  # more distinct values in the data are hardly labels
 
 
@@ -21,19 +24,65 @@ class Kind(NamedTuple):
         module: its `read_source(config)` is imported and called when the data is read.
         fields: what a template may name, () if the data decides.
         labels: for a config without labels, () if the data decides.
+        keys: of the section `task` of a config that other kinds do not have.
     """
 
     module: str
     fields: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    keys: Mapping[str, Key] = {}
 
 
 TOPICS = ("business", "entertainment", "politics", "sport=sports", "tech=technology")
 # By the part of `task.name` before a colon.
 KINDS = {
     "bbc_news": Kind("bbc_news", ("text",), TOPICS),
-    "files": Kind("files"),
-    "tfds": Kind("tfds"),
+    "files": Kind("files", keys=files.KEYS),
+    "tfds": Kind("tfds", keys=tfds.KEYS),
+}
+_NAMES = [f"{name}:NAME" if name == "tfds" else name for name in KINDS]
+
+
+def _is_name(name: str) -> bool:
+    kind, colon, _ = name.partition(":")
+    return kind in KINDS and bool(colon) == (kind == "tfds")
+
+
+KEYS = {
+    "name": Key("bbc_news", f"one of {', '.join(map(repr, _NAMES))}", _is_name, _NAMES),
+    "split_seed": whole(0),
+    "train": string("train", least=1),
+    "validation": string("validation", least=1),
+    "test": string("test", least=1),
+    "template": string("{soft}Headline: {text}\nTopic:", least=1),
+    # 'value' as it stands in the data, or 'value=word' if the model reads another word; () takes
+    # the values in the training split.
+    "labels": Key(
+        (),
+        "at least two texts, none of them empty, as ('first', 'second'), or ()",
+        lambda value: len(value) != 1 and all_texts(value),
+        beside="() beside config.task.target",
+        fits=lambda value, task: not value or not task["target"],
+    ),
+    # Instead of labels: the text to write, a template with fields, such as '{summary}'.
+    "target": string(""),
+    # () is accuracy for labels, and all for a target.
+    "metrics": Key(
+        (),
+        f"some of {', '.join((*LABEL_METRICS, *TEXT_METRICS))}",
+        lambda value: all(item in (*LABEL_METRICS, *TEXT_METRICS) for item in value),
+        (*LABEL_METRICS, *TEXT_METRICS),
+        f"some of {', '.join(LABEL_METRICS)} for labels, of {', '.join(TEXT_METRICS)} for a target",
+        lambda value, task: set(value) <= {*(TEXT_METRICS if task["target"] else LABEL_METRICS)},
+    ),
+    # Training examples of each label, drawn by `split_seed`; 0: all.
+    "examples_per_class": whole(0).if_fits(
+        "0 beside config.task.target, which has no classes: write config.task.train as 'train[:64]'"
+        " for a part of the examples",
+        lambda value, task: not value or not task["target"],
+    ),
+    # Tokens in an example; 0: as many as the model has positions.
+    "max_length": whole(0),
 }
 
 
@@ -59,16 +108,11 @@ def make_task(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
             only the last reads data.
 
     Raises:
-        UserError: an unknown task name, a template with an unknown field or without any, or labels
-            that are empty or repeated.
+        UserError: a template with an unknown field or without any, or labels that are empty or
+            repeated.
     """
     name = config.name
-    kind = KINDS.get(name.partition(":")[0])
-    if kind is None or (":" in name) != (kind is KINDS["tfds"]):
-        known = ", ".join(f"{key}:NAME" if key == "tfds" else key for key in KINDS)
-        raise UserError(
-            f"task.name is {short(name, 200)}, expected one of: {known}{nearest(name, list(KINDS))}"
-        )
+    kind = KINDS[name.partition(":")[0]]
     module = f"prompt_tuning_jax.data.{kind.module}"
     load = functools.cache(lambda: importlib.import_module(module).read_source(config))
     task = Task(name, config.template, (), tuple(config.metrics), kind.fields, load, config.target)

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from google.protobuf import json_format
 
+from prompt_tuning_jax.config.key import string
 from prompt_tuning_jax.data.records import (
+    COLUMNS,
     COLUMNS_HINT,
     Fields,
     Record,
@@ -21,9 +22,9 @@ from prompt_tuning_jax.data.records import (
     task_fields,
 )
 from prompt_tuning_jax.data.rows import Row
-from prompt_tuning_jax.data.settings import TFDS
 from prompt_tuning_jax.errors import UserError, nearest
 
+TFDS = "tfds:"
 FORMAT = "array_record"
 INFO = "dataset_info.json"
 # What the library and its parsers raise for damaged files.
@@ -37,6 +38,11 @@ _FAULTS = (
     TypeError,
     ValueError,
 )
+KEYS = {
+    "columns": COLUMNS,
+    # Where TensorFlow Datasets keeps what it prepared; '' is its own default.
+    "data_dir": string(""),
+}
 
 
 def read_source(config: Any) -> Source:
@@ -48,6 +54,8 @@ def read_source(config: Any) -> Source:
     Raises:
         UserError: the dataset is missing, damaged, or not in array_record files.
     """
+    import tensorflow_datasets as tfds  # which takes a second
+
     name = config.name.removeprefix(TFDS)
     root = pathlib.Path(os.path.expanduser(config.data_dir or tfds.core.constants.DATA_DIR))
     folder = find_folder(root, name)
@@ -146,6 +154,8 @@ def _read_rows(builder: Any, split: str, place: str) -> Iterator[Row]:
 
 def _value(value: Any, feature: Any, place: str) -> Any:
     """Returns a feature's value as a text, a number, a list of them, or unchanged."""
+    import tensorflow_datasets as tfds
+
     if isinstance(feature, tfds.features.ClassLabel):
         return feature.int2str(int(value)) if value >= 0 else ""
     if isinstance(value, bytes):

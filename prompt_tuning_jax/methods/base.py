@@ -1,4 +1,4 @@
-"""The seam: what a way of tailoring a frozen model is."""
+"""What a method is: the way in which a frozen model is tailored."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,9 +12,9 @@ class Method(NamedTuple):
 
     Attributes:
       init: `(rng, lm, task) -> trainable`; may read the model's weights and the task's words.
-      adapt: `(trainable, rng, train) -> collections`, what the model is handed beside `params`. It
-        runs inside the step; a network that makes the prompt runs here, and the artifact stores
-        only what comes out.
+      adapt: `(trainable, rng, train) -> collections`, which the model reads beside `params`. It
+        runs inside the step. A network that makes the prompt runs here; the artifact stores only
+        its output.
     """
 
     init: Callable[..., Trainable]

@@ -4,28 +4,35 @@ Recipes: Lester et al. 2021 (uniform, sampled vocabulary, class labels); a text'
 an earlier prompt, as in google-research/prompt-tuning.
 """
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prompt_tuning_jax.config.key import among, number, string, whole
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.run import artifact
 
 
-def first_vectors(rng, settings, lm, task):
-    """What `method.init` names, float32[P, D].
+def first_vectors(rng, settings, lm, task, start=None):
+    """Returns the virtual tokens that `method.init` names, float32[P, D].
+
+    Args:
+      rng: what is drawn depends on.
+      settings: the section `method` of a config, with `TOKEN_KEYS`.
+      lm: the frozen model.
+      task: whose labels may be read.
+      start: the tensors in `method.init_file`.
 
     Raises:
-      UserError: more virtual tokens than positions, or what the init needs is not there.
+      UserError: more virtual tokens than positions, or something that the init needs is missing.
     """
     check_positions(settings, lm)
+    if settings.init == "file":
+        return _given(settings, lm, start)
     return INITS[settings.init](rng, settings, lm, task)
 
 
 def check_positions(settings, lm):
-    """Refuses virtual tokens that leave the text no position, before they take memory."""
+    """Refuses virtual tokens that leave no position for the text, before they take memory."""
     if settings.num_virtual_tokens >= lm.spec.max_positions:
         raise UserError(
             f"config.method.num_virtual_tokens is {settings.num_virtual_tokens}: expected fewer "
@@ -33,16 +40,16 @@ def check_positions(settings, lm):
         )
 
 
-def uniform(rng, settings, lm, task):
-    """Uniform in ±`method.init_scale`. Lester et al. take 0.5, which is tiny beside a T5's
-    embeddings and huge beside a Llama's."""
+def from_uniform(rng, settings, lm, task):
+    """Draws uniformly from ±`method.init_scale`. Lester et al. take 0.5, which is tiny beside a
+    T5's embeddings and huge beside a Llama's."""
     shape = (settings.num_virtual_tokens, lm.spec.width)
     return jax.random.uniform(rng, shape, jnp.float32, -1, 1) * settings.init_scale
 
 
-def vocabulary(rng, settings, lm, task):
-    """Embeddings of tokens drawn without repetition from the `method.init_vocabulary` lowest ids,
-    0 for all. Ids are in order of frequency, near enough; special tokens are left out."""
+def from_vocabulary(rng, settings, lm, task):
+    """Draws embeddings without repetition from the `method.init_vocabulary` lowest ids (0: all).
+    Ids are roughly in order of frequency; special tokens are left out."""
     size = settings.init_vocabulary or lm.spec.vocabulary
     special = set(lm.tokenizer.specials.values())
     ids = np.array(
@@ -50,51 +57,40 @@ def vocabulary(rng, settings, lm, task):
     )
     if len(ids) < settings.num_virtual_tokens:
         raise UserError(
-            f"method.init_vocabulary={size} leaves {len(ids)} tokens for "
-            f"{settings.num_virtual_tokens} virtual tokens; give a larger one, or 0 for all."
+            f"config.method.init_vocabulary is {size}, which leaves {len(ids)} tokens for "
+            f"{settings.num_virtual_tokens} virtual tokens: give a larger one, or 0 for all."
         )
     chosen = jax.random.choice(rng, ids, (settings.num_virtual_tokens,), replace=False)
     return _embeddings(lm, chosen)
 
 
-def labels(rng, settings, lm, task):
-    """The task's label words, a word of several tokens as their mean; the rest as `vocabulary`."""
+def from_labels(rng, settings, lm, task):
+    """Returns the task's label words, a word of several tokens as their mean, and after them
+    tokens of the vocabulary."""
     words = [lm.tokenizer.encode(" " + word)[0] for _, word in task.labels]
     if not words:
         raise UserError(
-            "method.init='labels' needs a task with labels; take 'vocabulary' or 'text'."
+            "config.method.init is 'labels' and the task has none: write 'vocabulary' or 'text'."
         )
     rows = jnp.stack([_embeddings(lm, np.array(ids)).mean(0) for ids in words])
-    rest = vocabulary(rng, settings, lm, task)
+    rest = from_vocabulary(rng, settings, lm, task)
     return jnp.concatenate([rows, rest])[: settings.num_virtual_tokens]
 
 
-def text(rng, settings, lm, task):
-    """The embeddings of `method.init_text`'s tokens, repeated or cut to P."""
+def from_text(rng, settings, lm, task):
+    """Returns the embeddings of the tokens of `method.init_text`, repeated or cut to P."""
     ids = lm.tokenizer.encode(settings.init_text)[0]
     if not ids:
-        raise UserError("method.init='text' needs words in method.init_text, which is empty.")
+        raise UserError("config.method.init_text has no tokens: write some words.")
     return _embeddings(lm, np.resize(np.array(ids), settings.num_virtual_tokens))
 
 
-def file(rng, settings, lm, task):
-    """An earlier artifact's prompt, or a `.npy` file of [P, D] numbers."""
-    path = Path(settings.init_file)
-    if path.suffix == ".npy":
-        if not path.is_file():
-            raise UserError(f"method.init_file='{path}' is not there.")
-        try:
-            # Mapped, so that what it declares is compared with its size before memory is taken.
-            vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            # What numpy says of others is that they may be pickles, and how to open these.
-            said = "" if "pickle" in str(error) else f" ({error})"
-            raise UserError(f"method.init_file='{path}' is not a .npy array{said}.") from error
-    else:
-        vectors = artifact.load_artifact(path).collections.get("prompt", {}).get("vectors")
-        if vectors is None:
-            raise UserError(f"the artifact '{path}' holds no soft prompt to start from.")
-    wanted = (settings.num_virtual_tokens, lm.spec.width)
+def _given(settings, lm, start):
+    """Returns the soft prompt in the tensors to start from."""
+    path, wanted = settings.init_file, (settings.num_virtual_tokens, lm.spec.width)
+    vectors = (start or {}).get("prompt", {}).get("vectors")
+    if vectors is None:
+        raise UserError(f"config.method.init_file is '{path}', which holds no soft prompt.")
     real = vectors.dtype != bool and np.can_cast(vectors.dtype, np.float64)
     if vectors.shape == wanted and real:
         with np.errstate(over="ignore"):  # refused below
@@ -102,8 +98,8 @@ def file(rng, settings, lm, task):
         if np.isfinite(vectors).all():
             return jnp.asarray(vectors)
     raise UserError(
-        f"method.init_file='{path}' holds {vectors.shape} of {vectors.dtype}; {wanted} of numbers "
-        "that float32 can hold are needed (method.num_virtual_tokens and the model's width)."
+        f"config.method.init_file is '{path}', which holds {vectors.shape} of {vectors.dtype}: "
+        f"expected {wanted} (num_virtual_tokens and the model's width) of finite float32 numbers."
     )
 
 
@@ -112,9 +108,24 @@ def _embeddings(lm, ids):
 
 
 INITS = {
-    "uniform": uniform,
-    "vocabulary": vocabulary,
-    "labels": labels,
-    "text": text,
-    "file": file,
+    "uniform": from_uniform,
+    "vocabulary": from_vocabulary,
+    "labels": from_labels,
+    "text": from_text,
+}
+TOKEN_KEYS = {
+    "num_virtual_tokens": whole(16, 1),
+    "init": among("vocabulary", (*INITS, "file")),
+    "init_scale": number(0.5),
+    "init_text": string("").if_fits(
+        "a text, because config.method.init is 'text'",
+        lambda value, settings: value or settings["init"] != "text",
+    ),
+    # Of how many of the lowest token ids 'vocabulary' draws; 0: of all.
+    "init_vocabulary": whole(0),
+    # The folder of an artifact, or a .npy file of numbers [P, D].
+    "init_file": string("").if_fits(
+        "a path, because config.method.init is 'file'",
+        lambda value, settings: value or settings["init"] != "file",
+    ),
 }

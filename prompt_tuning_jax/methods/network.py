@@ -1,4 +1,4 @@
-"""The small network that makes a method's tensors while it trains, and is gone afterwards."""
+"""The small network that makes a method's tensors during training."""
 
 import functools
 from collections.abc import Callable
@@ -7,10 +7,10 @@ from flax import linen as nn
 
 
 def two_layers(hidden: int, outputs: int, activation: Callable) -> nn.Module:
-    """`[P, inputs]` to float32[P, outputs]: linear, activation, linear.
+    """Returns a network from `[P, inputs]` to float32[P, outputs]: linear, activation, linear.
 
-    The last layer starts at zero, so that what the output is added to begins as it is. Products are
-    float32 on every device: the artifact holds what they give.
+    The last layer starts at zero, and so does the output. Products are float32 on every device,
+    because the artifact holds their result.
     """
     linear = functools.partial(nn.Dense, precision="highest")
     last = linear(outputs, kernel_init=nn.initializers.zeros)

@@ -5,14 +5,16 @@ Departures: float32 vectors over whatever dtype the model has, and the frozen mo
 """
 
 from prompt_tuning_jax.methods.base import Method
-from prompt_tuning_jax.methods.init import first_vectors
+from prompt_tuning_jax.methods.init import TOKEN_KEYS, first_vectors
+
+KEYS = TOKEN_KEYS
 
 
-def make(settings) -> Method:
-    """The method for `config.method`: num_virtual_tokens, init and what that init reads."""
+def make(settings, start=None) -> Method:
+    """Returns the method for `config.method` and the tensors in its `init_file`."""
 
     def init(rng, lm, task):
-        return {"vectors": first_vectors(rng, settings, lm, task)}
+        return {"vectors": first_vectors(rng, settings, lm, task, start)}
 
     def adapt(trainable, rng, train):
         return {"prompt": trainable}

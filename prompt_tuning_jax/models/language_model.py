@@ -2,12 +2,15 @@
 
 import math
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.config.key import among, faults, string
+from prompt_tuning_jax.errors import UserError, nearest
 from prompt_tuning_jax.models import memory
 from prompt_tuning_jax.models.decoder import REMAT, Decoder
 from prompt_tuning_jax.models.files import tokenizer, weights
@@ -15,13 +18,23 @@ from prompt_tuning_jax.models.files.tokenizer import Tokenizer
 from prompt_tuning_jax.models.spec import Spec
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+KEYS = {
+    # A packaged model's name, a GGUF file, or a Hugging Face folder with safetensors.
+    "path": string("smollm2-135m-instruct", least=1),
+    # 'auto' is float32 on a CPU and bfloat16 elsewhere.
+    "dtype": among("auto", ("auto", *DTYPES)),
+    # What the backward pass keeps, see `Decoder`.
+    "remat": among("named", tuple(REMAT)),
+    # Of matrix products; '' is the platform's default.
+    "matmul_precision": among("highest", ("", "default", "high", "highest")),
+}
 
 
 class LanguageModel(NamedTuple):
     """A frozen model as everything else takes it.
 
     Attributes:
-      name: the path or name that it was loaded by.
+      settings: what it was loaded with, by the names in `KEYS`.
       spec: sizes and options.
       module: the linen module; `module.apply({"params": params, **collections}, ...)`.
       params: the frozen tree (`models/decoder.py`), on the default device.
@@ -29,40 +42,43 @@ class LanguageModel(NamedTuple):
       fingerprint: hex digest of the source files, whatever the dtype.
     """
 
-    name: str
+    settings: Mapping[str, str]
     spec: Spec
     module: Decoder
     params: Any
     tokenizer: Tokenizer
     fingerprint: str
 
+    @property
+    def name(self) -> str:
+        """The path or name that it was loaded by."""
+        return self.settings["path"]
+
 
 def load(
-    path: str | os.PathLike = "smollm2-135m-instruct",
-    *,
-    dtype: str = "auto",
-    remat: str = "named",
-    matmul_precision: str = "",
+    model: str | os.PathLike | Mapping[str, str] | ConfigDict = KEYS["path"].default,
+    **changes: str,
 ) -> LanguageModel:
     """Reads a frozen language model and places it on the default device, once.
 
     Args:
-      path: the embedded model's name, a `.gguf` file, or a Hugging Face folder with `config.json`
-        and safetensors.
-      dtype: 'auto' (float32 on CPU, bfloat16 elsewhere), or a dtype's name.
-      remat: what the backward pass keeps, see `Decoder`.
-      matmul_precision: '' for the platform's default, or 'default', 'high', 'highest'.
+      model: `config.model`, or the path alone: a packaged model's name, a `.gguf` file, or a
+        Hugging Face folder with `config.json` and safetensors.
+      changes: other values than those of `model` or the defaults, by the names in `KEYS`.
 
     Raises:
-      UserError: a path, dtype or setting that cannot be used, a model larger than the memory, or
-        a tokenizer with more ids than the model has embeddings.
+      UserError: a path or setting that cannot be used, a model larger than the memory, or a
+        tokenizer with more ids than the model has embeddings.
     """
-    path = os.fspath(path)
+    given = {"path": os.fspath(model)} if isinstance(model, str | os.PathLike) else {**model}
+    settings = {name: key.default for name, key in KEYS.items()} | given | changes
+    unknown = [name for name in settings if name not in KEYS]
+    found = [f"config.model.{name} is not a known key{nearest(name, KEYS)}" for name in unknown]
+    if found := found or faults(KEYS, settings, "model."):
+        raise UserError(found[0])
+    path, dtype = settings["path"], settings["dtype"]
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    for name, value, known in (("dtype", dtype, DTYPES), ("remat", remat, REMAT)):
-        if value not in known:
-            raise UserError(f"model.{name} is '{value}'; it can be auto or {', '.join(known)}.")
     source = weights.read(path, dtype, memory.device() or math.inf)
     words = tokenizer.read(path)
     if words.highest >= source.spec.vocabulary:
@@ -72,6 +88,7 @@ def load(
             f"embeddings for {source.spec.vocabulary}: give the two that belong together."
         )
     words.embeddings = source.spec.vocabulary
-    module = Decoder(source.spec, remat=remat, precision=matmul_precision or None)
+    precision = settings["matmul_precision"] or None
+    module = Decoder(source.spec, remat=settings["remat"], precision=precision)
     params = jax.device_put(source.params)
-    return LanguageModel(path, source.spec, module, params, words, source.fingerprint)
+    return LanguageModel(settings, source.spec, module, params, words, source.fingerprint)

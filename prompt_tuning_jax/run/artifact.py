@@ -24,7 +24,6 @@ import numpy as np
 from flax import traverse_util
 
 from prompt_tuning_jax import __version__
-from prompt_tuning_jax.config import KEYS, flatten
 from prompt_tuning_jax.errors import UserError, nearest, short
 from prompt_tuning_jax.models.files import safetensors as safetensors_file
 from prompt_tuning_jax.run.card import CARD, render_card
@@ -221,6 +220,33 @@ def load_artifact(folder: str | os.PathLike) -> Artifact:
     return Artifact(traverse_util.unflatten_dict(arrays, sep="/"), manifest)
 
 
+def load_start(settings: Any) -> dict[str, Any] | None:
+    """Reads the tensors in `method.init_file`: an artifact's, or [P, D] numbers in a .npy file.
+
+    Args:
+      settings: the section `method` of a config. Only the init 'file' reads a file.
+
+    Raises:
+      UserError: the file or artifact is missing or damaged.
+    """
+    if settings.get("init") != "file":
+        return None
+    path = Path(settings.init_file)
+    if path.suffix != ".npy":
+        return load_artifact(path).collections
+    if not path.is_file():
+        raise UserError(f"config.method.init_file is '{path}', which is not a file.")
+    try:
+        # Mapped, so that its size is checked before memory is taken.
+        return {"prompt": {"vectors": np.load(path, mmap_mode="r", allow_pickle=False)}}
+    except (ValueError, EOFError) as error:
+        # Of other files numpy says how to read a pickle, which is not safe.
+        said = "" if "pickle" in str(error) else f" ({error})"
+        raise UserError(
+            f"config.method.init_file is '{path}', which is not a .npy array{said}."
+        ) from error
+
+
 def check_artifact(artifact: Artifact, lm: Any) -> None:
     """Checks that an artifact was made for a `LanguageModel`, before anything is compiled.
 
@@ -327,12 +353,11 @@ def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield "'labels' has a value or a word twice"
     if manifest["max_length"] < 0:
         yield f"'max_length' is {short(manifest['max_length'])}, expected at least 0"
-    yield from _unknown(flatten(manifest["config"]), KEYS, "config.")
 
 
-def _unknown(given: Iterable[str], known: Iterable[str], prefix: str = "") -> Iterator[str]:
+def _unknown(given: Iterable[str], known: Iterable[str]) -> Iterator[str]:
     for name in sorted(set(given) - set(known)):
-        yield f"{short(prefix + name)} is not a known key{nearest(name[:99], known)}"
+        yield f"{short(name)} is not a known key{nearest(name[:99], known)}"
 
 
 def _shallow(value: Any, depth: int) -> bool:

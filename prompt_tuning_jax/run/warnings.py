@@ -47,6 +47,8 @@ def loss_not_moving(first: Sequence[float], last: Sequence[float], step: int) ->
 
 def unread_init(settings, tokenizer) -> str:
     """Warns of a start for virtual tokens that is not read, or a text that does not fit them."""
+    if "init" not in settings:
+        return ""
     for init in ("text", "file"):
         if settings[f"init_{init}"] and settings.init != init:
             return (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prompt_tuning_jax.cli import listing, main
-from prompt_tuning_jax.config import KEYS, load
+from prompt_tuning_jax.config import load
 from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.files import packaged_models as embedded
 
@@ -49,7 +49,7 @@ def test_every_method_is_listed_with_the_first_lines_of_its_file(capsys):
 
 def test_models_say_size_licence_and_source(capsys, monkeypatch):
     [model] = listed(capsys, "models")
-    assert model["name"] == KEYS["model.path"].default
+    assert model["name"] == load(None).model.path
     assert model["licence"] == "Apache-2.0" and model["source"].startswith("https://")
     if model["path"] is not None:
         assert os.path.getsize(model["path"]) == model["bytes"]

@@ -201,7 +201,7 @@ def test_help_lists_the_commands():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["train", "--help"], ["list"], ["lst"], [*TRAIN, "x", "--config.stepz=3"]],
+    [["--help"], ["train", "--help"], ["list", "configs"], ["lst"], ["train", "--confg", "x"]],
 )
 def test_answers_within_a_third_of_a_second(arguments):
     def seconds():
@@ -217,8 +217,8 @@ def test_answers_within_a_third_of_a_second(arguments):
 def test_parsing_imports_nothing_heavy():
     program = (
         "import sys, prompt_tuning_jax.config, prompt_tuning_jax.cli.main as m\n"
-        f"m.run(['train', '--config', {QUICKSTART!r}, '--workdir', 'x', '--config.a=1'])\n"
-        "sys.stdout = sys.stderr; m.run(['list']); sys.stdout = sys.__stdout__\n"
+        "m.run(['train', '--confg', 'x'])\n"
+        "sys.stdout = sys.stderr; m.run(['list', 'configs']); sys.stdout = sys.__stdout__\n"
         "print(*{name.split('.')[0] for name in sys.modules})"
     )
     shown = subprocess.run(
@@ -226,7 +226,7 @@ def test_parsing_imports_nothing_heavy():
     )
     heavy = {"jax", "flax", "numpy", "optax", "orbax", "grain", "transformers", "tokenizers"}
     heavy |= {"tensorflow_datasets", "matplotlib", "rich", "torch"}
-    assert "config.a is not a known key" in shown.stderr
+    assert "No such option" in shown.stderr
     assert not heavy & set(shown.stdout.split())
 
 

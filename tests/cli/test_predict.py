@@ -102,7 +102,7 @@ MISTAKES = {
     ),
     "not read": (
         ["--config.generation.top_k=3"],
-        *("", "config.generation.top_k is 3", "temperature is 0.0", "raise it"),
+        *("", "config.generation.top_k is 3", "config.generation.temperature above 0"),
     ),
     "tokens": (
         ["--jsonl", "--config.generation.max_new_tokens=500"],

@@ -13,22 +13,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prompt_tuning_jax import config as configs
-from prompt_tuning_jax.config import KEYS, difference, flatten, load, to_json, validate
-from prompt_tuning_jax.config.schema import OPTIMIZERS, SCHEDULES
+from prompt_tuning_jax.config import build, difference, flatten, load, to_json, validate
+from prompt_tuning_jax.config.schema import all_keys, collect, complete
 from prompt_tuning_jax.errors import UserError, nearest
 from prompt_tuning_jax.methods import METHODS
 
-ROOT = os.path.join(os.path.dirname(__file__), os.pardir, os.pardir)
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
-QUICKSTART = str(CONFIGS[0].with_name("quickstart.py"))
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+QUICKSTART = str(ROOT / "configs" / "quickstart.py")
+KEYS = complete({})[0]
 # A value of another type for each type of key.
 WRONG = {bool: 3, int: 1.5, float: "fast", str: 7, tuple: "one"}
 
 
-def refusal(path, *overrides):
+def overrides(words):
+    return [f"--config.{word}" for word in words]
+
+
+def refusal(path, *words):
     with pytest.raises(UserError) as caught:
-        load(path, overrides)
+        load(path, overrides(words))
     return str(caught.value)
 
 
@@ -55,10 +59,9 @@ def edits(word, each=None):
     return sorted(made - {word})
 
 
-def test_quickstart_is_whole_and_locked():
-    config = load(QUICKSTART)
-    assert flatten(config.to_dict()).keys() == KEYS.keys()
-    assert config.task.name == "bbc_news"
+def test_the_defaults_are_valid_and_the_config_is_locked():
+    config = load(None)
+    assert flatten(config.to_dict()) == {name: key.default for name, key in KEYS.items()}
     with pytest.raises(AttributeError):
         config.stepz = 3
 
@@ -75,28 +78,11 @@ def test_quickstart_takes_every_method_by_its_name(name):
     )
     *_, config, _, workdir = shlex.split(made.stdout.splitlines()[-1])
     assert workdir == f"runs/{os.path.basename(config).removesuffix('.py')}"
-    found = load(os.path.join(ROOT, config))
+    found = load(ROOT / config)
     assert found.method.name == name
     changed = difference(to_json(load(QUICKSTART)), found)
     keys = {line.split(" was ")[0] for line in changed}
     assert keys <= {"config.learning_rate", "config.method.hidden_size", "config.method.name"}
-
-
-def test_defaults_are_valid():
-    assert flatten(load(None).to_dict()) == {name: key.default for name, key in KEYS.items()}
-
-
-def test_names_are_those_that_the_code_knows():
-    from prompt_tuning_jax import optimizers
-    from prompt_tuning_jax.models.decoder import REMAT
-    from prompt_tuning_jax.models.language_model import DTYPES
-
-    for name in OPTIMIZERS:
-        for schedule in SCHEDULES:
-            overrides = [f"--config.optimizer.name={name}", f"--config.schedule.name={schedule}"]
-            optimizers.make(load(None, overrides))
-    assert set(KEYS["model.remat"].names) == set(REMAT)
-    assert set(KEYS["model.dtype"].names) == {"auto", *DTYPES}
 
 
 @pytest.mark.parametrize(
@@ -106,58 +92,50 @@ def test_names_are_those_that_the_code_knows():
         ("learning_rate=3e-4", 3e-4),
         ("learning_rate=1", 1.0),
         ("optimizer.clip_norm=0", 0.0),
+        ("optimizer.nesterov=true", True),
+        ("optimizer.nesterov=False", False),
         ("model.path=a b=c.gguf", "a b=c.gguf"),
+        ("model.path='a'", "'a'"),
         ("task.template={soft}{text} is", "{soft}{text} is"),
         ("task.labels=('no', 'yes=oh yes')", ("no", "yes=oh yes")),
+        ("task.labels=['no', 'yes']", ("no", "yes")),
+        ("task.metrics=accuracy", ("accuracy",)),
+        ("task.metrics='accuracy'", ("accuracy",)),
         ("prompts=()", ()),
+        ("prompts={text}", ("{text}",)),
     ],
 )
 def test_override(override, value):
-    config = load(QUICKSTART, [f"--config.{override}"])
-    given = flatten(config.to_dict())[override.partition("=")[0]]
-    assert given == value and type(given) is type(value)
-
-
-def test_overrides_of_lester_et_al():
-    settings = ("name=adafactor", "decay_offset=-1100000", "multiply_by_parameter_scale=true")
-    optimizer = load(None, [f"--config.optimizer.{setting}" for setting in settings]).optimizer
-    assert optimizer.decay_offset == -1100000
-    assert optimizer.multiply_by_parameter_scale is True
+    config = load(QUICKSTART, overrides([override]))
+    found = flatten(config.to_dict())[override.partition("=")[0]]
+    assert found == value and type(found) is type(value)
 
 
 def test_the_last_override_of_a_key_counts():
-    assert load(None, ["--config.steps=3", "--config.seed=1", "--config.steps=4"]).steps == 4
+    assert load(None, overrides(["steps=3", "seed=1", "steps=4"])).steps == 4
 
 
 @given(st.integers(1, 10**9), st.floats(1e-9, 1e9), st.text(min_size=1, max_size=20))
 def test_overrides_arrive_as_typed(steps, rate, text):
-    config = load(
-        None,
-        [
-            f"--config.steps={steps}",
-            f"--config.learning_rate={rate}",
-            f"--config.method.init_text={text}",
-            f"--config.prompts={(text, text)!r}",
-        ],
-    )
+    words = f"steps={steps}", f"learning_rate={rate}", f"method.init_text={text}"
+    config = load(None, overrides([*words, f"prompts={(text, text)!r}"]))
     assert (config.steps, config.learning_rate, config.method.init_text) == (steps, rate, text)
     assert config.prompts == (text, text)
 
 
 VALUES = ["", "0", "-1", "1e400", "nan", "true", "None", "()", "('a', 'b')", "('a=b',)", "{'a': 1}"]
-VALUES += ["prefix", "text", "{text}", "{soft:2}{a}", "files", "tfds:x", "accuracy", "[" * 50, "\0"]
+VALUES += ["prefix", "text", "{text}", "{soft:2}{a}", "files", "tfds:x", "sgd", "[" * 50, "\0"]
 
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from([*KEYS]), st.sampled_from(VALUES) | st.text(max_size=8)),
+        st.tuples(st.sampled_from([*all_keys()]), st.sampled_from(VALUES) | st.text(max_size=8)),
         max_size=4,
     )
 )
 def test_overrides_are_taken_as_a_whole_or_refused_by_their_keys(given):
-    words = [f"--config.{key}={value}" for key, value in given]
     try:
-        config = load(None, words)
+        config = load(None, overrides(f"{key}={value}" for key, value in given))
     except UserError as error:
         message = str(error)
         assert message.replace("\n", "").isprintable()
@@ -167,27 +145,25 @@ def test_overrides_are_taken_as_a_whole_or_refused_by_their_keys(given):
         assert all(re.search(r"config\.[a-z]", fault) for fault in faults)
         return
     found = flatten(config.to_dict())
-    assert found.keys() == KEYS.keys()
+    keys, _, _ = complete(found)
+    assert found.keys() == keys.keys()
     for name, value in found.items():
-        key = KEYS[name]
-        assert type(value) is type(key.default)
-        if name not in dict(given):
-            assert value == key.default
-    again = configs.build(json.loads(to_json(config)), ())
-    assert again == config
+        assert type(value) is type(keys[name].default)
+        if name not in dict(given) and name != "optimizer.momentum":
+            assert value == keys[name].default
+    assert build(json.loads(to_json(config))) == config
 
 
 @pytest.mark.parametrize("from_file", [False, True])
 def test_mutated_keys_are_refused_and_named(tmp_path, from_file):
     tried = named = 0
     for key in KEYS:
-        # b1 and b2 are one edit apart, which no other two keys are.
-        wrong = sorted(set(edits(key)) - {"optimizer.b1"})
+        wrong = sorted(set(edits(key)) - all_keys().keys())
         if from_file:
             # A name with dots in JSON flattens as the nested one does.
             message = refusal(write(tmp_path, json.dumps(dict.fromkeys(wrong, 1)), "made.json"))
         else:
-            message = refusal(None, *(f"--config.{name}=1" for name in wrong))
+            message = refusal(None, *(f"{name}=1" for name in wrong))
         for name, line in zip(wrong, message.splitlines()[1:], strict=True):
             assert f" config.{name} is not a known key" in line
             tried += 1
@@ -200,12 +176,13 @@ def test_mutated_keys_are_refused_and_named(tmp_path, from_file):
 def test_mutated_keys_of_every_config_are_refused_and_named(tmp_path, path):
     """Each key and section where it stands in the file, a letter wrong."""
     text = path.read_text(encoding="utf-8")
-    load(str(path))
+    load(path)
     tried = named = 0
     for match in re.finditer(r"^    config\.([\w.]+) = ", text, re.MULTILINE):
-        for wrong in set(edits(match[1], 3)) - KEYS.keys():
-            edited = f"{text[: match.start(1)]}{wrong}{text[match.end(1) :]}"
-            message = refusal(write(tmp_path, edited))
+        for wrong in set(edits(match[1], 3)) - all_keys().keys():
+            message = refusal(
+                write(tmp_path, text[: match.start(1)] + wrong + text[match.end(1) :])
+            )
             tried += 1
             section = match[1].partition(".")[0]
             named += match[1] in message or f"'{section}'" in message
@@ -213,14 +190,13 @@ def test_mutated_keys_of_every_config_are_refused_and_named(tmp_path, path):
     assert named / tried >= 0.9
 
 
-@pytest.mark.parametrize("key", KEYS)
-def test_wrong_type_says_given_and_expected(tmp_path, key):
-    wrong = WRONG[type(KEYS[key].default)]
-    tree = wrong
-    for name in reversed(key.split(".")):
-        tree = {name: tree}
-    message = refusal(write(tmp_path, f"def get_config():\n    return {tree!r}\n"))
-    assert message.startswith(f"config.{key} is {wrong!r}: expected {KEYS[key].expected}")
+def test_a_wrong_type_says_given_and_expected():
+    for (section, owner), keys in collect().items():
+        for name, key in keys.items():
+            wrong = WRONG[type(key.default)]
+            with pytest.raises(UserError) as caught:
+                build({name: wrong, **({f"{section}.name": owner} if owner else {})})
+            assert f"config.{name} is {wrong!r}: expected {key.expected}" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -230,83 +206,100 @@ def test_wrong_type_says_given_and_expected(tmp_path, key):
         "steps=0",
         "steps=ten",
         "steps=1.5",
+        "steps=True",
         "batch_size=-4",
         "microbatches=0",
         "learning_rate=0",
         "learning_rate=nan",
-        "learning_rate=inf",
+        "learning_rate=1e999",
         "log_every=0",
         "evaluate_every=-1",
         "optimizer.b1=1.5",
-        "optimizer.multiply_by_parameter_scale=maybe",
+        "optimizer.nesterov=maybe",
         "schedule.name=cosinus",
         "parallel=xmap",
         "method.name=softprompt",
         "model.path=",
+        "task.name=tfds",
         "task.labels=only,one",
         "task.labels=('one', 2)",
         "task.labels=('one', '')",
     ],
 )
-def test_wrong_override_names_its_key(override):
+def test_a_wrong_override_names_its_key(override):
     key = override.partition("=")[0]
-    message = refusal(None, f"--config.{override}")
+    message = refusal(None, override)
     assert message.startswith(f"config.{key} is ")
     assert f"expected {KEYS[key].expected}" in message
     assert "\n" not in message
 
 
 @pytest.mark.parametrize(
-    ("overrides", "part"),
+    ("words", "part"),
     [
-        (["microbatches=17"], "at most config.batch_size, 16"),
-        (["early_stopping=2", "evaluate_every=0"], "expected an evaluate_every of at least 1"),
-        (["tracker=wndb"], "did you mean 'wandb'?"),
-        (["method.init=text"], "config.method.init_text is empty"),
-        (["method.init=file"], "config.method.init_file is empty"),
-        (["method.init=zero"], "config.method.init is 'zero': expected one of 'uniform', "),
-        (["method.init=txt", "method.name=prefix"], "'zero' for 'prefix' (did you mean 'text'?)"),
-        (["method.hidden_size=8"], "hidden_size is 8 and 'soft_prompt' has no such setting"),
-        (["optimizer.name=adam", "optimizer.weight_decay=0.1"], "'adam' has no such setting"),
-        (["optimizer.name=adafactor", "optimizer.b1=0.5"], "'adafactor' has no such setting"),
-        (["model=3"], "config.model is a section: set one of its keys path, dtype"),
-        (["task={'name': 'x'}"], "config.task is a section"),
-        (["schedule.name=cosin"], "did you mean 'cosine'?"),
-        (["task.labels=('one',)"], "at least two texts"),
-        (["task.columns=('text',)"], "expected texts 'field=column'"),
-        (["task.columns=('a b=c',)"], "expected texts 'field=column'"),
-        (["task.files.test_part=0"], "a share above 0 and below 1"),
-        (["task.files.train=x.csv"], "config.task.name=files"),
-        (["task.files.header=false"], "config.task.name=files"),
-        (["task.name=files"], "config.task.files.train is ''"),
-        (["task.name=tfds:x", "task.files.test=y.csv"], "config.task.name=files"),
+        ("microbatches=17", "is 17: expected at most config.batch_size"),
+        ("early_stopping=2 evaluate_every=0", "expected config.evaluate_every of at least 1"),
+        ("tracker=wndb", "did you mean 'wandb'?"),
+        ("task.name=bbc-news", "did you mean 'bbc_news'?"),
+        ("task.name=files:x", "expected one of 'bbc_news', 'files', 'tfds:NAME'"),
+        ("method.init=text", "config.method.init_text is '': expected a text, because"),
+        ("method.init=file", "config.method.init_file is '': expected a path, because"),
+        ("method.init=zero", "config.method.init is 'zero': expected one of 'uniform', "),
+        ("method.init=txt method.name=prefix", "'zero' (did you mean 'text'?)"),
+        ("model=3", "config.model is a section: set its keys path, dtype"),
+        ("task={'name':'x'}", "config.task is a section"),
+        ("schedule.name=cosin", "did you mean 'cosine'?"),
+        ("task.labels=('one',)", "at least two texts"),
+        ("task.name=files task.files.train=a.csv task.columns=text", "expected texts 'field=col"),
+        ("task.name=tfds:x task.columns=('a=',)", "expected texts 'field=column'"),
+        ("task.name=files task.files.train=a.csv task.files.test_part=0", "a share above 0 and"),
+        ("task.name=files", "train is '': expected the path of a .jsonl, .csv or .tsv file"),
         (
-            [
-                *("task.name=files", "task.files.train=a.csv", "task.files.test=b.csv"),
-                "task.files.test_part=0.5",
-            ],
-            "test_part is 0.5 and config.task.files.test is 'b.csv', which is taken whole",
+            "task.name=files task.files.train=a task.files.test=b task.files.test_part=0.5",
+            "test_part is 0.5: expected 0.1, the default, because config.task.files.test is taken",
         ),
-        (["task.columns=('a=b',)"], "config.task.name=files or tfds:NAME"),
-        (["task.target={a}", "task.labels=('b','c')"], "leave one of them empty"),
-        (["task.target={a}", "task.examples_per_class=4"], "which has no classes"),
-        (["task.metrics=('f1',)"], "expected some of accuracy, class_accuracy, macro_f1"),
-        (["task.metrics=('rouge_l',)"], "which a task with labels cannot have"),
-        (["task.target={a}", "task.metrics=('matthews',)"], "which a task with a text target"),
+        ("task.target={a} task.labels=('b','c')", "expected () beside config.task.target"),
+        ("task.target={a} task.examples_per_class=4", "which has no classes"),
+        ("task.metrics=('acuracy',)", "rouge_l (did you mean 'accuracy'?)"),
+        ("task.metrics=('rouge_l',)", "matthews for labels, of exact_match, "),
+        ("task.target={a} task.metrics=('matthews',)", "of exact_match, token_f1, bleu, rouge_l"),
+        ("generation.top_k=3", "config.generation.temperature above 0"),
+        ("generation.temperature=1e-9", "0, or a number of at least 0.001"),
     ],
 )
-def test_values_that_do_not_fit(overrides, part):
-    assert part in refusal(None, *(f"--config.{override}" for override in overrides))
+def test_values_that_do_not_fit(words, part):
+    assert part in refusal(None, *words.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "whose"),
+    [
+        ("method.hidden_size=8", "of prompt_encoder and prefix, and config.method.name is 'soft"),
+        ("optimizer.name=sgd optimizer.weight_decay=0.1", "and config.optimizer.name is 'sgd'"),
+        ("optimizer.momentum=0.1", "is a key of sgd, and config.optimizer.name is 'adamw'"),
+        ("task.files.train=x.csv", "is a key of files, and config.task.name is 'bbc_news'"),
+        ("task.name=tfds:x task.files.header=false", "files, and config.task.name is 'tfds'"),
+        ("task.columns=('a=b',)", "is a key of files and tfds, and config.task.name is"),
+    ],
+)
+def test_a_key_of_another_is_refused_and_says_whose_it_is(words, whose):
+    assert whose in refusal(None, *words.split())
+
+
+def test_a_key_of_another_at_its_default_is_ignored():
+    words = ["method.hidden_size=0", "task.files.header=true", "optimizer.decay_rate=0.8"]
+    assert load(None, overrides(words)) == load(None)
 
 
 def test_an_override_without_a_value():
-    assert "write --config.KEY=VALUE" in refusal(None, "--config.steps")
-    assert "write --config.KEY=VALUE" in refusal(None, "steps=3")
+    for word in ("--config.steps", "steps=3"):
+        with pytest.raises(UserError, match=r"write --config\.KEY=VALUE"):
+            load(None, [word])
 
 
 def test_all_faults_at_once(tmp_path):
     path = write(tmp_path, "def get_config():\n    return {'sed': 1, 'task': {'name': 5}}\n")
-    lines = refusal(path, "--config.steps=x", "--config.log_every=0").splitlines()
+    lines = refusal(path, "steps=x", "log_every=0").splitlines()
     assert lines[0] == f"config file {path!r} with its overrides has 4 faults:"
     assert [line.split(" is ")[0] for line in lines[1:]] == [
         "  1. config.sed",
@@ -316,24 +309,21 @@ def test_all_faults_at_once(tmp_path):
     ]
 
 
+MADE = "import ml_collections as m\nc = m.ConfigDict()\n"
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [
         ("def get_config(:\n    pass\n", "line 1: SyntaxError"),
         ("x = 1\n\n\ny = x.no\n", "line 4: AttributeError"),
         ("def get_config():\n    steps = 1\n    return stepz\n", "line 3: NameError"),
-        ("import a_module_that_is_not_there\n", "line 1: ModuleNotFoundError"),
+        ("import a_missing_module\n", "line 1: ModuleNotFoundError"),
         ("def get_confg():\n    return {}\n", "no function get_config()"),
-        ("def get_config():\n    pass\n", "get_config() returned NoneType"),
+        ("def get_config():\n    pass\n", "it gives NoneType"),
         ("def get_config(size):\n    return {}\n", "TypeError"),
-        (
-            "import ml_collections as m\nc = m.ConfigDict()\nc.optimizr.name = 'sgd'\n",
-            "line 3: 'optimizr' is not there (did you mean 'optimizer'?)",
-        ),
-        (
-            "import ml_collections as m\nc = m.ConfigDict()\nc.taks = {}\nc.task.name = 'x'\n",
-            "line 4: 'task' is not there (did you mean 'taks'?)",
-        ),
+        (f"{MADE}c.optimizr.name = 'sgd'\n", "line 3: 'optimizr' is missing: make a section first"),
+        (f"{MADE}c.taks = {{}}\nc.task.name = 'x'\n", "line 4: 'task' is missing (did you mean"),
         ("import sys\nsys.exit(0)\n", "line 2: SystemExit"),
         ("x = '\0'\n", "SyntaxError: source code string cannot contain null bytes"),
     ],
@@ -356,7 +346,7 @@ def test_broken_python_file(tmp_path, text, part):
         ('{"steps": NaN}', "config.steps is nan"),
         ('{"model": "x"}', "config.model is a section"),
         ('{"steps": {}}', "config.steps is {}: expected a whole number"),
-        ('{"steps": {"a": 1}}', "config.steps is {'a': 1}: expected a whole number"),
+        ('{"steps": {"a": 1}}', "config.steps.a is not a known key"),
         ('{"learning_rate": 1' + "0" * 400 + "}", "config.learning_rate is 1000"),
     ],
 )
@@ -364,44 +354,44 @@ def test_broken_json_file(tmp_path, text, part):
     assert part in refusal(write(tmp_path, text, "made.json"))
 
 
-def test_missing_file_names_the_nearest(tmp_path):
-    write(tmp_path, "", "quickstart.py")
+def test_a_missing_file_names_the_nearest(tmp_path):
+    expected = write(tmp_path, "", "quickstart.py")
     path = str(tmp_path / "quikstart.py")
-    expected = str(tmp_path / "quickstart.py")
     assert refusal(path) == f"config file {path!r} does not exist (did you mean {expected!r}?)"
     assert "does not exist" in refusal(str(tmp_path / "no" / "folder.py"))
     assert "is a folder: give a .py file" in refusal(str(tmp_path))
-    assert "has to end in .py" in refusal(write(tmp_path, "", "made.yaml"))
+    assert "does not end in .py" in refusal(write(tmp_path, "", "made.yaml"))
 
 
-def test_a_saved_config_is_the_same_config(tmp_path):
-    config = load(QUICKSTART, ["--config.learning_rate=1", "--config.task.labels=('a', 'b')"])
+def test_a_saved_config_is_the_same_config_and_is_not_executed(tmp_path):
+    config = load(QUICKSTART, overrides(["learning_rate=1", "task.labels=('a', 'b')"]))
     saved = load(write(tmp_path, to_json(config), "config.json"))
     assert saved == config
     assert difference(to_json(config), saved) == []
-
-
-def test_a_saved_config_is_not_executed(tmp_path):
-    path = write(tmp_path, f"open({str(tmp_path / 'ran')!r}, 'w')", "config.json")
-    refusal(path)
+    refusal(write(tmp_path, f"open({str(tmp_path / 'ran')!r}, 'w')", "config.json"))
     assert not (tmp_path / "ran").exists()
 
 
 def test_difference_names_what_changed():
-    old = to_json(load(QUICKSTART))
-    now = load(QUICKSTART, ["--config.steps=3", "--config.schedule.warmup_steps=1"])
-    assert difference(old, now) == [
+    old = load(QUICKSTART)
+    now = load(QUICKSTART, overrides(["steps=3", "schedule.warmup_steps=1"]))
+    assert difference(to_json(old), now) == [
         "config.schedule.warmup_steps was 20 and is 1 now",
-        f"config.steps was {load(QUICKSTART).steps} and is 3 now",
+        f"config.steps was {old.steps} and is 3 now",
+    ]
+    prefix = load(QUICKSTART, overrides(["method.name=prefix"]))
+    assert difference(to_json(old), prefix) == [
+        "config.method.hidden_size was not set and is 0 now",
+        "config.method.name was 'soft_prompt' and is 'prefix' now",
     ]
 
 
-def test_difference_of_a_config_from_before_a_key_was_there():
+def test_a_saved_config_that_lacks_a_key_had_the_default():
     config = load(None)
     old = json.loads(to_json(config))
     del old["microbatches"]
     assert difference(json.dumps(old), config) == []
-    assert len(difference(json.dumps(old), load(None, ["--config.microbatches=2"]))) == 1
+    assert len(difference(json.dumps(old), load(None, overrides(["microbatches=2"])))) == 1
 
 
 def test_validate_a_config_made_by_hand():

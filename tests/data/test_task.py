@@ -195,9 +195,6 @@ def test_texts_of_the_same_input_belong_together():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "bbc-news"}, r"'bbc-news', expected .*\(did you mean 'bbc_news'\?\)"),
-        ({"name": "files:x"}, r"'files:x', expected one of: bbc_news, files, tfds:NAME"),
-        ({"name": "tfds"}, r"'tfds', expected one of: bbc_news, files, tfds:NAME"),
         ({"template": "{soft}{txet}"}, r"position 7: .* \{txet\}, .*\(did you mean 'text'\?\)"),
         ({"template": "{text}{label}"}, r"unknown field \{label\}"),
         ({"template": "{{text}}"}, "has no field of the data"),

@@ -83,7 +83,7 @@ def test_an_earlier_prefix_is_where_training_goes_on(tmp_path):
     earlier = plain_llama.random_collections(0, SPEC, "prefix", size=SIZE)
     folder = keep(tmp_path / "earlier", earlier)
     jax.tree.map(np.testing.assert_array_equal, made(init="file", init_file=folder), earlier)
-    message = r"a prefix of {'k': \(3, 4, 2, 10\).*}; 'k' and 'v' of \(3, 2, 2, 10\) are needed"
+    message = r"a prefix of {'k': \(3, 4, 2, 10\).*}: expected 'k' and 'v' of \(3, 2, 2, 10\)"
     with pytest.raises(UserError, match=message):
         made(size=2, init="file", init_file=folder)
 

@@ -186,8 +186,6 @@ MANIFESTS = {
     "a method that is a path": {"method": "../../evil"},
     "a method that is a URL": {"method": "https://example.org/evil"},
     "a method that is an object": {"method": {"$import": "os"}},
-    "a config key that names code": {"config": {"model": {"trust_remote_code": True}}},
-    "a config key that names a file": {"config": {"../../etc/passwd": 1}},
     "a config that is a list": {"config": ["seed"]},
     "a config nested deeply": {"config": {"seed": DEEP}},
     "metrics nested deeply": {"metrics": {"loss": DEEP}},

@@ -1,0 +1,86 @@
+"""Reads config files: Python with a function `get_config()`, or JSON, which is never executed."""
+
+import json
+import os
+import runpy
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from prompt_tuning_jax.errors import UserError, nearest
+
+
+def read_file(path: str) -> Mapping[str, Any]:
+    """Returns the nested values in a config file.
+
+    Raises:
+        UserError: the file is missing or broken; the line is named.
+    """
+    if os.path.isdir(path):
+        raise UserError(f"config file {path!r} is a folder: give a .py file in it, or a .json")
+    if not os.path.isfile(path):
+        folder = os.path.dirname(path)
+        beside = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+        hint = nearest(path, (os.path.join(folder, name) for name in beside))
+        raise UserError(f"config file {path!r} does not exist{hint}")
+    if path.endswith(".py"):
+        return _execute(path)
+    if path.endswith(".json"):
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return parse_json(file.read(), f"config file {path!r}")
+    raise UserError(
+        f"config file {path!r} does not end in .py (a Python file) or .json (a saved config)"
+    )
+
+
+def parse_json(text: str, source: str) -> Mapping[str, Any]:
+    """Returns the nested values in a JSON text; `source` begins an error."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{source}, line {error.lineno}: {error.msg}; it is not valid JSON"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{source} is nested too deeply, or has a number of too many digits"
+        ) from error
+    if not isinstance(values, dict):
+        raise UserError(f"{source} holds no JSON object of keys and values")
+    return values
+
+
+def _execute(path: str) -> Mapping[str, Any]:
+    try:
+        names = runpy.run_path(path)
+        values = names["get_config"]() if "get_config" in names else None
+    except (Exception, SystemExit) as error:
+        raise UserError(f"config file {path!r}{_line(error, path)}: {_fault(error)}") from error
+    if isinstance(values, ConfigDict):
+        return values.to_dict()
+    if isinstance(values, Mapping):
+        return values
+    raise UserError(
+        f"config file {path!r} has no function get_config() that returns an"
+        f" ml_collections.ConfigDict: it gives {type(values).__name__}"
+    )
+
+
+def _fault(error: BaseException) -> str:
+    """Says in one line what a config file's code raised."""
+    place = getattr(error, "obj", None)
+    if isinstance(error, AttributeError) and isinstance(place, ConfigDict):
+        hint = nearest(str(error.name), set(place) - {error.name})
+        return f"{error.name!r} is missing{hint}: make a section first, as in c.task = ConfigDict()"
+    text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"
+
+
+def _line(error: BaseException, path: str) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == path]
+    if isinstance(error, SyntaxError) and error.filename == path:
+        lines.append(error.lineno)
+    return f", line {lines[-1]}" if lines else ""
