@@ -11,7 +11,7 @@ import numpy as np
 
 from prompt_tuning_jax import metrics
 from prompt_tuning_jax import score as scoring
-from prompt_tuning_jax.data.demonstrations import fitted
+from prompt_tuning_jax.data.demonstrations import fit_demonstrations
 from prompt_tuning_jax.data.encode import count_shortened, encode_examples, group_by_input
 from prompt_tuning_jax.data.records import LABEL, PLACE, Record, require_text
 from prompt_tuning_jax.data.task import Task, select_records
@@ -49,8 +49,8 @@ def evaluate(
       prompt: a written prompt for the model alone. It replaces `{soft}` in the template, or the
         whole template if it names a field itself.
       demonstrations: answered records in front of every example of the model alone, from
-        `data.demonstrations.choose`. The first ones are kept if not all fit. With a target only
-        the loss is measured.
+        `data.demonstrations.choose_demonstrations`. The first ones are kept if not all fit. With
+        a target only the loss is measured.
       generation: how a task with a target writes its texts; None measures only the loss.
       seed: of the random draws if `generation` has a temperature.
       max_length: the most positions of an example, 0 for all of the model's. It counts for the
@@ -80,7 +80,7 @@ def evaluate(
     found: dict[str, Any] = {}
     if demonstrations:
         measure = functools.partial(_encode_whole, lm, task, use.template)
-        examples, count = fitted(rows, demonstrations, measure, lm.spec.max_positions)
+        examples, count = fit_demonstrations(rows, demonstrations, measure, lm.spec.max_positions)
         if left_out := len(demonstrations) - count:
             log(
                 f"warning: {left_out} of {len(demonstrations)} demonstrations are left out: with"

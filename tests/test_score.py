@@ -11,7 +11,7 @@ from tiny_models import SPEC
 from prompt_tuning_jax import api
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.batch import evaluation_batches, evaluation_shape
-from prompt_tuning_jax.data.demonstrations import Wanted, choose
+from prompt_tuning_jax.data.demonstrations import choose_demonstrations
 from prompt_tuning_jax.data.encode import encode_examples
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.data.task import Source, Task
@@ -134,7 +134,7 @@ def test_demonstrations_are_shared_and_score_as_the_whole_text(monkeypatch):
     source = Source({"train": train, "test": rows}, {})
     labels = (("yes", "y"), ("no", "in the"))
     task = Task("lines", "{soft}Text: {text}\nA:", labels, (), ("text",), lambda: source)
-    shown = choose(train, ["yes", "no"], Wanted(4))
+    shown = choose_demonstrations(train, 4, balanced=True)
     baked = []
     bake = scoring.bake
     monkeypatch.setattr(

@@ -9,7 +9,7 @@ from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.cli.machine import load_model
 from prompt_tuning_jax.cli.show import facts, print_table, say
 from prompt_tuning_jax.cli.written_prompts import rank_candidates, read_candidates
-from prompt_tuning_jax.data.demonstrations import Wanted, choose
+from prompt_tuning_jax.data.demonstrations import choose_demonstrations
 from prompt_tuning_jax.data.task import (
     check_fields,
     make_task,
@@ -30,7 +30,7 @@ def evaluate_split(
     folder: str | None,
     prompt: str | None,
     split: str | None = None,
-    wanted: Wanted | None = None,
+    number: int | None = None,
 ) -> dict[str, Any]:
     """Scores an artifact, a written prompt, or the model alone.
 
@@ -39,7 +39,7 @@ def evaluate_split(
       folder: of the artifact, if any.
       prompt: the written prompt, if any.
       split: `config.task.test` unless given.
-      wanted: the demonstrations to put in front.
+      number: of demonstrations to put in front, if any.
 
     Returns:
       what `api.evaluate` returns.
@@ -64,7 +64,7 @@ def evaluate_split(
             warn_of_overlap(task, training_records(task, config.task), split)
     if prompt is not None:
         check_prompt(task, prompt, template_fields(task, select_records(task, split)[0]))
-    shown = _demonstrations(task, config, wanted, split)
+    shown = _demonstrations(task, config, number, split)
     score = _scorer(load_model(config), task, config, shown)
     result = score(artifact, split=split, prompt=prompt)
     say(f"scored {split}")
@@ -73,14 +73,14 @@ def evaluate_split(
     return result
 
 
-def rank_prompts(config, path: str, split: str | None, wanted: Wanted | None) -> dict[str, Any]:
+def rank_prompts(config, path: str, split: str | None, number: int | None) -> dict[str, Any]:
     """Ranks the written prompts of a file on the validation split, and scores the best one.
 
     Args:
       config: checked.
       path: of the file.
       split: to score the best prompt on, `config.task.test` unless given.
-      wanted: the demonstrations to put in front.
+      number: of demonstrations to put in front, if any.
 
     Returns:
       prompt, split and metrics of the best one; `candidates` has each prompt with its metrics on
@@ -91,7 +91,7 @@ def rank_prompts(config, path: str, split: str | None, wanted: Wanted | None) ->
     fields = template_fields(task, select_records(task, config.task.validation)[0])
     for candidate in candidates:
         check_prompt(task, candidate.text, fields, f"{candidate.place}: ")
-    shown = _demonstrations(task, config, wanted, config.task.validation, split)
+    shown = _demonstrations(task, config, number, config.task.validation, split)
     say(counted)
     scored = _scorer(load_model(config), task, config, shown)
 
@@ -136,12 +136,12 @@ def warn_of_overlap(task, trained, split: str):
         say(f"warning: {warning}")
 
 
-def _demonstrations(task, config, wanted: Wanted | None, *splits: str) -> list[Any]:
+def _demonstrations(task, config, number: int | None, *splits: str) -> list[Any]:
     """Chooses demonstrations; warns if records of `splits` are among them."""
-    if wanted is None:
+    if number is None:
         return []
-    labels = [value for value, _ in task.labels]
-    chosen = choose(training_records(task, config.task), labels, wanted)
+    rows, balanced = training_records(task, config.task), bool(task.labels)
+    chosen = choose_demonstrations(rows, number, balanced=balanced, seed=config.seed)
     for split in splits:
         warn_of_overlap(task, chosen, split)
     return chosen

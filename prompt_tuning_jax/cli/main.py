@@ -137,7 +137,6 @@ def evaluate(
 
     An artifact brings its own config, unless --config gives another.
     """
-    from prompt_tuning_jax.data.demonstrations import Wanted
 
     _at_most_one({"--artifact DIR": artifact, "--prompt TEXT": prompt, "--prompts FILE": prompts})
     _at_most_one({"--artifact DIR": artifact, "--demonstrations K": demonstrations})
@@ -151,12 +150,11 @@ def evaluate(
         from prompt_tuning_jax.config import load
     alone = artifact is not None and config_path is None
     config = None if alone else load(config_path, overrides)
-    wanted = None if demonstrations is None else Wanted(demonstrations)
     with _quiet():
         if prompts is None:
-            result = evaluate_split(config, artifact, prompt, split, wanted)
+            result = evaluate_split(config, artifact, prompt, split, demonstrations)
         else:
-            result = rank_prompts(config, prompts, split, wanted)
+            result = rank_prompts(config, prompts, split, demonstrations)
     if as_json:
         click.echo(_json(result))
     else:

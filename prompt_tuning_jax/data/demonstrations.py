@@ -9,58 +9,44 @@ import collections
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from prompt_tuning_jax.errors import UserError
 
-CHOICES = ("balanced", "random")
 
-
-class Wanted(NamedTuple):
-    """The number of demonstrations, how they are chosen (one of `CHOICES`), and the seed."""
-
-    number: int
-    choice: str = CHOICES[0]
-    seed: int = 0
-
-
-def choose(
-    rows: Sequence[Mapping[str, str]], labels: Sequence[str], wanted: Wanted
+def choose_demonstrations(
+    rows: Sequence[Mapping[str, str]], number: int, *, balanced: bool, seed: int = 0
 ) -> list[Mapping[str, str]]:
-    """Chooses records to demonstrate with.
+    """Chooses `number` records to demonstrate with. The first few are a good choice too.
 
     Args:
       rows: records of the training split.
-      labels: the task's, as in the data; () for a task with a target.
-      wanted: 'balanced' takes a record of each label in turn, 'random' takes any.
-
-    Returns:
-      `wanted.number` records. The first few of them are a good choice too.
+      number: of records to choose.
+      balanced: take a record of each label in turn, as long as there are any.
+      seed: decides together with the records.
 
     Raises:
-      UserError: there are not enough records, or not enough with one of the labels.
+      UserError: there are too few records.
     """
-    if wanted.number > len(rows):
+    if number > len(rows):
         raise UserError(
-            f"--demonstrations is {wanted.number} and the training split has {len(rows)} records:"
-            " give fewer"
+            f"--demonstrations is {number} and the training split has {len(rows)} records: give"
+            " fewer"
         )
-    drawn = sorted(rows, key=lambda row: _digest(row, wanted.seed))
-    if wanted.choice == "random":
-        return drawn[: wanted.number]
-    _check_balance(rows, labels, wanted.number)
+    drawn = sorted(rows, key=lambda row: _digest(row, seed))
+    if not balanced:
+        return drawn[:number]
     seen: collections.Counter[str] = collections.Counter()
     turns = []
     for row in drawn:
-        # Sorted by the other half of the digest; with the same half a frequent label would come
-        # first.
-        turns.append((seen[row["label"]], _digest(row, wanted.seed)[16:]))
+        # The other half of the digest: with the same half a frequent label would come first.
+        turns.append((seen[row["label"]], _digest(row, seed)[16:]))
         seen[row["label"]] += 1
     in_turn = sorted(range(len(drawn)), key=turns.__getitem__)
-    return [drawn[number] for number in in_turn[: wanted.number]]
+    return [drawn[place] for place in in_turn[:number]]
 
 
-def fitted(
+def fit_demonstrations(
     rows: Sequence[Mapping[str, str]],
     chosen: Sequence[Mapping[str, str]],
     encode: Callable[..., list[Any]],
@@ -108,18 +94,3 @@ def _digest(row: Mapping[str, str], seed: int) -> bytes:
     fields = {name: text for name, text in row.items() if name.isidentifier()}
     content = json.dumps(fields, sort_keys=True)
     return hashlib.sha256(f"{seed}\n{content}".encode()).digest()
-
-
-def _check_balance(rows: Sequence[Mapping[str, str]], labels: Sequence[str], count: int) -> None:
-    if not labels:
-        raise UserError(
-            "balanced demonstrations need a task with labels: type --demonstrations_choice random"
-        )
-    each = count // len(labels)
-    having = collections.Counter(row["label"] for row in rows)
-    for label in labels:
-        if having[label] < each:
-            raise UserError(
-                f"{count} balanced demonstrations take {each} of each label, and the training split"
-                f" has {having[label]} of {label!r}: give fewer, or --demonstrations_choice random"
-            )

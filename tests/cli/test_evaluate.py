@@ -10,7 +10,6 @@ from prompt_tuning_jax import api
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.cli import evaluate as cli_evaluate
 from prompt_tuning_jax.cli import show
-from prompt_tuning_jax.data.demonstrations import Wanted
 from prompt_tuning_jax.data.task import make_task, training_records
 from prompt_tuning_jax.run import artifact
 
@@ -147,7 +146,7 @@ def test_a_demonstration_is_known_in_another_file_too(capsys, home):
     words = (*files, "task.template={soft}{text} is", "task.examples_per_class=2")
     config = configs.load(None, [f"--config.{word}" for word in words])
     task = make_task(config.task)
-    chosen = cli_evaluate._demonstrations(task, config, Wanted(4), "validation")
+    chosen = cli_evaluate._demonstrations(task, config, 4, "validation")
     assert "warning: 4 of 12 records of validation are trained on" in capsys.readouterr().out
     few = training_records(task, config.task)
     assert sorted(row["text"] for row in chosen) == sorted(row["text"] for row in few)

@@ -159,7 +159,7 @@ def test_debug_shows_the_traceback_of_an_error(capsys):
         (["--artifact", "a", "--config", QUICKSTART], ("a", None, None, None), True),
         (
             ["--prompt", "{text}:", "--split", "validation", "--demonstrations", "4"],
-            (None, "{text}:", "validation", (4, "balanced", 0)),
+            (None, "{text}:", "validation", 4),
             True,
         ),
     ],

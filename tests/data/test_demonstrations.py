@@ -1,4 +1,4 @@
-"""Which demonstrations are chosen, how many fit, and how they are rendered and tokenised."""
+"""Demonstrations: their choice, how many fit, and their text and tokens."""
 
 import collections
 import random
@@ -9,65 +9,60 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prompt_tuning_jax.data import demonstrations
 from prompt_tuning_jax.data.batch import shared_length
-from prompt_tuning_jax.data.demonstrations import Wanted, choose, fitted
+from prompt_tuning_jax.data.demonstrations import choose_demonstrations, fit_demonstrations
 from prompt_tuning_jax.data.encode import encode_examples
 from prompt_tuning_jax.data.example import encode_example
 from prompt_tuning_jax.data.task import Source, Task
 from prompt_tuning_jax.data.template import parse, with_demonstrations
 from prompt_tuning_jax.errors import UserError
 
-LABELS = ("a", "b", "c")
 ROWS = [{"text": f"line {n}", "label": "aaabbc"[n % 6]} for n in range(60)]
 
 
-@given(st.integers(0, 30), st.integers(0, 5), st.randoms())
-def test_a_choice_depends_on_the_seed_and_the_records_alone(number, seed, shuffle):
-    for choice in demonstrations.CHOICES:
-        wanted = Wanted(number, choice, seed)
-        chosen = choose(ROWS, LABELS, wanted)
-        assert len(chosen) == number and all(row in ROWS for row in chosen)
-        assert len({row["text"] for row in chosen}) == number
-        again = ROWS.copy()
-        shuffle.shuffle(again)
-        placed = [{**row, "(place)": f"line {n}"} for n, row in enumerate(again)]
-        found = choose(placed, LABELS, wanted)
-        assert [{"text": row["text"], "label": row["label"]} for row in found] == chosen
-        # Fewer of them are the first of these: whatever fits is a choice of its own.
-        assert choose(ROWS, LABELS, wanted._replace(number=number // 2)) == chosen[: number // 2]
+def choose(number, seed=0, balanced=True, rows=ROWS):
+    return choose_demonstrations(rows, number, balanced=balanced, seed=seed)
 
 
-def test_balanced_takes_the_labels_in_turn_and_random_does_not():
+@given(st.integers(0, 30), st.integers(0, 5), st.booleans(), st.randoms())
+def test_a_choice_depends_on_the_seed_and_the_records_alone(number, seed, balanced, shuffle):
+    chosen = choose(number, seed, balanced)
+    assert len(chosen) == number and all(row in ROWS for row in chosen)
+    assert len({row["text"] for row in chosen}) == number
+    again = ROWS.copy()
+    shuffle.shuffle(again)
+    placed = [{**row, "(place)": f"line {n}"} for n, row in enumerate(again)]
+    found = choose(number, seed, balanced, placed)
+    assert [{"text": row["text"], "label": row["label"]} for row in found] == chosen
+    # Fewer of them are the first of these, so whatever fits is a choice of its own.
+    assert choose(number // 2, seed, balanced) == chosen[: number // 2]
+
+
+def test_a_balanced_choice_takes_the_labels_in_turn_and_another_does_not():
     for seed in range(20):
-        chosen = choose(ROWS, LABELS, Wanted(29, "balanced", seed))
+        chosen = choose(29, seed)
         for number in range(1, 30):
             counts = collections.Counter(row["label"] for row in chosen[:number])
-            assert max(counts.values()) - min(counts[label] for label in LABELS) <= 1
-    turns = [choose(ROWS, LABELS, Wanted(3, "balanced", seed)) for seed in range(200)]
-    orders = collections.Counter("".join(row["label"] for row in turn) for turn in turns)
+            assert max(counts.values()) - min(counts[label] for label in "abc") <= 1
+    orders = collections.Counter(
+        "".join(r["label"] for r in choose(3, seed)) for seed in range(200)
+    )
     assert len(orders) == 6 and max(orders.values()) < 2 * min(orders.values()), orders
-    drawn = [choose(ROWS, LABELS, Wanted(6, "random", seed)) for seed in range(50)]
+    drawn = [choose(6, seed, balanced=False) for seed in range(50)]
     counts = collections.Counter(row["label"] for rows in drawn for row in rows)
     assert counts["a"] > counts["b"] > counts["c"] > 0
 
 
-def test_more_than_there_are_is_refused():
+def test_a_label_that_has_no_more_records_is_passed_over():
+    counts = collections.Counter(row["label"] for row in choose(40))
+    assert counts == {"a": 15, "b": 15, "c": 10}
     with pytest.raises(UserError, match="--demonstrations is 61 and the training split has 60 rec"):
-        choose(ROWS, LABELS, Wanted(61, "random"))
-    with pytest.raises(UserError, match=r"31 balanced .* 10 of each label.* has 0 of 'd': give"):
-        choose(ROWS, (*LABELS[:2], "d"), Wanted(31))
-    assert len(choose(ROWS, LABELS, Wanted(32))) == 32
-    with pytest.raises(UserError, match=r"33 balanced .* 11 of each label.* has 10 of 'c': give"):
-        choose(ROWS, LABELS, Wanted(33))
-    with pytest.raises(UserError, match=r"a task with labels: type --demonstrations_choice random"):
-        choose([{"text": "x"}], (), Wanted(1))
-    assert choose([{"text": "x"}], (), Wanted(1, "random")) == [{"text": "x"}]
+        choose(61)
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.integers(1, 9), st.randoms())
 def test_as_many_fit_as_leave_every_record_whole(lengths, number, draw):
-    """Against counting one by one. What stands in front may cost a record a token more or less."""
+    """Compared with counting one by one. Text in front may cost a record a token more or less."""
     sizes = [draw.randint(1, 9) for _ in range(number)]
     slack = [draw.randint(0, 1) for _ in lengths]
     most = draw.randint(max(lengths) + 1, 80)
@@ -83,9 +78,9 @@ def test_as_many_fit_as_leave_every_record_whole(lengths, number, draw):
     fits = [n for n in range(1, number + 1) if all(length(row, n) <= most for row in rows)]
     if not fits:
         with pytest.raises(UserError, match=f"none of {number} demonstrations fits"):
-            fitted(rows, range(number), encode, most)
+            fit_demonstrations(rows, range(number), encode, most)
         return
-    found, count = fitted(rows, range(number), encode, most)
+    found, count = fit_demonstrations(rows, range(number), encode, most)
     assert count == max(fits)
     assert [len(example.trunk) + 1 for example in found] == [length(row, count) for row in rows]
 
@@ -103,7 +98,7 @@ TRICKY = ["<|im_end|>", "{soft}", "{text}", "{{", "}", "\\n", "\n", " ", "naïve
 
 
 @given(st.lists(st.sampled_from(TRICKY), min_size=4, max_size=4))
-def test_what_a_record_spells_is_text(tokenizer, texts):
+def test_the_text_of_a_record_is_only_text(tokenizer, texts):
     template = parse("{soft}Q: {text}\nA:", tokenizer.specials)
     shown = [
         ({"text": text}, answer) for text, answer in zip(texts, ("yes", "no", "yes"), strict=False)
@@ -131,26 +126,26 @@ def test_special_tokens_of_the_template_are_in_every_demonstration(tokenizer):
     example = encode_example(shown, {"text": "x"}, ["yes"], tokenizer, **given)
     turn = ["<|im_start|>", "user\n{}", "<|im_end|>", "\n", "<|im_start|>"]
     first = by_hand(turn[:1], tokenizer)
-    # The text as a whole is no markup: by_hand takes it for some only if it is exactly that.
+    # `by_hand` would take a text that is exactly a markup for the token.
     first += tokenizer.encode("user\n<|im_end|>")[0] + by_hand(turn[2:], tokenizer)
     rest = [" yes\n\n", turn[0], "user\n", *turn[2:], " no\n\n", turn[0], "user\nx", *turn[2:]]
-    # One BOS, which the template itself begins with.
+    # The template begins with BOS, so no other is added.
     assert [*example.trunk, *example.tails[0]] == first + by_hand([*rest, " yes"], tokenizer)
 
 
-def test_a_field_that_a_demonstration_lacks_is_named():
+def test_a_demonstration_without_a_field_is_refused():
     with pytest.raises(UserError, match=r"position 4: the data has no field 'text'"):
         with_demonstrations(parse("Q: {text}"), [({"txt": "x"}, "yes")])
 
 
-def test_all_examples_share_them(tokenizer):
+def test_all_examples_share_the_demonstrations(tokenizer):
     words = (("a", "yes"), ("b", "no"), ("c", "maybe"))
     rows = [{**row, "text": f"{row['text']} great {row['label']}"} for row in ROWS[:20]]
     source = Source({"train": rows}, {})
     task = Task("lines", "Text: {text}\nAnswer:", words, (), ("text",), lambda: source)
     given = {"num_virtual_tokens": 0, "add_bos": True, "max_length": 9999}
     alone = encode_examples(task, rows, tokenizer, **given)
-    shown = choose(ROWS, LABELS, Wanted(7))
+    shown = choose(7)
     found = encode_examples(task, rows, tokenizer, demonstrations=shown, **given)
     longer = {
         len(after.trunk) - len(before.trunk) for before, after in zip(alone, found, strict=True)
