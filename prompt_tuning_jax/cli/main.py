@@ -137,7 +137,6 @@ def evaluate(
 
     An artifact brings its own config, unless --config gives another.
     """
-
     _at_most_one({"--artifact DIR": artifact, "--prompt TEXT": prompt, "--prompts FILE": prompts})
     _at_most_one({"--artifact DIR": artifact, "--demonstrations K": demonstrations})
     if artifact is not None and overrides and config_path is None:

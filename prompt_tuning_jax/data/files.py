@@ -40,7 +40,11 @@ KEYS = {
     "files.validation_part": _part("validation"),
     "files.test_part": _part("test"),
     # '' goes by the file's ending. Quotes have a meaning unless the delimiter is a tab.
-    "files.delimiter": string(""),
+    "files.delimiter": Key(
+        "",
+        "one character, such as ';' or '\\t', or ''",
+        lambda value: value in ("", "\\t") or (len(value) == 1 and value not in '"\r\n'),
+    ),
     # Whether the first line names the columns.
     "files.header": switch(True),
 }

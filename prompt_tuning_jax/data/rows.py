@@ -49,18 +49,8 @@ def ending_of(path: str) -> str:
 
 
 def form_of(path: str, delimiter: str = "", header: bool = True) -> Form:
-    """Returns the form of a file's rows: cells if a delimiter is given, else by the file's ending.
-
-    Raises:
-        UserError: the delimiter is not one character.
-    """
-    if delimiter:
-        delimiter = {"\\t": "\t"}.get(delimiter, delimiter)
-        if len(delimiter) != 1 or delimiter in '"\r\n':
-            raise UserError(
-                f"config.task.files.delimiter is {delimiter!r}: expected one character, such as ';'"
-                " or '\\t'"
-            )
+    """Returns the form of a file's rows: cells if a delimiter is given, else by its ending."""
+    delimiter = {"\\t": "\t"}.get(delimiter, delimiter)
     ending = ending_of(path)
     if delimiter or ending in _DELIMITERS:
         return Form(CELLS, delimiter or _DELIMITERS[ending], header)

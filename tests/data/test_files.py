@@ -171,6 +171,7 @@ BAD = {
         (),
         "'text;label' alone (is config.task.files.delimiter right?)",
     ),
+    "two delimiters": (SAMPLE, "data.csv", ("files.delimiter=::",), "expected one character"),
     "ending": (SAMPLE, "data.xlsx", (), "'.xlsx'", ".jsonl, .csv or .tsv"),
     "one label": ("text,label\na,b\nc,b\nd,b\n", "data.csv", (), "has 1 labels ('b')"),
     "many labels": (
@@ -205,7 +206,7 @@ def test_a_bad_file_is_one_sentence_with_file_and_line(tmp_path, fault):
             select_records(made, split)
     message = str(caught.value)
     assert "\n" not in message and len(message) < 420 + len(path), message
-    assert path in message or fault in ("one label", "many labels")
+    assert path in message or fault in ("one label", "many labels", "two delimiters")
     assert all(part in message for part in parts), message
 
 
