@@ -159,7 +159,7 @@ def test_labels_that_an_artifact_was_not_trained_for_are_said(typed):
     assert json.loads(left.out) == json.loads(typed(*words).out) and "labels" not in left.err
     other = "('business=b','entertainment=e','politics=p','sport=s','tech=gadgets')"
     shown = typed(*given, f"--config.task.labels={other}")
-    assert shown.status == 0 and "warning: the config's labels are asked for" in shown.err
+    assert shown.status == 0 and "warning: the config's labels are used" in shown.err
 
 
 def test_a_written_prompt_is_refused_before_the_model_is_read(typed, monkeypatch):
