@@ -43,6 +43,15 @@ def home(monkeypatch, tmp_path):
         yield tmp_path
 
 
+@pytest.fixture(scope="session")
+def plain():
+    """What a run of few steps on the tiny model gives."""
+    import tiny_runs
+
+    with pytest.MonkeyPatch.context() as patch, tiny_runs.at_home(patch):
+        return tiny_runs.tune()[0]
+
+
 @pytest.fixture
 def typed(monkeypatch, capsys, home):
     """Types a command in `home`: exit status, stdout, stderr."""

@@ -28,7 +28,7 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
         cache_folder()
 
 
-def test_what_is_there_is_not_built_again(tmp_path):
+def test_an_existing_folder_is_not_built_again(tmp_path):
     calls = []
 
     def build(folder):
@@ -103,7 +103,7 @@ def test_of_two_processes_at_once_the_first_wins_whole(tmp_path):
     assert os.listdir(tmp_path) == ["made"]
 
 
-def test_where_the_cache_cannot_be_written_it_lasts_as_long_as_the_process(tmp_path):
+def test_without_a_cache_the_result_lasts_as_long_as_the_process(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "temporary").mkdir()
     program = f"{SLOW}\nprint(len(list(pathlib.Path(sys.argv[3]).glob('*/two'))))"
@@ -139,7 +139,7 @@ def test_a_disk_that_fills_while_building_leaves_nothing(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_nowhere_to_write_is_a_sentence(tmp_path, monkeypatch):
+def test_if_nothing_can_be_written_the_error_says_what_to_set(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"temporary folder .*set PROMPT_TUNING_CACHE"):

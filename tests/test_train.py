@@ -1,14 +1,12 @@
 """Runs from beginning to end: killed, stopped, refused, on a full disk; what they leave behind."""
 
 import errno
-import functools
 import json
 import os
 import random
 import shlex
 import signal
 import subprocess
-import time
 
 import jax
 import numpy as np
@@ -16,6 +14,17 @@ import optax
 import pytest
 import tiny_runs
 from tiny_runs import tiny, tune, values, vectors
+from whole_runs import (
+    PATIENCE,
+    assert_same_but_config,
+    finish,
+    kill_in_a_save,
+    kill_when,
+    left_behind,
+    lines,
+    starts,
+    stop,
+)
 
 from prompt_tuning_jax import api, train
 from prompt_tuning_jax import config as configs
@@ -24,65 +33,14 @@ from prompt_tuning_jax.cli import train as cli_train
 from prompt_tuning_jax.cli.machine import load_model
 from prompt_tuning_jax.data.task import make_task
 from prompt_tuning_jax.errors import RunError, UserError
-from prompt_tuning_jax.methods import make_method
-from prompt_tuning_jax.optimizers import make_optimizer
 from prompt_tuning_jax.run import artifact
 from prompt_tuning_jax.run import folder as workdir
-from prompt_tuning_jax.run.card import CARD
 from prompt_tuning_jax.run.checkpoint import Checkpoints
 from prompt_tuning_jax.run.log import read_metrics
 from prompt_tuning_jax.run.report import Row
-from prompt_tuning_jax.step import Parts, init_state
 
 STEPS = 45
-PATIENCE = 300.0  # seconds that a busy machine may take for what takes one or two
-# In front of the path: the process kills itself inside a save, before the call that TEST_KILL_AT
-# counts to. Orbax makes a folder, opens seven files in it and renames it.
-CALLS = 9  # in a save
-KILLS_ITSELF = """
-import builtins, os, signal
-
-left = int(os.environ["TEST_KILL_AT"])
-
-
-def counted(call):
-    def wrapped(path, *rest, **more):
-        global left
-        if ".orbax-checkpoint-tmp" in str(path):
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return call(path, *rest, **more)
-
-    return wrapped
-
-
-os.mkdir, os.rename = counted(os.mkdir), counted(os.rename)
-builtins.open = counted(builtins.open)
-"""
-
-
-def wait(process, happened):
-    """Waits until something has happened, while the process runs."""
-    end = time.monotonic() + PATIENCE
-    while not happened():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, "it takes too long"
-        time.sleep(0.002)
-
-
-def wrote(run, least):
-    """Whether a run has written so many lines of metrics."""
-    path = run / workdir.METRICS
-    return path.exists() and path.read_bytes().count(b"\n") >= least
-
-
-def finish(command):
-    """Runs a command to its end."""
-    process = tiny_runs.start(command)
-    output = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == 0, output
-    return output
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture(scope="module")
@@ -92,110 +50,33 @@ def unbroken(tmp_path_factory):
     return run, finish(tiny_runs.train(run))
 
 
-def left_behind(run):
-    """All that a run leaves, without times: bytes and numbers by name."""
-    config = configs.load(str(run / workdir.CONFIG))
-    lm, task = load_model(config), make_task(config.task)
-    method = make_method(config.method)
-    parts = Parts(lm.module, method, make_optimizer(config), config.seed, config.microbatches)
-    trainable = method.init(jax.random.key(config.seed), lm, task)
-    kept = Checkpoints(run / workdir.CHECKPOINTS).restore((init_state(parts, trainable), trainable))
-    assert kept is not None and (kept.step, kept.warning) == (config.steps, "")
-    state = {
-        jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
-        for path, leaf in jax.tree_util.tree_leaves_with_path(kept.state)
-    }
-    assert any("optimizer_state" in name for name in state)
-    report = json.loads((run / workdir.REPORT).read_text())
-    for row in report["rows"]:
-        del row["seconds"]
-    made = run / workdir.ARTIFACT
-    return {
-        "state": state,
-        "best": {name: kept.extra[name] for name in ("best_loss", "best_step")},
-        "metrics": (run / workdir.METRICS).read_text(),
-        "config": (run / workdir.CONFIG).read_text(),
-        "manifest": (made / artifact.MANIFEST).read_text(),
-        "tensors": (made / artifact.TENSORS).read_bytes(),
-        "card": (made / CARD).read_text(),
-        "report": report,
-    }
-
-
-def test_killed_five_times_it_ends_as_if_never_stopped(unbroken, tmp_path):
-    draw = random.Random(5)
-    run, shim = tmp_path / "run", tmp_path / "shim"
-    shim.mkdir()
-    (shim / "sitecustomize.py").write_text(KILLS_ITSELF)
-
-    def kill_when(happened, most):
-        process = tiny_runs.start(tiny_runs.train(run))
-        wait(process, happened)
-        time.sleep(draw.uniform(0, most))
-        process.kill()
-        process.communicate()
-
-    def kill_in_a_save():
-        place = draw.randrange(1, CALLS + 1)
-        saves = draw.randrange(0, 3)
-        env = tiny_runs.environment(shim, TEST_KILL_AT=str(CALLS * saves + place))
-        process = tiny_runs.start(tiny_runs.train(run), env=env)
-        output = process.communicate(timeout=PATIENCE)[0]
-        assert process.returncode == -signal.SIGKILL, output
-        partial = list((run / workdir.CHECKPOINTS).glob("*.orbax-checkpoint-tmp"))
-        assert len(partial) == (place > 1), "it was not killed inside a save"
-
-    kill_when((run / workdir.CONFIG).exists, 1.0)
-    kill_in_a_save()
-    kill_in_a_save()
-    kill_when(lambda: wrote(run, 30), 0.1)
-    kill_when((run / workdir.ARTIFACT).exists, 0.5)
-    output = finish(tiny_runs.train(run))
-    assert f"going on after step {STEPS}" in output
+def test_killed_again_and_again_it_ends_as_if_never_stopped(unbroken, tmp_path):
+    draw, run = random.Random(5), tmp_path / "run"
+    command = tiny_runs.train(run)
+    kill_in_a_save(command, run, draw)
+    kill_when(command, lambda: lines(run) >= 30, draw.uniform(0, 0.1))
+    kill_when(command, (run / workdir.ARTIFACT).exists, draw.uniform(0, 0.5))
+    assert f"going on after step {STEPS}" in finish(command)
     assert left_behind(run) == left_behind(unbroken[0])
 
 
-def test_asked_to_stop_it_saves_and_the_printed_command_goes_on(unbroken, tmp_path, capsys):
+def test_asked_to_stop_it_saves_and_the_printed_command_goes_on(unbroken, tmp_path):
     run = tmp_path / "run"
-    # Saved when asked to stop and at the end, and never else.
+    # It saves only when it is asked to stop and at the end.
     command = tiny_runs.train(run, "--config.save_every=0")
-    enough = 4
     for number in (signal.SIGTERM, signal.SIGINT):
-        process = tiny_runs.start(command)
-        wait(process, (run / "checkpoints").exists)
-        if number == signal.SIGTERM:
-            refuse_a_second(run, process.pid, capsys)
-        wait(process, functools.partial(wrote, run, enough))
-        process.send_signal(number)
-        output = process.communicate(timeout=PATIENCE)[0]
-        assert process.returncode == 75, output
-        assert f"{signal.Signals(number).name}: finishing this step, then saving" in output
+        command = tiny_runs.printed_command(stop(command, run, 4, number))
         assert not (run / workdir.ARTIFACT).exists()
-        command = tiny_runs.printed_command(output)
-        saved = max(map(int, os.listdir(run / workdir.CHECKPOINTS)))
-        steps = [line["step"] for line in read_metrics(run / workdir.METRICS)]
-        assert saved == steps[-1] < STEPS, "steps were lost"
-        enough = len(steps) + 3
-    output = finish(command)
-    assert f"going on after step {saved}" in output
-    outcomes = [start["outcome"] for start in starts(run)]
-    assert outcomes == ["stopped", "stopped", "finished"]
-    left, expected = left_behind(run), left_behind(unbroken[0])
-    for name in ("config", "manifest"):
-        assert left.pop(name) != expected.pop(name)
-    assert left == expected
+    assert "going on after step" in finish(command)
+    assert [start["outcome"] for start in starts(run)] == ["stopped", "stopped", "finished"]
+    assert_same_but_config(run, unbroken[0])
 
 
-def starts(run):
-    return json.loads((run / workdir.RUN).read_text())["starts"]
-
-
-def refuse_a_second(run, owner, capsys):
-    began = time.monotonic()
-    assert main.run(tiny_runs.training(run)) == 2
-    assert time.monotonic() - began < 2.0
+def test_a_second_run_in_a_folder_is_refused(tmp_path, capsys):
+    with workdir.claim(tmp_path / "run") as run:
+        assert main.run(tiny_runs.training(run)) == 2
     refusal = capsys.readouterr().err
-    assert "a run is in progress" in refusal and f"process {owner} " in refusal
+    assert "a run is in progress" in refusal and f"process {os.getpid()} " in refusal
 
 
 def test_the_last_lines_are_the_table_the_picture_and_what_to_type_next(unbroken):
@@ -226,7 +107,7 @@ def test_the_last_lines_are_the_table_the_picture_and_what_to_type_next(unbroken
     assert answer["label"] in answer["probabilities"]
 
 
-def test_trainable_parameters_come_first_and_compilation_is_said(unbroken):
+def test_trainable_parameters_and_the_compilation_are_logged_first(unbroken):
     before, after = unbroken[1].split("compiled in", 1)
     assert "96 trainable parameters, 22,920 frozen (0.4171% trained)" in before
     assert "160 examples to train on, 40 to validate" in before
@@ -270,18 +151,6 @@ def test_the_loss_falls(unbroken):
 
 
 # The rest runs in this process, on its eight devices.
-
-
-@pytest.fixture(autouse=True)
-def home(monkeypatch):
-    with tiny_runs.at_home(monkeypatch):
-        yield
-
-
-@pytest.fixture(scope="module")
-def plain():
-    with pytest.MonkeyPatch.context() as patch, tiny_runs.at_home(patch):
-        return tune()[0]
 
 
 def test_the_same_twice_gives_the_same(plain):
@@ -350,7 +219,7 @@ def poison(monkeypatch):
     return spoil
 
 
-def test_a_gradient_that_is_not_finite_is_left_out_and_said(plain, poison):
+def test_a_gradient_that_is_not_finite_is_left_out_with_a_warning(plain, poison):
     poison({4, 9, 10, 11, 12})
     result, log = tune()
     left_out = [line for line in log if "is not finite" in line]

@@ -17,17 +17,7 @@ from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.run import folder as workdir
 from prompt_tuning_jax.run import progress
 
-
-@pytest.fixture(autouse=True)
-def home(monkeypatch):
-    with tiny_runs.at_home(monkeypatch):
-        yield
-
-
-@pytest.fixture(scope="module")
-def plain():
-    with pytest.MonkeyPatch.context() as patch, tiny_runs.at_home(patch):
-        return tune()[0]
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture
@@ -58,7 +48,7 @@ def validated(monkeypatch):
     return say
 
 
-def test_what_does_not_fit_the_data_or_the_text_is_said(monkeypatch):
+def test_settings_that_do_not_fit_the_data_or_the_text_give_a_warning(monkeypatch):
     _, log = tune()
     assert not any("batch_size" in line or "init_text" in line for line in log)
     monkeypatch.setattr(progress, "SECONDS", 0.0)
@@ -146,7 +136,7 @@ def test_a_trace_of_some_steps_is_in_the_folder_and_changes_nothing(plain, tmp_p
         assert another != trace
 
 
-def test_a_trace_that_the_disk_refuses_is_a_warning(plain, tmp_path, monkeypatch):
+def test_a_trace_on_a_full_disk_is_a_warning(plain, tmp_path, monkeypatch):
     stop = jax.profiler.stop_trace
 
     def refused():
@@ -166,7 +156,7 @@ def test_a_trace_needs_a_folder():
         tune("--config.profile_steps=3")
 
 
-def test_what_a_person_can_act_on_is_said_once():
+def test_each_warning_of_a_run_is_given_once():
     _, log = tune(
         "--config.method.init=uniform",
         "--config.method.init_scale=50",

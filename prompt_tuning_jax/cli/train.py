@@ -94,7 +94,7 @@ def _report(
     with _spared(kept / card.CARD):
         artifacts.write_card(result.artifact, kept, rows)
     with _spared(run / workdir.CURVES):
-        report.curves(run / workdir.METRICS, run / workdir.CURVES)
+        report.draw_curves(run / workdir.METRICS, run / workdir.CURVES)
         say(f"\ncurves: {run / workdir.CURVES}")
     return rows
 

@@ -207,7 +207,7 @@ def test_ctrl_c_again_and_again_in_a_notebook(home, monkeypatch):
     assert jax.numpy.ones(2).sum() == 2
 
 
-@pytest.mark.parametrize("place", [(cli_train, "compare"), (report, "curves"), (api, "save")])
+@pytest.mark.parametrize("place", [(cli_train, "compare"), (report, "draw_curves"), (api, "save")])
 def test_ctrl_c_while_the_report_is_made_has_all_that_was_trained(home, capsys, monkeypatch, place):
     words = [*tiny_runs.training(home / "run"), *tiny_runs.FEW]
     monkeypatch.setattr(sys, "argv", ["prompt-tuning", *words])

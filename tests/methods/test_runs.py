@@ -4,7 +4,6 @@ import functools
 import os
 import random
 import signal
-import time
 from pathlib import Path
 
 import jax
@@ -15,8 +14,8 @@ import tiny_methods
 import tiny_models
 import tiny_runs
 from test_methods import EVERY_ROW, ROWS, settings
-from test_train import finish, left_behind, wait, wrote
 from tiny_models import SPEC
+from whole_runs import finish, kill_when, left_behind, lines
 
 import prompt_tuning_jax
 from prompt_tuning_jax import api, train
@@ -108,11 +107,7 @@ def test_killed_it_ends_as_if_never_stopped(row, tmp_path):
 
     whole, run = tmp_path / "whole", tmp_path / "run"
     finish(start(whole))
-    process = tiny_runs.start(start(run))
-    wait(process, functools.partial(wrote, run, 7))
-    time.sleep(draw.uniform(0, 0.1))
-    process.kill()
-    process.communicate()
+    kill_when(start(run), lambda: lines(run) >= 7, draw.uniform(0, 0.1))
     assert "going on after step" in finish(start(run))
     assert left_behind(run) == left_behind(whole)
 

@@ -190,7 +190,7 @@ MANIFESTS = {
     "a config nested deeply": {"config": {"seed": DEEP}},
     "metrics nested deeply": {"metrics": {"loss": DEEP}},
     "labels nested deeply": {"labels": DEEP},
-    "labels that are no pairs": {"labels": [["sport"]]},
+    "labels that are not pairs": {"labels": [["sport"]]},
     "labels of numbers": {"labels": [[1, 2]]},
     "a label twice": {"labels": [["sport", "sports"], ["sport", "tech"]]},
     "a label's word twice": {"labels": [["sport", "one"], ["tech", "one"]]},
@@ -291,7 +291,7 @@ def test_hostile_manifests_are_refused(tmp_path, what):
 
 
 @pytest.mark.parametrize("what", RAW)
-def test_manifests_that_are_no_sound_json_are_refused(tmp_path, what):
+def test_manifests_that_are_not_valid_json_are_refused(tmp_path, what):
     artifacts.save_artifact(make(), tmp_path / "a")
     (tmp_path / "a" / MANIFEST).write_bytes(RAW[what])
     # A manifest that is too large is refused unopened, so there is nothing to watch.
@@ -373,7 +373,7 @@ def test_a_folder_of_other_files_is_not_replaced(tmp_path):
         artifacts.save_artifact(make(), tmp_path / "thesis.tex" / "a")
 
 
-def test_a_readme_alone_is_somebody_elses(tmp_path):
+def test_a_folder_with_only_a_readme_is_not_replaced(tmp_path):
     (tmp_path / CARD).write_text("years of work")
     with pytest.raises(UserError, match=r"README\.md"):
         artifacts.save_artifact(make(), tmp_path)

@@ -69,7 +69,7 @@ def test_it_has_no_blanks_and_no_times(made):
     assert "|" not in render(made.manifest).replace(" | prompt-tuning", "")
 
 
-def test_nothing_in_a_value_ends_its_block(made):
+def test_no_value_can_end_its_block(made):
     labels = [["a\n# b", "`c`"], ["d", "```\n|"]]
     model = {**made.manifest["model"], "name": "a/b\n# c"}
     template = "{text}\n\n# Title\n```\n{soft}"
@@ -79,7 +79,7 @@ def test_nothing_in_a_value_ends_its_block(made):
     assert headings == [text.splitlines()[0]]
 
 
-def test_a_manifest_of_little_gives_a_shorter_card(made):
+def test_a_short_manifest_gives_a_short_card(made):
     text = render({**made.manifest, "config": {}, "labels": [], "metrics": {}})
     facts = blocks(text)[0]
     assert "labels" not in facts and "data" not in facts and "evaluate" not in text
@@ -104,7 +104,7 @@ def test_its_commands_run(folder):
     assert "examples: 40" in run(evaluate)
 
 
-def test_what_is_asked_is_one_text_or_an_object_of_several():
+def test_the_predict_command_has_a_text_or_an_object_of_fields():
     shown = card.predict_command("{soft}{text}:", "pt", "a b")
     assert shown == f"echo '{TEXT}' | pt predict --artifact 'a b'"
     assert card.predict_command("{soft}{a}{b}", "pt", "made") == (

@@ -44,7 +44,7 @@ def test_env_answers_where_no_device_is_found(capsys, monkeypatch):
     assert "devices: none: RuntimeError: Unable to initialize backend 'tpu'" in shown
 
 
-def test_what_is_not_installed_is_none(monkeypatch):
+def test_a_missing_package_has_no_version(monkeypatch):
     monkeypatch.setattr(environment, "_PACKAGES", ("jax", "no-such-package"))
     assert environment.describe()["versions"]["no-such-package"] is None
 
@@ -88,7 +88,7 @@ def test_every_start_is_recorded_with_its_outcome(tmp_path):
         assert start["environment"]["versions"]["jax"] == jax.__version__
 
 
-def test_names_that_are_no_text_are_recorded_as_they_are(tmp_path, monkeypatch):
+def test_names_that_are_not_utf8_are_recorded(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_NOTE", "ü\udcff")
     with environment.recorded(tmp_path, ["/opt/\udcff/prompt-tuning"], print):
         pass
@@ -103,7 +103,7 @@ def test_a_start_that_is_refused_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_record_is_begun_again(tmp_path):
+def test_a_damaged_record_is_replaced(tmp_path):
     for damaged in ("", "[]", '{"start": 1}', '{"starts": 1', '{"starts": 1}', "[" * 10**5):
         (tmp_path / workdir.RUN).write_text(damaged)
         with environment.recorded(tmp_path, ["a"], print):
@@ -111,7 +111,7 @@ def test_a_damaged_record_is_begun_again(tmp_path):
         assert len(json.loads((tmp_path / workdir.RUN).read_text())["starts"]) == 1
 
 
-def test_a_failure_is_heard_though_the_record_cannot_be_written(tmp_path, capsys):
+def test_a_record_that_cannot_be_written_is_a_warning_and_hides_no_failure(tmp_path, capsys):
     with pytest.raises(RunError), environment.recorded(tmp_path / "gone", ["a"], print):
         raise RunError("five in a row")
     with environment.recorded(tmp_path / "gone", ["a"], print):

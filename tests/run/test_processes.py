@@ -26,7 +26,7 @@ from prompt_tuning_jax.run import processes
         ("127.0.0.1:1", "2", "-1"),
     ],
 )
-def test_which_process_this_is_has_to_be_clear(given, tmp_path, monkeypatch, capsys):
+def test_variables_that_do_not_name_a_process_are_refused(given, tmp_path, monkeypatch, capsys):
     names = processes.ADDRESS, processes.COUNT, processes.NUMBER
     for name, value in zip(names, given, strict=True):
         monkeypatch.setenv(name, value)
@@ -70,7 +70,7 @@ with open(sys.argv[1], "w") as file:
 """
 
 
-def test_a_closed_terminal_asks_to_stop_and_nothing_is_said_to_it(tmp_path):
+def test_a_closed_terminal_asks_to_stop_and_gets_no_output(tmp_path):
     ours, terminal = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", STOPS_AND_TELLS, str(tmp_path / "asked")],
@@ -89,7 +89,7 @@ def test_a_closed_terminal_asks_to_stop_and_nothing_is_said_to_it(tmp_path):
     assert (tmp_path / "asked").read_text() == "['SIGHUP']"
 
 
-def test_under_nohup_a_closed_terminal_asks_for_nothing():
+def test_under_nohup_a_closed_terminal_is_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with processes.stop_requested(print) as asked:

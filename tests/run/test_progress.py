@@ -21,7 +21,7 @@ def lines(clock, sizes, each, first=0.0, total=None):
     return said
 
 
-def test_it_counts_what_is_done_and_says_what_is_left(clock):
+def test_the_number_done_and_the_time_left_are_logged(clock):
     # The first part waited a minute for the compiler: the rate is that of the others.
     said = lines(clock, [4] * 100, each=2.0, first=60.0, total=400)
     assert said[0] == "16 of 400 texts  2.0/s  3:12 left"
@@ -29,17 +29,17 @@ def test_it_counts_what_is_done_and_says_what_is_left(clock):
     assert said[-1] == "388 of 400 texts  2.0/s  0:06 left"
 
 
-def test_what_has_no_known_end_is_counted(clock):
+def test_work_of_unknown_size_is_counted(clock):
     said = lines(clock, [1] * 3000, each=0.25)
     assert said[:2] == ["21 texts  4.0/s", "41 texts  4.0/s"]
     assert said[-1] == "2,981 texts  4.0/s"
 
 
-def test_short_work_says_nothing(clock):
+def test_short_work_logs_nothing(clock):
     assert lines(clock, [1] * 10, each=0.4, total=10) == []
 
 
-def test_it_hands_on_every_part_as_it_comes():
+def test_each_part_is_passed_on_as_it_comes():
     came = []
     parts = (came.append(number) or number for number in range(3))
     watched = progress.watched(parts, "parts", print)

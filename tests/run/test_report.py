@@ -63,7 +63,7 @@ def test_durations(seconds, text):
     assert report.duration(seconds) == text
 
 
-def test_the_report_has_exactly_these_keys_and_what_is_added(tmp_path):
+def test_the_report_has_exactly_these_keys(tmp_path):
     report.write_report(tmp_path / "report.json", ROWS)
     content = json.loads((tmp_path / "report.json").read_text())
     assert list(content) == ["rows"]
@@ -76,15 +76,12 @@ def test_the_report_has_exactly_these_keys_and_what_is_added(tmp_path):
         "bytes": 38122,
         "seconds": 243.2,
     }
-    report.write_report(tmp_path / "report.json", ROWS, {"picture": "curves.png"})
-    content = json.loads((tmp_path / "report.json").read_text())
-    assert content["picture"] == "curves.png" and len(content["rows"]) == 3
 
 
 def drawn(folder, lines):
     rows = ({"step": step, **values} for step, values in lines)
     (folder / "m").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    report.curves(folder / "m", folder / "curves.png")
+    report.draw_curves(folder / "m", folder / "curves.png")
     pixels = image.imread(folder / "curves.png")[..., :3]
 
     def share(color):

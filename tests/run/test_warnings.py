@@ -28,7 +28,7 @@ def rows(norm):
     ("times", "turn"),
     [(3.1, "lower"), (1 / 3.1, "raise"), (0.0, "raise"), (2.9, ""), (1 / 2.9, "")],
 )
-def test_a_prompt_far_from_the_embeddings_is_said_with_both_norms(times, turn, dtype):
+def test_a_prompt_far_from_the_embeddings_gives_a_warning_with_both_norms(times, turn, dtype):
     found = warnings.prompt_norm(rows(times * NORM), EMBEDDING.astype(dtype))
     assert bool(found) == bool(turn)
     if turn:
@@ -42,7 +42,7 @@ def test_a_prompt_far_from_the_embeddings_is_said_with_both_norms(times, turn, d
     ("last", "warned"),
     [([2.0, 1.0], True), ([2.0, 3.0], True), ([1.49, 1.48], False), ([float("nan"), 1], False)],
 )
-def test_a_loss_that_stays(last, warned):
+def test_a_loss_that_does_not_fall_gives_a_warning(last, warned):
     found = warnings.loss_not_moving([1.0, 2.0], last, 70)
     assert bool(found) == warned
     if warned:
@@ -61,14 +61,14 @@ def test_a_loss_that_stays(last, warned):
         ([2] * 20, [2] * 18 + [0, 0], "right for 90%"),
     ],
 )
-def test_nearly_the_same_answer_to_all(chosen, answers, warned):
+def test_nearly_the_same_answer_to_all_examples_gives_a_warning(chosen, answers, warned):
     found = warnings.one_answer(np.array(chosen), np.array(answers), LABELS)
     assert bool(found) == bool(warned)
     if warned:
         assert re.search(warned, found)
 
 
-def test_a_text_to_write_has_no_label_to_choose():
+def test_a_task_without_labels_gives_no_warning():
     nothing = np.zeros(5, int)
     assert warnings.one_answer(nothing, nothing, ()) == ""
     assert warnings.same_beginning((), (nothing,)) == []
@@ -90,7 +90,7 @@ def test_words_with_the_same_first_token():
     assert "begin with the same token" in found and ": 'bad' and 'good';" in found
 
 
-def test_both_are_said_and_a_long_list_is_counted():
+def test_both_warnings_are_given_and_a_long_list_is_cut():
     whole, first = warnings.same_beginning(LABELS, tails([4, 5], [4, 6], [4]))
     assert "'so-so' in 'bad', 'so-so' in 'good';" in whole and "'bad' and 'good'" in first
     many = tuple((str(number), f"w{number}") for number in range(4))
@@ -98,7 +98,7 @@ def test_both_are_said_and_a_long_list_is_counted():
     assert "'w0' and 'w1', 'w0' and 'w2', 'w0' and 'w3' and 3 more;" in found
 
 
-def test_words_that_differ_at_once_are_no_trouble():
+def test_words_that_differ_in_the_first_token_give_no_warning():
     assert warnings.same_beginning(LABELS, tails([4, 5], [5, 4], [6, 4, 5])) == []
 
 
@@ -110,12 +110,12 @@ def test_records_that_are_trained_on_are_counted_by_their_input():
     assert warnings.trained_on(rows, [{"text": "d"}], ["text"], "test") == ""
 
 
-def test_updates_with_more_examples_than_there_are():
+def test_updates_with_more_examples_than_there_are_give_a_warning():
     assert warnings.repeated(8, 8) == ""
     assert "batch_size is 9 and there are 8 training examples" in warnings.repeated(9, 8)
 
 
-def test_a_text_that_does_not_fill_the_virtual_tokens_is_said():
+def test_a_start_that_is_ignored_or_does_not_fit_gives_a_warning():
     def said(**settings):
         return warnings.unread_init(ConfigDict({"init_file": "", **settings}), LM.tokenizer)
 
@@ -133,14 +133,14 @@ def test_a_text_that_does_not_fill_the_virtual_tokens_is_said():
     assert unread.startswith("method.init_file is ignored, as method.init is 'text': ")
 
 
-def test_a_template_that_an_artifact_does_not_read_is_said():
+def test_a_template_that_differs_from_the_artifacts_gives_a_warning():
     assert warnings.other_template("{soft}{text}:", "{soft}{text}:") == ""
     found = warnings.other_template("{soft}{text}:", "{soft}\n" + "x" * 999)
     assert found.startswith("the artifact's own template is read, '{soft}{text}:', and not")
     assert r"{soft}\nxxx" in found and len(found) < 200
 
 
-def test_other_devices_are_said_and_the_same_are_not():
+def test_another_number_of_devices_gives_a_warning():
     assert warnings.other_devices(8, 8) == ""
     found = warnings.other_devices(8, 1)
     assert "devices: 8" in found and "devices: 1;" in found and "bit for bit" in found

@@ -2,7 +2,7 @@
 
 import tiny_runs
 from test_environment import NAMES, RECORDED, SECRET, URL
-from test_train import PATIENCE
+from whole_runs import PATIENCE
 
 from prompt_tuning_jax.run import folder as workdir
 
