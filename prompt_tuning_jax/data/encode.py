@@ -7,7 +7,7 @@ import numpy as np
 
 from prompt_tuning_jax.data.example import Example, encode_example
 from prompt_tuning_jax.data.records import LABEL, PLACE, Record
-from prompt_tuning_jax.data.task import Task, check_fields, check_outputs, parse_target
+from prompt_tuning_jax.data.task import Task, check_fields, output_fields, parse_target
 from prompt_tuning_jax.data.template import Field, Template, field_names, parse, with_demonstrations
 from prompt_tuning_jax.errors import UserError, short
 
@@ -43,8 +43,7 @@ def encode_examples(
         UserError: as `parse` and `encode_example`; begins with the record's place.
     """
     text = task.template if template is None else template
-    check_fields(text, task.fields)
-    check_outputs(task, text)
+    check_fields(text, task.fields, output_fields(task))
     answers_of = _write_target(task, tokenizer) if task.target else _rank_labels(task)
     ending = [tokenizer.eos_id] if task.target else []
     # A space before a target belongs to the target: how the two become tokens depends on the

@@ -131,24 +131,33 @@ def make_task(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
     return task._replace(labels=pairs, load=lambda: source)
 
 
-def check_fields(template: str, fields: Sequence[str]) -> None:
-    """Raises a UserError if a template cannot be parsed or names a field that is not in `fields`.
+def check_fields(template: str, fields: Sequence[str], outputs: Sequence[str] = ()) -> None:
+    """Raises a UserError if a template cannot be parsed or has a wrong field.
 
-    With `fields` () any field is accepted.
+    Args:
+        template: its text.
+        fields: what it may name; () if that is unknown.
+        outputs: fields that the model has to find.
     """
     for field in parse(template).fields:
+        place = f"template {short(template, 200)}, position {field.place}"
+        if field.name in outputs:
+            raise UserError(
+                f"{place}: {{{field.name}}} is the answer: expected other fields of the data"
+            )
         if fields and field.name not in fields:
             known = ", ".join(f"{{{name}}}" for name in fields)
             raise UserError(
-                f"template {short(template, 200)}, position {field.place}: unknown field"
-                f" {{{field.name}}}, expected {known} or {{soft}}"
+                f"{place}: unknown field {{{field.name}}}, expected {known} or {{soft}}"
                 f"{nearest(field.name, [*fields, 'soft'])}"
             )
 
 
 def template_fields(task: Task, record: Record) -> tuple[str, ...]:
     """Returns the fields that a template may name: the task's, or those of a record of its data."""
-    return task.fields or tuple(name for name in record if name not in (PLACE, *_outputs(task)))
+    return task.fields or tuple(
+        name for name in record if name not in (PLACE, *output_fields(task))
+    )
 
 
 def parse_labels(labels: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -166,18 +175,11 @@ def parse_labels(labels: Sequence[str]) -> tuple[tuple[str, str], ...]:
     for place, entry in enumerate(labels):
         value, equals, word = (part.strip() for part in entry.partition("="))
         word = word if equals else value
-        if not value or not word:
+        if not value or not word or any(value == v or word == w for v, w in pairs):
             raise UserError(
-                f"task.labels[{place}] is {entry!r}, expected 'value' or 'value=word' with no"
-                " empty part"
+                f"task.labels[{place}] is {entry!r}: expected 'value' or 'value=word', none of them"
+                " empty and none that of an earlier label"
             )
-        for earlier, (other_value, other_word) in enumerate(pairs):
-            if value == other_value or word == other_word:
-                repeated = f"value {value!r}" if value == other_value else f"word {word!r}"
-                raise UserError(
-                    f"task.labels[{place}] is {entry!r}, but task.labels[{earlier}] has the"
-                    f" {repeated} already: give each label its own"
-                )
         pairs.append((value, word))
     return tuple(pairs)
 
@@ -265,8 +267,7 @@ def _bound(text: str | None, default: int, count: int) -> int:
 
 
 def _check_template(task: Task) -> None:
-    check_fields(task.template, task.fields)
-    check_outputs(task, task.template)
+    check_fields(task.template, task.fields, output_fields(task))
     if not field_names(task.template):
         raise UserError(
             f"template {short(task.template, 200)} has no field of the data, so all examples would"
@@ -288,18 +289,9 @@ def parse_target(target: str, specials: Sequence[str]) -> Template:
     return parsed
 
 
-def _outputs(task: Task) -> tuple[str, ...]:
+def output_fields(task: Task) -> tuple[str, ...]:
+    """Returns the fields that the model has to find: those of the target, or the label."""
     return field_names(task.target) if task.target else (LABEL,)
-
-
-def check_outputs(task: Task, template: str) -> None:
-    """Raises a UserError if a template has a field that the model has to find."""
-    for field in parse(template).fields:
-        if field.name in _outputs(task):
-            raise UserError(
-                f"template {short(template, 200)}, position {field.place}: {{{field.name}}} is the"
-                " answer: expected other fields of the data"
-            )
 
 
 def _check_labels(task: Task, records: Sequence[Record], split: str) -> None:
