@@ -1,6 +1,6 @@
-"""Batches of a run as the machines of one see them: no record lost or repeated, wherever it starts.
+"""The batches of a run on several machines: no record is lost or repeated, wherever it starts.
 
-Simulated hosts share out the eight devices of the tests; each sees the rows on its own.
+Simulated hosts share the eight devices of the tests, and each sees the rows on its own devices.
 """
 
 import functools
@@ -18,19 +18,19 @@ from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.prepare import Data
 from prompt_tuning_jax.step import Parts, compile_step
 
-RECORDS, BATCH, STEPS = 37, 8, 11  # two epochs and a part
-FRONT, FIRST = [5, 6], 1000  # tokens: of all records, and the one that names record 0
+RECORDS, BATCH, STEPS = 37, 8, 11  # more than two epochs
+FRONT, FIRST = [5, 6], 1000  # tokens that all records share, and the one that names record 0
 
 
 def example(number):
-    """A record as tokens, of which one names it."""
+    """A record as tokens; one of them names it."""
     text = [7] * random.Random(number).randrange(9)
     trunk = np.array([*FRONT, *text, FIRST + number, 8], np.int32)
     return Example(trunk, (np.array([9], np.int32),), 0, len(FRONT), 0)
 
 
 def begin():
-    """The data of a run, as a process that has just been started has it."""
+    """The data of a run in a process that has just started."""
     train = [example(number) for number in range(RECORDS)]
     order = make_order(RECORDS, seed=3)
     planned = np.stack([batch_indices(order, step, BATCH) for step in range(STEPS)])
@@ -39,7 +39,7 @@ def begin():
 
 
 def named(tokens):
-    """The records in rows of tokens, each as often as it is there."""
+    """How often each record occurs in rows of tokens."""
     return Counter((tokens[tokens >= FIRST] - FIRST).tolist())
 
 
@@ -47,9 +47,9 @@ PLACE = compile_step(Parts(*[None] * 3), "jit").place_batch
 
 
 class Seen:
-    """What one of several hosts sees, as an iterator whose state is the step; `grain` restores it.
+    """The rows that one of several hosts sees: an iterator that `grain` restores to a step.
 
-    To be given a state is to be started anew.
+    Setting its state is a new start.
     """
 
     def __init__(self, host, hosts):
@@ -78,14 +78,14 @@ class Seen:
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_every_host_goes_on_where_it_was_from_every_state(hosts):
+def test_every_host_resumes_at_every_step(hosts):
     for host in range(hosts):
         begun = types.SimpleNamespace(__iter__=functools.partial(Seen, host, hosts))
         experimental.assert_equal_output_after_checkpoint(begun)
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_the_hosts_parts_are_the_batch(hosts):
+def test_the_parts_of_all_hosts_are_the_batch(hosts):
     data = begin()
     parts = zip(*(Seen(host, hosts) for host in range(hosts)), strict=True)
     for step, seen in enumerate(parts):
@@ -100,7 +100,7 @@ def test_each_record_is_read_once_an_epoch(hosts):
         found = sum((named(rows[0]) for rows in seen), Counter())
         assert found.total() == BATCH
         read.append(found)
-    # Whatever the order in a batch: epochs that end inside one share it.
+    # The order inside a batch does not matter: an epoch that ends inside a batch shares it.
     for epoch in range(1, STEPS * BATCH // RECORDS + 1):
         whole, rest = divmod(epoch * RECORDS, BATCH)
         so_far = sum(read[:whole], Counter())

@@ -56,7 +56,7 @@ def fit_demonstrations(
 
     Args:
       rows: the records to answer.
-      chosen: the demonstrations, of which the first ones are kept.
+      chosen: the demonstrations; the first ones are kept.
       encode: `(rows, demonstrations) -> examples` of any length.
       most: the most positions of an example.
 

@@ -1,4 +1,4 @@
-"""Small byte-level tokenizers, the headlines and their tokenizer where the packages are there."""
+"""Small byte-level tokenizers, and the headlines with their tokenizer if they are installed."""
 
 import importlib.util
 import json
@@ -22,7 +22,7 @@ LINES = [
 
 
 class Trimmed:
-    """A tokenizer of the same ids whose offsets leave out the space in front of a word."""
+    """A tokenizer with the same ids, whose offsets leave out the space in front of a word."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.specials, self.bos_id = tokenizer.specials, tokenizer.bos_id
@@ -60,7 +60,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def unsplit() -> Tokenizer:
-    """Has tokens such as `: s` that reach from one word into the next."""
+    """A tokenizer with tokens such as `: s` that reach from one word into the next."""
     return train(use_regex=False)
 
 

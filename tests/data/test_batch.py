@@ -52,7 +52,7 @@ def sizes(example, shared, ranked):
 
 
 def unpack(batch: Batch, answers: int, ranked: bool):
-    """Returns {example: (front and trunk, {answer: tail})} as a model would read the arrays."""
+    """Returns {example: (front and trunk, {answer: tail})} as a model reads the arrays."""
     assert all(array.dtype == np.int32 for array in batch if array is not batch.target_weights)
     assert batch.target_weights.dtype == np.float32
     found = {}
@@ -72,7 +72,7 @@ def unpack(batch: Batch, answers: int, ranked: bool):
             )
             segment, branch = segments[place], branches[place]
             assert segment > 0
-            # All that this place can see: its segment, the trunk and its own branch, up to itself.
+            # What this place can see: the trunk and its own branch of its segment, up to itself.
             seen = (segments == segment) & ((branches == 0) | (branches == branch))
             seen &= np.arange(len(tokens)) <= place
             front = [*batch.shared, *tokens[seen]]
@@ -114,7 +114,7 @@ def test_packed_rows_hold_exactly_each_examples_trunk_and_tails(drawn, ranked, r
     assert batch.tokens.shape == shapes[0][:2]
     found = unpack(batch, len(examples[0].tails), ranked)
     assert_holds(found, examples, ranked)
-    # Nothing is fed that nothing reads: in particular not the last token of a tail.
+    # Only positions that are read are fed, so never the last token of a tail.
     real = sum(sizes(example, shared, ranked)[0] for example in examples)
     assert (batch.segments > 0).sum() == real
     if not ranked:
@@ -141,7 +141,7 @@ def test_shared_length_is_the_longest_common_front_before_fields_and_targets(dra
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=20), st.integers(1, 24))
-def test_the_longest_go_first_to_the_least_loaded_row_that_is_not_full(lengths, rows):
+def test_the_longest_goes_first_to_the_least_loaded_row_that_is_not_full(lengths, rows):
     capacity = -(-len(lengths) // rows)
     open_rows = [(0, row) for row in range(rows)]
     counts, expected = Counter(), {}
@@ -162,7 +162,7 @@ def test_the_longest_go_first_to_the_least_loaded_row_that_is_not_full(lengths, 
     st.sampled_from([1, 2, 3]),
     st.integers(0, 2**32 - 1),
 )
-def test_every_batch_of_a_plan_fits_and_no_other_plan_costs_less(
+def test_every_batch_of_a_plan_fits_and_no_other_plan_is_cheaper(
     drawn, ranked, row_multiple, max_shapes, seed
 ):
     examples, shared = drawn
@@ -225,7 +225,7 @@ def test_evaluation_holds_every_example_exactly_once_in_one_shape(drawn, row_mul
     arguments = {"row_multiple": row_multiple, "positions": positions}
     planned = evaluation_shape(examples, shared, **arguments)
     assert planned.rows % row_multiple == 0
-    # A shape that other examples were planned with does too.
+    # A shape that was planned for other examples also works.
     for shape in (planned, Shape(row_multiple, 40, 16, 16)):
         seen = []
         for batch, chosen in evaluation_batches(examples, shared, shape):
@@ -242,7 +242,7 @@ def simple(length, answer=0):
     return Example(np.arange(length, dtype=np.int32), (np.array([5], np.int32),), answer, 0, 0)
 
 
-def test_what_does_not_fit_is_refused():
+def test_examples_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="fits no"):
         pack_batch([simple(9)], 0, [Shape(1, 8, 1, 1)], ranked=False)
     with pytest.raises(ValueError, match="an example of"):
@@ -255,7 +255,7 @@ def test_what_does_not_fit_is_refused():
 
 
 @pytest.mark.parametrize("size", [1, 7, 16, 100])
-def test_order_shuffles_each_epoch_anew_without_a_gap(size):
+def test_each_epoch_has_its_own_order_and_follows_without_a_gap(size):
     number = 37
     first = [
         batch_indices(make_order(number, 3), step, size) for step in range(-(-3 * number // size))
@@ -265,7 +265,7 @@ def test_order_shuffles_each_epoch_anew_without_a_gap(size):
     epochs = [run[start : start + number].tolist() for start in (0, number, 2 * number)]
     assert all(sorted(epoch) == [*range(number)] for epoch in epochs)
     assert len({*map(tuple, epochs), tuple(range(number))}) == 4
-    # Random access: any step alone is what it was in the run.
+    # Access is random: a step alone is the same as in the run.
     last = len(first) - 1
     assert batch_indices(make_order(number, 3), last, size).tolist() == first[last].tolist()
     assert batch_indices(make_order(number, 4), 0, 37).tolist() != run[:37].tolist()

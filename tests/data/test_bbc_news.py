@@ -17,7 +17,7 @@ def write(folder, articles):
         path.write_bytes(content)
 
 
-def test_collect_takes_first_lines_once_and_counts_what_it_changes(tmp_path):
+def test_headlines_are_distinct_first_lines_and_changes_are_counted(tmp_path):
     write(
         tmp_path,
         {
@@ -26,7 +26,7 @@ def test_collect_takes_first_lines_once_and_counts_what_it_changes(tmp_path):
             "sports/001.txt": b"Third",
             "tech/001.txt": b"Second\nanother body",
             "tech/002.txt": "Fourth \ufffd\n".encode(),
-            "tech/notes.md": b"none",
+            "tech/notes.md": b"not an article",
         },
     )
     headlines, counts = bbc_news.collect_headlines(tmp_path)
@@ -50,7 +50,7 @@ def headlines(bbc_config):
     return bbc_news.read_headlines()
 
 
-def test_the_splits_part_the_distinct_headlines(headlines):
+def test_the_splits_are_those_of_every_release(headlines):
     records, counts = headlines
     splits = bbc_news.split_headlines(records, 0)
     assert {name: len(rows) for name, rows in splits.items()} == {
@@ -62,7 +62,6 @@ def test_the_splits_part_the_distinct_headlines(headlines):
     assert len(set(texts)) == len(texts) == 2225 - counts["duplicates"]
     for rows in splits.values():
         assert {row["label"] for row in rows} == {*bbc_news.TOPICS}
-    # The splits of every release are the same.
     digest = hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
     assert digest.startswith("9f6cdc0d7bf5e0fa")
     others = bbc_news.split_headlines(records, 1)

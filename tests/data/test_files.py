@@ -1,4 +1,4 @@
-"""Local files as a task: columns as fields, splits, and one sentence for whatever is wrong."""
+"""Local files as a task: columns as fields, splits, and one sentence for every fault."""
 
 import json
 

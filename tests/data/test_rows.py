@@ -126,7 +126,7 @@ def test_a_bad_row_is_one_sentence_with_its_line(fault):
     assert message.startswith("f, line ") and all(part in message for part in parts), message
 
 
-def test_a_line_without_end_is_refused_before_it_fills_the_memory(monkeypatch):
+def test_an_endless_line_is_refused_before_it_fills_the_memory(monkeypatch):
     monkeypatch.setattr(rows_module, "LONGEST_LINE", 1000)
     with pytest.raises(UserError, match="f, line 2 has over 1,000 bytes"):
         read("a\n" + "b" * 2000, TEXTS)

@@ -1,5 +1,4 @@
-"""Datasets that TensorFlow Datasets prepared: written by a builder of this file, read by another
-process that knows the folder alone."""
+"""Prepared datasets of TensorFlow Datasets, written by a builder that the reader does not know."""
 
 import subprocess
 import sys
@@ -44,7 +43,7 @@ class Stories(tfds.core.GeneratorBasedBuilder):
                 number,
                 {
                     "sentence": f"naïve {number}",
-                    # The unlabelled one is not in the training split.
+                    # A record without a label, which is not in the training split.
                     "topic": -1 if (count, number) == (4, 3) else number % 2,
                     "number": number,
                     "summaries": [f"one {number}", f"two {number}"][: 1 + number % 2],
@@ -74,7 +73,7 @@ def settings(folder, *overrides):
     return configs.load(None, [f"--config.task.{word}" for word in words]).task
 
 
-def test_splits_and_features_are_the_datasets(folder):
+def test_splits_and_features_have_the_names_of_the_dataset(folder):
     made = make_task(settings(folder))
     assert made.labels == (("arts", "arts"), ("sport", "sport"))
     assert [*made.load().splits] == ["train", "held-out"] and len(made.load().splits) == 2
@@ -86,7 +85,7 @@ def test_splits_and_features_are_the_datasets(folder):
             PLACE: "stories, split 'train', record 1",
         }
     ]
-    # An order of columns that is the same in every process.
+    # The order of columns is the same in every process.
     assert [*select_records(made, "train")[0]] == ["number", "text", "label", PLACE]
     with pytest.raises(UserError, match=r"'held-out', record 3: the label is empty"):
         select_records(made, "held-out")
@@ -112,7 +111,7 @@ def test_a_list_of_texts_is_a_record_for_each(folder):
         ("marked/plain:0.9.0", "marked/plain/0.9.0"),
     ],
 )
-def test_a_name_is_what_tfds_calls_it(folder, name, found):
+def test_a_dataset_has_its_name_in_tfds(folder, name, found):
     assert find_folder(folder, name) == folder / found
 
 
@@ -140,7 +139,7 @@ def test_the_newest_version_is_taken(tmp_path):
         (["columns=('text=summaries','label=topic')"], "record 0: 'text' is list"),
     ],
 )
-def test_what_is_not_there_is_named(folder, overrides, message):
+def test_a_missing_dataset_or_column_is_named(folder, overrides, message):
     with pytest.raises(UserError, match=message):
         select_records(make_task(settings(folder, *overrides)), "train")
 
