@@ -96,7 +96,7 @@ MISTAKES = {
     "test split": (train("task.test=tset"), "split 'tset'", "did you mean 'test'?"),
     "empty split": (train("task.validation=validation[5:5]"), "'validation[5:5]'", "300 records"),
     "label": (train('task.labels=("business=b","sport=s")'), "'politics'", "business, sport"),
-    "same label": (train('task.labels=("business=b","sport=b")'), "the word 'b' already"),
+    "same label": (train('task.labels=("business=b","sport=b")'), "of an earlier label"),
     "written prompt": (train('prompts=("About {subject}:",)'), "{subject}", "{text}"),
     "written prompt's slot": (
         train('prompts=("{soft:4} {text}:",)'),
