@@ -1,14 +1,14 @@
 """A soft prompt that puts a table of facts about a restaurant into words (E2E).
 
 Command: prompt-tuning train --config configs/e2e.py --workdir runs/e2e
-Hardware and time: one CPU core, float32, beside other runs: 6 to 14 minutes of training, and then
-  10 minutes and more for the losses of the report (--config.task.test='test[:1000]' is shorter).
-Expected: 50.1 nats a sentence on the test split, where the model alone has 87.0; BLEU 65.5 and
-  ROUGE-L 0.69 on the 110 facts of test[:1000], where it has 3.7 and 0.19 (seed 0; run here).
+Hardware and time: one CPU core, float32, beside other runs: 6 to 14 minutes of training, then 10
+  minutes or more for the losses of the report (less with --config.task.test='test[:1000]').
+Expected: 50.1 nats a sentence on the test split (87.0 without the prompt); BLEU 65.5 and ROUGE-L
+  0.69 on the 110 facts of test[:1000] (3.7 and 0.19 without it). Seed 0; run here.
 
-The data (Novikova et al. 2017, tokenised as in Li and Liang 2021) are JSON lines with the facts as
-`mr` and a text as `text` or several as `references`; each of several counts as a record.
-`--config.task.files.train=DIR/train.jsonl` and so on say where they are.
+The data (Novikova et al. 2017, tokenised as in Li and Liang 2021) are JSON lines. `mr` holds the
+facts; `text` holds a text, or `references` several, and each is a record. Give their paths with
+`--config.task.files.train=DIR/train.jsonl` and so on.
 """
 
 from ml_collections import ConfigDict

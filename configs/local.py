@@ -4,14 +4,16 @@ Command: prompt-tuning train --config configs/local.py --workdir runs/mine
   --config.task.files.train=reviews.csv
   --config.task.columns="('text=review','label=stars')"
   --config.task.template='{soft}Review: {text}\\nStars:'
-Hardware and time: as configs/quickstart.py for texts as long as a headline, else in proportion.
-Expected: depends on the data; the report compares it with the model without a prompt.
+Hardware and time: like configs/quickstart.py for texts as long as a headline; longer texts take
+  longer.
+Expected: depends on the data. The report compares the prompt with the model alone.
 
-A tenth of the file each is kept for validation and for the test, unless `task.files.validation` and
-`task.files.test` name files of their own. Columns are named by the first line, or with
-`--config.task.files.header=false` by their number, from 1: `('text=1','label=2')`. The labels are
-those of the training file; `--config.task.labels="('0=terrible','1=great')"` gives them words that
-say more. `--config.task.target='{summary}'` names the field of a text to write instead.
+A tenth of the file is the validation split and a tenth is the test split, unless
+`task.files.validation` and `task.files.test` name files. The first line names the columns. Without
+such a line, give `--config.task.files.header=false` and the columns' numbers, from 1:
+`('text=1','label=2')`. The labels are those in the training file. Words that say more can stand for
+them: `--config.task.labels="('0=terrible','1=great')"`. To write a text instead, name its field:
+`--config.task.target='{summary}'`.
 """
 
 from ml_collections import ConfigDict

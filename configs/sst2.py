@@ -1,14 +1,14 @@
 """A soft prompt that tells whether a sentence of a film review is positive (SST-2).
 
 Command: prompt-tuning train --config configs/sst2.py --workdir runs/sst2
-Hardware and time: five to nine minutes of training on one CPU core beside another run.
+Hardware and time: 5 to 9 minutes of training on one CPU core, beside another run.
 Expected: 88.2, 88.3 and 87.8 % on the validation split, 90.0, 89.8 and 89.2 % on the test split
-  (seeds 0, 1 and 2; run here), where the best of 20 written prompts has 73.8 %.
+  (seeds 0, 1 and 2; run here). The best of 20 written prompts has 73.8 % there.
   `--config.method.name=prefix --config.learning_rate=0.005` gave 89.5 % on average.
   benchmarks/README.md has the commands.
 
-The data (Socher et al. 2013) are three TSV files of a sentence and 0 or 1 on each line:
-`--config.task.files.train=DIR/train.tsv` and so on say where they are.
+The data (Socher et al. 2013) are three TSV files with a sentence and 0 or 1 on each line. Give
+their paths with `--config.task.files.train=DIR/train.tsv` and so on.
 """
 
 from ml_collections import ConfigDict
@@ -56,6 +56,6 @@ def get_config() -> ConfigDict:
     config.task.labels = ("0=terrible", "1=great")
     config.task.metrics = ("accuracy", "class_accuracy", "matthews")
 
-    # The best on the validation split of 20 that were tried.
+    # The best of 20 on the validation split.
     config.prompts = ('Film review: "{text}"\nThis critic found the film',)
     return config

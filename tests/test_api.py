@@ -318,5 +318,6 @@ def test_paths_are_texts_or_paths(given, tmp_path):
     config = configs.load(path, [*tiny_runs.FEW, "--config.steps=1"])
     result = train.tune(read, task, config, log=len)
     api.save(result.artifact, tmp_path / "made")
-    # The model that was given, by whatever path, is the one that the artifact names.
-    assert result.artifact.manifest["config"]["model"]["path"] == str(config.model.path)
+    # The artifact names the model that was given, and what it was loaded with.
+    assert result.artifact.manifest["config"]["model"] == read.settings
+    assert read.settings == {**config.model, "dtype": "float32"}

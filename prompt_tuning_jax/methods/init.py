@@ -80,8 +80,6 @@ def from_labels(rng, settings, lm, task):
 def from_text(rng, settings, lm, task):
     """Returns the embeddings of the tokens of `method.init_text`, repeated or cut to P."""
     ids = lm.tokenizer.encode(settings.init_text)[0]
-    if not ids:
-        raise UserError("config.method.init_text has no tokens: write some words.")
     return _embeddings(lm, np.resize(np.array(ids), settings.num_virtual_tokens))
 
 
@@ -119,7 +117,7 @@ TOKEN_KEYS = {
     "init_scale": number(0.5),
     "init_text": string("").if_fits(
         "a text, because config.method.init is 'text'",
-        lambda value, settings: value or settings["init"] != "text",
+        lambda value, settings: value.strip() or settings["init"] != "text",
     ),
     # Of how many of the lowest token ids 'vocabulary' draws; 0: of all.
     "init_vocabulary": whole(0),

@@ -10,13 +10,10 @@ import pytest
 from tiny_methods import LM, TASK, keep, make
 from tiny_models import SPEC, SPECIALS, VOCABULARY, changed
 
-from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.methods import make_method
 from prompt_tuning_jax.methods.init import TOKEN_KEYS
 
 EMBEDDINGS = LM.params["embed"]["embedding"]
-SPECIAL_IDS = range(len(SPECIALS))
 
 
 def ids(*tokens):
@@ -60,15 +57,8 @@ def test_vocabulary_draws_embeddings_without_repetition_and_no_special_tokens():
 
 
 def test_vocabulary_draws_from_the_lowest_ids_alone():
-    found = drawn(vectors(7, "vocabulary", vocabulary=10))
-    assert sorted(found) == list(range(3, 10))
+    assert sorted(drawn(vectors(7, "vocabulary", vocabulary=10))) == list(range(3, 10))
     assert len(drawn(vectors(5, "vocabulary", vocabulary=10**6))) == 5
-
-
-def test_too_small_a_vocabulary_is_refused():
-    message = r"init_vocabulary is 10, which leaves 7 tokens for 8 virtual tokens"
-    with pytest.raises(UserError, match=message):
-        vectors(8, "vocabulary", vocabulary=10)
 
 
 def test_labels_come_first_a_word_of_several_tokens_as_their_mean():
@@ -78,41 +68,19 @@ def test_labels_come_first_a_word_of_several_tokens_as_their_mean():
     np.testing.assert_allclose(found[:3], wanted, rtol=1e-6)
     rest = drawn(found[3:])
     assert len(set(rest)) == 5 and all(3 <= index < 20 for index in rest)
+    for size in (1, 2):
+        np.testing.assert_array_equal(vectors(size, "labels"), vectors(8, "labels")[:size])
 
 
-@pytest.mark.parametrize("size", [1, 2])
-def test_more_labels_than_virtual_tokens_are_cut(size):
-    found = vectors(size, "labels")
-    np.testing.assert_array_equal(found, vectors(8, "labels")[:size])
-
-
-def test_labels_of_a_task_without_any_are_refused():
-    with pytest.raises(UserError, match="and the task has none: write 'vocabulary' or 'text'"):
-        vectors(3, "labels", task=TASK._replace(labels=()))
-
-
-@pytest.mark.parametrize(
-    ("size", "wanted"),
-    [
-        (1, ["a"]),
-        (3, ["a", "b", "Ġthe"]),
-        (8, ["a", "b", "Ġthe", "a", "b", "Ġthe", "a", "b"]),
-    ],
-)
-def test_text_is_repeated_or_cut(size, wanted):
-    found = vectors(size, "text", text="ab the")
-    np.testing.assert_array_equal(found, EMBEDDINGS[ids(*wanted)])
+def test_text_is_repeated_or_cut():
+    cycle = ["a", "b", "Ġthe"]
+    for size in (1, 3, 8):
+        wanted = EMBEDDINGS[ids(*(cycle * 3)[:size])]
+        np.testing.assert_array_equal(vectors(size, "text", text="ab the"), wanted)
 
 
 def test_text_that_spells_a_special_token_is_text():
-    assert not set(drawn(vectors(5, "text", text="<|eos|>"))) & set(SPECIAL_IDS)
-
-
-def test_a_text_without_tokens_is_refused():
-    settings = configs.build({"method": {"init": "text", "init_text": "x"}}).method.unlock()
-    settings.init_text = ""
-    with pytest.raises(UserError, match=r"config\.method\.init_text has no tokens"):
-        make_method(settings).init(jax.random.key(0), LM, TASK)
+    assert min(drawn(vectors(5, "text", text="<|eos|>"))) >= len(SPECIALS)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
@@ -129,13 +97,10 @@ def test_an_earlier_artifact(tmp_path):
     np.testing.assert_array_equal(found, collections["prompt"]["vectors"])
 
 
-def test_an_artifact_without_a_prompt_is_refused(tmp_path):
+def test_an_artifact_without_a_prompt_and_a_missing_file_are_refused(tmp_path):
     collections = plain_llama.random_collections(0, SPEC, "prefix", size=3)
     with pytest.raises(UserError, match="which holds no soft prompt"):
         vectors(3, "file", file=keep(tmp_path / "prefix", collections))
-
-
-def test_a_file_that_is_not_there_is_refused(tmp_path):
     for name in ("none.npy", "none"):
         with pytest.raises(UserError, match=name):
             vectors(3, "file", file=str(tmp_path / name))
@@ -200,8 +165,16 @@ def test_the_first_vectors_of_a_half_precision_model_are_float32():
         np.testing.assert_allclose(found, vectors(4, kind, text="ab"), atol=2e-3)
 
 
-@pytest.mark.parametrize("size", [128, 10**12])
-def test_more_virtual_tokens_than_positions_are_refused_before_they_take_memory(size):
-    message = rf"num_virtual_tokens is {size}: expected fewer than the 128 positions of 'tiny'"
+@pytest.mark.parametrize(
+    ("size", "kind", "settings", "message"),
+    [
+        (8, "vocabulary", {"vocabulary": 10}, "is 10, which leaves 7 tokens for 8 virtual tokens"),
+        (3, "labels", {"task": TASK._replace(labels=())}, "the task has none: write 'vocabulary'"),
+        # Refused before they take memory.
+        (128, "uniform", {}, "tokens is 128: expected fewer than the 128 positions of 'tiny'"),
+        (10**12, "uniform", {}, "expected fewer than the 128 positions of 'tiny'"),
+    ],
+)
+def test_what_an_init_cannot_start_from_is_refused(size, kind, settings, message):
     with pytest.raises(UserError, match=message):
-        vectors(size, "uniform")
+        vectors(size, kind, **settings)

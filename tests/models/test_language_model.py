@@ -1,0 +1,43 @@
+"""`load`: what it takes, and that a model says what it was loaded with."""
+
+import jax.numpy as jnp
+import pytest
+import tiny_models
+
+from prompt_tuning_jax import config as configs
+from prompt_tuning_jax import load
+from prompt_tuning_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_models.write_folder(tmp_path_factory.mktemp("tiny"))
+
+
+def test_a_path_has_the_defaults_of_a_config(folder):
+    lm = load(folder)
+    assert lm.settings == {**configs.load(None).model, "path": str(folder)}
+    assert lm.module.precision == "highest" and lm.name == str(folder)
+
+
+def test_every_key_of_a_section_acts_and_is_kept(folder):
+    settings = {"path": str(folder), "dtype": "bfloat16", "remat": "full", "matmul_precision": ""}
+    section = configs.build({"model": settings}).model
+    for lm in (load(section), load(settings), load(section, remat="full")):
+        assert lm.settings == settings
+        assert lm.params["embed"]["embedding"].dtype == jnp.bfloat16
+        assert (lm.module.remat, lm.module.precision) == ("full", None)
+    assert load(section, remat="none").settings == {**settings, "remat": "none"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "float31"}, r"model\.dtype is 'float31': expected .*mean 'float32'"),
+        ({"remat": 1}, r"model\.remat is 1: expected one of 'named'"),
+        ({"dtyp": "float32"}, r"model\.dtyp is not a known key \(did you mean 'dtype'\?\)"),
+    ],
+)
+def test_other_settings_are_refused(folder, changes, message):
+    with pytest.raises(UserError, match=message):
+        load(folder, **changes)
