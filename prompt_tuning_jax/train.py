@@ -156,7 +156,8 @@ def tune(
     if enough(best, config):
         log(f"stopped early after step {taken}: no better validation loss in the last {best.since}")
     adaptation = jax.device_get(run.adapt(best.trainable))
-    artifact = Artifact(adaptation, manifest(lm, task, config, best))
+    metrics = {"step": best.step, "validation_loss": best.loss}
+    artifact = Artifact(adaptation, make_manifest(lm, task, config, metrics))
     size = parameter_count(run.trainable)
     return Result(artifact, run_log.lines, finished, size, run_log.seconds(), saved)
 
@@ -201,21 +202,6 @@ def due(step: int, every: int) -> bool:
 def parameter_count(tree) -> int:
     """Returns how many numbers a tree holds."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def manifest(lm: LanguageModel, task, config, best: Best) -> dict:
-    """Makes the artifact's manifest; its config has the settings that the model was loaded with."""
-    given = config.to_dict() | {"model": dict(lm.settings)}
-    return make_manifest(
-        method=config.method.name,
-        lm=lm,
-        template=task.template,
-        labels=task.labels,
-        max_length=config.task.max_length,
-        add_bos=lm.tokenizer.add_bos,
-        config=given,
-        metrics={"step": best.step, "validation_loss": best.loss},
-    )
 
 
 def restore(checkpoints: Checkpoints | None, run: Plan, log) -> tuple[State, Best, float]:

@@ -11,14 +11,14 @@ import pytest
 import tiny_models
 
 from prompt_tuning_jax import api, metrics
+from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.records import Source
 from prompt_tuning_jax.data.task import Task
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.generate import Settings, generate
 from prompt_tuning_jax.models.language_model import load
-from prompt_tuning_jax.run import artifact
-from prompt_tuning_jax.run.artifact import Artifact
+from prompt_tuning_jax.run.artifact import Artifact, make_manifest
 
 TEMPLATE = "{soft}Facts: {facts}\nText:"
 ROWS = [
@@ -42,17 +42,7 @@ def lm(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(lm):
     collections = plain_llama.random_collections(0, lm.spec, "prompt", size=3)
-    manifest = artifact.make_manifest(
-        method="soft_prompt",
-        lm=lm,
-        template=TEMPLATE,
-        labels=(),
-        max_length=0,
-        add_bos=True,
-        config={},
-        metrics={},
-    )
-    return Artifact(collections, manifest)
+    return Artifact(collections, make_manifest(lm, TASK, configs.build({}), {}))
 
 
 def texts(lm, records, made=None, settings=SETTINGS, **named):

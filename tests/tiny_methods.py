@@ -21,15 +21,6 @@ def make(**settings):
 
 def keep(folder, collections) -> str:
     """An artifact of the small model; returns its folder."""
-    manifest = artifacts.make_manifest(
-        method="made_up",
-        lm=LM,
-        template=TASK.template,
-        labels=LABELS,
-        max_length=0,
-        add_bos=True,
-        config=configs.load(None).to_dict(),
-        metrics={},
-    )
+    manifest = artifacts.make_manifest(LM, TASK, configs.load(None), {}) | {"method": "made_up"}
     artifacts.save_artifact(artifacts.Artifact(collections, manifest), folder)
     return str(folder)

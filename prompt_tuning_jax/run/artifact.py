@@ -72,27 +72,13 @@ class Artifact(NamedTuple):
     manifest: dict[str, Any]
 
 
-def make_manifest(
-    *,
-    method: str,
-    lm: Any,
-    template: str,
-    labels: Sequence[tuple[str, str]],
-    max_length: int,
-    add_bos: bool,
-    config: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Makes the manifest of an adaptation of `lm`.
+def make_manifest(lm: Any, task: Any, config: Any, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes the manifest of an adaptation.
 
     Args:
-      method: the name of the method that made it.
       lm: the `LanguageModel` that it was trained on.
-      template: text with `{field}`s and `{soft}`.
-      labels: each label's value in the data, and its word.
-      max_length: the most tokens in an example.
-      add_bos: whether examples begin with the model's BOS.
-      config: of the run, as plain values.
+      task: the `Task` that it was trained for.
+      config: of the run; in its place of the model goes what `lm` was loaded with.
       metrics: numbers by name, or by split and name.
     """
     model = {
@@ -102,14 +88,14 @@ def make_manifest(
     }
     return {
         "format": FORMAT,
-        "method": method,
+        "method": config.method.name,
         "model": model,
         "tokenizer": lm.tokenizer.fingerprint,
-        "template": template,
-        "labels": [list(label) for label in labels],
-        "max_length": max_length,
-        "add_bos": add_bos,
-        "config": dict(config),
+        "template": task.template,
+        "labels": [list(label) for label in task.labels],
+        "max_length": config.task.max_length,
+        "add_bos": lm.tokenizer.add_bos,
+        "config": config.to_dict() | {"model": dict(lm.settings)},
         "metrics": dict(metrics),
         "versions": {
             "prompt-tuning-jax": __version__,

@@ -16,6 +16,7 @@ import tiny_runs
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.cli import main
 from prompt_tuning_jax.cli.machine import load_model
+from prompt_tuning_jax.data.task import make_task
 from prompt_tuning_jax.run import artifact
 
 TASK = (
@@ -38,16 +39,7 @@ def writer(tmp_path_factory):
     config = configs.load(str(tiny_runs.world().config), words)
     lm = load_model(config)
     collections = plain_llama.random_collections(0, tiny_models.SPEC, "prompt", size=3)
-    manifest = artifact.make_manifest(
-        method="soft_prompt",
-        lm=lm,
-        template=config.task.template,
-        labels=(),
-        max_length=0,
-        add_bos=True,
-        config=config.to_dict(),
-        metrics={},
-    )
+    manifest = artifact.make_manifest(lm, make_task(config.task), config, {})
     folder = tmp_path_factory.mktemp("writer") / "artifact"
     artifact.save_artifact(artifact.Artifact(collections, manifest), folder)
     return folder

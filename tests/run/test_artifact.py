@@ -5,7 +5,6 @@ import errno
 import hashlib
 import json
 import os
-import sys
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
+from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models.files import safetensors as safetensors_file
 from prompt_tuning_jax.models.spec import Spec
@@ -29,24 +29,19 @@ MODEL = SimpleNamespace(
     name="tiny",
     fingerprint="a" * 64,
     spec=SPEC,
-    tokenizer=SimpleNamespace(fingerprint="b" * 64),
+    tokenizer=SimpleNamespace(fingerprint="b" * 64, add_bos=False),
+    settings={"path": "tiny"},
 )
+LABELS = (("sport", "sports"), ("tech", "Technik & Überraschung"))
+TASK = SimpleNamespace(template="{soft}Headline: {text}\nTopic:", labels=LABELS)
+CONFIG = configs.build({"seed": 1, "prompts": ("a", "b")})
 FILES = (MANIFEST, TENSORS)
 
 
 def make(vectors=None, **changes):
     vectors = np.linspace(-1, 1, 24, dtype=np.float32).reshape(3, 8) if vectors is None else vectors
-    described = artifacts.make_manifest(
-        method="soft_prompt",
-        lm=MODEL,
-        template="{soft}Headline: {text}\nTopic:",
-        labels=(("sport", "sports"), ("tech", "Technik & Überraschung")),
-        max_length=0,
-        add_bos=False,
-        config={"seed": 1, "method": {"num_virtual_tokens": 3}, "prompts": ("a", "b")},
-        metrics={"validation": {"loss": 0.5}},
-    )
-    return Artifact({"prompt": {"vectors": vectors}}, {**described, **changes})
+    manifest = artifacts.make_manifest(MODEL, TASK, CONFIG, {"validation": {"loss": 0.5}})
+    return Artifact({"prompt": {"vectors": vectors}}, {**manifest, **changes})
 
 
 def seal(manifest):
@@ -175,143 +170,11 @@ def test_values_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path, value
     assert "not finite" in refusal(planted)
 
 
-DEEP = "x"
-for _ in range(200):
-    DEEP = [DEEP]
-
-MANIFESTS = {
-    "a key that is not known": {"tokenizer_kwargs": {"auto_map": "evil.Code"}},
-    "a mistyped key": {"templates": "{text}"},
-    "a method that is code": {"method": "os.system"},
-    "a method that is a path": {"method": "../../evil"},
-    "a method that is a URL": {"method": "https://example.org/evil"},
-    "a method that is an object": {"method": {"$import": "os"}},
-    "a config that is a list": {"config": ["seed"]},
-    "a config nested deeply": {"config": {"seed": DEEP}},
-    "metrics nested deeply": {"metrics": {"loss": DEEP}},
-    "labels nested deeply": {"labels": DEEP},
-    "labels that are not pairs": {"labels": [["sport"]]},
-    "labels of numbers": {"labels": [[1, 2]]},
-    "a label twice": {"labels": [["sport", "sports"], ["sport", "tech"]]},
-    "a label's word twice": {"labels": [["sport", "one"], ["tech", "one"]]},
-    "a model without a fingerprint": {"model": {"name": "m", "spec": {}}},
-    "a model with a loader": {
-        "model": {"name": "m", "fingerprint": "f", "spec": {}, "loader": "evil"}
-    },
-    "a model that is a URL": {"model": "https://example.org/model"},
-    "a template that is a number": {"template": 7},
-    "a length below 0": {"max_length": -1},
-    "a length that is 2^4000": {"max_length": -(2**4000)},
-    "a switch that is a number": {"add_bos": 1},
-    "a later format": {"format": 2},
-    "a format that is a text": {"format": "1"},
-    "versions that are a list": {"versions": []},
-    "a checksum that is a list": {"tensors_sha256": ["0"]},
-    "another tensors file": {"tensors": "../other.safetensors"},
-}
-
-RAW = {
-    "10 MB": b'{"format": "' + b"x" * 10_000_000 + b'"}',
-    "nested 500,000 deep": b"[" * 500_000,
-    "objects nested 100,000 deep": b'{"a":' * 100_000,
-    "an empty file": b"",
-    "a number": b"1",
-    "a list": b"[]",
-    "NaN": b'{"format": NaN}',
-    "a number of 5,000 digits": b'{"format": ' + b"9" * 5000 + b"}",
-    "not UTF-8": b"\xff\xfe{}",
-    "UTF-16": '{"format": 1}'.encode("utf-16"),
-    "a lone surrogate": seal({"format": 1, "template": "x"}).replace(b'"x"', b'"\\ud800"'),
-}
-
-HEADERS = {
-    "a shape of 2^62": {"prompt/vectors": entry((2**62,), 0, 2**64)},
-    "a shape of 2^62 and no bytes": {"prompt/vectors": entry((2**62, 0), 0, 0)},
-    "a shape that wraps around to 4 bytes": {"prompt/vectors": entry((2**62 + 1,), 0, 4)},
-    "a shape of 10,000 axes": {"prompt/vectors": entry((1,) * 10_000)},
-    "a size below 0": {"prompt/vectors": entry((-1,), 0, 4)},
-    "an end beyond the file": {"prompt/vectors": entry((10**9,), 0, 4 * 10**9)},
-    "an end before the start": {"prompt/vectors": entry((1,), 4, 0)},
-    "tensors over each other": {"a/b": entry((1,), 0, 4), "a/c": entry((1,), 0, 4)},
-    "a type that is not known": {"prompt/vectors": entry(dtype="PICKLE")},
-    "integers": {"prompt/vectors": entry(dtype="I32")},
-    "a path upwards": {"../../evil": entry()},
-    "an absolute path": {"/etc/passwd": entry()},
-    "a name of 20,000 parts": {"a/" * 20_000 + "b": entry()},
-    "a leaf that is a branch": {"a/b": entry((1,), 0, 4), "a/b/c": entry((0,), 4, 4)},
-    "no collection": {"vectors": entry()},
-    "no tensor": {},
-    "a list": [],
-    "a shape that is a text": {"prompt/vectors": {**entry(), "shape": "ab"}},
-    "no shape": {"prompt/vectors": {"dtype": "F32", "data_offsets": [0, 4]}},
-    "nested deeply": b"[" * 60_000,
-    "duplicate keys": b'{"a/b": %b, "a/b": %b}'
-    % (json.dumps(entry((1,), 0, 4)).encode(), json.dumps(entry((0,), 4, 4)).encode()),
-    "100 KB": {"prompt/" + "x" * 100_000: entry()},
-}
-
-_watched: list | None = None
-
-
-def _watch(event, arguments):
-    if _watched is not None and (
-        event in ("open", "exec", "compile", "import", "marshal.loads", "pickle.find_class")
-        or event.split(".")[0] in ("subprocess", "socket", "urllib", "ctypes")
-        or event in ("os.system", "os.exec", "os.posix_spawn", "os.listdir")
-    ):
-        _watched.append((event, arguments))
-
-
-sys.addaudithook(_watch)
-
-
-def refused_without_touching_anything(folder):
-    """Loads `folder` under an audit hook: it is refused and only its own two files are opened."""
-    global _watched
-    with pytest.raises(UserError):
-        artifacts.load_artifact(folder)  # whatever is imported late is imported now
-    _watched = seen = []
-    try:
-        message = refusal(folder)
-    finally:
-        _watched = None
-    inside = {str(folder / name) for name in FILES}
-    assert seen
-    for event, arguments in seen:
-        assert event == "open" and str(arguments[0]) in inside, (event, arguments)
-    assert len(message) < 1000
-    return message
-
-
-@pytest.mark.parametrize("what", MANIFESTS)
-def test_hostile_manifests_are_refused(tmp_path, what):
-    change = MANIFESTS[what]
-    message = refused_without_touching_anything(plant(tmp_path / "a", change))
-    assert MANIFEST in message and "checksum" not in message
-
-
-@pytest.mark.parametrize("what", RAW)
-def test_manifests_that_are_not_valid_json_are_refused(tmp_path, what):
-    artifacts.save_artifact(make(), tmp_path / "a")
-    (tmp_path / "a" / MANIFEST).write_bytes(RAW[what])
-    # A manifest that is too large is refused unopened, so there is nothing to watch.
-    if len(RAW[what]) > 1 << 20:
-        assert f"{MANIFEST} has {len(RAW[what]):,} bytes" in refusal(tmp_path / "a")
-    else:
-        assert MANIFEST in refused_without_touching_anything(tmp_path / "a")
-
-
 def test_a_manifest_that_says_a_key_twice_is_refused(tmp_path):
     artifacts.save_artifact(make(), tmp_path / "a")
     path = tmp_path / "a" / MANIFEST
     path.write_bytes(path.read_bytes().replace(b"{\n", b'{\n "method": "other",\n', 1))
     assert str(path) in refusal(tmp_path / "a")
-
-
-@pytest.mark.parametrize("what", HEADERS)
-def test_hostile_tensor_headers_are_refused(tmp_path, what):
-    planted = plant(tmp_path / "a", tensors=safetensors(HEADERS[what], b"\0" * 4))
-    assert TENSORS in refused_without_touching_anything(planted)
 
 
 def test_sizes_are_checked_before_memory_is_taken(tmp_path, monkeypatch):
