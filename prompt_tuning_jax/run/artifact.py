@@ -220,16 +220,12 @@ def load_start(settings: Any) -> dict[str, Any] | None:
     path = Path(settings.init_file)
     if path.suffix != ".npy":
         return load_artifact(path).collections
-    if not path.is_file():
-        raise UserError(f"config.method.init_file is '{path}', which is not a file.")
     try:
         # Mapped, so that its size is checked before memory is taken.
         return {"prompt": {"vectors": np.load(path, mmap_mode="r", allow_pickle=False)}}
-    except (ValueError, EOFError) as error:
-        # Of other files numpy says how to read a pickle, which is not safe.
-        said = "" if "pickle" in str(error) else f" ({error})"
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"config.method.init_file is '{path}', which is not a .npy array{said}."
+            f"config.method.init_file is '{path}', which is not a .npy array of numbers."
         ) from error
 
 
