@@ -21,7 +21,7 @@ from prompt_tuning_jax.generate import DEFAULTS, Settings, check, generate
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import bind, prefix_length
 from prompt_tuning_jax.run.artifact import Artifact, check_artifact, load_artifact, save_artifact
-from prompt_tuning_jax.run.progress import watched
+from prompt_tuning_jax.run.progress import with_progress
 
 PREDICTED_AT_ONCE = 256  # records that are read and scored together
 
@@ -227,7 +227,7 @@ def _text_metrics(lm, task, rows, use, settings, seed, log):
     """Returns the metrics of the texts that are written for the distinct inputs of the records."""
     inputs, references = group_by_input(task, rows)
     texts = _texts(lm, task, inputs, use, settings, seed)
-    examples, written = zip(*watched(texts, "texts written", log, len(inputs)), strict=True)
+    examples, written = zip(*with_progress(texts, "texts written", log, len(inputs)), strict=True)
     counts = {
         "unfinished": sum(not each.finished for each in written),
         "texts_shortened": count_shortened(examples)[0],

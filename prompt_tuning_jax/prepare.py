@@ -19,7 +19,7 @@ from prompt_tuning_jax.data.task import select_records, training_records
 from prompt_tuning_jax.data.template import field_names
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.run import warnings
-from prompt_tuning_jax.run.progress import watched
+from prompt_tuning_jax.run.progress import with_progress
 from prompt_tuning_jax.score import encode_for
 
 
@@ -66,7 +66,7 @@ def prepare(lm: LanguageModel, task, config, collections, log: Callable) -> Data
         for split in (rows, held_out)
     )
     order = make_order(len(train), config.seed)
-    steps = watched(range(config.steps), "updates planned", log, config.steps)
+    steps = with_progress(range(config.steps), "updates planned", log, config.steps)
     planned = np.stack([batch_indices(order, step, config.batch_size) for step in steps])
     shared = shared_length(train)
     shapes = plan_shapes(

@@ -26,7 +26,7 @@ from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import bind, prefix_length
-from prompt_tuning_jax.run.progress import watched
+from prompt_tuning_jax.run.progress import with_progress
 from prompt_tuning_jax.step import make_mesh, place_rows, row_specs, target_scores
 
 
@@ -105,7 +105,7 @@ def score(
     _check_memory(lm, shape, memory.device() * len(devices) or memory.available())
     parts = evaluation_batches(examples, shared, shape)
     if log is not None:
-        parts = watched(parts, "examples scored", log, len(examples), _size)
+        parts = with_progress(parts, "examples scored", log, len(examples), _size)
     for batch, index in parts:
         batch = batch._replace(
             shared=np.zeros((0,), np.int32), positions=np.maximum(batch.positions - shared, 0)

@@ -25,7 +25,7 @@ from prompt_tuning_jax.prepare import Data, prepare
 from prompt_tuning_jax.run import warnings
 from prompt_tuning_jax.run.artifact import Artifact, load_start, make_manifest
 from prompt_tuning_jax.run.checkpoint import Checkpoints
-from prompt_tuning_jax.run.folder import CHECKPOINTS, settle
+from prompt_tuning_jax.run.folder import CHECKPOINTS, tie_to_config
 from prompt_tuning_jax.run.log import RunLog
 from prompt_tuning_jax.run.processes import agreed, check_processes, must_stop, stop_requested
 from prompt_tuning_jax.run.profiling import profiler
@@ -112,7 +112,7 @@ def tune(
         before_step = opened.enter_context(profiler(config.profile_steps, folder, log))
         if folder:
             # Not before everything is checked: a config that cannot run must not own the folder.
-            settle(folder, config, fresh)
+            tie_to_config(folder, config, fresh)
         stopping = opened.enter_context(stop_requested(log))
         checkpoints = Checkpoints(folder / CHECKPOINTS) if folder else None
         state, best, spent = agreed(restore(checkpoints, run, log))
@@ -136,13 +136,13 @@ def tune(
             stop, last = must_stop(stopping, step), step + 1 == config.steps
             # A run without a folder cannot go on later: what it has learnt is its result.
             if last or (stop and not kept) or due(step + 1, config.evaluate_every):
-                run_log.settle()
+                run_log.flush()
                 current = compiled.fetch(state.trainable)
                 loss = validate(lm, run.data, run.adapt(current), step + 1, run_log)
                 best = better(best, current, loss, step + 1)
             ended = stop or last or enough(best, config)
             if checkpoints is not None and (ended or due(step + 1, config.save_every)):
-                run_log.settle()
+                run_log.flush()
                 saved = save(checkpoints, run, compiled.fetch(state), best, run_log.seconds(), log)
             if ended:
                 break

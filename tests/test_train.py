@@ -316,6 +316,6 @@ def test_a_run_does_not_go_on_with_another_model(tmp_path):
 
 def test_a_folder_of_another_config_is_refused_from_python_too(tmp_path):
     with workdir.claim(tmp_path / "run") as run:
-        workdir.settle(run, tiny("--config.steps=3")[-1])
+        workdir.tie_to_config(run, tiny("--config.steps=3")[-1])
         with pytest.raises(UserError, match=r"config.steps was 3 and is 12 now"):
             tune(folder=run)

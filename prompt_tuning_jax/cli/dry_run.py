@@ -52,7 +52,7 @@ def rehearse(config, folder: str | None, fresh: bool) -> dict[str, Any]:
       what `measure` returns.
     """
     if folder is not None and not fresh and (Path(folder) / workdir.CONFIG).exists():
-        workdir.settle(Path(folder), config)
+        workdir.tie_to_config(Path(folder), config)
     task = make_task(config.task)
     check_report(task, config)
     lm = load_model(config)

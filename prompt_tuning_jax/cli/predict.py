@@ -21,7 +21,7 @@ from prompt_tuning_jax.data.task import make_task
 from prompt_tuning_jax.data.template import field_names
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.run import artifact as artifacts
-from prompt_tuning_jax.run.progress import watched
+from prompt_tuning_jax.run.progress import with_progress
 
 
 def write_answers(
@@ -74,7 +74,7 @@ def answers(
     rows = api.predict(
         load_model(config), task, records, artifact, generation=settings, seed=config.seed
     )
-    for row in watched(rows, "records", say):
+    for row in with_progress(rows, "records", say):
         counts.update(
             rows=1, shortened=int("shortened" in row), unfinished=int(not row.get("finished", True))
         )

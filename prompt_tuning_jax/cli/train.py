@@ -36,7 +36,7 @@ def train_and_report(config, folder: str, fresh: bool, command: Sequence[str]) -
     Returns:
       the exit status: 0 if it finished, 75 if it was interrupted and saved.
     """
-    with processes.joined() as first:
+    with processes.join_processes() as first:
         if first:
             return _lead(config, folder, fresh, command)
         with enough_memory(config):
@@ -47,9 +47,9 @@ def train_and_report(config, folder: str, fresh: bool, command: Sequence[str]) -
 
 def _lead(config, folder: str, fresh: bool, command: Sequence[str]) -> int:
     """Trains in the only process, or in the first of several: the one that prints and writes."""
-    with workdir.claim(folder) as run, environment.recorded(run, command, say) as start:
+    with workdir.claim(folder) as run, environment.record_start(run, command, say) as start:
         if not fresh and (run / workdir.CONFIG).exists():
-            workdir.settle(run, config)
+            workdir.tie_to_config(run, config)
         task = make_task(config.task)
         check_report(task, config)
         lm = load_model(config)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from prompt_tuning_jax.data.rows import open_file, read_lines
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.run.progress import watched
+from prompt_tuning_jax.run.progress import with_progress
 
 
 class Candidate(NamedTuple):
@@ -74,7 +74,7 @@ def rank_candidates(
       the prompt and its metrics, a dict for each.
     """
     scored = []
-    for candidate in watched(candidates, "prompts scored", log, len(candidates)):
+    for candidate in with_progress(candidates, "prompts scored", log, len(candidates)):
         try:
             scored.append({"prompt": candidate.text, **score(candidate.text)})
         except UserError as error:

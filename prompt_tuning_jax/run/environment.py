@@ -86,7 +86,7 @@ def commit(folder: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def recorded(run: Path, command: Sequence[str], log: Callable) -> Iterator[dict[str, Any]]:
+def record_start(run: Path, command: Sequence[str], log: Callable) -> Iterator[dict[str, Any]]:
     """Appends this start to the `run.json` of a run: command, times, outcome and environment.
 
     A refused start, and one that is killed, are not recorded. On a full disk it only warns.

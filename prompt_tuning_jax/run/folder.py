@@ -97,7 +97,7 @@ def _lock(descriptor: int, folder: Path) -> None:
     )
 
 
-def settle(folder: Path, config: ConfigDict, fresh: bool = False) -> None:
+def tie_to_config(folder: Path, config: ConfigDict, fresh: bool = False) -> None:
     """Ties a folder to the config of a run, by its `config.json`.
 
     Args:

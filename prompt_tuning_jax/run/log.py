@@ -98,7 +98,7 @@ class RunLog:
         self._unread = step, metrics
         self._tokens += batch.shared.size + int((batch.segments > 0).sum())
 
-    def settle(self):
+    def flush(self):
         """Reads the metrics that were not read yet, and writes the lines that are not on disk."""
         self._read()
         self._write_lines()

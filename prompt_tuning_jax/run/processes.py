@@ -25,7 +25,7 @@ ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PR
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[bool]:
+def join_processes() -> Iterator[bool]:
     """Joins the other processes of a run, if the variables name any, and waits for them at the end.
 
     Call it before jax is asked for devices.

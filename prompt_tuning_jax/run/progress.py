@@ -7,7 +7,7 @@ from typing import Any
 SECONDS = 5.0  # between two lines
 
 
-def watched(
+def with_progress(
     parts: Iterable[Any],
     what: str,
     log: Callable,

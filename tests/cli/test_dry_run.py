@@ -135,7 +135,7 @@ def test_what_training_refuses_is_refused(capsys, home, more, part):
 def test_a_workdir_of_another_config_is_refused_unless_started_over(capsys, home):
     config = configs.load(CONFIG, ["--config.steps=3"])
     with workdir.claim("run") as run:
-        workdir.settle(run, config)
+        workdir.tie_to_config(run, config)
     before = tiny_runs.listing(home)
     shown = rehearsed(capsys, "--workdir", "run")
     assert shown.status == 2 and "config.steps was 3 and is 12 now" in shown.err

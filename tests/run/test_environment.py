@@ -71,13 +71,13 @@ def test_the_commit_is_that_of_the_files(tmp_path):
 
 
 def test_every_start_is_recorded_with_its_outcome(tmp_path):
-    with environment.recorded(tmp_path, ["prompt-tuning", "train", "a b"], print) as entry:
+    with environment.record_start(tmp_path, ["prompt-tuning", "train", "a b"], print) as entry:
         entry["outcome"] = "stopped"
-    with pytest.raises(RunError), environment.recorded(tmp_path, ["b"], print):
+    with pytest.raises(RunError), environment.record_start(tmp_path, ["b"], print):
         raise RunError("five in a row")
-    with environment.recorded(tmp_path, ["c"], print) as entry:
+    with environment.record_start(tmp_path, ["c"], print) as entry:
         entry |= {"outcome": "finished", "seconds": {"soft prompt": 1.5}}
-    with pytest.raises(KeyboardInterrupt), environment.recorded(tmp_path, ["d"], print):
+    with pytest.raises(KeyboardInterrupt), environment.record_start(tmp_path, ["d"], print):
         raise KeyboardInterrupt
     starts = json.loads((tmp_path / workdir.RUN).read_text())["starts"]
     assert [start["outcome"] for start in starts] == ["stopped", "failed", "finished", "stopped"]
@@ -90,7 +90,7 @@ def test_every_start_is_recorded_with_its_outcome(tmp_path):
 
 def test_names_that_are_not_utf8_are_recorded(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_NOTE", "ü\udcff")
-    with environment.recorded(tmp_path, ["/opt/\udcff/prompt-tuning"], print):
+    with environment.record_start(tmp_path, ["/opt/\udcff/prompt-tuning"], print):
         pass
     [start] = json.loads((tmp_path / workdir.RUN).read_bytes())["starts"]
     assert start["environment"]["variables"]["JAX_NOTE"] == "ü\udcff"
@@ -98,7 +98,7 @@ def test_names_that_are_not_utf8_are_recorded(tmp_path, monkeypatch):
 
 
 def test_a_start_that_is_refused_leaves_nothing(tmp_path):
-    with pytest.raises(UserError), environment.recorded(tmp_path, ["a"], print):
+    with pytest.raises(UserError), environment.record_start(tmp_path, ["a"], print):
         raise UserError("no")
     assert list(tmp_path.iterdir()) == []
 
@@ -106,15 +106,15 @@ def test_a_start_that_is_refused_leaves_nothing(tmp_path):
 def test_a_damaged_record_is_replaced(tmp_path):
     for damaged in ("", "[]", '{"start": 1}', '{"starts": 1', '{"starts": 1}', "[" * 10**5):
         (tmp_path / workdir.RUN).write_text(damaged)
-        with environment.recorded(tmp_path, ["a"], print):
+        with environment.record_start(tmp_path, ["a"], print):
             pass
         assert len(json.loads((tmp_path / workdir.RUN).read_text())["starts"]) == 1
 
 
 def test_a_record_that_cannot_be_written_is_a_warning_and_hides_no_failure(tmp_path, capsys):
-    with pytest.raises(RunError), environment.recorded(tmp_path / "gone", ["a"], print):
+    with pytest.raises(RunError), environment.record_start(tmp_path / "gone", ["a"], print):
         raise RunError("five in a row")
-    with environment.recorded(tmp_path / "gone", ["a"], print):
+    with environment.record_start(tmp_path / "gone", ["a"], print):
         pass
     assert "warning: " in (said := capsys.readouterr().out) and "lacks this start" in said
 
@@ -153,7 +153,7 @@ def test_credentials_of_urls_are_hidden_and_nothing_else(text, shown):
 
 def test_no_secret_is_recorded(tmp_path, monkeypatch):
     set_secrets(monkeypatch)
-    with environment.recorded(tmp_path, ["a"], print):
+    with environment.record_start(tmp_path, ["a"], print):
         pass
     [start] = json.loads((tmp_path / workdir.RUN).read_text())["starts"]
     variables = start["environment"]["variables"]

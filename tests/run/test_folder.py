@@ -13,7 +13,7 @@ import pytest
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.run import folder as workdir
-from prompt_tuning_jax.run.folder import claim, settle
+from prompt_tuning_jax.run.folder import claim, tie_to_config
 
 _HOLDS = """
 import sys, time
@@ -119,8 +119,8 @@ def test_a_remote_folder_is_refused(tmp_path, monkeypatch):
 
 def test_a_changed_config_is_refused_with_the_difference_until_fresh(tmp_path):
     config = configs.load(None)
-    settle(tmp_path, config)
-    settle(tmp_path, config)
+    tie_to_config(tmp_path, config)
+    tie_to_config(tmp_path, config)
     for name in (workdir.CHECKPOINTS, workdir.ARTIFACT, workdir.TENSORBOARD):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
@@ -130,15 +130,15 @@ def test_a_changed_config_is_refused_with_the_difference_until_fresh(tmp_path):
 
     changed = configs.load(None, ["--config.steps=7", "--config.method.num_virtual_tokens=3"])
     with pytest.raises(UserError) as caught:
-        settle(tmp_path, changed)
+        tie_to_config(tmp_path, changed)
     for part in ("config.steps", "7", "config.method.num_virtual_tokens", "3", "--fresh"):
         assert part in str(caught.value)
     assert sorted(os.listdir(tmp_path)) == before
-    settle(tmp_path, config)
+    tie_to_config(tmp_path, config)
 
-    settle(tmp_path, changed, fresh=True)
+    tie_to_config(tmp_path, changed, fresh=True)
     assert sorted(os.listdir(tmp_path)) == [workdir.CONFIG, "notes.txt"]
-    settle(tmp_path, changed)
+    tie_to_config(tmp_path, changed)
     again = configs.load(str(tmp_path / workdir.CONFIG))
     assert configs.to_json(again) == configs.to_json(changed)
 
@@ -148,9 +148,9 @@ def test_a_damaged_config_is_named_by_its_path(tmp_path, damage):
     path = tmp_path / workdir.CONFIG
     path.mkdir() if damage is None else path.write_text(damage)
     with pytest.raises(UserError, match=r"is damaged.*--fresh") as caught:
-        settle(tmp_path, configs.load(None))
+        tie_to_config(tmp_path, configs.load(None))
     assert f"'{path}'" in str(caught.value) and str(caught.value).isprintable()
-    settle(tmp_path, configs.load(None), fresh=True)
+    tie_to_config(tmp_path, configs.load(None), fresh=True)
 
 
 def test_fresh_removes_a_link_and_not_what_it_leads_to(tmp_path):
@@ -161,13 +161,13 @@ def test_fresh_removes_a_link_and_not_what_it_leads_to(tmp_path):
     for name in (workdir.CHECKPOINTS, workdir.ARTIFACT):
         (run / name).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (run / workdir.REPORT).symlink_to(tmp_path / "nowhere")
-    settle(run, configs.load(None), fresh=True)
+    tie_to_config(run, configs.load(None), fresh=True)
     assert os.listdir(run) == [workdir.CONFIG]
     assert (tmp_path / "elsewhere" / "file").exists()
 
 
 def test_if_fresh_cannot_remove_a_folder_the_config_stays(tmp_path, monkeypatch):
-    settle(tmp_path, configs.load(None))
+    tie_to_config(tmp_path, configs.load(None))
     (tmp_path / workdir.CHECKPOINTS).mkdir()
 
     def refuse(path, **_):
@@ -175,13 +175,13 @@ def test_if_fresh_cannot_remove_a_folder_the_config_stays(tmp_path, monkeypatch)
 
     monkeypatch.setattr(shutil, "rmtree", refuse)
     with pytest.raises(UserError, match=r"cannot be written \(Permission denied\)"):
-        settle(tmp_path, configs.load(None), fresh=True)
+        tie_to_config(tmp_path, configs.load(None), fresh=True)
     assert (tmp_path / workdir.CONFIG).exists()
 
 
 def test_checkpoints_without_a_config_are_refused(tmp_path):
     (tmp_path / workdir.CHECKPOINTS).mkdir()
     with pytest.raises(UserError, match="--fresh"):
-        settle(tmp_path, configs.load(None))
-    settle(tmp_path, configs.load(None), fresh=True)
+        tie_to_config(tmp_path, configs.load(None))
+    tie_to_config(tmp_path, configs.load(None), fresh=True)
     assert os.listdir(tmp_path) == [workdir.CONFIG]

@@ -27,9 +27,9 @@ def logged(losses, start=0, folder=None, **settings):
         for step, loss in enumerate(losses, start + 1):
             run_log.add(step, {"loss": np.float32(loss), "refused_in_a_row": 0.0}, BATCH)
             if step % 3 == 0:
-                run_log.settle()
+                run_log.flush()
                 run_log.add_validation(step, {"loss": float(step)}, 0.0)
-        run_log.settle()
+        run_log.flush()
     return [line for line in log if "warning" in line]
 
 
@@ -101,7 +101,7 @@ def test_lines_that_a_full_disk_refused_are_written_when_there_is_room(tmp_path,
         for step in range(1, 5):
             limited(10 + len(whole[0]) if step in (2, 3) else resource.RLIM_INFINITY)
             run_log.add(step, {"loss": np.float32(1 / step), "refused_in_a_row": 0.0}, BATCH)
-            run_log.settle()
+            run_log.flush()
             assert len(read_metrics(tmp_path / METRICS)) == (1 if step in (2, 3) else step)
     assert log == [f"warning: the newest lines are not in {METRICS} yet (File too large)."]
 

@@ -45,7 +45,7 @@ def test_processes_that_jax_found_by_itself_are_refused(monkeypatch):
 def test_a_process_alone_agrees_with_itself(monkeypatch):
     for name in (processes.ADDRESS, processes.COUNT, processes.NUMBER):
         monkeypatch.delenv(name, raising=False)
-    with processes.joined() as first:
+    with processes.join_processes() as first:
         assert first
     tree = object()
     assert processes.agreed(tree) is tree

@@ -16,7 +16,7 @@ def clock(monkeypatch):
 def lines(clock, sizes, each, first=0.0, total=None):
     """What is said of parts of some sizes that take so many seconds each, the first one longer."""
     said = []
-    for number, _ in enumerate(progress.watched(sizes, "texts", said.append, total, int)):
+    for number, _ in enumerate(progress.with_progress(sizes, "texts", said.append, total, int)):
         clock[0] += each + (0.0 if number else first)
     return said
 
@@ -42,9 +42,9 @@ def test_short_work_logs_nothing(clock):
 def test_each_part_is_passed_on_as_it_comes():
     came = []
     parts = (came.append(number) or number for number in range(3))
-    watched = progress.watched(parts, "parts", print)
-    assert next(watched) == 0 and came == [0]
-    assert list(watched) == [1, 2]
+    parts = progress.with_progress(parts, "parts", print)
+    assert next(parts) == 0 and came == [0]
+    assert list(parts) == [1, 2]
 
 
 @pytest.mark.parametrize(

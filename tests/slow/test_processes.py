@@ -25,7 +25,7 @@ def tree(first):
     floats = np.array([-0.0, np.nan, np.inf, 1e-45], np.float32)
     return [floats if first else floats * 0, 0.1 if first else 2.5, 2**40 if first else 3, first]
 
-with processes.joined() as first:
+with processes.join_processes() as first:
     found = processes.agreed(tree(first))
     assert found[0].tobytes() == tree(True)[0].tobytes()
     assert found[1:] == tree(True)[1:] and [*map(type, found[1:])] == [float, int, bool]
