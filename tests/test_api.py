@@ -111,7 +111,7 @@ def test_a_text_alone_is_refused_where_the_template_has_several_fields(given):
     asked = task._replace(template="{soft}{title}: {text} {title}", fields=())
     [answer] = api.predict(lm, asked, [{"text": "banks", "title": "funds"}])
     assert answer["label"]
-    with pytest.raises(UserError, match="has the fields title, text: give each record as these"):
+    with pytest.raises(UserError, match="has the fields title, text: give each record as a dict"):
         next(api.predict(lm, asked, ["banks"]))
 
 
@@ -155,7 +155,7 @@ def test_demonstrations_are_for_the_model_alone(given, made):
     found = api.evaluate(lm, task, split="test[:20]", demonstrations=shown)
     assert found["demonstrations"] == 1
     assert found["loss"] != api.evaluate(lm, task, split="test[:20]")["loss"]
-    with pytest.raises(UserError, match="an artifact was trained without demonstrations"):
+    with pytest.raises(UserError, match="an artifact has its own prompt"):
         api.evaluate(lm, task, made, split="test[:20]", demonstrations=shown)
 
 
