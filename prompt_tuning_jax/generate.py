@@ -71,7 +71,7 @@ KEYS = {
         beside=_DRAWS,
         fits=lambda value, settings: value == DEFAULTS.top_p or settings["temperature"] > 0,
     ),
-    "stop": strings(DEFAULTS.stop),
+    "stop": strings(),
     "batch_size": whole(DEFAULTS.batch_size, 1),
 }
 

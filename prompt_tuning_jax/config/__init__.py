@@ -54,6 +54,8 @@ def build(
     values: Mapping[str, Any], overrides: Sequence[str] = (), where: str = "the config"
 ) -> ConfigDict:
     """Does what `load` does with nested values instead of a file; `where` begins an error."""
+    from flax import traverse_util  # takes a second, as `all_keys` does
+
     every, given, found = all_keys(), flatten(values), []
     for word in overrides:
         name, equals, written = word.removeprefix("--config.").partition("=")
@@ -63,7 +65,7 @@ def build(
             given[name] = parse(written, every[name]) if name in every else written
     keys, values, unknown = complete(given)
     _refuse([*found, *unknown.values(), *faults(keys, values)], where)
-    return _nested(values).lock()
+    return ConfigDict(traverse_util.unflatten_dict(values, sep=".")).lock()
 
 
 def validate(config: ConfigDict) -> None:
@@ -111,17 +113,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         inside = isinstance(value, Mapping) and value
         leaves |= flatten(value, f"{prefix}{name}.") if inside else {f"{prefix}{name}": value}
     return leaves
-
-
-def _nested(values: Mapping[str, Any]) -> ConfigDict:
-    tree: dict[str, Any] = {}
-    for name, value in values.items():
-        *sections, last = name.split(".")
-        place = tree
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = value
-    return ConfigDict(tree)
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:

@@ -64,9 +64,9 @@ def string(default: str, least: int = 0) -> Key:
     return Key(default, expected, lambda value: len(value) >= least)
 
 
-def strings(default: tuple[str, ...] = ()) -> Key:
+def strings() -> Key:
     """Returns a key for tuples of texts that are not empty."""
-    return Key(default, "texts, none of them empty, as ('first', 'second')", all_texts)
+    return Key((), "texts, none of them empty, as ('first', 'second')", all_texts)
 
 
 def all_texts(value: tuple) -> bool:

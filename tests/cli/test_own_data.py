@@ -104,17 +104,8 @@ MISTAKES = {
     "file": (("files.train=new.csv",), "'new.csv' does not exist", "did you mean 'news.csv'?"),
     "no file": ((), "config.task.files.train is ''", ".jsonl, .csv or .tsv"),
     "column": (("files.train=news.csv",), "news.csv, line 2: no column 'text'", "'Head Line'"),
-    "mapping": ((CSV[0], "columns=('text',)"), "expected texts 'field=column'"),
     "label": ((*CSV, "labels=('big money','loud musik')"), "news.csv, line ", "mean 'loud musik'?"),
     "part": ((*CSV, "files.test_part=60"), "news.csv has 60 records", "files.test_part"),
-    "odd part": ((*CSV, "files.test_part=1.5"), "expected a share above 0 and below 1"),
-    "metric": ((*CSV, "metrics=('acuracy',)"), "('acuracy',)", "did you mean 'accuracy'?"),
-    "text metric": ((*CSV, "metrics=('bleu',)"), "('bleu',): expected some of accuracy"),
-    "label metric": ((*CSV, "target={text}", "metrics=('accuracy',)"), "rouge_l for a target"),
-    "both": ((*CSV, "target={text}", "labels=('a','b')"), "expected () beside config.task.target"),
-    "few texts": ((*CSV, "target={text}", "examples_per_class=3"), "has no classes"),
-    "not read": ((CSV[0], "name=bbc_news"), "is a key of files, and config.task.name is"),
-    "not read either": (("data_dir=x", *CSV), "is a key of tfds, and config.task.name is"),
     "delimiter": ((*CSV, "files.delimiter=;"), "line 2: ';' expected", "set config.task.files.del"),
 }
 
