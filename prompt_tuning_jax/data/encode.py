@@ -1,6 +1,6 @@
 """The records of a task as examples: rendered with their answers, and tokenised."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -44,14 +44,16 @@ def encode_examples(
     """
     text = task.template if template is None else template
     check_fields(text, task.fields, output_fields(task))
-    answers_of = _write_target(task, tokenizer) if task.target else _rank_labels(task)
+    if task.target and tokenizer.eos_id is None:
+        raise UserError("the tokenizer has no EOS token to end a text with: use labels instead")
+    target = parse_target(task.target, tokenizer.specials) if task.target else None
     ending = [tokenizer.eos_id] if task.target else []
     # A space before a target belongs to the target: how the two become tokens depends on the
     # target's first word, which is unknown when the model is asked.
     parsed = parse(text.removesuffix(" ") if task.target else text, tokenizer.specials)
     answered = []
     for number, record in enumerate(demonstrations):
-        words, answer = answers_of(record)
+        words, answer = _answers(task, target, record)
         if answer < 0:
             raise UserError(f"demonstration {number} has no answer: give it the label, or the text")
         answered.append((record, words[answer]))
@@ -59,7 +61,7 @@ def encode_examples(
     examples = []
     for number, record in enumerate(records):
         try:
-            words, answer = answers_of(record)
+            words, answer = _answers(task, target, record)
             example = encode_example(
                 parsed,
                 record,
@@ -95,39 +97,22 @@ def group_by_input(task: Task, records: Sequence[Record]) -> tuple[list[Record],
     return list(firsts.values()), list(texts.values())
 
 
-# Takes a record to its possible answers and the index of the right one, -1 if it is unknown.
-_AnswersOf = Callable[[Record], tuple[Sequence[str], int]]
-
-
-def _rank_labels(task: Task) -> _AnswersOf:
-    words = [word for _, word in task.labels]
-    places = {value: place for place, (value, _) in enumerate(task.labels)}
-
-    def answers_of(record: Record) -> tuple[Sequence[str], int]:
-        if LABEL not in record:
-            return words, -1
-        if record[LABEL] not in places:
-            known = ", ".join(map(repr, places))
-            raise UserError(f"the label is {short(record[LABEL])}: expected one of {known}")
-        return words, places[record[LABEL]]
-
-    return answers_of
-
-
-def _write_target(task: Task, tokenizer: Any) -> _AnswersOf:
-    if tokenizer.eos_id is None:
-        raise UserError("the tokenizer has no EOS token to end a text with: use labels instead")
-    target = parse_target(task.target, tokenizer.specials)
-
-    def answers_of(record: Record) -> tuple[Sequence[str], int]:
+def _answers(task: Task, target: Template | None, record: Record) -> tuple[Sequence[str], int]:
+    """Returns the possible answers to a record and the index of the right one, -1 if unknown."""
+    if target is not None:
         if any(field.name not in record for field in target.fields):
             return (), -1
         text = _fill(target, record)
         if not text:
             raise UserError("the target is empty: give the record a text to write, or remove it")
         return (text,), 0
-
-    return answers_of
+    values, words = zip(*task.labels, strict=True)
+    if LABEL not in record:
+        return words, -1
+    if record[LABEL] not in values:
+        known = ", ".join(map(repr, values))
+        raise UserError(f"the label is {short(record[LABEL])}: expected one of {known}")
+    return words, values.index(record[LABEL])
 
 
 def _fill(target: Template, record: Record) -> str:
