@@ -1,4 +1,4 @@
-"""What the commands answer in one sentence: wrong input, a failed run; and spelling help."""
+"""Errors that the commands print as one sentence, and what helps to write such sentences."""
 
 import difflib
 import re
@@ -7,14 +7,14 @@ from typing import Any
 
 
 class UserError(Exception):
-    """One sentence: what was given, what was expected and what to type instead.
+    """Wrong input, as a sentence: what was given, what was expected and what to type instead.
 
     The commands print it without a traceback and exit with status 2.
     """
 
 
 class RunError(Exception):
-    """One sentence: why a run that was asked for rightly failed, and what was kept.
+    """A failed run, as a sentence: why it failed, and what was kept.
 
     The commands print it without a traceback and exit with status 1.
     """
@@ -27,19 +27,18 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 
 def short(value: Any, most: int = 60) -> str:
-    """Returns a value out of a file as a sentence can hold it: escaped, on one line, and cut."""
+    """Returns a value from a file for use in a message: escaped, on one line, and cut."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}…"
 
 
 def hide(text: str) -> str:
-    """Returns a text for others to see without the credentials of its URLs, in front of the host or
-    in the query, and without tokens of a hub, which a person may have typed where they do not
-    belong."""
+    """Returns a text without credentials in URLs, before the host or in the query, and without
+    tokens of a hub."""
     return _SECRETS.sub(r"\1\2***", text)
 
 
-# A password may hold what has a meaning in a URL: it ends at the last @.
+# A password may contain characters such as / and @, so it ends at the last @.
 _SECRETS = re.compile(
     r"(:/{1,2})(?:[^/@:\s]{0,99}:\S{1,999}|[^/@\s]+)(?=@)"
     r"|([?&#;][\w.-]{0,99}(?i:token|key|secret|passw|credential|auth|sig)[\w.-]{0,99}=)[^&#;\s'\"]+"
