@@ -1,6 +1,6 @@
-"""A run on a disk without room, in the tests' process: what takes some is counted and refused.
+"""Runs on a full disk, simulated in the tests' process: writes are counted, and some fail.
 
-Only what Python calls is seen here; `slow/test_disk.py` has a disk that is really full.
+Only calls from Python are seen here; `slow/test_disk.py` has a disk that is really full.
 """
 
 import _pyio
@@ -25,18 +25,19 @@ from prompt_tuning_jax.run import folder as workdir
 SETTINGS = ("steps=6", "save_every=2", "evaluate_every=3", "microbatches=1")
 FULL = "No space left on device"
 PURPOSE = re.compile(r"\w+ (\.artifact\.partial|\.report\.json).*")
-UNFINISHED = re.compile(r".*(partial|tmp|\.old|\.card)")
+UNFINISHED = re.compile(r".*(partial|tmp|\.old)")
 
 
 class Calls(NamedTuple):
-    """What took room, in order, as 'write metrics.jsonl', and the numbers of what was refused."""
+    """The calls that take room, in order, as 'write metrics.jsonl'; and the numbers of those that
+    failed."""
 
     made: list[str]
     refused: list[int]
 
 
 class Run(NamedTuple):
-    """A run that was typed: its exit status, stdout and stderr, and its calls."""
+    """A run of the command: its exit status, stdout, stderr and calls."""
 
     status: int
     out: str
@@ -45,7 +46,7 @@ class Run(NamedTuple):
 
 
 class Disk:
-    """Refuses calls below a folder, by their number from 1 on and their text."""
+    """Lets calls in a folder fail, by their number, from 1, and their text."""
 
     def __init__(self, folder: Path, refuse: Callable[[int, str], bool]):
         self.calls = Calls([], [])
@@ -69,7 +70,7 @@ class Disk:
 
     def of_path(self, call):
         def wrapped(path, *rest, **more):
-            # A folder that is there takes no room.
+            # A folder that exists takes no room.
             if call.__name__ != "mkdir" or not os.path.isdir(path):
                 self.take(call, path)
             return call(path, *rest, **more)
@@ -96,14 +97,14 @@ class Disk:
         self._close(descriptor)
 
     def open_file(self, file, mode="r", *rest, **more):
-        # Python's own in Python, which goes through the calls of `os`.
+        # The one that is written in Python: it uses the functions of `os`.
         written = set(mode) & set("wax+") and not isinstance(file, int)
         return (_pyio.open if written else self._open_file)(file, mode, *rest, **more)
 
 
 @contextlib.contextmanager
 def refusing(folder: Path, refuse: Callable[[int, str], bool]):
-    """Puts a `Disk` in front of Python's calls, and yields them."""
+    """Replaces Python's functions by those of a `Disk`, and yields its calls."""
     disk = Disk(folder, refuse)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("mkdir", "rename", "replace"):
@@ -119,7 +120,7 @@ def refusing(folder: Path, refuse: Callable[[int, str], bool]):
 
 @contextlib.contextmanager
 def compiled_once():
-    """Every run of this module has the same step."""
+    """Compiles the step once: all runs here have the same."""
     made: dict = {}
 
     def executables(*given):
@@ -142,27 +143,27 @@ def typed(run: Path, refuse: Callable[[int, str], bool] = lambda number, call: F
 
 
 def left(run: Path) -> dict[str, bytes]:
-    """What a run leaves and holds no times."""
+    """Returns what a run leaves, without what holds times."""
     names = ("artifact/adaptation.safetensors", "artifact/manifest.json", workdir.METRICS)
     return {name: (run / name).read_bytes() for name in names}
 
 
 def newest(run: Path) -> int:
-    """The step of the newest checkpoint, 0 for none."""
+    """Returns the step of the newest checkpoint, or 0."""
     folder = run / workdir.CHECKPOINTS
     return max((int(path.name) for path in folder.glob("[0-9]")), default=0)
 
 
 def survives(run: Path, refuse: Callable[[int, str], bool], whole: dict[str, bytes]) -> int:
-    """Checks a run on a disk that refuses, and the same command once there is room, which has to
-    leave the bytes of `whole`; gives back how many calls were refused."""
+    """Checks a run on a full disk, and that the same command, once there is room, leaves the bytes
+    of `whole`. Returns how many calls failed."""
     found = typed(run, refuse)
     refused = found.calls.refused
     if not refused:
         return 0
     told = [line for line in found.out.splitlines() if FULL in line]
     assert all(line.startswith("warning: ") for line in told), found
-    # A folder is synchronised for what was called before.
+    # A folder is synchronised because of the call before.
     made = ["", *found.calls.made]
     names = [made[number - (made[number] == "fsync .")] for number in refused]
     if "write metrics.jsonl" not in made[: refused[0] + 1]:
@@ -180,8 +181,8 @@ def survives(run: Path, refuse: Callable[[int, str], bool], whole: dict[str, byt
 
 
 def goes_on(found: Run, run: Path, whole: dict[str, bytes], room: Callable[[], None] = int):
-    """Checks that a run on a full disk left nothing half-written and said at most a sentence; and,
-    once `room` has made some, the same command."""
+    """Checks that a run left nothing half-written and printed at most one error, and that the same
+    command goes on after `room` has made some."""
     assert found.err.count("\n") == (found.status > 0), found
     unfinished = [str(path) for path in run.rglob("*") if UNFINISHED.fullmatch(path.name)]
     assert not unfinished, (found, unfinished)

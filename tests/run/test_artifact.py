@@ -1,4 +1,4 @@
-"""Artifacts: what is saved is what is loaded, and nothing else is."""
+"""Artifacts: loading gives what was saved, or refuses."""
 
 import dataclasses
 import errno

@@ -1,4 +1,4 @@
-"""Whole runs on a full disk, of each kind of write one; `slow/test_disk.py` has every one."""
+"""Whole runs on a full disk, with one write of each kind; `slow/test_disk.py` has all of them."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What a run leaves that had room."""
+    """What a run leaves if there is room."""
     run = tmp_path_factory.mktemp("whole") / "run"
     with full_disk.compiled_once():
         found = full_disk.typed(run)

@@ -1,4 +1,4 @@
-"""A run over several processes: what is refused. `tests/slow/test_processes.py` has real ones."""
+"""A run over several processes: refusals and signals; `slow/test_processes.py` has real ones."""
 
 import os
 import pty
