@@ -77,14 +77,14 @@ def peft(config: Any, threads: int) -> dict[str, Any]:
     import headlines
     import peft_side
 
-    from prompt_tuning_jax.models.files import weights
+    from prompt_tuning_jax.models.files.find import find_model
     from prompt_tuning_jax.optimizers import make_schedule
 
     if config.optimizer.name != "adamw" or config.optimizer.weight_decay:
         raise SystemExit("PEFT's side knows AdamW without decay only")
     peft_side.use_threads(threads)
     lm = headlines.model(config)
-    path = str(weights.locate(config.model.path))
+    path = str(find_model(config.model.path))
     base = peft_side.base(path, headlines.dtype(lm))
     start = headlines.first(config, lm)
     wrapped = wrap(config, base, start)

@@ -82,10 +82,10 @@ def peft_scorer(options: argparse.Namespace, config, lm, collections, examples):
     import headlines
     import peft_side
 
-    from prompt_tuning_jax.models.files import weights
+    from prompt_tuning_jax.models.files.find import find_model
 
     peft_side.use_threads(options.threads)
-    base = peft_side.base(str(weights.locate(config.model.path)), headlines.dtype(lm))
+    base = peft_side.base(str(find_model(config.model.path)), headlines.dtype(lm))
     wrapped = peft_side.tuned(base, collections)
     cases, answers = headlines.questions(examples)
     return lambda: peft_side.answer_scores(wrapped, cases, answers, options.batch_size)

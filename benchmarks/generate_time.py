@@ -95,10 +95,10 @@ def transformers_writer(options: argparse.Namespace, config, lm, cases: Sequence
     import headlines
     import peft_side
 
-    from prompt_tuning_jax.models.files import weights
+    from prompt_tuning_jax.models.files.find import find_model
 
     peft_side.use_threads(options.threads)
-    base = peft_side.base(str(weights.locate(config.model.path)), headlines.dtype(lm))
+    base = peft_side.base(str(find_model(config.model.path)), headlines.dtype(lm))
     return lambda: peft_side.write(base, cases, options.tokens)
 
 

@@ -15,7 +15,7 @@ from prompt_tuning_jax.data.batch import Batch, pack_batch, plan_shapes, shared_
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.methods.base import Method
 from prompt_tuning_jax.models.decoder import Decoder
-from prompt_tuning_jax.models.files import weights
+from prompt_tuning_jax.models.files.weights import read_weights
 from prompt_tuning_jax.models.sites import prefix_length
 from prompt_tuning_jax.score import virtual_tokens
 from prompt_tuning_jax.step import Parts, State, compile_step, gradients, init_state
@@ -58,7 +58,7 @@ class Training(NamedTuple):
 
 def load(path: str, dtype: str, remat: str) -> Model:
     """The model that both sides run."""
-    found = weights.read(path, dtype)
+    found = read_weights(path, dtype)
     module = Decoder(found.spec, remat=remat)
     return Model(found.spec, module, jax.device_put(found.params))
 

@@ -130,9 +130,9 @@ def updates(options: argparse.Namespace) -> list[list[inputs.Case]]:
         train = headlines.examples(config, lm, headlines.first(config, lm), "train")
         epoch = len(train) // options.batch_size
         return headlines.updates(config, train, min(options.updates or epoch, epoch))
-    from prompt_tuning_jax.models.files import weights
+    from prompt_tuning_jax.models.files.weights import read_weights
 
-    vocabulary = weights.read(options.model, options.dtype).spec.vocabulary
+    vocabulary = read_weights(options.model, options.dtype).spec.vocabulary
     return inputs.random_updates(options.batch_size, options.length, options.targets, vocabulary)
 
 
@@ -141,9 +141,9 @@ def torch_folder(path: str, folder: str, dtype: str) -> str:
 
     Reading GGUF takes transformers several times the model's memory, which is no part of a step.
     """
-    from prompt_tuning_jax.models.files import weights
+    from prompt_tuning_jax.models.files.find import find_model
 
-    found = str(weights.locate(path))
+    found = str(find_model(path))
     if os.path.isdir(found):
         return found
     import peft_side

@@ -20,7 +20,7 @@ import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from prompt_tuning_jax.models.files import weights
+from prompt_tuning_jax.models.files.find import find_model
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SMOLLM2 = "smollm2-135m-instruct"
@@ -154,7 +154,7 @@ def run_prompted(model, tokens, mask, vectors) -> torch.Tensor:
 
 def load_smollm2() -> Any:
     """SmolLM2 from the embedded GGUF, as transformers reads it, in float32."""
-    path = weights.locate(SMOLLM2)
+    path = find_model(SMOLLM2)
     return AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
     ).eval()
@@ -166,7 +166,7 @@ def load_words(*, single_digits: bool) -> Tokenizer:
     That reading leaves out that digits are cut off first, as the published tokenizer and llama.cpp
     do; `single_digits` puts it back. On real text the ids are the same (`tests/reference`).
     """
-    path = weights.locate(SMOLLM2)
+    path = find_model(SMOLLM2)
     words = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).backend_tokenizer
     words.encode_special_tokens = True
     if single_digits:

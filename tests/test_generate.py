@@ -6,7 +6,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import plain_llama
+import plain_model
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,10 +19,10 @@ from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.generate import Rule, Settings, generate
 from prompt_tuning_jax.models import cached
 
-MODEL, PLAIN = plain_llama.make(precision="highest")
+MODEL, PLAIN = plain_model.make(precision="highest")
 FRONT = (1, -1, -2, 40)
-EXAMPLES = plain_llama.random_examples(5, 6, FRONT, back=(-1, 50))
-COLLECTIONS = plain_llama.random_collections(1, SPEC, "prompt", "prefix", size=2)
+EXAMPLES = plain_model.random_examples(5, 6, FRONT, back=(-1, 50))
+COLLECTIONS = plain_model.random_collections(1, SPEC, "prompt", "prefix", size=2)
 PROMPT = {"prompt": COLLECTIONS["prompt"]}
 GREEDY = Settings(max_new_tokens=12)
 SAMPLED = GREEDY._replace(temperature=1.0, top_k=20, top_p=0.9)
@@ -40,7 +40,7 @@ def plainly(example, collections, most):
     """The likeliest token again and again; nothing is kept."""
     trunk = example.trunk.tolist()
     while len(trunk) < len(example.trunk) + most and trunk[-1] != MODEL.tokenizer.eos_id:
-        trunk.append(int(plain_llama.log_probabilities(PLAIN, trunk, collections)[-1].argmax()))
+        trunk.append(int(plain_model.log_probabilities(PLAIN, trunk, collections)[-1].argmax()))
     return trunk[len(example.trunk) :]
 
 
@@ -61,7 +61,7 @@ def test_the_likeliest_tokens_are_those_of_the_plain_loop(names):
 
 
 def test_nothing_shared_and_nothing_trained():
-    examples = plain_llama.random_examples(3, 3, ())
+    examples = plain_model.random_examples(3, 3, ())
     assert ids(examples, {}) == [plainly(each, {}, 12) for each in examples]
 
 
@@ -85,7 +85,7 @@ def test_logits_of_every_step_are_those_of_the_whole_read_at_once():
     found = jax.nn.log_softmax(jnp.stack(found, axis=1))
     for example, row, tokens in zip(EXAMPLES, found, fed, strict=False):
         whole = [*example.trunk, *tokens]
-        wanted = plain_llama.log_probabilities(PLAIN, whole, COLLECTIONS)[-6:]
+        wanted = plain_model.log_probabilities(PLAIN, whole, COLLECTIONS)[-6:]
         np.testing.assert_allclose(row, wanted, rtol=0, atol=1e-5)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import plain_llama
+import plain_model
 import pytest
 import tiny_methods
 from test_step import assert_near, assert_same
@@ -31,7 +31,7 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 # As small as still has a scan and grouped heads: compilation is all that takes time here.
 SPEC = changed(layers=2, heads=2, kv_heads=1)
-LM, PLAIN = plain_llama.make(SPEC)
+LM, PLAIN = plain_model.make(SPEC)
 SIZE = 3
 SHAPE = Shape(16, 12, 4, 4)
 FAST = {"xla_backend_optimization_level": "0"}  # compiles in half the time
@@ -72,7 +72,7 @@ def tried(row) -> Tried:
     parts = Parts(LM.module, Method(made.init, adapt), optax.adam(0.02))
     slots = virtual_tokens(made.adapt(trainable, jax.random.key(0), False))
     front = (1, *(-1 - slot for slot in range(slots)), 40)
-    return Tried(parts, trainable, plain_llama.random_examples(0, 11, front), len(front), traces)
+    return Tried(parts, trainable, plain_model.random_examples(0, 11, front), len(front), traces)
 
 
 @functools.cache
@@ -127,7 +127,7 @@ def test_only_what_is_trained_moves_and_it_changes_the_scores(row):
         scoring.score(LM, given.examples, given.collections(tree), jax.devices()[:1])
         for tree in (given.trainable, state.trainable)
     )
-    wanted = plain_llama.answer_scores(PLAIN, given.examples, given.collections(state.trainable))
+    wanted = plain_model.answer_scores(PLAIN, given.examples, given.collections(state.trainable))
     np.testing.assert_allclose(now, wanted, rtol=0, atol=2e-5)
     assert np.abs(now - before).max() > 1e-2
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
-import plain_llama
+import plain_model
 import pytest
 from tiny_models import SPEC
 
@@ -18,7 +18,7 @@ from prompt_tuning_jax.data.task import Source, Task
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models import cached
 
-MODEL, PLAIN = plain_llama.make()
+MODEL, PLAIN = plain_model.make()
 FRONT = (1, -1, -2, 40)
 COUNT = 61  # fills no number of batches
 
@@ -44,11 +44,11 @@ def seen(monkeypatch):
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("names", [("prompt",), ("prompt", "prefix")])
 def test_scores_are_those_of_each_answer_alone(seen, names, devices):
-    collections = plain_llama.random_collections(1, SPEC, *names, size=2)
-    examples = plain_llama.random_examples(2, COUNT, FRONT, back=(-1, 50), answers=4)
+    collections = plain_model.random_collections(1, SPEC, *names, size=2)
+    examples = plain_model.random_examples(2, COUNT, FRONT, back=(-1, 50), answers=4)
     found = scoring.score(MODEL, examples, collections, jax.devices()[:devices])
     assert found.shape == (COUNT, 4) and found.dtype == np.float32
-    wanted = plain_llama.answer_scores(PLAIN, examples, collections)
+    wanted = plain_model.answer_scores(PLAIN, examples, collections)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
     assert len(seen) >= 2 and len({len(index) for index in seen}) > 1
     assert sorted(np.concatenate(seen)) == list(range(COUNT))
@@ -61,14 +61,14 @@ def test_words_of_several_tokens_are_ranked_as_one_label_at_a_time():
     arguments = {"num_virtual_tokens": 2, "add_bos": True, "max_length": 99}
     examples = encode_examples(task, rows, MODEL.tokenizer, **arguments)
     assert [example.answer for example in examples] == [2, 0, -1]
-    collections = plain_llama.random_collections(1, SPEC, "prompt", size=2)
+    collections = plain_model.random_collections(1, SPEC, "prompt", size=2)
     found = scoring.score(MODEL, examples, collections, jax.devices()[:1])
     for row, scores in zip(rows, found, strict=True):
         for label, score in zip(labels, scores, strict=True):
             # The whole text of one label, tokenised and scored on its own.
             ids = [MODEL.tokenizer.bos_id, -1, -2]
             ids += MODEL.tokenizer.encode(f"Is {row['text']} it? {label[1]}")[0]
-            likely = plain_llama.log_probabilities(PLAIN, ids[:-1], collections)
+            likely = plain_model.log_probabilities(PLAIN, ids[:-1], collections)
             begin = len(ids) - len(MODEL.tokenizer.encode(f" {label[1]}")[0])
             wanted = sum(likely[place - 1, ids[place]] for place in range(begin, len(ids)))
             assert score == pytest.approx(wanted, abs=1e-4)
@@ -90,23 +90,23 @@ def test_a_single_answer_has_a_loss_and_no_accuracy():
 
 
 def test_nothing_shared_and_nothing_trained(seen):
-    examples = plain_llama.random_examples(3, 9, (), answers=2)
+    examples = plain_model.random_examples(3, 9, (), answers=2)
     found = scoring.score(MODEL, examples, {}, jax.devices()[:1])
-    wanted = plain_llama.answer_scores(PLAIN, examples)
+    wanted = plain_model.answer_scores(PLAIN, examples)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
 def test_one_example_over_more_devices_than_rows(seen):
-    examples = plain_llama.random_examples(4, 1, FRONT, back=(-1, 50), answers=4)
-    collections = plain_llama.random_collections(1, SPEC, "prompt", size=2)
+    examples = plain_model.random_examples(4, 1, FRONT, back=(-1, 50), answers=4)
+    collections = plain_model.random_collections(1, SPEC, "prompt", size=2)
     found = scoring.score(MODEL, examples, collections)
-    wanted = plain_llama.answer_scores(PLAIN, examples, collections)
+    wanted = plain_model.answer_scores(PLAIN, examples, collections)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
 def test_the_same_examples_turned_round_give_the_same_scores_turned_round(seen):
-    collections = plain_llama.random_collections(1, SPEC, "prompt", size=2)
-    examples = plain_llama.random_examples(2, COUNT, FRONT, back=(-1, 50), answers=4)
+    collections = plain_model.random_collections(1, SPEC, "prompt", size=2)
+    examples = plain_model.random_examples(2, COUNT, FRONT, back=(-1, 50), answers=4)
     found = scoring.score(MODEL, examples, collections)
     turned = scoring.score(MODEL, examples[::-1], collections)
     np.testing.assert_allclose(turned[::-1], found, rtol=0, atol=1e-5)
@@ -115,8 +115,8 @@ def test_the_same_examples_turned_round_give_the_same_scores_turned_round(seen):
 
 
 def test_the_same_shape_is_compiled_once(seen):
-    collections = plain_llama.random_collections(1, SPEC, "prompt", size=2)
-    examples = plain_llama.random_examples(2, COUNT, FRONT, back=(-1, 50), answers=4)
+    collections = plain_model.random_collections(1, SPEC, "prompt", size=2)
+    examples = plain_model.random_examples(2, COUNT, FRONT, back=(-1, 50), answers=4)
     scoring.score(MODEL, examples, collections)
     compiled = scoring._compiled(MODEL.module, scoring.make_mesh(jax.devices()))
     before = compiled._cache_size(), cached._bake._cache_size()
@@ -128,7 +128,7 @@ def test_the_same_shape_is_compiled_once(seen):
 
 def test_demonstrations_are_shared_and_score_as_the_whole_text(monkeypatch):
     """Against one text an example, written by hand and read by the plain model."""
-    model, plain = plain_llama.make(dataclasses.replace(SPEC, max_positions=400))
+    model, plain = plain_model.make(dataclasses.replace(SPEC, max_positions=400))
     train = [{"text": f"the {n} in", "label": "no" if n % 2 else "yes"} for n in range(8)]
     rows = [{"text": "the thin", "label": "yes"}, {"text": "{text} <|eos|>", "label": "no"}]
     source = Source({"train": train, "test": rows}, {})
@@ -149,7 +149,7 @@ def test_demonstrations_are_shared_and_score_as_the_whole_text(monkeypatch):
         question = [1, *model.tokenizer.encode(f"{front}Well. Text: {row['text']}\nA:")[0]]
         answer = model.tokenizer.encode(f" {words[row['label']]}")[0]
         example = Example(np.array(question), (np.array(answer),), 0, 0, 0)
-        losses.append(-plain_llama.target_scores(plain, example, 0).sum())
+        losses.append(-plain_model.target_scores(plain, example, 0).sum())
     assert found["loss"] == pytest.approx(np.mean(losses), abs=1e-4)
     assert (found["demonstrations"], found["examples"]) == (4, 2)
     # BOS, the demonstrations and the question's own beginning are computed once.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import plain_llama
+import plain_model
 import pytest
 from jax.flatten_util import ravel_pytree
 from tiny_models import SPEC, changed
@@ -41,13 +41,13 @@ def noisy(trainable, rng, train):
     return jax.tree.map(lambda leaf: leaf + jax.random.normal(rng, leaf.shape), trainable)
 
 
-MODEL, PLAIN = plain_llama.make()
-EXAMPLES = plain_llama.random_examples(0, 11, FRONT, back=(-2,))
+MODEL, PLAIN = plain_model.make()
+EXAMPLES = plain_model.random_examples(0, 11, FRONT, back=(-2,))
 SHAPE = Shape(16, 12, 4, 4)
 BATCH = pack_batch(EXAMPLES, len(FRONT), [SHAPE], ranked=False)
 PARTS = Parts(MODEL.module, Method(lambda *_: None, counted), optax.sgd(RATE, 0.9))
-ONE_LEAF = plain_llama.random_collections(1, SPEC, "prompt", size=2)
-THREE_LEAVES = plain_llama.random_collections(1, SPEC, "prompt", "prefix", size=2)
+ONE_LEAF = plain_model.random_collections(1, SPEC, "prompt", size=2)
+THREE_LEAVES = plain_model.random_collections(1, SPEC, "prompt", "prefix", size=2)
 
 one_step = jax.jit(train_step, static_argnames=("parts", "axis"), compiler_options=FAST)
 
@@ -101,7 +101,7 @@ def test_the_batch_is_uneven():
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_targets_score_as_in_one_sequence_at_a_time(rows):
-    examples = plain_llama.random_examples(3, 5, FRONT)
+    examples = plain_model.random_examples(3, 5, FRONT)
     collections = ONE_LEAF
     scored = jax.jit(
         lambda params, batch: target_scores(MODEL.module, {"params": params, **collections}, batch),
@@ -117,10 +117,10 @@ def test_targets_score_as_in_one_sequence_at_a_time(rows):
             for c in range(3) if ranked else [example.answer]:
                 key = number * 3 + c if ranked else number
                 mine = real & (batch.target_example == key)
-                wanted = plain_llama.target_scores(PLAIN, example, c, collections)
+                wanted = plain_model.target_scores(PLAIN, example, c, collections)
                 np.testing.assert_allclose(scores[mine], wanted, rtol=0, atol=1e-5)
                 ids = [*example.trunk, *example.tails[c][:-1]]
-                full = plain_llama.log_probabilities(PLAIN, ids, collections)
+                full = plain_model.log_probabilities(PLAIN, ids, collections)
                 likeliest = full[len(example.trunk) - 1 :].argmax(axis=1)
                 np.testing.assert_array_equal(best[mine], likeliest == example.tails[c])
 
@@ -131,7 +131,7 @@ def test_the_likeliest_tokens_are_counted():
     for number, example in enumerate(EXAMPLES[:4]):
         ids, said = list(example.trunk), []
         for _ in range(2):
-            scores = plain_llama.log_probabilities(PLAIN, ids, THREE_LEAVES)[-1]
+            scores = plain_model.log_probabilities(PLAIN, ids, THREE_LEAVES)[-1]
             said.append(int(scores.argmax()))
             ids.append(said[-1])
         tail = np.array(said, np.int32) if number else np.array([said[0], 250], np.int32)
@@ -148,9 +148,9 @@ def test_a_step_follows_the_plain_models_gradient():
     taken = jax.tree.map(lambda new, old: np.asarray(old - new) / RATE, state.trainable, tree)
 
     def with_prompt(vectors):
-        return plain_llama.loss(PLAIN, EXAMPLES, tree | {"prompt": {"vectors": vectors}})
+        return plain_model.loss(PLAIN, EXAMPLES, tree | {"prompt": {"vectors": vectors}})
 
-    slope = plain_llama.slope(with_prompt, tree["prompt"]["vectors"]) / targets
+    slope = plain_model.slope(with_prompt, tree["prompt"]["vectors"]) / targets
     assert np.abs(slope).min(axis=1).max() > 1e-4
     np.testing.assert_allclose(taken["prompt"]["vectors"], slope, rtol=0, atol=1e-5)
 
@@ -163,9 +163,9 @@ def test_a_step_follows_the_plain_models_gradient():
         leaves, structure = jax.tree.flatten(tree)
         pairs = zip(leaves, shifts, strict=True)
         moved = [leaf + shift.reshape(leaf.shape) for leaf, shift in pairs]
-        return plain_llama.loss(PLAIN, EXAMPLES, jax.tree.unflatten(structure, moved))
+        return plain_model.loss(PLAIN, EXAMPLES, jax.tree.unflatten(structure, moved))
 
-    slope = plain_llama.slope(along, np.zeros(5)) / targets
+    slope = plain_model.slope(along, np.zeros(5)) / targets
     np.testing.assert_allclose(ways @ ravel_pytree(taken)[0], slope, rtol=0, atol=1e-4)
 
     assert (state.step, state.refused, state.refused_in_a_row) == (1, 0, 0)
@@ -295,7 +295,7 @@ def test_the_same_state_and_batch_give_the_same_bits():
 
 
 def test_chance_is_a_function_of_seed_and_step():
-    small, _ = plain_llama.make(changed(layers=1))
+    small, _ = plain_model.make(changed(layers=1))
 
     def loss(seed, step):
         parts = Parts(small.module, PARTS.method._replace(adapt=noisy), PARTS.optimizer, seed)

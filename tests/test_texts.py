@@ -6,7 +6,7 @@ import re
 
 import jax
 import numpy as np
-import plain_llama
+import plain_model
 import pytest
 import tiny_models
 
@@ -41,7 +41,7 @@ def lm(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(lm):
-    collections = plain_llama.random_collections(0, lm.spec, "prompt", size=3)
+    collections = plain_model.random_collections(0, lm.spec, "prompt", size=3)
     return Artifact(collections, make_manifest(lm, TASK, configs.build({}), {}))
 
 

@@ -1,13 +1,13 @@
 """Methods on the small model: what the tests of all of them need."""
 
-import plain_llama
+import plain_model
 
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data.task import Task
 from prompt_tuning_jax.methods import make_method
 from prompt_tuning_jax.run import artifact as artifacts
 
-LM, PLAIN = plain_llama.make()
+LM, PLAIN = plain_model.make()
 # " the" and " t" are a token each, " bin" is "Ġ", "b", "in".
 LABELS = (("0", "the"), ("1", "bin"), ("2", "t"))
 TASK = Task("made_up", "{soft}{text}", LABELS, ("accuracy",), ("text",), lambda: None)

@@ -1,4 +1,4 @@
-"""Small random Llamas on disk, as Hugging Face folders and as GGUF files, for the tests."""
+"""Small random models on disk, as Hugging Face folders and as GGUF files, for the tests."""
 
 import dataclasses
 import json
@@ -7,17 +7,19 @@ from pathlib import Path
 import gguf
 import ml_dtypes
 import numpy as np
+from flax import traverse_util
 from safetensors.numpy import save_file
 
-from prompt_tuning_jax.models import weight_names as names
-from prompt_tuning_jax.models.spec import Spec
+from prompt_tuning_jax.models.spec import RopeScaling, Spec
+from prompt_tuning_jax.models.weight_names import leaf_shape, tensor_names
 
 SPECIALS = ("<|pad|>", "<|bos|>", "<|eos|>")
 MERGES = ("Ġ t", "h e", "Ġt he", "i n", "Ġ Ġ")
+BFLOAT16 = ml_dtypes.bfloat16
 
 
 def bytes_to_characters() -> list[str]:
-    """The character that byte-level vocabularies write for each byte (GPT-2's table)."""
+    """Returns the character that byte-level vocabularies write for each byte (GPT-2's table)."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     spare = iter(range(256, 512))
     return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
@@ -39,25 +41,42 @@ SPEC = Spec(
     norm_epsilon=1e-5,
     tied_head=True,
 )
+# Wavelengths from 2 pi on, so that all three ranges of llama3 are there in a head of 10.
+LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 32)
+
+
+def changed(**fields) -> Spec:
+    """Returns the small spec with some fields changed."""
+    return dataclasses.replace(SPEC, **fields)
+
+
+# What the decoder, the readers and transformers are compared on. A further family is a row.
+SPECS = {
+    "llama": SPEC,
+    "llama of one layer": changed(layers=1),
+    "llama, untied, a key head each": changed(layers=2, kv_heads=4, tied_head=False),
+    "llama of four layers, one key head": changed(layers=4, kv_heads=1, rope_theta=500.0),
+    "llama 3": changed(rope_scaling=LLAMA3, rope_theta=1000.0),
+}
 
 
 def tensors(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random float32 tensors by the names and in the order of axes of a Hugging Face folder."""
+    """Returns random float32 tensors by the names and in the axes of a Hugging Face folder."""
     rng = np.random.default_rng(seed)
     arrays = {}
-    for name, slot in names.wanted(spec, "folder"):
-        shape = names.axes(spec, slot.name.axes)
+    for name, leaf, _ in tensor_names(spec, "folder"):
         center = 1.0 if name.endswith("norm.weight") else 0.0
-        arrays[name] = (center + 0.2 * rng.standard_normal(shape)).astype(np.float32)
+        noise = 0.2 * rng.standard_normal(leaf_shape(spec, leaf))
+        arrays[name] = (center + noise).astype(np.float32)
     return arrays
 
 
 def config(spec: Spec) -> dict:
-    """The `config.json` of a spec."""
+    """Returns the `config.json` of a spec."""
     scaling = spec.rope_scaling
     return {
         "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "model_type": spec.family,
         "hidden_act": "silu",
         "attention_bias": False,
         "num_hidden_layers": spec.layers,
@@ -84,49 +103,75 @@ def config(spec: Spec) -> dict:
     }
 
 
+def gguf_fields(spec: Spec) -> dict:
+    """Returns the metadata of a spec as llama.cpp's converter writes it, without the tokenizer."""
+    sizes = {
+        "block_count": spec.layers,
+        "context_length": spec.max_positions,
+        "embedding_length": spec.width,
+        "feed_forward_length": spec.feedforward,
+        "attention.head_count": spec.heads,
+        "attention.head_count_kv": spec.kv_heads,
+        "attention.key_length": spec.head_size,
+        "attention.value_length": spec.head_size,
+        "rope.dimension_count": spec.head_size,
+        "vocab_size": spec.vocabulary,
+        "rope.freq_base": spec.rope_theta,
+        "attention.layer_norm_rms_epsilon": spec.norm_epsilon,
+    }
+    named = {f"{spec.family}.{key}": value for key, value in sizes.items()}
+    return {"general.architecture": spec.family, **named}
+
+
 def tokenizer_json() -> dict:
-    """A byte-level tokenizer of a few merges whose processor adds BOS."""
-    added = [
-        {
-            "id": number,
-            "content": token,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": True,
-        }
-        for number, token in enumerate(SPECIALS)
-    ]
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    template = [{"SpecialToken": {"id": SPECIALS[1], "type_id": 0}}]
-    template += [{"Sequence": {"id": "A", "type_id": 0}}]
+    """Returns a byte-level tokenizer of a few merges whose processor adds BOS."""
+    level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": added,
+        "added_tokens": specials(SPECIALS),
         "normalizer": None,
-        "pre_tokenizer": {**level, "use_regex": True},
-        "post_processor": {
-            "type": "Sequence",
-            "processors": [
-                {**level, "use_regex": True},
-                {
-                    "type": "TemplateProcessing",
-                    "single": template,
-                    "pair": [*template, {"Sequence": {"id": "B", "type_id": 1}}],
-                    "special_tokens": {
-                        SPECIALS[1]: {"id": SPECIALS[1], "ids": [1], "tokens": [SPECIALS[1]]}
-                    },
-                },
-            ],
-        },
-        "decoder": {**level, "use_regex": True},
+        "pre_tokenizer": level,
+        "post_processor": {"type": "Sequence", "processors": [level, front_processor(SPECIALS[1])]},
+        "decoder": level,
         "model": {
             "type": "BPE",
             "vocab": {token: number for number, token in enumerate(VOCABULARY)},
             "merges": [merge.split(" ") for merge in MERGES],
+        },
+    }
+
+
+def specials(tokens) -> list[dict]:
+    """Returns the entries of special tokens, which have the first ids, in a `tokenizer.json`."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return [
+        {"id": number, "content": token, **flags, "special": True}
+        for number, token in enumerate(tokens)
+    ]
+
+
+def front_processor(*tokens: str, behind: tuple[str, ...] = ()) -> dict:
+    """Returns a processor that puts special tokens in front of a text, and some behind it."""
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+
+    def named(tokens):
+        return [{"SpecialToken": {"id": token, "type_id": 0}} for token in tokens]
+
+    single = [*named(tokens), text, *named(behind)]
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            token: {"id": token, "ids": [SPECIALS.index(token)], "tokens": [token]}
+            for token in (*tokens, *behind)
         },
     }
 
@@ -139,7 +184,7 @@ def write_folder(
     dtype=np.float32,
     shards: int = 1,
 ) -> Path:
-    """A Hugging Face folder with a tokenizer; its tensors in one file or several."""
+    """Writes a Hugging Face folder with a tokenizer; its tensors in one file or several."""
     arrays = tensors(spec) if arrays is None else arrays
     arrays = {name: np.ascontiguousarray(array.astype(dtype)) for name, array in arrays.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +193,7 @@ def write_folder(
     named = {
         "pad_token": SPECIALS[0],
         "bos_token": {"__type": "AddedToken", "content": SPECIALS[1]},
-        "eos_token": "<|eos|>",
+        "eos_token": SPECIALS[2],
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(named))
     if shards == 1:
@@ -166,14 +211,55 @@ def write_folder(
 
 
 def rewrite(path, **changes):
-    """Puts keys into a JSON file; None takes one out."""
+    """Changes keys of a JSON file; None removes one."""
     content = json.loads(path.read_text()) if path.exists() else {}
     content |= changes
     path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
 
 
+# A vocabulary that writes a space as a sign, and the steps of tokenizers that put one in front.
+SPACED_MERGES = (("▁", "t"), ("h", "e"), ("▁t", "he"), ("▁", "▁"))
+SPACED_TOKENS = ("<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)))
+SPACED_TOKENS += (*"▁abcdefghijklmnopqrstuvwxyz\n", *map("".join, SPACED_MERGES))
+LLAMA2 = {
+    "type": "Sequence",
+    "normalizers": [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ],
+}
+METASPACE = {"type": "Metaspace", "replacement": "▁", "split": False}
+SPACED_STEPS = {
+    scheme: {"normalizer": None, "pre_tokenizer": {**METASPACE, "prepend_scheme": scheme}}
+    for scheme in ("first", "always", "never")
+} | {"llama 2": {"normalizer": LLAMA2, "pre_tokenizer": None}}
+
+
+def write_spaced_folder(folder: Path, steps: str, **named) -> Path:
+    """Writes a folder whose tokenizer has such steps, and whose config has the entries `named`."""
+    write_folder(folder)
+    rewrite(
+        folder / "tokenizer.json",
+        **SPACED_STEPS[steps],
+        added_tokens=specials(SPACED_TOKENS[:3]),
+        post_processor=None,
+        decoder={"type": "Fuse"},
+        model={
+            "type": "BPE",
+            "vocab": {token: number for number, token in enumerate(SPACED_TOKENS)},
+            "merges": SPACED_MERGES,
+            "byte_fallback": True,
+            "fuse_unk": True,
+            "unk_token": "<unk>",
+        },
+    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": None}
+    rewrite(folder / "tokenizer_config.json", **names, **named)
+    return folder
+
+
 def permute(array: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of a query or key as llama.cpp's converter orders them, for rope of neighbours."""
+    """Orders the rows of a query or key as llama.cpp's converter does, for rope of neighbours."""
     halves = array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:])
     return halves.swapaxes(1, 2).reshape(array.shape)
 
@@ -188,25 +274,15 @@ def write_gguf(
     fields: dict[str, str] | None = None,
     pre: str = "gpt-2",
 ) -> Path:
-    """A GGUF file as llama.cpp's converter writes it, with `fields`, strings by key, beside."""
+    """Writes a GGUF file as llama.cpp's converter does; `fields` are further strings by key."""
     arrays = tensors(spec) if arrays is None else arrays
-    fields = dict(fields or {})
+    known = {**gguf_fields(spec), "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre}
+    known |= fields or {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = gguf.GGUFWriter(path, fields.pop("general.architecture", "llama"))
-    writer.add_block_count(spec.layers)
-    writer.add_context_length(spec.max_positions)
-    writer.add_embedding_length(spec.width)
-    writer.add_feed_forward_length(spec.feedforward)
-    writer.add_head_count(spec.heads)
-    writer.add_head_count_kv(spec.kv_heads)
-    writer.add_key_length(spec.head_size)
-    writer.add_value_length(spec.head_size)
-    writer.add_rope_dimension_count(spec.head_size)
-    writer.add_rope_freq_base(spec.rope_theta)
-    writer.add_layer_norm_rms_eps(spec.norm_epsilon)
-    writer.add_vocab_size(spec.vocabulary)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
+    writer = gguf.GGUFWriter(path, known.pop("general.architecture"))
+    add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    for key, value in known.items():
+        add[type(value)](key, value)
     writer.add_token_list(list(VOCABULARY))
     writer.add_token_types([3] * len(SPECIALS) + [1] * (len(VOCABULARY) - len(SPECIALS)))
     writer.add_token_merges(list(MERGES))
@@ -214,17 +290,14 @@ def write_gguf(
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(0)
     writer.add_add_bos_token(True)
-    for key, value in fields.items():
-        writer.add_string(key, value)
-    ours = {slot: name for name, slot in names.wanted(spec, "gguf")}
-    slots = dict(names.wanted(spec, "folder"))
+    names = zip(tensor_names(spec, "folder"), tensor_names(spec, "gguf"), strict=True)
+    theirs = {name: (other, leaf.rotary) for (name, leaf, _), (other, _, _) in names}
     for name, array in arrays.items():
-        slot = slots.get(name)
-        if slot is not None and slot.name.rotary:
-            array = permute(array, array.shape[0] // spec.head_size)
+        name, rotary = theirs.get(name, (name, False))
+        array = permute(array, array.shape[0] // spec.head_size) if rotary else array
         kind = quantization if array.ndim == 2 else gguf.GGMLQuantizationType.F32
         data = gguf.quants.quantize(np.ascontiguousarray(array, np.float32), kind)
-        writer.add_tensor(ours[slot] if slot else name, data, raw_dtype=kind)
+        writer.add_tensor(name, data, raw_dtype=kind)
     if factors is not None:
         writer.add_tensor("rope_freqs.weight", factors.astype(np.float32))
     writer.write_header_to_file()
@@ -235,40 +308,28 @@ def write_gguf(
 
 
 def expected(spec: Spec, arrays: dict[str, np.ndarray], dtype=np.float32) -> dict:
-    """The leaves, by path, that reading these tensors should give, made the slow way."""
+    """Returns the leaves, by path, that reading these tensors should give."""
     leaves: dict = {}
-    for name, slot in names.wanted(spec, "folder"):
-        leaf = arrays[name].astype(dtype)
-        if slot.layer is None:
-            leaves[slot.name.ours] = leaf
-        elif slot.layer == spec.layers - 1:
-            leaves[f"last/{slot.name.ours}"] = leaf
-            leaves.setdefault(f"layers/{slot.name.ours}", np.zeros((0, *leaf.shape), dtype))
+    for name, leaf, layer in tensor_names(spec, "folder"):
+        array = arrays[name].astype(dtype)
+        if layer is None:
+            leaves[leaf.path] = array
+        elif layer == spec.layers - 1:
+            leaves[f"last/{leaf.path}"] = array
+            leaves.setdefault(f"layers/{leaf.path}", np.zeros((0, *array.shape), dtype))
         else:
-            stack = leaves.get(f"layers/{slot.name.ours}", np.zeros((0, *leaf.shape), dtype))
-            leaves[f"layers/{slot.name.ours}"] = np.concatenate([stack, leaf[None]])
+            stack = leaves.get(f"layers/{leaf.path}", np.zeros((0, *array.shape), dtype))
+            leaves[f"layers/{leaf.path}"] = np.concatenate([stack, array[None]])
     return leaves
 
 
-def flatten(tree: dict, stem: str = "") -> dict[str, np.ndarray]:
-    """Leaves of a tree of dicts by path."""
-    leaves = {}
-    for name, value in tree.items():
-        path = f"{stem}{name}"
-        leaves |= flatten(value, f"{path}/") if isinstance(value, dict) else {path: value}
-    return leaves
-
-
-def changed(**fields) -> Spec:
-    """The small spec with some fields changed."""
-    return dataclasses.replace(SPEC, **fields)
-
-
-BFLOAT16 = ml_dtypes.bfloat16
+def flatten(tree: dict) -> dict[str, np.ndarray]:
+    """Returns the leaves of a tree of dicts by path."""
+    return traverse_util.flatten_dict(tree, sep="/")
 
 
 def assert_tree(params, wanted):
-    """The same leaves, dtypes and numbers."""
+    """Checks for the same leaves, dtypes and numbers."""
     leaves = flatten(params)
     assert leaves.keys() == wanted.keys()
     for path, leaf in leaves.items():

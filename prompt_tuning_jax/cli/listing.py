@@ -11,7 +11,7 @@ from typing import Any
 
 from prompt_tuning_jax.cli.show import facts
 from prompt_tuning_jax.errors import UserError, nearest
-from prompt_tuning_jax.models.files import packaged_models as embedded
+from prompt_tuning_jax.models.files.packaged_models import PACKAGED, find_packaged
 
 _PACKAGE = Path(__file__).parents[1]
 # Installed, the configs lie inside the package; in a checkout, beside it.
@@ -38,9 +38,9 @@ def list_models() -> list[dict[str, Any]]:
     """Returns name, what it is, parameters, bytes, licence, source, and path of each packaged
     model; the path is None if its package is not installed."""
     listed = []
-    for name, model in embedded.EMBEDDED.items():
+    for name, model in PACKAGED.items():
         values = {key: getattr(model, key) for key in ("what", "parameters", "bytes", "licence")}
-        path = embedded.find(name)
+        path = find_packaged(name)
         where = {"source": model.source, "path": None if path is None else str(path)}
         listed.append({"name": name, **values, **where, "install": model.install})
     return listed

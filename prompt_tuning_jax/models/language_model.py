@@ -6,18 +6,16 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from prompt_tuning_jax.config.key import among, faults, string
 from prompt_tuning_jax.errors import UserError, nearest
 from prompt_tuning_jax.models import memory
 from prompt_tuning_jax.models.decoder import REMAT, Decoder
-from prompt_tuning_jax.models.files import tokenizer, weights
-from prompt_tuning_jax.models.files.tokenizer import Tokenizer
+from prompt_tuning_jax.models.files.tokenizer import Tokenizer, read_tokenizer
+from prompt_tuning_jax.models.files.weights import DTYPES, read_weights
 from prompt_tuning_jax.models.spec import Spec
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 KEYS = {
     # A packaged model's name, a GGUF file, or a Hugging Face folder with safetensors.
     "path": string("smollm2-135m-instruct", least=1),
@@ -79,10 +77,10 @@ def load(
     path, dtype = settings["path"], settings["dtype"]
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    source = weights.read(path, dtype, memory.device() or math.inf)
-    words = tokenizer.read(path)
+    source = read_weights(path, dtype, memory.device() or math.inf)
+    words = read_tokenizer(path)
     if words.highest >= source.spec.vocabulary:
-        # The embedding of such an id would be NaN, and so would every score be.
+        # The embedding of such an id would be NaN, and so would every score.
         raise UserError(
             f"the tokenizer of '{path}' has ids up to {words.highest} and the model "
             f"embeddings for {source.spec.vocabulary}: give the two that belong together."

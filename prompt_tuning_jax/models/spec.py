@@ -1,13 +1,12 @@
 """What a frozen model is: its sizes and options, read from a config.json or from GGUF metadata.
 
-Parsed here and nowhere else: an unchecked config is never handed to code that acts on it. A family
-is a row of `FAMILIES`; anything that the decoder would compute otherwise is refused, not ignored.
+They are parsed here and nowhere else, so no other code acts on an unchecked config. A family is a
+row of `FAMILIES`. An option that the decoder does not compute is refused, not ignored.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -16,9 +15,9 @@ from prompt_tuning_jax.errors import UserError, short
 FAMILIES = ("llama",)
 ROPE_SCALINGS = ("default", "llama3")
 
-# GGUF holds the result of llama3's scaling, not what it came from. Every released model used these.
+# GGUF holds only the factors that llama3's scaling gives. Every released model used these numbers.
 LOW_FREQ_FACTOR, HIGH_FREQ_FACTOR, ORIGINAL_MAX_POSITIONS = 1.0, 4.0, 8192
-LEAST_FACTOR = 1e-6  # below it float32 has no frequency
+LEAST_FACTOR = 1e-6  # a smaller one gives frequencies that float32 cannot hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +40,9 @@ class Spec:
       layers, width, heads, kv_heads, head_size, feedforward, vocabulary: L, D, H, K, d, F, V.
       max_positions: how many positions the model was trained to see.
       rope_theta: base of the rotary embedding.
-      rope_scaling: None, or how its wavelengths are stretched.
+      rope_scaling: how its wavelengths are stretched, if they are.
       norm_epsilon: added to the mean square in RMSNorm.
-      tied_head: whether the embedding is the head's kernel too.
+      tied_head: whether the head's matrix is the embedding.
     """
 
     family: str
@@ -77,71 +76,79 @@ class Spec:
             )
 
 
-def from_config(config: Mapping[str, Any], source: str) -> Spec:
-    """The spec that a Hugging Face `config.json` describes.
+def spec_from_config(config: Mapping[str, Any], source: str) -> Spec:
+    """Returns the spec that a Hugging Face `config.json` describes.
 
     Args:
       config: the parsed file.
       source: how errors name it.
 
     Raises:
-      UserError: a family, option or value that is not supported, or a size that is missing.
+      UserError: a family, option or value is not supported, or a size is missing.
     """
-    check_family(config.get("model_type"), source)
-    width = positive(config, "hidden_size", int, source)
-    heads = positive(config, "num_attention_heads", int, source)
-    max_positions = positive(config, "max_position_embeddings", int, source, 2048)
-    # transformers 5 keeps base and scaling in one entry, earlier versions in two; it takes the
-    # earlier where there are both.
+    _check_family(config.get("model_type"), source)
+    width = _positive(config, "hidden_size", int, source)
+    heads = _positive(config, "num_attention_heads", int, source)
+    max_positions = _positive(config, "max_position_embeddings", int, source, 2048)
+    # transformers 5 keeps base and scaling in one entry, earlier versions in two. If a file has
+    # both, it takes the earlier one.
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(rope, Mapping):
         raise UserError(f"{source}: rope_scaling is {short(rope)}, expected an object or null.")
-    refuse_options({**config, **rope}, source)
+    _refuse_options({**config, **rope}, source)
     original = config.get("original_max_position_embeddings")
-    if original is not None:  # transformers 5 takes it even over the one inside
+    if original is not None:  # transformers 5 prefers it to the one inside
         rope = {**rope, "original_max_position_embeddings": original}
     return Spec(
         family=config["model_type"],
-        layers=positive(config, "num_hidden_layers", int, source),
+        layers=_positive(config, "num_hidden_layers", int, source),
         width=width,
         heads=heads,
-        kv_heads=positive(config, "num_key_value_heads", int, source, heads),
-        head_size=positive(config, "head_dim", int, source, width // heads),
-        feedforward=positive(config, "intermediate_size", int, source),
-        vocabulary=positive(config, "vocab_size", int, source),
+        kv_heads=_positive(config, "num_key_value_heads", int, source, heads),
+        head_size=_positive(config, "head_dim", int, source, width // heads),
+        feedforward=_positive(config, "intermediate_size", int, source),
+        vocabulary=_positive(config, "vocab_size", int, source),
         max_positions=max_positions,
-        rope_theta=positive({**config, **rope}, "rope_theta", float, source, 10000.0),
-        rope_scaling=read_scaling(rope, max_positions, source),
-        norm_epsilon=positive(config, "rms_norm_eps", float, source, 1e-6),
+        rope_theta=_positive({**config, **rope}, "rope_theta", float, source, 10000.0),
+        rope_scaling=_read_scaling(rope, max_positions, source),
+        norm_epsilon=_positive(config, "rms_norm_eps", float, source, 1e-6),
         tied_head=config.get("tie_word_embeddings") is True,
     )
 
 
-def from_gguf(
+def spec_from_gguf(
     fields: Mapping[str, Any], tied_head: bool, factors: np.ndarray | None, source: str
 ) -> Spec:
-    """The spec that a GGUF file's metadata describes.
+    """Returns the spec that a GGUF file's metadata describes.
 
     Args:
       fields: the metadata, by key.
       tied_head: whether the file has no head of its own.
-      factors: float32[d/2], what frequencies are divided by (`rope_freqs.weight`), if any.
+      factors: float32[d/2], what frequencies are divided by (`rope_freqs.weight`), if anything.
       source: how errors name the file.
 
     Raises:
-      UserError: a family, option or value that is not supported, or a size that is missing.
+      UserError: a family, option or value is not supported, or a size is missing.
     """
     family = fields.get("general.architecture")
-    check_family(family, source)
+    _check_family(family, source)
 
     def read(key, kind, default=None):
-        return positive(fields, f"{family}.{key}", kind, source, default)
+        return _positive(fields, f"{family}.{key}", kind, source, default)
 
     if fields.get(f"{family}.expert_count", 0):
         raise UserError(f"{source} is a mixture of experts; supported: dense {family} models.")
     if fields.get(f"{family}.attention.causal", True) is not True:
         raise UserError(f"{source} attends to what follows; supported: causal {family} models.")
-    refuse_gguf_scaling(fields, family, source)
+    # A file that names a factor but no type is linear to llama.cpp, under the earlier key too. A
+    # factor of 0 means none.
+    scaling = fields.get(f"{family}.rope.scaling.type", "linear")
+    stretches = [
+        fields.get(f"{family}.rope.{key}", 1) for key in ("scaling.factor", "scale_linear")
+    ]
+    stretched = scaling == "linear" and any(factor not in (0, 1) for factor in stretches)
+    if stretched or scaling not in ("none", "linear"):
+        _refuse_scaling(scaling, source)
     width, heads = read("embedding_length", int), read("attention.head_count", int)
     rotated = read("rope.dimension_count", int, width // heads)
     head_size = read("attention.key_length", int, rotated)
@@ -169,62 +176,62 @@ def from_gguf(
         vocabulary=read("vocab_size", int, len(tokens) if isinstance(tokens, list) else None),
         max_positions=read("context_length", int),
         rope_theta=theta,
-        rope_scaling=None if factors is None else solve(factors, theta, original, source),
+        rope_scaling=None if factors is None else _find_scaling(factors, theta, original, source),
         norm_epsilon=read("attention.layer_norm_rms_epsilon", float),
         tied_head=tied_head,
     )
 
 
-def check_family(family: Any, source: str):
+def _check_family(family: Any, source: str) -> None:
     if family not in FAMILIES:
         raise UserError(
             f"{source} is a model of type {short(family)}; supported: {', '.join(FAMILIES)}."
         )
 
 
-def refuse_options(config: Mapping[str, Any], source: str):
+def _refuse_options(config: Mapping[str, Any], source: str) -> None:
     """Refuses what a Llama config can switch on and the decoder does not compute."""
-    plain = {
+    supported = {
         "hidden_act": ("silu", "swish"),
         "attention_bias": (False, None),
         "mlp_bias": (False, None),
         "partial_rotary_factor": (1, None),
         "quantization_config": (None,),
     }
-    for key, accepted in plain.items():
-        value = config.get(key, accepted[0])
-        if value not in accepted:
-            raise UserError(f"{source}: {key} is {short(value)}; supported: {accepted[0]!r}.")
+    for key, values in supported.items():
+        value = config.get(key, values[0])
+        if value not in values:
+            raise UserError(f"{source}: {key} is {short(value)}; supported: {values[0]!r}.")
     tied = config.get("tie_word_embeddings")
     if tied is not None and not isinstance(tied, bool):
         raise UserError(f"{source}: tie_word_embeddings is {short(tied)}, expected true or false.")
 
 
-def positive(
-    source_of: Mapping[str, Any], key: str, kind: type, source: str, default: Any = None
+def _positive(
+    fields: Mapping[str, Any], key: str, kind: type, source: str, default: Any = None
 ) -> Any:
-    """The finite number above 0 under `key`, as `kind`; `default` where it is absent or null."""
-    value = source_of.get(key)
+    """Returns the finite number above 0 under `key`, as `kind`, or `default` if there is none."""
+    value = fields.get(key)
     if value is None:
         value = default
     if value is None:
         raise UserError(f"{source} does not say {key}.")
     number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-    if not number or not 0 < value < 2**53 or not math.isfinite(value):
+    if not number or not 0 < value < 2**53:
         name = "a whole number" if kind is int else "a number"
         raise UserError(f"{source}: {key} is {short(value)}, expected {name} above 0.")
     return kind(value)
 
 
-def read_scaling(rope: Mapping[str, Any], max_positions: int, source: str) -> RopeScaling | None:
+def _read_scaling(rope: Mapping[str, Any], max_positions: int, source: str) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ROPE_SCALINGS:
-        refuse_scaling(kind, source)
+        _refuse_scaling(kind, source)
     if kind == "default":
         return None
-    original = positive(rope, "original_max_position_embeddings", int, source, max_positions)
+    original = _positive(rope, "original_max_position_embeddings", int, source, max_positions)
     factor, low, high = (
-        positive(rope, key, float, source)
+        _positive(rope, key, float, source)
         for key in ("factor", "low_freq_factor", "high_freq_factor")
     )
     if not LEAST_FACTOR <= min(factor, low) or not low < high:
@@ -236,29 +243,21 @@ def read_scaling(rope: Mapping[str, Any], max_positions: int, source: str) -> Ro
     return RopeScaling("llama3", factor, low, high, original)
 
 
-def refuse_scaling(kind: Any, source: str):
+def _refuse_scaling(kind: Any, source: str) -> NoReturn:
     raise UserError(
         f"{source} has rope scaling of type {short(kind)}; supported: {', '.join(ROPE_SCALINGS)}."
     )
 
 
-def refuse_gguf_scaling(fields: Mapping[str, Any], family: Any, source: str):
-    """Refuses all scaling but that of `rope_freqs.weight`. Files without a type that name a factor
-    are linear to llama.cpp, under the earlier key too."""
-    scaling = fields.get(f"{family}.rope.scaling.type", "linear")
-    factors = [fields.get(f"{family}.rope.{key}", 1) for key in ("scaling.factor", "scale_linear")]
-    # 0 is none there.
-    if scaling != "none" and (scaling != "linear" or any(given not in (0, 1) for given in factors)):
-        refuse_scaling(scaling, source)
-
-
-def solve(factors: np.ndarray, theta: float, original: int, source: str) -> RopeScaling | None:
-    """The llama3 scaling whose float32[d/2] factors these are; None where they are all 1."""
+def _find_scaling(
+    factors: np.ndarray, theta: float, original: int, source: str
+) -> RopeScaling | None:
+    """Returns the llama3 scaling that gives float32[d/2] factors, or None if they are all 1."""
     factor = float(factors.max())
     if np.all(factors == 1):
         return None
     half = len(factors)
-    with np.errstate(all="ignore"):  # what is not finite is not close either
+    with np.errstate(all="ignore"):  # a number that is not finite is not close either
         turns = original * theta ** (-np.arange(half) / half) / (2 * np.pi)
         kept = np.clip((turns - LOW_FREQ_FACTOR) / (HIGH_FREQ_FACTOR - LOW_FREQ_FACTOR), 0, 1)
         scaled = 1 / (kept + (1 - kept) / np.float64(factor))

@@ -1,6 +1,6 @@
-"""How each family's tensors are called: ours, in a Hugging Face folder, and in GGUF.
+"""The names of each family's tensors: ours, in a Hugging Face folder, and in GGUF.
 
-A further family is a table here, a row in `FAMILIES`, and what `spec.py` reads for it.
+A new family is a table here, a row in `FAMILIES`, and what `spec.py` reads for it.
 """
 
 from collections.abc import Iterator
@@ -9,107 +9,67 @@ from typing import NamedTuple
 from prompt_tuning_jax.models.spec import Spec
 
 
-class Name(NamedTuple):
-    """One leaf: our path, both formats' names ('{}' is the layer), its axes as files order them,
-    and whether GGUF interleaves its rows for the rotary embedding."""
+class Leaf(NamedTuple):
+    """A leaf of the model: its path, its name in a folder and in GGUF ('{}' is the layer), the
+    letters of its axes, and whether GGUF interleaves its rows for the rotary embedding."""
 
-    ours: str
+    path: str
     folder: str
     gguf: str
     axes: str
     rotary: bool = False
 
+    @property
+    def layered(self) -> bool:
+        """Whether every layer has one."""
+        return "{}" in self.folder
+
 
 EMBEDDING, HEAD = "embed/embedding", "head/weight"
-LLAMA = (
-    Name(EMBEDDING, "model.embed_tokens.weight", "token_embd.weight", "V D"),
-    Name(
-        "attention_norm/scale",
-        "model.layers.{}.input_layernorm.weight",
-        "blk.{}.attn_norm.weight",
-        "D",
-    ),
-    Name(
-        "attention/q/weight",
-        "model.layers.{}.self_attn.q_proj.weight",
-        "blk.{}.attn_q.weight",
-        "Hd D",
-        rotary=True,
-    ),
-    Name(
-        "attention/k/weight",
-        "model.layers.{}.self_attn.k_proj.weight",
-        "blk.{}.attn_k.weight",
-        "Kd D",
-        rotary=True,
-    ),
-    Name(
-        "attention/v/weight",
-        "model.layers.{}.self_attn.v_proj.weight",
-        "blk.{}.attn_v.weight",
-        "Kd D",
-    ),
-    Name(
-        "attention/o/weight",
-        "model.layers.{}.self_attn.o_proj.weight",
-        "blk.{}.attn_output.weight",
-        "D Hd",
-    ),
-    Name(
-        "feedforward_norm/scale",
-        "model.layers.{}.post_attention_layernorm.weight",
-        "blk.{}.ffn_norm.weight",
-        "D",
-    ),
-    Name(
-        "feedforward/gate/weight",
-        "model.layers.{}.mlp.gate_proj.weight",
-        "blk.{}.ffn_gate.weight",
-        "F D",
-    ),
-    Name(
-        "feedforward/up/weight",
-        "model.layers.{}.mlp.up_proj.weight",
-        "blk.{}.ffn_up.weight",
-        "F D",
-    ),
-    Name(
-        "feedforward/down/weight",
-        "model.layers.{}.mlp.down_proj.weight",
-        "blk.{}.ffn_down.weight",
-        "D F",
-    ),
-    Name("final_norm/scale", "model.norm.weight", "output_norm.weight", "D"),
-    Name(HEAD, "lm_head.weight", "output.weight", "V D"),
-)
+
+
+def _parse(text: str) -> tuple[Leaf, ...]:
+    """One leaf a line: path, both names without '.weight', axes, and 'rotary' if it is so."""
+    rows = (line.split() for line in text.strip().splitlines())
+    return tuple(
+        Leaf(path, f"{folder}.weight", f"{gguf}.weight", axes, rotary == ["rotary"])
+        for path, folder, gguf, axes, *rotary in rows
+    )
+
+
+LLAMA = _parse("""
+embed/embedding         model.embed_tokens                       token_embd         V,D
+attention_norm/scale    model.layers.{}.input_layernorm          blk.{}.attn_norm   D
+attention/q/weight      model.layers.{}.self_attn.q_proj         blk.{}.attn_q      Hd,D rotary
+attention/k/weight      model.layers.{}.self_attn.k_proj         blk.{}.attn_k      Kd,D rotary
+attention/v/weight      model.layers.{}.self_attn.v_proj         blk.{}.attn_v      Kd,D
+attention/o/weight      model.layers.{}.self_attn.o_proj         blk.{}.attn_output D,Hd
+feedforward_norm/scale  model.layers.{}.post_attention_layernorm blk.{}.ffn_norm    D
+feedforward/gate/weight model.layers.{}.mlp.gate_proj            blk.{}.ffn_gate    F,D
+feedforward/up/weight   model.layers.{}.mlp.up_proj              blk.{}.ffn_up      F,D
+feedforward/down/weight model.layers.{}.mlp.down_proj            blk.{}.ffn_down    D,F
+final_norm/scale        model.norm                               output_norm        D
+head/weight             lm_head                                  output             V,D
+""")
 FAMILIES = {"llama": LLAMA}
 
 
-class Slot(NamedTuple):
-    """Where a tensor goes: its leaf's row in the table, and its layer if it is in one."""
-
-    name: Name
-    layer: int | None
+def table(spec: Spec) -> list[Leaf]:
+    """Returns the leaves of the model: without a head if that is tied."""
+    return [leaf for leaf in FAMILIES[spec.family] if leaf.path != HEAD or not spec.tied_head]
 
 
-def rows(spec: Spec) -> list[Name]:
-    """The table of the model's family, without the head where that is tied."""
-    return [row for row in FAMILIES[spec.family] if row.ours != HEAD or not spec.tied_head]
+def tensor_names(spec: Spec, source: str) -> Iterator[tuple[str, Leaf, int | None]]:
+    """Yields each tensor that the model needs: its name in a 'folder' or in 'gguf', its leaf, and
+    its layer, if any."""
+    for leaf in table(spec):
+        name = getattr(leaf, source)
+        for layer in range(spec.layers) if leaf.layered else [None]:
+            yield name.format(layer), leaf, layer
 
 
-def wanted(spec: Spec, source: str) -> Iterator[tuple[str, Slot]]:
-    """Each tensor that the model needs, as the file names it, with its slot."""
-    for row in rows(spec):
-        name = getattr(row, source)
-        if "{}" in name:
-            for layer in range(spec.layers):
-                yield name.format(layer), Slot(row, layer)
-        else:
-            yield name, Slot(row, None)
-
-
-def axes(spec: Spec, letters: str) -> tuple[int, ...]:
-    """The sizes that a row of the table gives in letters."""
+def leaf_shape(spec: Spec, leaf: Leaf) -> tuple[int, ...]:
+    """Returns the sizes of a leaf's axes in one layer."""
     sizes = {
         "V": spec.vocabulary,
         "D": spec.width,
@@ -117,4 +77,4 @@ def axes(spec: Spec, letters: str) -> tuple[int, ...]:
         "Hd": spec.heads * spec.head_size,
         "Kd": spec.kv_heads * spec.head_size,
     }
-    return tuple(sizes[letter] for letter in letters.split())
+    return tuple(sizes[letter] for letter in leaf.axes.split(","))

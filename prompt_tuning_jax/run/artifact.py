@@ -25,7 +25,12 @@ from flax import traverse_util
 
 from prompt_tuning_jax import __version__
 from prompt_tuning_jax.errors import UserError, nearest, short
-from prompt_tuning_jax.models.files import safetensors as safetensors_file
+from prompt_tuning_jax.models.files.safetensors import (
+    DTYPES,
+    read_header,
+    read_safetensors,
+    write_safetensors,
+)
 from prompt_tuning_jax.run.card import CARD, render_card
 from prompt_tuning_jax.run.folder import ARTIFACT
 from prompt_tuning_jax.run.report import Row
@@ -120,7 +125,7 @@ def save_artifact(artifact: Artifact, folder: str | os.PathLike) -> None:
         _check_replaceable(folder)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        digest = safetensors_file.write(partial / TENSORS, arrays)
+        digest = write_safetensors(partial / TENSORS, arrays)
         (partial / MANIFEST).write_bytes(_seal(artifact.manifest, digest, folder))
         (partial / CARD).write_text(_card(artifact, partial, folder.name), encoding="utf-8")
         for path in (partial / TENSORS, partial / MANIFEST, partial):
@@ -351,9 +356,9 @@ def _shallow(value: Any, depth: int) -> bool:
 
 def _read_tensors(path: Path, digest: str) -> dict[str, np.ndarray]:
     _check_file(path, math.inf)
-    for name, entry in safetensors_file.read_header(path).items():
+    for name, entry in read_header(path).items():
         _check_leaf(name, entry.dtype, entry.shape, path)
-    arrays, found = safetensors_file.read_whole(path)
+    arrays, found = read_safetensors(path)
     if found != digest:
         raise UserError(
             f"{path} is damaged or belongs to another manifest: its checksum is wrong; {_AGAIN}."
@@ -365,10 +370,9 @@ def _read_tensors(path: Path, digest: str) -> dict[str, np.ndarray]:
 def _check_leaf(name: str, dtype: str, shape: Sequence[int], path: Path) -> None:
     if not _LEAF.fullmatch(name):
         raise UserError(f"{path}: {short(name)} is not a name such as 'prompt/vectors'.")
-    if dtype not in safetensors_file.DTYPES:
+    if dtype not in DTYPES:
         raise UserError(
-            f"{path}: '{name}' is of type {short(dtype)}, expected one of "
-            f"{', '.join(safetensors_file.DTYPES)}."
+            f"{path}: '{name}' is of type {short(dtype)}, expected one of {', '.join(DTYPES)}."
         )
     if len(shape) > _DIMENSIONS or any(size >= 2**31 for size in shape):
         raise UserError(f"{path}: '{name}' has the impossible shape {short(list(shape))}.")
@@ -377,7 +381,7 @@ def _check_leaf(name: str, dtype: str, shape: Sequence[int], path: Path) -> None
 def _check_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     if not arrays:
         raise UserError(f"{path} holds no tensor, expected at least one.")
-    names = {dtype: name for name, dtype in safetensors_file.DTYPES.items()}
+    names = {dtype: name for name, dtype in DTYPES.items()}
     for name, array in arrays.items():
         _check_leaf(name, names.get(array.dtype, str(array.dtype)), array.shape, path)
         if not np.isfinite(array).all():

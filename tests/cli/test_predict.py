@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-import plain_llama
+import plain_model
 import pytest
 import tiny_models
 import tiny_runs
@@ -38,7 +38,7 @@ def writer(tmp_path_factory):
     words += [f"--config.{word}" for word in SETTINGS]
     config = configs.load(str(tiny_runs.world().config), words)
     lm = load_model(config)
-    collections = plain_llama.random_collections(0, tiny_models.SPEC, "prompt", size=3)
+    collections = plain_model.random_collections(0, tiny_models.SPEC, "prompt", size=3)
     manifest = artifact.make_manifest(lm, make_task(config.task), config, {})
     folder = tmp_path_factory.mktemp("writer") / "artifact"
     artifact.save_artifact(artifact.Artifact(collections, manifest), folder)

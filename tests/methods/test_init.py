@@ -5,7 +5,7 @@ import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import plain_llama
+import plain_model
 import pytest
 from tiny_methods import LM, TASK, keep, make
 from tiny_models import SPEC, SPECIALS, VOCABULARY, changed
@@ -92,13 +92,13 @@ def test_a_file_of_numbers(tmp_path, dtype):
 
 
 def test_an_earlier_artifact(tmp_path):
-    collections = plain_llama.random_collections(0, SPEC, "prompt", size=3)
+    collections = plain_model.random_collections(0, SPEC, "prompt", size=3)
     found = vectors(3, "file", file=keep(tmp_path / "earlier", collections))
     np.testing.assert_array_equal(found, collections["prompt"]["vectors"])
 
 
 def test_an_artifact_without_a_prompt_and_a_missing_file_are_refused(tmp_path):
-    collections = plain_llama.random_collections(0, SPEC, "prefix", size=3)
+    collections = plain_model.random_collections(0, SPEC, "prefix", size=3)
     with pytest.raises(UserError, match="which holds no soft prompt"):
         vectors(3, "file", file=keep(tmp_path / "prefix", collections))
     for name in ("none.npy", "none"):

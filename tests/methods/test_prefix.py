@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import plain_llama
+import plain_model
 import pytest
 from tiny_methods import LM, PLAIN, TASK, keep, make
 from tiny_models import SPEC
@@ -38,16 +38,16 @@ def test_a_text_becomes_its_own_keys_and_values(text, hidden_size):
     """Repeated or cut to P, and read by the model that knows no prefix but the numpy one."""
     ids = np.resize(LM.tokenizer.encode(text)[0], SIZE).tolist()
     collections = made(init="text", init_text=text, hidden_size=hidden_size)
-    wanted = plain_llama.states(PLAIN, ids + REST)[SIZE:]
-    found = plain_llama.states(PLAIN, REST, collections)
+    wanted = plain_model.states(PLAIN, ids + REST)[SIZE:]
+    found = plain_model.states(PLAIN, REST, collections)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
 def test_every_init_of_virtual_tokens_is_a_prefix_too():
     prompt = make(num_virtual_tokens=SIZE, init="labels").init(KEY, LM, TASK)
     slots = [-1 - slot for slot in range(SIZE)]
-    wanted = plain_llama.states(PLAIN, slots + REST, {"prompt": prompt})[SIZE:]
-    found = plain_llama.states(PLAIN, REST, made(init="labels"))
+    wanted = plain_model.states(PLAIN, slots + REST, {"prompt": prompt})[SIZE:]
+    found = plain_model.states(PLAIN, REST, made(init="labels"))
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
@@ -80,7 +80,7 @@ def test_the_first_prefix_of_a_half_precision_model_is_float32():
 
 
 def test_an_earlier_prefix_is_where_training_goes_on(tmp_path):
-    earlier = plain_llama.random_collections(0, SPEC, "prefix", size=SIZE)
+    earlier = plain_model.random_collections(0, SPEC, "prefix", size=SIZE)
     folder = keep(tmp_path / "earlier", earlier)
     jax.tree.map(np.testing.assert_array_equal, made(init="file", init_file=folder), earlier)
     message = r"a prefix of {'k': \(3, 4, 2, 10\).*}: expected 'k' and 'v' of \(3, 2, 2, 10\)"
@@ -90,7 +90,7 @@ def test_an_earlier_prefix_is_where_training_goes_on(tmp_path):
 
 @pytest.mark.parametrize("kind", ["artifact", "npy"])
 def test_an_earlier_soft_prompt_becomes_a_prefix(tmp_path, kind):
-    prompt = plain_llama.random_collections(0, SPEC, "prompt", size=SIZE)
+    prompt = plain_model.random_collections(0, SPEC, "prompt", size=SIZE)
     if kind == "npy":
         path = str(tmp_path / "prompt.npy")
         np.save(path, prompt["prompt"]["vectors"])
@@ -148,7 +148,7 @@ def test_a_prefix_of_zeros_stays_one_position_unless_a_network_makes_it_several(
 
 def encoded(size, text="a", max_length=0):
     """The example of a text behind a prefix."""
-    prefix = plain_llama.random_collections(0, SPEC, "prefix", size=size)
+    prefix = plain_model.random_collections(0, SPEC, "prefix", size=size)
     return encode_for(LM, TASK, [{"text": text}], prefix, max_length)[0]
 
 

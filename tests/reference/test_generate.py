@@ -12,7 +12,7 @@ import tiny_models
 
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.generate import Settings, generate
-from prompt_tuning_jax.models.files import weights
+from prompt_tuning_jax.models.files.find import find_model
 from prompt_tuning_jax.models.language_model import load
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -86,7 +86,7 @@ def test_smollm2_alone_and_with_peft_s_prompt():
         "name[Zizzi], eatType[coffee shop], area[riverside]\nDescription:",
     ]
     cases = [inputs.Case(lm.tokenizer.encode(text)[0], 0) for text in texts]
-    base = peft_side.base(str(weights.locate(SMOLLM2)), "float32")
+    base = peft_side.base(str(find_model(SMOLLM2)), "float32")
     theirs = peft_side.write(base, cases, 24)
     assert ours(lm, cases, tokens=24) == theirs
     words = jnp.array(lm.tokenizer.encode("In plain words:")[0])

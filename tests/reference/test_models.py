@@ -12,7 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prompt_tuning_jax.models.decoder import Decoder
-from prompt_tuning_jax.models.files import tokenizer, weights
+from prompt_tuning_jax.models.files.find import find_model
+from prompt_tuning_jax.models.files.tokenizer import read_tokenizer
+from prompt_tuning_jax.models.files.weights import read_weights
 from prompt_tuning_jax.models.positions import frequencies
 
 
@@ -43,7 +45,7 @@ def test_random_llamas_from_folders_that_transformers_wrote(tmp_path, name, dtyp
     assert len(list(tmp_path.glob("*.safetensors"))) > (dtype == torch.bfloat16)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     kept = make_fixtures.compute(model.eval(), seed)._asdict()
-    spec, params, _ = weights.read(str(tmp_path), "float32")
+    spec, params, _ = read_weights(str(tmp_path), "float32")
     module = Decoder(spec, precision="highest")
     parity.check_right_padding(module, params, kept)
     parity.check_left_padding(module, params, kept)
@@ -62,7 +64,7 @@ def test_logits_far_from_the_beginning(tmp_path, name):
     model.save_pretrained(tmp_path)
     tokens = np.random.default_rng(0).integers(0, 61, (1, 1500))
     theirs = make_fixtures.run(model, tokens, np.ones_like(tokens))
-    spec, params, _ = weights.read(str(tmp_path), "float32")
+    spec, params, _ = read_weights(str(tmp_path), "float32")
     # The same rounding but for a last bit here and there, or the scale's.
     kept = model.model.rotary_emb.inv_freq.numpy()
     np.testing.assert_allclose(frequencies(spec), kept, rtol=3e-7)
@@ -82,14 +84,14 @@ def test_random_llama_from_a_gguf_that_transformers_reads(tmp_path, tied):
         tmp_path, gguf_file="model.gguf", dtype=torch.float32
     )
     kept = make_fixtures.compute(model.eval(), 7)._asdict()
-    _, params, _ = weights.read(str(tmp_path / "model.gguf"), "float32")
+    _, params, _ = read_weights(str(tmp_path / "model.gguf"), "float32")
     module = Decoder(spec, precision="highest")
     parity.check_right_padding(module, params, kept)
     parity.check_prompt(module, params, kept, shared_slots=0)
 
 
 def test_smollm2_weights_are_bit_for_bit_those_of_transformers(smollm2):
-    spec, params, _ = weights.read(make_fixtures.SMOLLM2, "float32")
+    spec, params, _ = read_weights(make_fixtures.SMOLLM2, "float32")
     arrays = {name: tensor.numpy() for name, tensor in smollm2.state_dict().items()}
     leaves = tiny_models.flatten(params)
     wanted = tiny_models.expected(spec, arrays)
@@ -101,8 +103,8 @@ def test_smollm2_weights_are_bit_for_bit_those_of_transformers(smollm2):
 def test_smollm2_logits_of_the_whole_vocabulary(smollm2):
     """As close to float64 as transformers' float32 is: on logits of 25 both are up to 1e-4 off, how
     much depends on the processor's order of sums, so a few in a million differ by more."""
-    words = tokenizer.read(make_fixtures.SMOLLM2)
-    spec, params, _ = weights.read(make_fixtures.SMOLLM2, "float32")
+    words = read_tokenizer(make_fixtures.SMOLLM2)
+    spec, params, _ = read_weights(make_fixtures.SMOLLM2, "float32")
     module = Decoder(spec, precision="highest")
     lines = [line for line in reference_lines.real() if 150 < len(line) < 200][:4]
     rows = [words.encode(line)[0] for line in lines]
@@ -123,7 +125,7 @@ def test_smollm2_logits_of_the_whole_vocabulary(smollm2):
 def test_smollm2_token_ids_on_every_line_of_the_data():
     words, ours = (
         make_fixtures.load_words(single_digits=False),
-        tokenizer.read(make_fixtures.SMOLLM2),
+        read_tokenizer(make_fixtures.SMOLLM2),
     )
     lines = reference_lines.real()
     assert len(lines) > 5000
@@ -134,14 +136,14 @@ def test_smollm2_token_ids_on_every_line_of_the_data():
 def test_smollm2_token_ids_of_nasty_lines():
     words, ours = (
         make_fixtures.load_words(single_digits=True),
-        tokenizer.read(make_fixtures.SMOLLM2),
+        read_tokenizer(make_fixtures.SMOLLM2),
     )
     for line in reference_lines.NASTY:
         assert ours.encode(line)[0] == make_fixtures.encode(words, line), line
 
 
 def test_what_smollm2s_file_says_of_its_tokenizer():
-    path, ours = weights.locate(make_fixtures.SMOLLM2), tokenizer.read(make_fixtures.SMOLLM2)
+    path, ours = find_model(make_fixtures.SMOLLM2), read_tokenizer(make_fixtures.SMOLLM2)
     words = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     ids = (words.bos_token_id, words.eos_token_id, words.pad_token_id)
     assert (ours.bos_id, ours.eos_id, ours.pad_id) == ids
@@ -153,7 +155,7 @@ def test_other_splittings_of_gguf(tmp_path, pre):
     tiny_models.write_gguf(tmp_path / "model.gguf", pre=pre)
     words = AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
     words.backend_tokenizer.encode_special_tokens = True
-    ours = tokenizer.read(str(tmp_path / "model.gguf"))
+    ours = read_tokenizer(str(tmp_path / "model.gguf"))
     for line in [*reference_lines.NASTY, *reference_lines.real()[:500]]:
         wanted = words.backend_tokenizer.encode(line, add_special_tokens=False).ids
         assert ours.encode(line)[0] == wanted, line
@@ -169,7 +171,7 @@ def test_folders_as_transformers_reads_them(tmp_path, processed, setting):
     if not processed:
         tiny_models.rewrite(folder / "tokenizer.json", post_processor=None)
     words = AutoTokenizer.from_pretrained(folder)
-    ours = tokenizer.read(str(folder))
+    ours = read_tokenizer(str(folder))
     for line in [*reference_lines.NASTY[1:], *reference_lines.real()[:500]]:
         if not any(markup in line for markup in tiny_models.SPECIALS):
             front = [ours.bos_id] if ours.add_bos else []

@@ -7,14 +7,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import plain_llama
+import plain_model
 import pytest
 import tiny_models
 
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.models.cached import bake
-from prompt_tuning_jax.models.files import weights
+from prompt_tuning_jax.models.files.find import find_model
 from prompt_tuning_jax.models.language_model import LanguageModel, load
 from prompt_tuning_jax.models.sites import bind
 from prompt_tuning_jax.score import virtual_tokens
@@ -46,7 +46,7 @@ def lm(folder):
 
 def random_collections(spec, kind):
     """A prompt or a prefix of vectors as large as those of a model."""
-    return plain_llama.random_collections(0, spec, kind, size=SLOTS)
+    return plain_model.random_collections(0, spec, kind, size=SLOTS)
 
 
 def random_cases(seed, lengths=(12, 5, 9), targets=2):
@@ -169,7 +169,7 @@ def test_peft_gives_our_logits_on_smollm2(kind):
     if kind == "prefix":
         collections = bake(lm, np.array(words), {})
     collections = jax.device_get(collections)
-    base = peft_side.base(str(weights.locate(SMOLLM2)), "float32")
+    base = peft_side.base(str(find_model(SMOLLM2)), "float32")
     wrapped = peft_side.tuned(base, collections)
     cases = [inputs.Case(lm.tokenizer.encode(headline)[0], 1)]
     assert largest_difference(lm, wrapped, collections, cases) < 1e-4

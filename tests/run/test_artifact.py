@@ -17,7 +17,6 @@ from hypothesis.extra import numpy as arrays_of
 
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models.files import safetensors as safetensors_file
 from prompt_tuning_jax.models.spec import Spec
 from prompt_tuning_jax.run import artifact as artifacts
 from prompt_tuning_jax.run.artifact import MANIFEST, TENSORS, Artifact
@@ -180,7 +179,7 @@ def test_a_manifest_that_says_a_key_twice_is_refused(tmp_path):
 def test_sizes_are_checked_before_memory_is_taken(tmp_path, monkeypatch):
     header = {"prompt/vectors": entry((2**40,), 0, 2**42)}
     planted = plant(tmp_path / "a", tensors=safetensors(header, b"\0" * 4))
-    monkeypatch.setattr(safetensors_file, "read_whole", lambda path: pytest.fail("was read"))
+    monkeypatch.setattr(artifacts, "read_safetensors", lambda path: pytest.fail("was read"))
     assert TENSORS in refusal(planted)
 
 
@@ -267,7 +266,7 @@ def test_a_manifest_that_could_not_be_loaded_is_not_saved(tmp_path):
         assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("failing", ("write", "sync", "replace"))
+@pytest.mark.parametrize("failing", ("write_safetensors", "sync", "replace"))
 def test_a_full_disk_leaves_the_artifact_that_was_there(tmp_path, monkeypatch, failing):
     artifacts.save_artifact(make(), tmp_path / "a")
     replace, calls = os.replace, []
@@ -278,7 +277,7 @@ def test_a_full_disk_leaves_the_artifact_that_was_there(tmp_path, monkeypatch, f
             return replace(*arguments)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    target = {"write": safetensors_file, "sync": artifacts, "replace": os}[failing]
+    target = os if failing == "replace" else artifacts
     with monkeypatch.context() as patched:
         patched.setattr(target, failing, fail)
         with pytest.raises(OSError, match="No space left"):

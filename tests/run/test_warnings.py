@@ -4,14 +4,14 @@ import re
 
 import jax.numpy as jnp
 import numpy as np
-import plain_llama
+import plain_model
 import pytest
 from ml_collections import ConfigDict
 from tiny_models import SPEC
 
 from prompt_tuning_jax.run import warnings
 
-LM, _ = plain_llama.make()
+LM, _ = plain_model.make()
 EMBEDDING = LM.params["embed"]["embedding"]
 NORM = float(np.linalg.norm(np.asarray(EMBEDDING), axis=1).mean())
 LABELS = (("0", "bad"), ("1", "good"), ("2", "so-so"))

@@ -17,7 +17,9 @@ import numpy as np
 import tiny_models
 
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models.files import tokenizer, weights
+from prompt_tuning_jax.models.files.gguf import read_gguf
+from prompt_tuning_jax.models.files.tokenizer import read_tokenizer
+from prompt_tuning_jax.models.files.weights import read_weights
 
 MOST_SECONDS, MOST_BYTES = 1.0, 200 << 20
 BYTES = (0, 1, 0x7F, 0x80, 0xFF)
@@ -82,7 +84,7 @@ def by_values(whole, rng):
 def mutations(kind, path, count):
     whole, rng = path.read_bytes(), np.random.default_rng(0)
     if kind == "gguf":
-        header = weights.gguf_file.read(path).tensors
+        header = read_gguf(path).tensors
         end = min(tensor.start for tensor in header.values())
     elif kind == "safetensors":
         end = 8 + int.from_bytes(whole[:8], "little")
@@ -114,8 +116,8 @@ def main(kind, folder, count):
         path.write_bytes(data)
         began = time.process_time()
         try:
-            weights.read(str(model), "float32")
-            words = tokenizer.read(str(model))
+            read_weights(str(model), "float32")
+            words = read_tokenizer(str(model))
             words.decode(words.encode("the hello 字 12\n")[0])
             read += 1
         except UserError as error:

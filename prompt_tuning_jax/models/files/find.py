@@ -1,0 +1,66 @@
+"""Finds the files of a model by its path or packaged name, and reads the JSON among them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from prompt_tuning_jax.errors import UserError, short
+from prompt_tuning_jax.models.files.gguf import is_gguf
+from prompt_tuning_jax.models.files.packaged_models import PACKAGED, find_packaged
+
+FOLDER = "a folder with config.json and safetensors"
+
+
+def find_model(path: str) -> Path:
+    """Returns the GGUF file or the folder of a model.
+
+    Raises:
+      UserError: it does not exist, or is neither.
+    """
+    if path in PACKAGED:
+        found = find_packaged(path)
+        if found is None:
+            raise UserError(
+                f"the packaged model '{path}' is not installed; {PACKAGED[path].install}."
+            )
+        return found
+    found, expected = Path(os.path.expanduser(path)), f"a GGUF file, {FOLDER}"
+    try:
+        if found.is_dir():
+            problem = "" if (found / "config.json").exists() else "is a folder without config.json"
+            if odd := [inside for inside in found.iterdir() if not _is_plain(inside)]:
+                problem = f"holds {short(odd[0].name)}, which is neither a file nor a folder"
+        elif found.exists():
+            problem = "" if _is_plain(found) and is_gguf(found) else "is not a GGUF file"
+        else:
+            problem, expected = "does not exist", f"{expected} or {', '.join(PACKAGED)}"
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+    if problem:
+        raise UserError(f"the model {short(path, 200)} {problem}; expected {expected}.")
+    return found
+
+
+def _is_plain(path: Path) -> bool:
+    """A read of a pipe would wait, and a device has no end. A broken link is harmless."""
+    return path.is_file() or path.is_dir() or not path.exists()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object from a file.
+
+    Raises:
+      UserError: the file is missing or holds something else.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is not valid JSON.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {type(value).__name__}, expected a JSON object.")
+    return value
