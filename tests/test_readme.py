@@ -13,7 +13,7 @@ import pytest
 import tiny_runs
 
 from prompt_tuning_jax.cli import main
-from prompt_tuning_jax.models.files import weights
+from prompt_tuning_jax.models.files import find
 
 ROOT = Path(__file__).resolve().parents[1]
 # Fewer steps and records than the README's, which changes no command.
@@ -61,7 +61,7 @@ def home(monkeypatch, tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     rows = [f"text {number},{'ab'[number % 2]}" for number in range(120)]
     (tmp_path / "reviews.csv").write_text("\n".join(["review,stars", *rows]), encoding="utf-8")
-    monkeypatch.setattr(weights, "locate_embedded", lambda name: tiny_runs.world().model)
+    monkeypatch.setattr(find, "find_packaged", lambda name: tiny_runs.world().model)
     with tiny_runs.at_home(monkeypatch):
         yield tmp_path
 

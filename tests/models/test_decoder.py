@@ -1,4 +1,4 @@
-"""The model against a plain one that runs one sequence at a time: `plain_model`."""
+"""The model against the plain one, which runs one sequence at a time."""
 
 import dataclasses
 import functools
@@ -10,17 +10,16 @@ import plain_model
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_model import LLAMA3
-from tiny_models import SPEC, changed
+from tiny_models import LLAMA3, SPEC, SPECS, changed
 
-from prompt_tuning_jax.data.batch import Batch, Shape, pack_batch
+from prompt_tuning_jax.data.batch import Batch
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.models.decoder import REMAT
 from prompt_tuning_jax.models.positions import rotary_tables
 from prompt_tuning_jax.models.sites import bind, sites
 
-# One shape of rows for all tests, so that little is compiled: a row, and one for packing tests.
+# One shape of rows for all tests, so that little is compiled.
 ROWS, LENGTH, SLOTS = 2, 16, 3
 FRONT = (1, -1, 77)
 
@@ -42,7 +41,7 @@ def run(module, params, collections, batch):
 
 
 def one_row(ids, shared=0):
-    """A batch of one sequence, nothing packed, everything read, and a row of padding."""
+    """A batch of one sequence and a row of padding, where every position is read."""
     ids = np.array(ids, np.int32)
     size = len(ids) - shared
     tokens, segments = np.zeros((2, ROWS, LENGTH), np.int32)
@@ -81,7 +80,7 @@ def layouts(draw):
 
 
 class Filled:
-    """Rows written position by position, and what stands at each: the sequence it ends."""
+    """Rows that are written part by part, and the hidden states that they should give."""
 
     def __init__(self, seed):
         self.rng = np.random.default_rng(seed)
@@ -90,7 +89,7 @@ class Filled:
         self.expected = np.zeros((ROWS, LENGTH, SPEC.width))
 
     def write(self, row, start, length, before, segment, branch):
-        """Random tokens behind the sequence `before`; returns that sequence with them."""
+        """Writes random tokens behind the sequence `before`; returns that sequence with them."""
         ids = self.rng.integers(-SLOTS, SPEC.vocabulary, length)
         here = (row, slice(start, start + length))
         self.tokens[here], self.segments[here], self.branches[here] = ids, segment, branch
@@ -99,9 +98,9 @@ class Filled:
 
 
 @settings(max_examples=40)
-@given(layouts(), st.sampled_from([(), FRONT]), st.integers(0, 2**32 - 1))
-def test_packed_padded_branched_and_shared_is_one_sequence_at_a_time(rows, front, seed):
-    lm, plain = plain_model.make()
+@given(rows=layouts(), front=st.sampled_from([(), FRONT]), seed=st.integers(0, 2**32 - 1))
+def test_packed_padded_branched_and_shared_is_one_sequence_at_a_time(model, rows, front, seed):
+    lm, plain = model
     collections = plain_model.random_collections(0, SPEC, "prompt", "prefix", size=SLOTS)
     filled = Filled(seed)
     for row, examples in enumerate(rows):
@@ -126,17 +125,10 @@ def test_packed_padded_branched_and_shared_is_one_sequence_at_a_time(rows, front
     close(ours[real], filled.expected[real])
 
 
-@pytest.mark.parametrize(
-    ("spec", "shared"),
-    [
-        (changed(layers=1), 3),
-        (changed(layers=2, kv_heads=4, tied_head=False), 0),
-        (changed(layers=4, kv_heads=1), 3),
-        (changed(rope_scaling=LLAMA3, rope_theta=1000.0), 3),
-    ],
-    ids=["one layer", "untied, a key head each", "four layers, one key head", "llama3"],
-)
-def test_logits_of_every_position_are_the_plain_loop_over_layers(spec, shared):
+@pytest.mark.parametrize("shared", [0, 3])
+@pytest.mark.parametrize("name", SPECS)
+def test_logits_of_every_position_are_those_of_one_sequence(name, shared):
+    spec = SPECS[name]
     lm, plain = plain_model.make(spec)
     ids = np.random.default_rng(0).integers(0, spec.vocabulary, 12)
     collections = plain_model.random_collections(1, spec, "prefix")
@@ -146,20 +138,7 @@ def test_logits_of_every_position_are_the_plain_loop_over_layers(spec, shared):
     close(jax.nn.log_softmax(logits[0, : len(wanted)]), wanted)
 
 
-def test_shared_positions_are_those_of_each_example(model):
-    lm, _ = model
-    examples = plain_model.random_examples(2, 2, FRONT)
-    collections = plain_model.random_collections(2, SPEC, "prompt")
-    found = []
-    for shared in (0, len(FRONT)):
-        batch = pack_batch(examples, shared, [Shape(ROWS, LENGTH, LENGTH, LENGTH)], ranked=False)
-        hidden = np.asarray(run(lm.module, lm.params, collections, batch)[0])
-        row, place = np.nonzero(batch.target_weights)
-        found.append(hidden[row, batch.targets[row, place]])
-    close(*found)
-
-
-def test_the_last_layer_where_it_is_read_is_the_whole_layer(model):
+def test_the_last_layer_at_some_positions_is_the_whole_layer_there(model):
     lm, plain = model
     collections = plain_model.random_collections(3, SPEC, "prompt", "prefix")
     ids = [*FRONT, *range(90, 101)]
@@ -298,7 +277,7 @@ def test_a_matmul_precision_reaches_every_product():
         ({"prefix": {"k": (3, 5, 2, 10), "v": (3, 4, 2, 10)}}, r"'k' and 'v' of the same shape"),
     ],
 )
-def test_a_leaf_without_a_place_is_refused_by_name(collections, message):
+def test_a_leaf_that_the_model_does_not_read_is_refused_by_name(collections, message):
     arrays = {
         name: {leaf: np.zeros(shape, np.float32) for leaf, shape in leaves.items()}
         for name, leaves in collections.items()
