@@ -25,15 +25,15 @@ from flax import traverse_util
 
 from prompt_tuning_jax import __version__
 from prompt_tuning_jax.errors import UserError, nearest, short
-from prompt_tuning_jax.models.files.safetensors import (
+from prompt_tuning_jax.run.card import CARD, render_card
+from prompt_tuning_jax.run.folder import ARTIFACT
+from prompt_tuning_jax.run.report import Row
+from prompt_tuning_jax.safetensors_file import (
     DTYPES,
     read_header,
     read_safetensors,
     write_safetensors,
 )
-from prompt_tuning_jax.run.card import CARD, render_card
-from prompt_tuning_jax.run.folder import ARTIFACT
-from prompt_tuning_jax.run.report import Row
 from prompt_tuning_jax.storage import atomic_write, sync
 
 FORMAT = 1

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 from tiny_models import SPEC, assert_tree, changed
 
 from prompt_tuning_jax.models.files import converted, weights
-from prompt_tuning_jax.models.files.safetensors import ALIGNMENT
 from prompt_tuning_jax.models.files.weights import read_weights
+from prompt_tuning_jax.safetensors_file import ALIGNMENT
 
 pytestmark = pytest.mark.usefixtures("cache")
 WANTED = tiny_models.expected(SPEC, tiny_models.tensors(SPEC))

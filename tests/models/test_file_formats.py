@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models.files.gguf import read_gguf
-from prompt_tuning_jax.models.files.safetensors import read_header
 from prompt_tuning_jax.models.spec import spec_from_gguf
+from prompt_tuning_jax.safetensors_file import read_header
 
 
 def test_the_gguf_reader_agrees_with_the_package(gguf_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models.files.safetensors import read_safetensors, write_safetensors
+from prompt_tuning_jax.safetensors_file import read_safetensors, write_safetensors
 from prompt_tuning_jax.storage import cache_folder, warn
 
 LAYOUT = 3  # raise it when the tree or the conversion changes

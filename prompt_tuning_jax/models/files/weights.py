@@ -23,8 +23,6 @@ from prompt_tuning_jax.models.files.converted import (
 )
 from prompt_tuning_jax.models.files.find import find_model, read_json
 from prompt_tuning_jax.models.files.gguf import Gguf, dequantize, read_gguf, unpermute
-from prompt_tuning_jax.models.files.safetensors import DTYPES as STORED
-from prompt_tuning_jax.models.files.safetensors import read_header, read_tensors
 from prompt_tuning_jax.models.spec import Spec, spec_from_config, spec_from_gguf
 from prompt_tuning_jax.models.weight_names import (
     EMBEDDING,
@@ -35,6 +33,8 @@ from prompt_tuning_jax.models.weight_names import (
     table,
     tensor_names,
 )
+from prompt_tuning_jax.safetensors_file import DTYPES as STORED
+from prompt_tuning_jax.safetensors_file import read_header, read_tensors
 
 DTYPES = {dtype.name: dtype for dtype in STORED.values()}
 SHARD = re.compile(r"[A-Za-z0-9_. -]{1,200}\.safetensors")  # what an index may name
