@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax import train
 from prompt_tuning_jax.cli.machine import (
     describe_machine,
@@ -22,7 +21,7 @@ from prompt_tuning_jax.cli.machine import (
     less_memory,
     load_model,
 )
-from prompt_tuning_jax.cli.show import facts, say
+from prompt_tuning_jax.cli.show import print_facts, say
 from prompt_tuning_jax.cli.train import check_report
 from prompt_tuning_jax.data.encode import count_shortened
 from prompt_tuning_jax.data.example import Example
@@ -32,6 +31,7 @@ from prompt_tuning_jax.models.files.tokenizer import Tokenizer
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.run import folder as workdir
 from prompt_tuning_jax.run.report import duration, size
+from prompt_tuning_jax.score import score
 from prompt_tuning_jax.step import compile_step, init_state
 
 BATCHES = 64  # batches that are looked at, evenly spaced over the run
@@ -62,29 +62,22 @@ def rehearse(config, folder: str | None, fresh: bool) -> dict[str, Any]:
 
 
 def measure(lm: LanguageModel, task, config, log) -> dict[str, Any]:
-    """Returns the facts of a run that are known before it, by name.
-
-    Args:
-      lm, task, config, log: as for `train.tune`.
-
-    Raises:
-      UserError: as `train.tune`.
-    """
+    """Returns what is known about a run before it. Takes and raises what `train.tune` does."""
     plan = train.plan(lm, task, config, log)
     data = plan.data
     updates = np.linspace(0, config.steps - 1, min(config.steps, BATCHES)).astype(int)
-    looked_at = [data.batch(update) for update in updates.tolist()]
-    untrained = plan.adapt(plan.trainable)
+    batches = [data.batch(update) for update in updates.tolist()]
     compiled = compile_step(plan.parts, config.parallel)
     frozen = compiled.place(lm.params)
     state = compiled.place(init_state(plan.parts, plan.trainable))
     began = time.perf_counter()
     steps = train.executables(compiled, state, frozen, data, log)
-    compiling = time.perf_counter() - began
-    step = _step_seconds(compiled, steps, state, frozen, looked_at)
-    validation = _validation_seconds(lm, data.validation, untrained)
-    needed = _memory(steps.values())
+    seconds = {"compile": time.perf_counter() - began}
+    seconds["step"] = _step_seconds(compiled, steps, state, frozen, batches)
+    seconds["validation"] = _validation_seconds(lm, data.validation, plan.adapt(plan.trainable))
     validations = -(-config.steps // config.evaluate_every) if config.evaluate_every else 1
+    seconds["run"] = config.steps * seconds["step"] + validations * seconds["validation"]
+    memory = _memory(steps.values())
     return {
         "task": task.name,
         "examples": {
@@ -98,22 +91,17 @@ def measure(lm: LanguageModel, task, config, log) -> dict[str, Any]:
             for name, encoded in (("train", data.train), ("validation", data.validation))
         },
         "sample": _sample(data.train[0], data.labels, lm.tokenizer),
-        "batches": _shapes(looked_at) | {"shared_positions": data.shared},
+        "batches": _shapes(batches) | {"shared_positions": data.shared},
         "parameters": {
             "trainable": train.parameter_count(plan.trainable),
             "frozen": train.parameter_count(lm.params),
         },
-        "memory": needed,
-        "advice": advice(needed, config),
+        "memory": memory,
+        "advice": advice(memory, config),
         "batch_size": config.batch_size,
         "steps": config.steps,
         "validations": validations,
-        "seconds": {
-            "compile": compiling,
-            "step": step,
-            "validation": validation,
-            "run": config.steps * step + validations * validation,
-        },
+        "seconds": seconds,
     }
 
 
@@ -123,86 +111,87 @@ def advice(memory: dict[str, Any], config) -> str:
     return "it fits" if share <= ROOM else f"that is {share:.0%}: {less_memory(config)}"
 
 
-def lines(found: dict[str, Any]) -> list[str]:
-    """Returns what `measure` found as lines for people."""
+def print_plan(found: dict[str, Any]) -> None:
+    """Prints what `measure` found, for people."""
     examples, sample, batches = found["examples"], found["sample"], found["batches"]
-    text = (sample["text"] + f"[[{sample['target']}]]").replace("\n", "\\n").replace("\t", "\\t")
+    text = f"{sample['text']}[[{sample['target']}]]"
     words = sample["tokens"] - sample["virtual_tokens"] - sample["targets"]
     answers = [
         f"{value} {answer['text']!r} ({answer['tokens']} token{'s' * (answer['tokens'] > 1)})"
         for value, answer in sample["answers"].items()
     ]
-    more = [f"{len(answers) - ANSWERS} more"] if len(answers) > ANSWERS else []
+    if len(answers) > ANSWERS:
+        answers[ANSWERS:] = [f"{len(answers) - ANSWERS} more"]
     shapes = [
         f"{shape['rows']} x {shape['positions']} ({shape['share']:.0%})"
         for shape in batches["shapes"]
     ]
-    shortened = [
+    left_out = found["notes"] + [
         f"{lost['examples']:,} {name} examples shortened by {lost['tokens']:,} tokens"
         for name, lost in found["shortened"].items()
         if lost["examples"]
     ]
     memory, seconds = found["memory"], found["seconds"]
-    shown = {
-        "data": f"{found['task']}: {examples['train']:,} examples to train on, "
-        f"{examples['validation']:,} to validate, {examples['test']:,} to test",
-        "left out": ", ".join([*found["notes"], *shortened]) or "nothing",
-        "model reads": text,
-        "tokens": f"{sample['tokens']}: {sample['virtual_tokens']} virtual, {words} of text, "
-        f"{sample['targets']} to predict",
-        "answers": ", ".join([*answers[:ANSWERS], *more]),
-        "a batch": f"{found['batch_size']} examples in {' or '.join(shapes)} rows x positions, "
-        f"{batches['padding']:.0%} padding, and {batches['shared_positions']} shared positions",
-        "parameters": f"{found['parameters']['trainable']:,} trainable, "
-        f"{found['parameters']['frozen']:,} frozen",
-        "memory": f"{size(memory['needed'])} of {size(memory['available'])} a step "
-        f"({size(memory['arguments'])} arguments, {size(memory['temporaries'])} temporaries): "
-        f"{found['advice']}",
-        "time": f"{duration(seconds['compile'])} to compile, {seconds['step']:.3g} s a step, "
-        f"{duration(seconds['validation'])} a validation",
-        "the run": f"{found['steps']:,} steps and {found['validations']:,} validations: about "
-        f"{duration(seconds['run'])}, and then the report",
-    }
-    return facts(shown)
+    print()
+    print_facts(
+        {
+            "data": f"{found['task']}: {examples['train']:,} examples to train on, "
+            f"{examples['validation']:,} to validate, {examples['test']:,} to test",
+            "left out": ", ".join(left_out) or "nothing",
+            "model reads": text.replace("\n", "\\n").replace("\t", "\\t"),
+            "tokens": f"{sample['tokens']}: {sample['virtual_tokens']} virtual, {words} of text, "
+            f"{sample['targets']} to predict",
+            "answers": ", ".join(answers),
+            "a batch": f"{found['batch_size']} examples in {' or '.join(shapes)} rows x positions,"
+            f" {batches['padding']:.0%} padding; {batches['shared_positions']} shared positions",
+            "parameters": f"{found['parameters']['trainable']:,} trainable, "
+            f"{found['parameters']['frozen']:,} frozen",
+            "memory": f"{size(memory['needed'])} of {size(memory['available'])} a step "
+            f"({size(memory['arguments'])} arguments, {size(memory['temporaries'])} temporaries): "
+            f"{found['advice']}",
+            "time": f"{duration(seconds['compile'])} to compile, {seconds['step']:.3g} s a step, "
+            f"{duration(seconds['validation'])} a validation",
+            "the run": f"{found['steps']:,} steps and {found['validations']:,} validations: about "
+            f"{duration(seconds['run'])}, and then the report",
+        }
+    )
 
 
-def _step_seconds(compiled, steps, state, frozen, looked_at) -> float:
-    """Returns the mean seconds of a step; each shape of batch runs twice, and its second run is
-    timed."""
-    shapes = Counter(batch.tokens.shape for batch in looked_at)
+def _step_seconds(compiled, steps, state, frozen, batches) -> float:
+    """Returns the mean seconds of a step, by a second run of a batch of each shape."""
+    counts = Counter(batch.tokens.shape for batch in batches)
     total = 0.0
-    for shape, batch in {batch.tokens.shape: batch for batch in looked_at}.items():
+    for shape, batch in {batch.tokens.shape: batch for batch in batches}.items():
         for _ in range(2):
             began = time.perf_counter()
             state, metrics = steps[shape](state, frozen, compiled.place_batch(batch))
             jax.block_until_ready(metrics)
             seconds = time.perf_counter() - began
-        total += shapes[shape] * seconds
-    return total / len(looked_at)
+        total += counts[shape] * seconds
+    return total / len(batches)
 
 
 def _validation_seconds(lm: LanguageModel, examples, collections) -> float:
-    """Returns the seconds to score all examples, estimated from a part of them."""
+    """Returns the seconds to score all examples, by a second run of a part of them."""
     part = examples[:SCORED]
     for _ in range(2):
         began = time.perf_counter()
-        scoring.score(lm, part, collections)
+        score(lm, part, collections)
         seconds = time.perf_counter() - began
     return seconds * len(examples) / len(part)
 
 
-def _shapes(looked_at) -> dict[str, Any]:
+def _shapes(batches) -> dict[str, Any]:
     """Returns how often each shape [R, T] of batches occurs, and their share of padding."""
-    shapes = Counter(batch.tokens.shape for batch in looked_at)
-    filled = sum(int((batch.segments > 0).sum()) for batch in looked_at)
-    total = sum(batch.segments.size for batch in looked_at)
+    counts = Counter(batch.tokens.shape for batch in batches)
+    filled = sum(int((batch.segments > 0).sum()) for batch in batches)
     return {
         "shapes": [
-            {"rows": count, "positions": length, "share": shapes[count, length] / len(looked_at)}
-            for count, length in sorted(shapes)
+            {"rows": rows, "positions": length, "share": counts[rows, length] / len(batches)}
+            for rows, length in sorted(counts)
         ],
-        "padding": 1 - filled / total,
-        "looked_at": len(looked_at),
+        "padding": 1 - filled / sum(batch.segments.size for batch in batches),
+        "looked_at": len(batches),
     }
 
 

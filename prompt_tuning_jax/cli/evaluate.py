@@ -7,7 +7,7 @@ from typing import Any
 from prompt_tuning_jax import api, generate
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.cli.machine import load_model
-from prompt_tuning_jax.cli.show import facts, print_table, say
+from prompt_tuning_jax.cli.show import print_facts, print_table, say
 from prompt_tuning_jax.cli.written_prompts import rank_candidates, read_candidates
 from prompt_tuning_jax.data.demonstrations import choose_demonstrations
 from prompt_tuning_jax.data.task import (
@@ -30,7 +30,6 @@ def evaluate_split(
     folder: str | None,
     prompt: str | None,
     split: str | None = None,
-    number: int | None = None,
 ) -> dict[str, Any]:
     """Scores an artifact, a written prompt, or the model alone.
 
@@ -39,7 +38,6 @@ def evaluate_split(
       folder: of the artifact, if any.
       prompt: the written prompt, if any.
       split: `config.task.test` unless given.
-      number: of demonstrations to put in front, if any.
 
     Returns:
       what `api.evaluate` returns.
@@ -64,7 +62,7 @@ def evaluate_split(
             warn_of_overlap(task, training_records(task, config.task), split)
     if prompt is not None:
         check_prompt(task, prompt, template_fields(task, select_records(task, split)[0]))
-    shown = _demonstrations(task, config, number, split)
+    shown = _demonstrations(task, config, split)
     score = _scorer(load_model(config), task, config, shown)
     result = score(artifact, split=split, prompt=prompt)
     say(f"scored {split}")
@@ -73,14 +71,13 @@ def evaluate_split(
     return result
 
 
-def rank_prompts(config, path: str, split: str | None, number: int | None) -> dict[str, Any]:
+def rank_prompts(config, path: str, split: str | None) -> dict[str, Any]:
     """Ranks the written prompts of a file on the validation split, and scores the best one.
 
     Args:
       config: checked.
       path: of the file.
       split: to score the best prompt on, `config.task.test` unless given.
-      number: of demonstrations to put in front, if any.
 
     Returns:
       prompt, split and metrics of the best one; `candidates` has each prompt with its metrics on
@@ -91,7 +88,7 @@ def rank_prompts(config, path: str, split: str | None, number: int | None) -> di
     fields = template_fields(task, select_records(task, config.task.validation)[0])
     for candidate in candidates:
         check_prompt(task, candidate.text, fields, f"{candidate.place}: ")
-    shown = _demonstrations(task, config, number, config.task.validation, split)
+    shown = _demonstrations(task, config, config.task.validation, split)
     say(counted)
     scored = _scorer(load_model(config), task, config, shown)
 
@@ -116,7 +113,7 @@ def print_result(result: Mapping[str, Any]) -> None:
         ]
         print_table(rows, texts=["prompt"])
         print()
-    print("\n".join(facts(values)))
+    print_facts(values)
 
 
 def check_prompt(task, prompt: str, fields, place: str = ""):
@@ -136,9 +133,10 @@ def warn_of_overlap(task, trained, split: str):
         say(f"warning: {warning}")
 
 
-def _demonstrations(task, config, number: int | None, *splits: str) -> list[Any]:
+def _demonstrations(task, config, *splits: str) -> list[Any]:
     """Chooses demonstrations; warns if records of `splits` are among them."""
-    if number is None:
+    number = config.demonstrations.number
+    if not number:
         return []
     rows, balanced = training_records(task, config.task), bool(task.labels)
     chosen = choose_demonstrations(rows, number, balanced=balanced, seed=config.seed)

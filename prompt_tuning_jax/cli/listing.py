@@ -6,6 +6,7 @@ executed.
 
 import ast
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from prompt_tuning_jax.models.files.packaged_models import PACKAGED, find_packag
 _PACKAGE = Path(__file__).parents[1]
 # Installed, the configs lie inside the package; in a checkout, beside it.
 _CONFIGS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
-_SECTION = re.compile(r"(?P<name>[A-Z][a-z ]*): (?P<text>.*)")
+_SECTION = re.compile(r"^(?P<name>[A-Z][a-z ]*): (?P<text>.*(\n[ \t]+.*)*)", re.MULTILINE)
 
 
 def config_files() -> dict[str, Path]:
@@ -75,18 +76,16 @@ def collect(kind: str | None) -> dict[str, list[dict[str, Any]]]:
     return {name: LISTS[name]() for name in LISTS if kind in (None, name)}
 
 
-def text(found: dict[str, list[dict[str, Any]]]) -> str:
-    """Returns what `collect` found, for people."""
-    parts = []
+def print_lists(found: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Prints what `collect` found, for people."""
     for kind, entries in found.items():
         if len(found) > 1:
-            parts.append(kind.upper())
+            print(f"{kind.upper()}\n")
         for entry in entries:
             values = {name.replace("_", " "): _readable(value) for name, value in entry.items()}
             heading = f"{values.pop('name')}: {values.pop('what')}"
-            parts.append("\n  ".join([heading, *facts(values)]))
-        parts.append(NEXT[kind])
-    return "\n\n".join(parts)
+            print("\n  ".join([heading, *facts(values)]) + "\n")
+        print(f"{NEXT[kind]}\n")
 
 
 def copy_config(name: str, target: str, force: bool) -> Path:
@@ -109,8 +108,6 @@ def copy_config(name: str, target: str, force: bool) -> Path:
             f"{name!r} is not a config{nearest(name, known)}: expected one of {', '.join(known)}"
         )
     path = Path(target)
-    if path.is_dir():
-        raise UserError(f"{target!r} is a folder: name a file, as {str(path / name) + '.py'!r}")
     if path.suffix != ".py":
         raise UserError(f"{target!r} has to end in .py, as a config file does")
     if path.exists() and not force:
@@ -129,17 +126,11 @@ def describe_file(path: Path) -> dict[str, str]:
     """Returns the docstring of a file: `what`, its first paragraph, and its sections `Name: text`
     by name. Indented lines continue a section."""
     docstring = ast.get_docstring(ast.parse(path.read_bytes(), str(path))) or ""
-    what, *rest = re.split(r"\n\s*\n", docstring, maxsplit=1)
-    sections: dict[str, str] = {}
-    name = ""
-    for line in "\n".join(rest).splitlines():
-        if match := _SECTION.fullmatch(line):
-            name = match["name"].lower().replace(" ", "_")
-            sections[name] = match["text"]
-        elif line[:1].isspace() and name:
-            sections[name] += f" {line.strip()}"
-        else:
-            name = ""
+    what, _, rest = docstring.partition("\n\n")
+    sections = {
+        match["name"].lower().replace(" ", "_"): " ".join(match["text"].split())
+        for match in _SECTION.finditer(rest)
+    }
     return {"what": " ".join(what.split()), **sections}
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import platform
-import tempfile
 import time
 
 import jax
@@ -29,9 +28,6 @@ def keep_compiled():
     folder = cache_folder() / "compiled" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # One warning of ours instead of one from jax for each function.
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-            file.write(bytes(4096))
     except OSError as error:
         warn(error)
         return

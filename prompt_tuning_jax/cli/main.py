@@ -9,7 +9,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
@@ -24,15 +25,10 @@ INTERRUPTED = 130
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-_debug = click.option(
-    "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
-)
 _config = click.option(
-    "--config",
-    "config_path",
-    metavar="FILE",
-    help="A .py file with get_config(), or a saved .json.",
+    "--config", metavar="FILE", help="A .py file with get_config(), or a saved .json."
 )
+_json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, all else on stderr.")
 _artifact = click.option("--artifact", metavar="DIR", help="The artifact of a run.")
 
 
@@ -42,8 +38,9 @@ _artifact = click.option("--artifact", metavar="DIR", help="The artifact of a ru
     " interrupted and saved, 130 interrupted and nothing saved.",
 )
 @click.version_option(__version__, prog_name="prompt-tuning")
-def program() -> None:
-    """Tailors a frozen language model to a task."""
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def program(debug: bool) -> None:
+    """Adapts a frozen language model to a task."""
 
 
 @program.command(options_metavar="--config FILE --workdir DIR [--config.KEY=VALUE]... [OPTIONS]")
@@ -52,46 +49,40 @@ def program() -> None:
     "--workdir", metavar="DIR", help="The folder of the run. The same command again goes on."
 )
 @click.option("--fresh", is_flag=True, help="Start over if the workdir holds a run.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Report as JSON on stdout, all else on stderr."
-)
+@_json
 @click.option(
     "--dry_run",
     "--dry-run",
     is_flag=True,
     help="Show the data, an example, memory and time. Trains nothing and writes nothing.",
 )
-@_debug
 @click.pass_obj
 def train(
     overrides: list[str],
-    config_path: str | None,
+    config: str | None,
     workdir: str | None,
     fresh: bool,
     as_json: bool,
     dry_run: bool,
 ) -> int:
     """Trains an adaptation, evaluates it and writes the report."""
-    if config_path is None or not (workdir or dry_run):
+    if config is None or not (workdir or dry_run):
         raise UserError("train needs both --config FILE and --workdir DIR")
     with _uninterrupted():
+        from prompt_tuning_jax.cli.dry_run import print_plan, rehearse
+        from prompt_tuning_jax.cli.train import train_and_report
         from prompt_tuning_jax.config import load
-
+    settings = load(config, overrides)
+    with _stdout_to_stderr(as_json):
         if dry_run:
-            from prompt_tuning_jax.cli.dry_run import lines, rehearse
+            found = rehearse(settings, workdir, fresh)
         else:
-            from prompt_tuning_jax.cli.train import train_and_report
-    config = load(config_path, overrides)
+            status = train_and_report(settings, str(workdir), fresh, sys.argv)
     if dry_run:
-        with _quiet(as_json):
-            found = rehearse(config, workdir, fresh)
-        click.echo(_json(found) if as_json else "\n".join(["", *lines(found)]))
+        _print(found, as_json, print_plan)
         return 0
-    with _quiet(as_json):
-        status = train_and_report(config, str(workdir), fresh, sys.argv)
     if as_json and status == 0:
-        with open(os.path.join(str(workdir), "report.json"), encoding="utf-8") as file:
-            click.echo(file.read().rstrip())
+        click.echo(Path(str(workdir), "report.json").read_text(encoding="utf-8").rstrip())
     return status
 
 
@@ -111,25 +102,24 @@ def train(
 )
 @click.option(
     "--demonstrations",
-    type=click.IntRange(min=1),
     metavar="K",
-    help="Put K answered training examples in front of each example, or as many as fit.",
+    help="Put K answered training examples in front of each example, or as many as fit. Short for"
+    " --config.demonstrations.number=K.",
 )
 @_config
 @click.option(
     "--split",
     help="train, validation, test or a part, as 'test[:100]'. The default is config.task.test.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
-@_debug
+@_json
 @click.pass_obj
 def evaluate(
     overrides: list[str],
     artifact: str | None,
     prompt: str | None,
     prompts: str | None,
-    demonstrations: int | None,
-    config_path: str | None,
+    demonstrations: str | None,
+    config: str | None,
     split: str | None,
     as_json: bool,
 ) -> None:
@@ -139,25 +129,24 @@ def evaluate(
     """
     _at_most_one({"--artifact DIR": artifact, "--prompt TEXT": prompt, "--prompts FILE": prompts})
     _at_most_one({"--artifact DIR": artifact, "--demonstrations K": demonstrations})
-    if artifact is not None and overrides and config_path is None:
+    is_own = artifact is not None and config is None
+    if is_own and overrides:
         raise UserError(
             f"the artifact {artifact!r} brings its own config: give --config FILE"
             f" for {overrides[0]!r} to change"
         )
+    if demonstrations is not None:
+        overrides = [*overrides, f"--config.demonstrations.number={demonstrations}"]
     with _uninterrupted():
         from prompt_tuning_jax.cli.evaluate import evaluate_split, print_result, rank_prompts
         from prompt_tuning_jax.config import load
-    alone = artifact is not None and config_path is None
-    config = None if alone else load(config_path, overrides)
-    with _quiet():
+    settings = None if is_own else load(config, overrides)
+    with _stdout_to_stderr():
         if prompts is None:
-            result = evaluate_split(config, artifact, prompt, split, demonstrations)
+            result = evaluate_split(settings, artifact, prompt, split)
         else:
-            result = rank_prompts(config, prompts, split, demonstrations)
-    if as_json:
-        click.echo(_json(result))
-    else:
-        print_result(result)
+            result = rank_prompts(settings, prompts, split)
+    _print(result, as_json, print_result)
 
 
 @program.command(options_metavar="--artifact DIR [--config.generation.KEY=VALUE]... [OPTIONS]")
@@ -172,7 +161,6 @@ def evaluate(
     " with named columns, anything else holds texts.",
 )
 @click.option("--output", metavar="FILE", help="Write to FILE, whole or not at all.")
-@_debug
 @click.pass_obj
 def predict(
     overrides: list[str],
@@ -198,32 +186,23 @@ def predict(
 
 @program.command("list", options_metavar="[OPTIONS]")
 @click.argument("kind", metavar="[configs|models|methods]", required=False)
-@click.option("--json", "as_json", is_flag=True, help="The list as JSON on stdout.")
-@_debug
-@click.pass_obj
-def list_(overrides: list[str], kind: str | None, as_json: bool) -> None:
+@_json
+def list_(kind: str | None, as_json: bool) -> None:
     """Lists configs, models and methods."""
-    from prompt_tuning_jax.cli.listing import collect, text
+    from prompt_tuning_jax.cli.listing import collect, print_lists
 
-    _no_overrides("list", overrides)
     found = collect(kind)
-    if as_json:
-        click.echo(_json(found if kind is None else found[kind]))
-    else:
-        click.echo(text(found))
+    _print(found[kind] if as_json and kind else found, as_json, print_lists)
 
 
 @program.command(options_metavar="[OPTIONS]")
 @click.argument("config", metavar="CONFIG")
 @click.argument("file", metavar="FILE")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
-@_debug
-@click.pass_obj
-def copy(overrides: list[str], config: str, file: str, force: bool) -> None:
+def copy(config: str, file: str, force: bool) -> None:
     """Copies a config of `list configs` to FILE, to be edited."""
     from prompt_tuning_jax.cli.listing import copy_config
 
-    _no_overrides("copy", overrides)
     path = copy_config(config, file, force)
     workdir = os.path.join("runs", path.stem)
     words = ["prompt-tuning", "train", "--config", str(path), "--workdir", workdir]
@@ -231,18 +210,15 @@ def copy(overrides: list[str], config: str, file: str, force: bool) -> None:
 
 
 @program.command(options_metavar="[OPTIONS]")
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON on stdout.")
-@_debug
-@click.pass_obj
-def env(overrides: list[str], as_json: bool) -> None:
+@_json
+def env(as_json: bool) -> None:
     """Shows versions, devices, settings and caches, for a bug report."""
-    from prompt_tuning_jax.cli.show import facts
+    from prompt_tuning_jax.cli.show import print_facts
     from prompt_tuning_jax.run import environment
 
-    _no_overrides("env", overrides)
-    with _quiet():
+    with _stdout_to_stderr():
         found = environment.describe() | {"caches": environment.caches()}
-    click.echo(_json(found) if as_json else "\n".join(facts(found)))
+    _print(found, as_json, print_facts)
 
 
 def run(arguments: list[str]) -> int:
@@ -286,28 +262,27 @@ def main() -> None:
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Splits words into overrides and the words that click knows.
+    """Splits words into overrides and the words that click knows, without --debug.
 
     Raises:
-      UserError: a word that is not UTF-8, an override without a value, or an unknown command.
+      UserError: a word that is not UTF-8, an unknown command, an override without a value, or of a
+        command that reads no config.
     """
     for word in arguments:
-        try:
-            word.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"{short(word, 200)} is not UTF-8 at character {error.start + 1}: type it in a"
-                " UTF-8 terminal"
-            ) from error
+        if word.encode(errors="replace").decode() != word:
+            raise UserError(f"{short(word, 200)} is not UTF-8: type it in a UTF-8 terminal")
     overrides = [word for word in arguments if word.startswith("--config.")]
-    words = [word for word in arguments if not word.startswith("--config.")]
+    words = [word for word in arguments if word not in (*overrides, "--debug")]
+    command = words[0] if words else ""
+    if command and not command.startswith("-") and command not in program.commands:
+        hint = nearest(command, program.commands)
+        known = ", ".join(program.commands)
+        raise UserError(f"{command!r} is not a command{hint}: expected one of {known}")
     for word in overrides:
+        if command in ("list", "copy", "env"):
+            raise UserError(f"{command} takes no {word!r}: it reads no config")
         if "=" not in word:
             raise UserError(f"{word!r} has no value: write {word}=VALUE as one word")
-    if words and not words[0].startswith("-") and words[0] not in program.commands:
-        known = ", ".join(program.commands)
-        hint = nearest(words[0], program.commands)
-        raise UserError(f"{words[0]!r} is not a command{hint}: expected one of {known}")
     return overrides, words
 
 
@@ -321,7 +296,7 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _quiet(is_quiet: bool = True) -> contextlib.redirect_stdout:
+def _stdout_to_stderr(is_quiet: bool = True) -> contextlib.redirect_stdout:
     """Sends what is printed to stderr, so that stdout holds the result alone."""
     return contextlib.redirect_stdout(sys.stderr if is_quiet else sys.stdout)
 
@@ -332,13 +307,11 @@ def _at_most_one(given: dict[str, Any]) -> None:
         raise UserError(f"evaluate takes {' or '.join(chosen)}, not both")
 
 
-def _no_overrides(command: str, overrides: list[str]) -> None:
-    if overrides:
-        raise UserError(f"{command} takes no {overrides[0]!r}: it reads no config")
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+def _print(found: Any, as_json: bool, for_people: Callable[[Any], None]) -> None:
+    if as_json:
+        click.echo(json.dumps(found, ensure_ascii=False))
+    else:
+        for_people(found)
 
 
 def _print_one_line(kind: type[BaseException], error: BaseException, _: TracebackType | None):

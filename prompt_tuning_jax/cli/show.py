@@ -20,6 +20,11 @@ def facts(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     return lines
 
 
+def print_facts(values: Mapping[str, Any]) -> None:
+    """Prints values as lines, see `facts`."""
+    print("\n".join(facts(values)))
+
+
 def print_table(
     rows: Sequence[Mapping[str, str]], texts: Collection[str], file: TextIO | None = None
 ) -> None:

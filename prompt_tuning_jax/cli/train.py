@@ -14,7 +14,7 @@ from prompt_tuning_jax.cli.evaluate import check_prompt, warn_of_overlap
 from prompt_tuning_jax.cli.machine import describe_machine, enough_memory, load_model
 from prompt_tuning_jax.cli.show import print_table, say
 from prompt_tuning_jax.data.task import make_task, select_records, template_fields, training_records
-from prompt_tuning_jax.errors import RunError
+from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.run import artifact as artifacts
 from prompt_tuning_jax.run import card, environment, processes, report
@@ -72,6 +72,11 @@ def _lead(config, folder: str, fresh: bool, command: Sequence[str]) -> int:
 
 def check_report(task, config):
     """Raises a UserError for what only the report reads, before the time for training is spent."""
+    if config.demonstrations.number:
+        raise UserError(
+            f"config.demonstrations.number is {config.demonstrations.number}, and training has no"
+            " demonstrations: leave it at 0, and give it to evaluate"
+        )
     fields = template_fields(task, select_records(task, config.task.test)[0])
     for prompt in config.prompts:
         check_prompt(task, prompt, fields)
@@ -83,17 +88,17 @@ def _report(
 ) -> list[report.Row]:
     """Writes the artifact, compares it on the test split, and writes and prints the report."""
     kept = run / workdir.ARTIFACT
-    with _needed(kept, again):
+    with _writing(kept, again):
         api.save(result.artifact, kept)
     say(f"scoring {config.task.test}")
     rows = compare(lm, task, config, result, kept)
     say("")
     print_table(report.cells(rows), texts=["name"])
-    with _needed(run / workdir.REPORT, again):
+    with _writing(run / workdir.REPORT, again):
         report.write_report(run / workdir.REPORT, rows)
-    with _spared(kept / card.CARD):
+    with _writing(kept / card.CARD):
         artifacts.write_card(result.artifact, kept, rows)
-    with _spared(run / workdir.CURVES):
+    with _writing(run / workdir.CURVES):
         report.draw_curves(run / workdir.METRICS, run / workdir.CURVES)
         say(f"\ncurves: {run / workdir.CURVES}")
     return rows
@@ -150,21 +155,14 @@ def _program(typed: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _needed(path: Path, again: str):
-    """Turns a failed write into a RunError: without this file the run has no result."""
+def _writing(path: Path, again: str = ""):
+    """Turns a failed write into an error that says how to go on (`again`), or without that, for a
+    file that a run can do without, into a warning."""
     try:
         yield
     except OSError as error:
-        raise RunError(
-            f"{path} could not be written ({error.strerror}): make room; this goes on from the last"
-            f" save: {again}"
-        ) from error
-
-
-@contextlib.contextmanager
-def _spared(path: Path):
-    """Turns a failed write into a warning: the run has its result without this file."""
-    try:
-        yield
-    except OSError as error:
-        say(f"warning: {path} could not be written ({error.strerror}).")
+        wrong = f"{path} could not be written ({error.strerror})"
+        if not again:
+            say(f"warning: {wrong}.")
+            return
+        raise RunError(f"{wrong}: make room; this goes on from the last save: {again}") from error

@@ -47,7 +47,7 @@ def collect() -> dict[tuple[str, str], dict[str, Key]]:
     kind of task that has them, "" where every config has them."""
     # Imported here, because they import this package for their keys.
     from prompt_tuning_jax import generate, optimizers
-    from prompt_tuning_jax.data import task
+    from prompt_tuning_jax.data import demonstrations, task
     from prompt_tuning_jax.methods import METHODS
     from prompt_tuning_jax.models import language_model
 
@@ -61,6 +61,7 @@ def collect() -> dict[tuple[str, str], dict[str, Key]]:
         **{("optimizer", name): optimizers.own_keys(name) for name in optimizers.OPTIMIZERS},
         ("schedule", ""): optimizers.SCHEDULE_KEYS,
         ("generation", ""): generate.KEYS,
+        ("demonstrations", ""): demonstrations.KEYS,
     }
     return {("", ""): LOOP} | {
         (section, owner): {f"{section}.{name}": key for name, key in keys.items()}

@@ -11,7 +11,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from prompt_tuning_jax.config.key import whole
 from prompt_tuning_jax.errors import UserError
+
+KEYS = {"number": whole(0)}  # in front of each example that is evaluated without an artifact
 
 
 def choose_demonstrations(
@@ -30,8 +33,8 @@ def choose_demonstrations(
     """
     if number > len(rows):
         raise UserError(
-            f"--demonstrations is {number} and the training split has {len(rows)} records: give"
-            " fewer"
+            f"config.demonstrations.number is {number} and the training split has {len(rows)}"
+            " records: give fewer"
         )
     drawn = sorted(rows, key=lambda row: _digest(row, seed))
     if not balanced:
@@ -85,7 +88,7 @@ def fit_demonstrations(
         count -= 1
     raise UserError(
         f"none of {len(chosen)} demonstrations fits in front of record {longest}, which takes"
-        f" {alone[longest]} of {most} positions itself: leave --demonstrations out"
+        f" {alone[longest]} of {most} positions itself: give config.demonstrations.number=0"
     )
 
 

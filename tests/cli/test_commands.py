@@ -126,11 +126,11 @@ MISTAKES = {
     ),
     "demonstrations": (
         ["evaluate", "--demonstrations", "2000", "{tiny}"],
-        "--demonstrations is 2000 and the training split has 160 records",
+        "demonstrations.number is 2000 and the training split has 160 records",
     ),
     "balance": (
         ["evaluate", "--demonstrations", "5", "{tiny}", "--config.task.train=train[:3]"],
-        "--demonstrations is 5 and the training split has 3",
+        "demonstrations.number is 5 and the training split has 3",
     ),
     "none fits": (
         ["evaluate", "--demonstrations", "5", "{tiny}", "--prompt", "x" * 90],

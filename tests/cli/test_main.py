@@ -60,7 +60,7 @@ def called(monkeypatch):
 
     doings = {
         "train": {"train_and_report": 0},
-        "dry_run": {"rehearse": {"steps": 3}, "lines": ["steps: 3"]},
+        "dry_run": {"rehearse": {"steps": 3}, "print_plan": None},
         "evaluate": {"evaluate_split": {"loss": 0.5}, "rank_prompts": {}, "print_result": None},
         "predict": {"write_answers": None},
     }
@@ -128,12 +128,11 @@ def test_a_run_that_was_stopped_or_failed_has_its_status(called, tmp_path, capsy
         (["evaluate", "--prompts", "x", "--prompt", "y"], "--prompt TEXT or --prompts FILE, not"),
         (["evaluate", "--prompts", "x", "--artifact", "y"], "--artifact DIR or --prompts FILE, no"),
         (["evaluate", "--artifact", "x", "--demonstrations", "3"], "or --demonstrations K, not bo"),
-        (["evaluate", "--demonstrations", "many"], "'many'"),
+        (["evaluate", "--demonstrations", "many"], "config.demonstrations.number is 'many'"),
         (["evaluate", "--demonstration", "3"], "--demonstrations"),
         (["evaluate", "--artifact", "x", "--config.seed=1"], "give --config FILE"),
         (["evaluate", "--splt", "test"], "--split"),
-        ([*TRAIN, "run\udcff"], "'run\\udcff' is not UTF-8 at character 4"),
-        (["evaluate", "--prompts=\udcff"], "is not UTF-8 at character 11"),
+        ([*TRAIN, "run\udcff"], "'run\\udcff' is not UTF-8: type it in a UTF-8 terminal"),
         (["predict"], "predict needs --artifact DIR"),
         (["predict", "--artifact", "x", "--config.seed=1"], "predict takes no '--config.seed=1'"),
         (["predict", "--artifact", "x", "no-such-file"], "no-such-file"),
@@ -154,12 +153,12 @@ def test_debug_shows_the_traceback_of_an_error(capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected", "has_config"),
     [
-        ([], (None, None, None, None), True),
-        (["--artifact", "a"], ("a", None, None, None), False),
-        (["--artifact", "a", "--config", QUICKSTART], ("a", None, None, None), True),
+        ([], (None, None, None), True),
+        (["--artifact", "a"], ("a", None, None), False),
+        (["--artifact", "a", "--config", QUICKSTART], ("a", None, None), True),
         (
-            ["--prompt", "{text}:", "--split", "validation", "--demonstrations", "4"],
-            (None, "{text}:", "validation", 4),
+            ["--prompt", "{text}:", "--split", "validation"],
+            (None, "{text}:", "validation"),
             True,
         ),
     ],
@@ -171,9 +170,11 @@ def test_evaluate_gets_what_was_typed(called, arguments, expected, has_config):
     assert printed == ("print_result", {"loss": 0.5})
 
 
-def test_prompts_of_a_file_are_ranked(called):
+def test_prompts_are_ranked_and_demonstrations_are_a_key(called):
     assert run(["evaluate", "--prompts", "file", "--split", "validation"]) == 0
-    assert called[0][0] == "rank_prompts" and called[0][2:] == ("file", "validation", None)
+    assert called[0][0] == "rank_prompts" and called[0][2:] == ("file", "validation")
+    assert run(["evaluate", "--demonstrations", "4"]) == 0
+    assert called[-2][1].demonstrations.number == 4
 
 
 @pytest.mark.parametrize(
@@ -303,7 +304,7 @@ class Importing:
     def exec_module(module):
         os.kill(os.getpid(), signal.{number})
         print("complete", flush=True)
-        module.lines = module.rehearse = None
+        module.print_plan = module.rehearse = None
 sys.meta_path.insert(0, Importing)"""
     shown = command("train", "--config", QUICKSTART, "--dry_run", stand_in=stop)
     assert (shown.returncode, shown.stdout) == (INTERRUPTED, "complete\n")
