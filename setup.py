@@ -16,7 +16,6 @@ setup(
     python_requires=">=3.11",
     # What the package imports, and two exceptions.
     install_requires=[
-        "absl-py>=2.1,<3",
         "click>=8.1.8,<9",
         "flax>=0.11.2,<0.13",
         "gguf>=0.17,<0.20",

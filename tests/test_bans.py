@@ -19,11 +19,11 @@ MODULES = {
     *("urllib", "http", "requests", "httpx", "aiohttp", "ftplib", "smtplib", "asyncio", "ssl"),
     *("huggingface_hub", "transformers", "jinja2", "wandb", "trackio", "sentry_sdk", "ctypes"),
 }
-# What runs code that is named at run time, and where that is the point: a config file of the
-# user's own, the tables of methods, tasks and trackers, a command for the environment's report.
+# What runs code that is named at run time, and the files that may: for a config file, the table of
+# tasks, a tracker, the commit in the environment's report.
 PLACES = {
-    "runpy": {"config/__init__.py"},
-    "import_module": {"__init__.py", "data/task.py", "methods/__init__.py", "run/tracking.py"},
+    "runpy": {"config/read.py"},
+    "import_module": {"__init__.py", "data/task.py", "run/tracking.py"},
     "subprocess": {"run/environment.py"},
     "socket": {"run/folder.py"},
 }

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 # Names of modules that differ from the name of their package.
-PACKAGES = {"absl": "absl-py", "google": "protobuf", "orbax": "orbax-checkpoint"}
+PACKAGES = {"google": "protobuf", "orbax": "orbax-checkpoint"}
 # Required and not imported; `setup.py` says why.
 EXCEPTIONS = {"importlib-resources", "transformers"}
 

@@ -84,8 +84,7 @@ def test_every_key_and_option_exists():
     named = set(re.findall(rf"`((?:{'|'.join(sections)})\.\w+)[`=]", text))
     named |= set(re.findall(r"--config\.([\w.]+\w)", text)) - {"KEY"}
     assert len(named) > 10 and named <= keys, named - keys
-    options = {
-        name for each in main.program.commands.values() for p in each.params for name in p.opts
-    }
+    commands = (main.program, *main.program.commands.values())
+    options = {name for each in commands for option in each.params for name in option.opts}
     found = set(re.findall(r"(?<!\w)--[a-z_]+(?=[^.a-z_])", text)) - {"--upgrade", "--help"}
     assert found <= options, found - options

@@ -67,6 +67,7 @@ def measure(lm: LanguageModel, task, config, log) -> dict[str, Any]:
     data = plan.data
     updates = np.linspace(0, config.steps - 1, min(config.steps, BATCHES)).astype(int)
     batches = [data.batch(update) for update in updates.tolist()]
+    untrained = plan.adapt(plan.trainable)  # before a step takes its memory
     compiled = compile_step(plan.parts, config.parallel)
     frozen = compiled.place(lm.params)
     state = compiled.place(init_state(plan.parts, plan.trainable))
@@ -74,7 +75,7 @@ def measure(lm: LanguageModel, task, config, log) -> dict[str, Any]:
     steps = train.executables(compiled, state, frozen, data, log)
     seconds = {"compile": time.perf_counter() - began}
     seconds["step"] = _step_seconds(compiled, steps, state, frozen, batches)
-    seconds["validation"] = _validation_seconds(lm, data.validation, plan.adapt(plan.trainable))
+    seconds["validation"] = _validation_seconds(lm, data.validation, untrained)
     validations = -(-config.steps // config.evaluate_every) if config.evaluate_every else 1
     seconds["run"] = config.steps * seconds["step"] + validations * seconds["validation"]
     memory = _memory(steps.values())

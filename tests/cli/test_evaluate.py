@@ -143,10 +143,15 @@ def test_a_demonstration_is_known_in_another_file_too(capsys, home):
     (home / "train.csv").write_text("\n".join(["text,label", *lines]), encoding="utf-8")
     (home / "held.csv").write_text("\n".join(["text,label", *reversed(lines)]), encoding="utf-8")
     files = ("task.name=files", "task.files.train=train.csv", "task.files.validation=held.csv")
-    words = (*files, "task.template={soft}{text} is", "task.examples_per_class=2")
+    words = (
+        *files,
+        "task.template={soft}{text} is",
+        "task.examples_per_class=2",
+        "demonstrations.number=4",
+    )
     config = configs.load(None, [f"--config.{word}" for word in words])
     task = make_task(config.task)
-    chosen = cli_evaluate._demonstrations(task, config, 4, "validation")
+    chosen = cli_evaluate._demonstrations(task, config, "validation")
     assert "warning: 4 of 12 records of validation are trained on" in capsys.readouterr().out
     few = training_records(task, config.task)
     assert sorted(row["text"] for row in chosen) == sorted(row["text"] for row in few)

@@ -119,7 +119,7 @@ def test_a_file_that_is_there_is_replaced_only_when_asked(capsys, tmp_path):
         (["copy", "quikstart", "x.py"], ["did you mean 'quickstart'?"]),
         (["copy", "configs/quickstart.py", "x.py"], ["did you mean 'quickstart'?"]),
         (["copy", "../quickstart", "x.py"], ["is not a config"]),
-        (["copy", "quickstart", "."], ["'.' is a folder: name a file, as 'quickstart.py'"]),
+        (["copy", "quickstart", "."], ["'.' has to end in .py"]),
         (["copy", "quickstart", "x.json"], ["'x.json' has to end in .py"]),
         (["copy", "quickstart", "no/such/x.py"], ["cannot write 'no/such/x.py': No such file"]),
         (["copy", "quickstart", "x.py", "--forc"], ["--force"]),

@@ -231,12 +231,12 @@ def test_parsing_imports_nothing_heavy():
     assert not heavy & set(shown.stdout.split())
 
 
-def test_any_other_failure_is_one_line_and_debug_shows_where(tmp_path):
-    fail = "def train_and_report(*given): raise ZeroDivisionError('first\\nsecond')"
-    shown = command(*TRAIN, str(tmp_path), stand_in=fail)
+def test_any_other_failure_is_one_line_and_debug_shows_where():
+    fail = "def write_answers(*given): raise ZeroDivisionError('first\\nsecond')"
+    shown = command(*PREDICT, stand_in=fail)
     assert (shown.returncode, shown.stdout) == (1, "")
     assert shown.stderr == "error: ZeroDivisionError: first (--debug shows the traceback)\n"
-    shown = command(*TRAIN, str(tmp_path), "--debug", stand_in=fail)
+    shown = command(*PREDICT, "--debug", stand_in=fail)
     assert shown.returncode == 1
     assert "Traceback" in shown.stderr and "second" in shown.stderr
 
@@ -294,6 +294,7 @@ def test_a_stop_waits_until_an_import_is_complete(number, before):
     stop = f"""
 import importlib.util, os, signal
 {before}
+train_and_report = None
 class Importing:
     create_module = staticmethod(lambda spec: None)
     @staticmethod

@@ -102,7 +102,6 @@ def test_examples_that_lost_their_end_are_counted(typed, home):
 # Overrides and parts of the sentence that refuses them.
 MISTAKES = {
     "file": (("files.train=new.csv",), "'new.csv' does not exist", "did you mean 'news.csv'?"),
-    "no file": ((), "config.task.files.train is ''", ".jsonl, .csv or .tsv"),
     "column": (("files.train=news.csv",), "news.csv, line 2: no column 'text'", "'Head Line'"),
     "label": ((*CSV, "labels=('big money','loud musik')"), "news.csv, line ", "mean 'loud musik'?"),
     "part": ((*CSV, "files.test_part=60"), "news.csv has 60 records", "files.test_part"),

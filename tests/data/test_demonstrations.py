@@ -56,7 +56,9 @@ def test_a_balanced_choice_takes_the_labels_in_turn_and_another_does_not():
 def test_a_label_that_has_no_more_records_is_passed_over():
     counts = collections.Counter(row["label"] for row in choose(40))
     assert counts == {"a": 15, "b": 15, "c": 10}
-    with pytest.raises(UserError, match="demonstrations.number is 61 and the training split has 60 r"):
+    with pytest.raises(
+        UserError, match=r"demonstrations\.number is 61 and the training split has 60 r"
+    ):
         choose(61)
 
 
