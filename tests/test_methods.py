@@ -34,7 +34,6 @@ SPEC = changed(layers=2, heads=2, kv_heads=1)
 LM, PLAIN = plain_model.make(SPEC)
 SIZE = 3
 SHAPE = Shape(16, 12, 4, 4)
-FAST = {"xla_backend_optimization_level": "0"}  # compiles in half the time
 EVERY_ROW = pytest.mark.parametrize("row", ROWS)
 
 
@@ -83,7 +82,7 @@ def after(row, parallel, devices, microbatches=1):
     compiled = compile_step(parts, parallel, jax.devices()[:devices])
     frozen, state = compiled.place(LM.params), compiled.place(init_state(parts, given.trainable))
     batches = [compiled.place_batch(given.batch(part)) for part in cut(given.examples)]
-    run = compiled.step.lower(state, frozen, batches[0]).compile(compiler_options=FAST)
+    run = compiled.step.lower(state, frozen, batches[0]).compile()
     losses = []
     for batch in batches:
         state, metrics = run(state, frozen, batch)

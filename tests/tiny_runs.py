@@ -115,7 +115,6 @@ def environment(*in_front: Path, **more: str) -> dict[str, str]:
         "PYTHONPATH": path,
         "PROMPT_TUNING_CACHE": str(world().cache),
         "JAX_NUM_CPU_DEVICES": "1",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time
         **more,
     }
 

@@ -29,10 +29,7 @@ def model():
     return plain_model.make()
 
 
-FAST = {"xla_backend_optimization_level": "0"}  # compiles in half the time
-
-
-@functools.partial(jax.jit, static_argnums=0, compiler_options=FAST)
+@functools.partial(jax.jit, static_argnums=0)
 def run(module, params, collections, batch):
     """Hidden states [R, Q, D] where `batch` reads, and their logits float32[R, Q, V]."""
     variables = {"params": params, **bind(module.spec, collections)}
@@ -199,8 +196,7 @@ def by_remat():
             variables = {"params": params, **bind(spec, collections)}
             return jnp.sin(module.apply(variables, *batch[:6])).sum()
 
-        compiled = jax.jit(jax.value_and_grad(value)).lower(collections, lm.params)
-        compiled = compiled.compile(compiler_options=FAST)
+        compiled = jax.jit(jax.value_and_grad(value)).lower(collections, lm.params).compile()
         made = jax.device_get(compiled(collections, lm.params))
         found[remat] = made, compiled.memory_analysis().temp_size_in_bytes
     return found
