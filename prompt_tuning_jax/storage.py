@@ -1,5 +1,5 @@
 """Files that are written whole or not at all, and the cache folder for what later runs read again:
-prepared data, converted weights, compiled steps."""
+prepared data, compiled steps."""
 
 import atexit
 import contextlib

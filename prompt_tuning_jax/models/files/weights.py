@@ -16,13 +16,8 @@ from flax import traverse_util
 
 from prompt_tuning_jax.errors import UserError, short
 from prompt_tuning_jax.models import memory
-from prompt_tuning_jax.models.files.converted import (
-    converted_folder,
-    keep_converted,
-    read_converted,
-)
 from prompt_tuning_jax.models.files.find import find_model, read_json
-from prompt_tuning_jax.models.files.gguf import Gguf, dequantize, read_gguf, unpermute
+from prompt_tuning_jax.models.files.gguf import dequantize, read_gguf, unpermute
 from prompt_tuning_jax.models.spec import Spec, spec_from_config, spec_from_gguf
 from prompt_tuning_jax.models.weight_names import (
     EMBEDDING,
@@ -110,7 +105,7 @@ def _read_folder(folder: Path, dtype: np.dtype, most: float) -> Weights:
         )
     digests.append(hashlib.sha256((folder / "config.json").read_bytes()))
     whole = hashlib.sha256(b"".join(digest.digest() for digest in digests))
-    return Weights(spec, traverse_util.unflatten_dict(leaves, sep="/"), whole.hexdigest())
+    return Weights(spec, _finish(leaves), whole.hexdigest())
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -131,7 +126,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _read_gguf(path: Path, dtype: np.dtype, most: float) -> Weights:
-    """Reads a GGUF file, or what an earlier run converted it to."""
+    """Reads a GGUF file and dequantises it tensor by tensor."""
     file = read_gguf(path)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     factors = None
@@ -143,25 +138,20 @@ def _read_gguf(path: Path, dtype: np.dtype, most: float) -> Weights:
         _check_size(spec, dtype, most, path)
         data.seek(0)
         fingerprint = hashlib.file_digest(data, "sha256").hexdigest()
-    folder = converted_folder(fingerprint, dtype)
-    leaves = read_converted(folder)
-    if leaves is None:
-        leaves = _convert(file, spec, dtype)
-        keep_converted(folder, leaves)
-    return Weights(spec, traverse_util.unflatten_dict(leaves, sep="/"), fingerprint)
-
-
-def _convert(file: Gguf, spec: Spec, dtype: np.dtype) -> dict[str, np.ndarray]:
-    """Dequantises a GGUF file tensor by tensor: leaves by path."""
-    leaves = _allocate(spec, dtype)
-    with file.path.open("rb") as data:
+        leaves = _allocate(spec, dtype)
         for name, leaf, layer in tensor_names(spec, "gguf"):
             array = dequantize(data, name, file.tensors[name])
             if leaf.rotary:
                 array = unpermute(array, array.shape[0] // spec.head_size)
-            place = _place(leaves, spec, leaf, layer)
-            _fill(place, array, f"{file.path}: the tensor '{name}'")
-    return leaves
+            _fill(_place(leaves, spec, leaf, layer), array, f"{path}: the tensor '{name}'")
+    return Weights(spec, _finish(leaves), fingerprint)
+
+
+def _finish(leaves: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Returns the tree of leaves by path. Nobody can write to them by mistake."""
+    for leaf in leaves.values():
+        leaf.flags.writeable = False
+    return traverse_util.unflatten_dict(leaves, sep="/")
 
 
 def _check_shapes(
