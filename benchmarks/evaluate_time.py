@@ -68,7 +68,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {"examples": len(examples), "threads": options.threads}
     for side, found in scores.items():
         result[f"{side}_seconds"] = statistics.median(times[side])
-        result[f"{side}_accuracy"] = scoring.metrics(found, answers)["accuracy"]
+        result[f"{side}_accuracy"] = scoring.loss_and_accuracy(found, answers)["accuracy"]
     if "peft" in scores:
         peft, ours = scores["peft"], scores["ours"]
         result["ratio"] = result["peft_seconds"] / result["ours_seconds"]

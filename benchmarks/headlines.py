@@ -82,7 +82,7 @@ def accuracies(config: Any, lm: models.LanguageModel, collections) -> dict[str, 
     for split in ("validation", "test"):
         made = examples(config, lm, collections, split)
         scores = scoring.score(lm, made, collections)
-        found = scoring.metrics(scores, np.array([each.answer for each in made]))
+        found = scoring.loss_and_accuracy(scores, np.array([each.answer for each in made]))
         result[f"{split}_accuracy"] = found["accuracy"]
         if split == "validation":
             result["validation_loss"] = found["loss"]

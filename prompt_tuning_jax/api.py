@@ -17,7 +17,7 @@ from prompt_tuning_jax.data.records import LABEL, PLACE, Record, require_text
 from prompt_tuning_jax.data.task import Task, select_records
 from prompt_tuning_jax.data.template import field_names, with_prompt
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.generate import DEFAULTS, Settings, check, generate
+from prompt_tuning_jax.generate import DEFAULTS, Settings, check_settings, generate
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import bind, prefix_length
 from prompt_tuning_jax.run.artifact import Artifact, check_artifact, load_artifact, save_artifact
@@ -92,7 +92,7 @@ def evaluate(
     scores = scoring.score(lm, examples, use.collections, log=log)
     scoring.check_finite(lm, scores)
     answers = np.array([example.answer for example in examples])
-    found = scoring.metrics(scores, answers) | found
+    found = scoring.loss_and_accuracy(scores, answers) | found
     if shortened := count_shortened(examples)[0]:
         found["shortened"] = shortened
     if not task.target:
@@ -206,7 +206,7 @@ def _encode_whole(lm, task, template, rows, demonstrations):
 
 def _texts(lm, task, rows, use, settings, seed):
     """Yields the example and the generation of each record, as they are asked for."""
-    check(settings, seed)
+    check_settings(settings, seed)
     taken = prefix_length(use.collections)
     room = lm.spec.max_positions - taken - settings.max_new_tokens + 1
     if room < 1:

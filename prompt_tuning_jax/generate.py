@@ -1,8 +1,9 @@
-"""Generation: what the model writes after each example, a batch at a time.
+"""Generation: the text that the model writes after each example, a batch at a time.
 
-The shared positions are run once and handed back to the model as a prefix; the examples' own are
-run once too, a row each, and their keys and values kept; then one token a row and step, on the
-device until every row has ended. An example's text does not depend on what else is in its batch.
+The shared positions are computed once and come back to the model as a prefix. The examples' own
+positions are computed once too, one example a row, and their keys and values are kept. Then each
+step adds one token to every row, on the device, until all rows have ended. An example's text does
+not depend on the rest of its batch.
 """
 
 import functools
@@ -15,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.config.key import Key, convert, faults, strings, whole
 from prompt_tuning_jax.data.batch import shared_length
 from prompt_tuning_jax.data.example import Example
@@ -24,10 +24,11 @@ from prompt_tuning_jax.models.cached import bake, decode, prefill, split_layers
 from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import prefix_length
+from prompt_tuning_jax.score import not_finite
 
-UNREADABLE = "\ufffd"  # what stands for the first bytes of a character whose last ones are missing
+UNREADABLE = "\ufffd"  # stands for the first bytes of a character that is cut
 LEAST_LENGTH = 16  # positions of the shortest rows
-BETWEEN_LOOKS = 8  # steps on the device before the texts are searched for stop strings
+STEPS_AT_ONCE = 8  # on the device, before the texts are searched for stop strings
 
 
 class Settings(NamedTuple):
@@ -76,8 +77,12 @@ KEYS = {
 }
 
 
-def check(settings: Settings, seed: int):
-    """Raises a UserError for settings that a config could not have, or a seed that is not valid."""
+def check_settings(settings: Settings, seed: int) -> None:
+    """Refuses settings that a config could not have.
+
+    Raises:
+      UserError: the settings or the seed are not valid.
+    """
     if not isinstance(settings, Settings):
         raise UserError(
             f"generation is a {type(settings).__name__}: give prompt_tuning_jax.generate.Settings"
@@ -89,15 +94,20 @@ def check(settings: Settings, seed: int):
         raise UserError(f"seed is {seed}: expected a whole number from 0 to {(1 << 32) - 1}")
 
 
-def settings(config) -> Settings:
-    """The settings that the section `generation` of a config describes."""
+def read_settings(config) -> Settings:
+    """Returns the settings in the section `generation` of a config."""
     return Settings(*(config[name] for name in Settings._fields))
 
 
 class Generation(NamedTuple):
-    """What was written: the text after the space that joins it to the prompt, up to a stop string;
-    the ids as the model chose them, the end-of-text token included; and whether it came to an end
-    by itself, or was cut at the most new tokens or the model's last position."""
+    """What the model wrote.
+
+    Attributes:
+      text: without the space that joins it to the prompt, up to a stop string.
+      ids: as the model chose them, the end-of-text token too.
+      finished: whether the text came to an end, or was cut at the most new tokens or at the model's
+        last position.
+    """
 
     text: str
     ids: list[int]
@@ -105,18 +115,17 @@ class Generation(NamedTuple):
 
 
 class Front(NamedTuple):
-    """What all rows of a batch have in common: the shared tokens int32[S], the collections with
-    their keys and values as prefix, its length F, and the layers for decoding."""
+    """What all rows of a batch share: the tokens int32[S], the collections with the keys and values
+    of these tokens as a prefix, and the layers for decoding."""
 
     tokens: np.ndarray
     collections: Any
-    length: int
     layers: Any
 
 
 class Rows(NamedTuple):
-    """A batch, an example a row: int32[R, T] as in a `data.batch.Batch`; int32[R] the number of the
-    example, which its random draws depend on, and how many tokens may follow."""
+    """A batch, one example a row: int32[R, T] as in a `data.batch.Batch`, and int32[R] the number
+    of the example, which its random draws depend on, and how many tokens may follow."""
 
     tokens: Any
     positions: Any
@@ -137,13 +146,13 @@ class Written(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """How the next token is chosen, as arrays: no number of it is compiled in."""
+    """How the next token is chosen, as arrays, so that no number is compiled in."""
 
     seed: Any
     temperature: Any
     top_k: Any
     top_p: Any
-    eos: Any  # -1 for none
+    eos: Any  # -1 if there is none
 
 
 def generate(
@@ -153,21 +162,21 @@ def generate(
     settings: Settings = DEFAULTS,
     seed: int = 0,
 ) -> Iterator[Generation]:
-    """Writes on after the trunk of each example.
+    """Writes a text after the trunk of each example.
 
     Args:
       lm: the frozen model.
-      examples: read as answers are asked for, `settings.batch_size` at once.
+      examples: read as texts are asked for, `settings.batch_size` at once.
       collections: what a method's `adapt` returned, or {} for the model alone.
       settings: how.
-      seed: of the draws where `settings.temperature` is not 0. The draws for an example depend on
-        the seed and its number alone.
+      seed: of the draws if `settings.temperature` is not 0. They depend on it and on the number of
+        the example alone.
 
     Yields:
       A `Generation` for each example, in order.
 
     Raises:
-      UserError: an example that leaves no position for a token.
+      UserError: an example leaves no position for a token.
       RunError: the model's scores are not finite.
     """
     waiting, first, front = iter(examples), 0, None
@@ -176,81 +185,82 @@ def generate(
     while batch := list(islice(waiting, settings.batch_size)):
         shared = batch[0].trunk[: shared_length(batch)]
         if front is None or not np.array_equal(front.tokens, shared):
-            front = prepare(lm, shared, collections)
-        rows = pack(lm, batch, front, settings, first)
-        yield from write(lm, rows, front, settings, rule)[: len(batch)]
+            front = prepare_front(lm, shared, collections)
+        rows = pack_rows(lm, batch, front, settings, first)
+        yield from write_rows(lm, rows, front, settings, rule)[: len(batch)]
         first += len(batch)
 
 
-def prepare(lm: LanguageModel, shared: np.ndarray, collections) -> Front:
-    """Runs the shared positions and splits the layers, once for all batches that begin alike."""
+def prepare_front(lm: LanguageModel, shared: np.ndarray, collections) -> Front:
+    """Computes the shared positions and splits the layers, for all batches that begin alike."""
     baked = bake(lm, shared, collections)
-    layers = split_layers(lm.module, lm.params, baked)
-    return Front(shared, baked, prefix_length(baked), layers)
+    return Front(shared, baked, split_layers(lm.module, lm.params, baked))
 
 
-def pack(
+def pack_rows(
     lm: LanguageModel, batch: Sequence[Example], front: Front, settings: Settings, first: int
 ) -> Rows:
-    """The rest of each trunk as a row. Rows and positions are rounded up, so that few shapes are
-    compiled however many batches there are."""
+    """Puts the rest of each trunk into a row; `first` is the number of the first example.
+
+    The numbers of rows and positions are rounded up, so that few shapes are compiled.
+    """
     texts = [example.trunk[len(front.tokens) :] for example in batch]
     lengths = np.array([len(text) for text in texts])
-    room = lm.spec.max_positions - front.length
+    taken = prefix_length(front.collections)
+    room = lm.spec.max_positions - taken
     if lengths.max() > room:
         raise UserError(
-            f"an example takes {front.length + lengths.max()} positions and the model has "
+            f"an example takes {taken + lengths.max()} positions and the model has "
             f"{lm.spec.max_positions}: shorten it, or set task.max_length"
         )
     height = 1
     while height < len(batch):
         height = min(4 * height, settings.batch_size)
-    tokens = np.zeros((height, min(rounded(int(lengths.max())), room)), np.int32)
+    tokens = np.zeros((height, min(round_up(int(lengths.max())), room)), np.int32)
     positions, segments = np.zeros_like(tokens), np.zeros_like(tokens)
     for row, text in enumerate(texts):
         tokens[row, : len(text)] = text
         positions[row, : len(text)] = np.arange(len(text))
         segments[row, : len(text)] = 1
     limits = np.zeros(height, np.int32)
-    # The last token that is written is not fed.
+    # The last token of a text takes no position: nothing follows it.
     limits[: len(batch)] = np.minimum(room - lengths + 1, settings.max_new_tokens)
     numbers = first + np.arange(height, dtype=np.int32)
     return Rows(tokens, positions, segments, numbers, limits)
 
 
-def rounded(length: int) -> int:
-    """The next power of two, or three quarters of it; at least 16."""
+def round_up(length: int) -> int:
+    """Returns the next power of two, or three quarters of it; at least 16."""
     power = max(1 << (length - 1).bit_length(), LEAST_LENGTH)
     return 3 * power // 4 if LEAST_LENGTH < length <= 3 * power // 4 else power
 
 
-def write(
+def write_rows(
     lm: LanguageModel, rows: Rows, front: Front, settings: Settings, rule: Rule
 ) -> list[Generation]:
-    """A generation for each row of the batch, those of padding empty."""
+    """Returns a generation for each row; those of padding are empty."""
     most = settings.max_new_tokens
-    size = rounded(rows.tokens.shape[1] + most)
+    size = round_up(rows.tokens.shape[1] + most)
     written = _begin(lm.module, size, most, lm.params, front.collections, rows, rule)
     steps = 1
     while True:
-        ended = np.array(written.ended)
-        counts = np.asarray(written.counts)
+        ended, counts = np.array(written.ended), np.asarray(written.counts)
         ids = [row[: counts[place]].tolist() for place, row in enumerate(np.asarray(written.ids))]
         if any(number < 0 for row in ids for number in row):
-            raise scoring.not_finite(lm)
+            raise not_finite(lm)
         if settings.stop and not ended.all():
-            ended |= [text_of(lm, row, settings.stop)[1] for row in ids]
+            ended |= [read_text(lm, row, settings.stop)[1] for row in ids]
             written = written._replace(ended=ended)
         if ended.all() or steps == most:
-            return [generation(lm, row, settings.stop) for row in ids]
-        steps = min(steps + BETWEEN_LOOKS, most) if settings.stop else most
+            return [read_generation(lm, row, settings.stop) for row in ids]
+        steps = min(steps + STEPS_AT_ONCE, most) if settings.stop else most
         written = _go_on(lm.module, lm.params, front.layers, rows, rule, written, steps)
 
 
-def text_of(lm: LanguageModel, ids: Sequence[int], stop: Sequence[str]) -> tuple[str, bool]:
-    """The text of ids, special tokens left out, up to the first stop string; and whether one came.
+def read_text(lm: LanguageModel, ids: Sequence[int], stop: Sequence[str]) -> tuple[str, bool]:
+    """Returns the text of ids up to the first stop string, and whether there was one.
 
-    The space that an answer begins with, which joins it to the prompt, is not part of it.
+    Special tokens are left out, and so is the space that joins the text to the prompt.
     """
     special = set(lm.tokenizer.specials.values())
     text = lm.tokenizer.decode([number for number in ids if number not in special])
@@ -259,19 +269,19 @@ def text_of(lm: LanguageModel, ids: Sequence[int], stop: Sequence[str]) -> tuple
     return (text[: min(places)], True) if places else (text, False)
 
 
-def generation(lm: LanguageModel, ids: list[int], stop: Sequence[str]) -> Generation:
-    """What a row's ids say."""
-    text, stopped = text_of(lm, ids, stop)
+def read_generation(lm: LanguageModel, ids: list[int], stop: Sequence[str]) -> Generation:
+    """Returns the generation of a row's ids."""
+    text, stopped = read_text(lm, ids, stop)
     if stopped:
-        # It was written on until somebody looked.
-        ids = next(ids[:n] for n in range(1, len(ids) + 1) if text_of(lm, ids[:n], stop)[1])
+        # The device wrote on until the text was searched.
+        ids = next(ids[:n] for n in range(1, len(ids) + 1) if read_text(lm, ids[:n], stop)[1])
     finished = stopped or ids[-1:] == [lm.tokenizer.eos_id]
     return Generation(text if finished else text.rstrip(UNREADABLE), ids, finished)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _begin(module: Decoder, size: int, most: int, params, collections, rows: Rows, rule: Rule):
-    """The examples' own positions, and the first token of each row."""
+    """Computes the examples' own positions, and the first token of each row."""
     logits, cache = prefill(
         module, params, collections, rows.tokens, rows.positions, rows.segments, size
     )
@@ -288,7 +298,7 @@ def _begin(module: Decoder, size: int, most: int, params, collections, rows: Row
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=5)
 def _go_on(module: Decoder, params, layers, rows: Rows, rule: Rule, written: Written, until):
-    """Further tokens, until so many steps are done or every row has ended."""
+    """Adds tokens until `until` steps are done or every row has ended."""
     length, size = rows.tokens.shape[1], written.cache[0]["v"].shape[2]
     fed = jnp.pad(rows.segments > 0, ((0, 0), (0, size - length)))
     behind = rows.segments.sum(axis=1) - 1
@@ -321,20 +331,21 @@ def _append(written: Written, logits, rows: Rows, rule: Rule) -> Written:
 
 
 def choose(logits, numbers, step, rule: Rule):
-    """The next token of each row, int32[R]: the likeliest at temperature 0, else one drawn; -1
-    where the logits are not finite.
+    """Returns the next token of each row, int32[R]: at temperature 0 the likeliest, else a draw.
+
+    It is -1 if the logits are not finite.
 
     Args:
       logits: float32[R, V].
       numbers: int32[R], of the examples.
-      step: int32[], how many tokens there are already.
+      step: int32[], how many tokens were written before.
       rule: how.
     """
 
     def draw():
         key = jax.random.key(rule.seed)
         keys = jax.vmap(lambda number: jax.random.fold_in(jax.random.fold_in(key, number), step))
-        weights = kept(jax.nn.softmax(logits / rule.temperature), rule.top_k, rule.top_p)
+        weights = keep_likely(jax.nn.softmax(logits / rule.temperature), rule.top_k, rule.top_p)
         return jax.vmap(jax.random.categorical)(keys(numbers), jnp.log(weights))
 
     def likeliest():
@@ -344,10 +355,12 @@ def choose(logits, numbers, step, rule: Rule):
     return jnp.where(jnp.isfinite(logits.max(axis=-1)), chosen, -1)
 
 
-def kept(probabilities, top_k, top_p):
-    """Probabilities float32[R, V] with those set to 0 that are not to be drawn: all but the `top_k`
-    highest (0: none), then all but the fewest of the highest that have the share `top_p` of what
-    is left (Holtzman et al. 2020). Those equal to the last that stays, stay."""
+def keep_likely(probabilities, top_k, top_p):
+    """Sets the probabilities float32[R, V] of tokens that cannot be drawn to 0.
+
+    The `top_k` highest stay (0: all), and of these the fewest of the highest that have the share
+    `top_p` of their sum (Holtzman et al. 2020). Tokens equal to the last one that stays, stay.
+    """
 
     def enough_tokens(weights):
         return (weights > 0).sum(axis=-1) >= top_k
@@ -356,16 +369,16 @@ def kept(probabilities, top_k, top_p):
         return weights.sum(axis=-1) >= top_p * left.sum(axis=-1)
 
     left = jax.lax.cond(
-        top_k > 0, lambda: highest(probabilities, enough_tokens), lambda: probabilities
+        top_k > 0, lambda: keep_highest(probabilities, enough_tokens), lambda: probabilities
     )
-    return jax.lax.cond(top_p < 1, lambda: highest(left, enough_weight), lambda: left)
+    return jax.lax.cond(top_p < 1, lambda: keep_highest(left, enough_weight), lambda: left)
 
 
-def highest(weights, enough):
-    """The fewest of the highest weights float32[R, V] that are `enough`, the others set to 0.
+def keep_highest(weights, enough):
+    """Sets all float32[R, V] weights to 0 but the fewest of the highest that are `enough`.
 
-    Halves the range of their bit patterns, which are in the order of the numbers: on a CPU an
-    eighth of the time of sorting a vocabulary.
+    Halves the range of their bit patterns, which have the order of the numbers. On a CPU this takes
+    an eighth of the time of sorting a vocabulary.
     """
     bits = jax.lax.bitcast_convert_type(weights, jnp.int32)
 

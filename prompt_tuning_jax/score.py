@@ -1,7 +1,8 @@
-"""Scoring: the log-probability of every answer of every example, and the metrics made of them.
+"""Scores: the log-probability of every answer of every example, and metrics made of them.
 
-The shared positions are run once and handed back to the model as a prefix; all answers of an
-example share its text's positions; examples are packed. Each equals the plain computation.
+The shared positions are computed once and come back to the model as a prefix. All answers of an
+example share the positions of its text, and examples are packed. The scores equal those of the
+plain computation, one answer of one example at a time.
 """
 
 import functools
@@ -27,7 +28,7 @@ from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import bind, prefix_length
 from prompt_tuning_jax.run.progress import with_progress
-from prompt_tuning_jax.step import make_mesh, place_rows, row_specs, target_scores
+from prompt_tuning_jax.step import AXIS, make_mesh, place_rows, row_specs, target_scores
 
 
 def encode_for(lm: LanguageModel, task, rows, collections, max_length=0, template=None):
@@ -76,72 +77,80 @@ def score(
     shape: Shape | None = None,
     log: Callable | None = None,
 ) -> np.ndarray:
-    """Log-probability of each answer of each example.
+    """Returns the log-probability of each answer of each example.
 
     Args:
       lm: the frozen model.
       examples: `data.example.Example`s, all with the same number of answers C.
       collections: what a method's `adapt` returned, or {} for the model alone.
-      devices: to spread the rows over; all of this process's unless given.
-      shape: of the batches, from `next_shape`; the best for these examples unless given.
-      log: takes a line of text, where scoring takes long.
+      devices: to spread the rows over; by default all of this process.
+      shape: of the batches, from `next_shape`; by default the best for these examples.
+      log: takes a line of text if scoring takes long.
 
     Returns:
       float32[N, C] nats, in the order of the examples.
 
     Raises:
-      UserError: the answers of an example, which share a row, take more than the memory there is.
+      UserError: the answers of an example, which share a row, take more than the free memory.
     """
     devices = jax.local_devices() if devices is None else devices
     mesh = make_mesh(devices)
     answers = len(examples[0].tails)
     shared = shared_length(examples)
     front = bake(lm, np.asarray(examples[0].trunk[:shared]), collections)
-    compiled = _compiled(lm.module, mesh)
-    # Once, not for each batch anew.
+    compiled = _compile(lm.module, mesh)
+    # Placed once, not again for each batch.
     params, front = jax.device_put((lm.params, front), NamedSharding(mesh, PartitionSpec()))
     scores = np.zeros((len(examples), answers), np.float32)
     shape = shape or evaluation_shape(examples, shared, row_multiple=len(devices))
     _check_memory(lm, shape, memory.device() * len(devices) or memory.available())
     parts = evaluation_batches(examples, shared, shape)
     if log is not None:
-        parts = with_progress(parts, "examples scored", log, len(examples), _size)
+        parts = with_progress(
+            parts, "examples scored", log, len(examples), lambda part: len(part[1])
+        )
     for batch, index in parts:
         batch = batch._replace(
             shared=np.zeros((0,), np.int32), positions=np.maximum(batch.positions - shared, 0)
         )
         values = np.asarray(compiled(params, front, place_rows(mesh, batch)))
-        # Tails of several tokens: the sum over their tokens, added in float32 on the host.
-        flat = np.zeros((len(index) * answers,), np.float32)
+        # The score of a tail is the sum over its tokens, in float32.
+        flat = np.zeros(len(index) * answers, np.float32)
         np.add.at(flat, batch.target_example.ravel(), (values * batch.target_weights).ravel())
-        scores[index] = flat.reshape(len(index), answers)
+        scores[index] = flat.reshape(-1, answers)
     return scores
 
 
 def next_shape(examples, before: Shape | None) -> Shape:
-    """The shape for the next part of a stream of examples, all devices used; None is the first."""
+    """Returns the shape for the next part of a stream of examples, on all devices of this process.
+
+    `before` is the shape of the part before, None for the first part.
+    """
     return stream_shape(
         examples, shared_length(examples), before, row_multiple=jax.local_device_count()
     )
 
 
-def check_finite(lm: LanguageModel, scores: np.ndarray):
-    """Raises a RunError for scores that are not numbers, of which some answer would be the best."""
+def check_finite(lm: LanguageModel, scores: np.ndarray) -> None:
+    """Refuses scores that are not numbers: some answer would still be the best of them.
+
+    Raises:
+      RunError: a score is not finite.
+    """
     if not np.isfinite(scores).all():
         raise not_finite(lm)
 
 
 def not_finite(lm: LanguageModel) -> RunError:
-    """What there is to say of a model whose scores are not numbers."""
-    return RunError(
-        "the model's scores are not finite, with weights in"
-        f" {lm.params['embed']['embedding'].dtype}: give --config.model.dtype=float32 if that is"
-        " another, else the model's weights or what tailors it are at fault"
-    )
+    """Returns the error for a model whose scores are not numbers."""
+    dtype, advice = lm.params["embed"]["embedding"].dtype, "check the model and the artifact"
+    if dtype != np.float32:
+        advice = "give --config.model.dtype=float32"
+    return RunError(f"the model's scores are not finite, with weights in {dtype}: {advice}.")
 
 
-def _check_memory(lm: LanguageModel, shape: Shape, most: int):
-    """Raises a UserError for rows whose attention takes more than so many bytes."""
+def _check_memory(lm: LanguageModel, shape: Shape, most: int) -> None:
+    """Refuses rows whose attention takes more than `most` bytes."""
     # float32: a mask, and twice the weights of the queries that share a key head.
     matrices = 1 + 2 * lm.spec.heads // lm.spec.kv_heads
     needed = 4 * matrices * shape.rows * shape.length**2
@@ -153,12 +162,8 @@ def _check_memory(lm: LanguageModel, shape: Shape, most: int):
         )
 
 
-def _size(part) -> int:
-    return len(part[1])
-
-
 @functools.cache
-def _compiled(module: Decoder, mesh):
+def _compile(module: Decoder, mesh):
     def scores(params, collections, batch: Batch):
         variables = {"params": params, **bind(module.spec, collections)}
         return target_scores(module, variables, batch)[0]
@@ -168,19 +173,19 @@ def _compiled(module: Decoder, mesh):
         scores,
         mesh=mesh,
         in_specs=(everywhere, everywhere, row_specs()),
-        out_specs=PartitionSpec("data"),
+        out_specs=PartitionSpec(AXIS),
         check_vma=False,
     )
     return jax.jit(mapped)
 
 
-def metrics(scores: np.ndarray, answers: np.ndarray) -> dict[str, float]:
-    """Metrics of float32[N, C] scores against int[N] right answers.
+def loss_and_accuracy(scores: np.ndarray, answers: np.ndarray) -> dict[str, float]:
+    """Compares float32[N, C] scores with int[N] right answers.
 
     Returns:
       loss: mean negative log-likelihood of the right answer, in nats;
-      accuracy: share of examples whose best answer is the right one, where there are several;
-      examples: how many.
+      accuracy: share of examples whose best answer is the right one, if there are several answers;
+      examples: N.
     """
     right = scores[np.arange(len(answers)), answers]
     found = {"loss": float(-right.mean())}
@@ -190,5 +195,5 @@ def metrics(scores: np.ndarray, answers: np.ndarray) -> dict[str, float]:
 
 
 def probabilities(scores: np.ndarray) -> np.ndarray:
-    """float32[N, C] scores as probabilities among the answers."""
+    """Returns float32[N, C] scores as probabilities among the answers."""
     return np.asarray(jax.nn.softmax(scores, axis=-1))

@@ -1,7 +1,7 @@
-"""One update: loss, gradient, update, as pure functions; and the same compiled over devices.
+"""One update as pure functions (loss, gradient, update), and the same compiled over devices.
 
-`train_step` is what a fork changes and a test calls; it knows no method and no model family. Around
-it, unchanged: `jit(shard_map)` over a mesh, or `pmap`.
+A fork changes `train_step` and a test calls it. It knows no method and no model family. Around it
+stands `jit(shard_map)` over a mesh, or `pmap`.
 """
 
 import functools
@@ -25,7 +25,7 @@ AXIS = "data"
 
 
 class Parts(NamedTuple):
-    """What an update is made of and does not change: functions and plain numbers."""
+    """The functions and plain numbers of an update, which stay the same."""
 
     module: Decoder
     method: Method
@@ -35,8 +35,8 @@ class Parts(NamedTuple):
 
 
 class State(NamedTuple):
-    """What an update changes: float32 trees, and int32[] counts. `refused` counts the updates left
-    out because they were not finite, `refused_in_a_row` those since the last good one."""
+    """What an update changes: float32 trees, and int32[] counts. `refused` counts the updates that
+    were skipped because they were not finite, `refused_in_a_row` those since the last good one."""
 
     step: Any
     trainable: Any
@@ -47,7 +47,7 @@ class State(NamedTuple):
 
 class Sums(NamedTuple):
     """float32[] sums over targets, so that parts of a batch can be added: negative log-likelihood
-    in nats, weights of the targets, targets that the model ranks first of its vocabulary."""
+    in nats, weights of the targets, targets that the model ranks first in its vocabulary."""
 
     loss: Any
     targets: Any
@@ -55,23 +55,16 @@ class Sums(NamedTuple):
 
 
 def init_state(parts: Parts, trainable) -> State:
-    """The state before the first update."""
-    # Three arrays, not one three times: the step takes the memory of each.
+    """Returns the state before the first update."""
+    # Three arrays and not one three times: the step reuses the memory of each.
     step, refused, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(3))
     return State(step, trainable, parts.optimizer.init(trainable), refused, in_a_row)
 
 
 def target_scores(module: Decoder, variables, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of every target, float32[R, M] nats, and whether no token is likelier."""
-    hidden = module.apply(
-        variables,
-        batch.shared,
-        batch.tokens,
-        batch.positions,
-        batch.segments,
-        batch.branches,
-        batch.reads,
-    )
+    """Returns the log-probability of every target, float32[R, M] nats, and whether it is the
+    likeliest token."""
+    hidden = module.apply(variables, *batch[:6])  # from `shared` to `reads`
     logits = module.apply(variables, hidden, method="logits")
     row = jnp.arange(logits.shape[0])[:, None]
     at_target = logits[row, batch.targets, batch.target_ids]
@@ -81,7 +74,7 @@ def target_scores(module: Decoder, variables, batch: Batch) -> tuple[jax.Array, 
 
 
 def loss_fn(trainable, frozen, batch: Batch, rng, parts: Parts) -> tuple[jax.Array, Sums]:
-    """Summed negative log-likelihood of the targets, differentiable in `trainable` alone."""
+    """Returns the summed negative log-likelihood of the targets, and all sums."""
     collections = bind(parts.module.spec, parts.method.adapt(trainable, rng, True))
     scores, best = target_scores(parts.module, {"params": frozen, **collections}, batch)
     weights = batch.target_weights
@@ -90,9 +83,9 @@ def loss_fn(trainable, frozen, batch: Batch, rng, parts: Parts) -> tuple[jax.Arr
 
 
 def gradients(trainable, frozen, batch: Batch, rng, parts: Parts):
-    """Sums and gradient of the summed loss; microbatches of rows one after another, added up.
+    """Returns the gradient of the summed loss in `trainable`, and the sums; adds up microbatches.
 
-    Sums and not means: with unequal target counts only these add up to one large batch exactly.
+    With unequal target counts sums add up to one large batch exactly, and means do not.
     """
     compute = jax.grad(loss_fn, has_aux=True)
     if parts.microbatches == 1:
@@ -111,24 +104,24 @@ def gradients(trainable, frozen, batch: Batch, rng, parts: Parts):
 
 
 def train_step(state: State, frozen, batch: Batch, parts: Parts, axis: str | None = None):
-    """One update of `state.trainable`; the frozen tree is read and nothing else.
+    """Updates `state.trainable`, and only reads the frozen tree.
 
     Args:
       state: from `init_state` or an earlier step.
       frozen: the model's params.
       batch: rows of this device; `shared` is the same on all.
       parts: the rest.
-      axis: name of the mapped axis to add up over, if any.
+      axis: name of the mapped axis to sum over, if any.
 
     Returns:
-      The next state, and a dict of float32[]: loss (mean nats a target), accuracy (of the whole
+      The next state, and a dict of float32[]: loss (mean nats a target), accuracy (in the whole
       vocabulary), targets, gradient_norm, refused_in_a_row. An update whose gradient or result is
-      not finite is left out.
+      not finite is skipped.
     """
     rng = jax.random.fold_in(jax.random.key(parts.seed), state.step)
     total = gradients(state.trainable, frozen, batch, rng, parts)
     if axis is not None:
-        # One vector, so one collective a step whatever the number of leaves.
+        # One vector, so one collective a step, however many leaves there are.
         flat, unflatten = jax.flatten_util.ravel_pytree(total)
         total = unflatten(jax.lax.psum(flat, axis))
     gradient, sums = total
@@ -164,13 +157,13 @@ def train_step(state: State, frozen, batch: Batch, parts: Parts, axis: str | Non
 
 
 class Compiled(NamedTuple):
-    """A step over devices, and how its arguments get there and back.
+    """A step over devices, and functions that move its arguments there and back.
 
     Attributes:
-      step: `(state, frozen, batch) -> (state, metrics)`; takes the old state's memory.
-      place: a tree to every device (state, frozen).
-      place_batch: a numpy batch, its rows spread over the devices.
-      fetch: a placed tree back as numpy.
+      step: `(state, frozen, batch) -> (state, metrics)`; reuses the old state's memory.
+      place: copies a tree (state, frozen) to every device.
+      place_batch: spreads the rows of a numpy batch over the devices.
+      fetch: copies a placed tree back to numpy.
     """
 
     step: Any
@@ -180,26 +173,25 @@ class Compiled(NamedTuple):
 
 
 def compile_step(parts: Parts, parallel: str, devices=None) -> Compiled:
-    """`train_step` over devices: `parallel` is 'jit' (shard_map over a mesh) or 'pmap'."""
+    """Maps `train_step` over devices: `parallel` is 'jit' (shard_map over a mesh) or 'pmap'."""
     devices = jax.devices() if devices is None else devices
     step = functools.partial(train_step, parts=parts, axis=AXIS)
     return (_over_pmap if parallel == "pmap" else _over_mesh)(step, devices)
 
 
 def row_specs() -> Batch:
-    """How a batch lies on a mesh: rows spread over the axis, the shared positions everywhere."""
-    spread = PartitionSpec(AXIS)
-    return Batch(PartitionSpec(), *[spread] * (len(Batch._fields) - 1))
+    """Returns how a batch lies on a mesh: rows over the axis, the shared positions everywhere."""
+    return Batch(PartitionSpec(), *[PartitionSpec(AXIS)] * (len(Batch._fields) - 1))
 
 
 def make_mesh(devices):
-    """A mesh of one axis, `data`."""
+    """Returns a mesh of one axis, `data`."""
     kinds = (jax.sharding.AxisType.Auto,)
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=kinds, devices=devices)
 
 
 def place_rows(mesh, batch: Batch) -> Batch:
-    """A numpy batch on the mesh; every process has the whole batch and hands over its rows."""
+    """Places a numpy batch on the mesh; every process has the whole batch and hands in its rows."""
 
     def put(array, spec):
         sharding = NamedSharding(mesh, spec)
@@ -218,7 +210,7 @@ def _over_mesh(step, devices):
         # `device_put` would first send the whole tree to every process, to compare.
         return jax.make_array_from_callback(np.shape(leaf), everywhere, lambda _: np.asarray(leaf))
 
-    # check_vma=True would add the shared keys' gradient up over devices in every layer.
+    # check_vma=True would sum the shared keys' gradient over devices in every layer.
     mapped = jax.shard_map(
         step,
         mesh=mesh,
@@ -230,7 +222,7 @@ def _over_mesh(step, devices):
         jax.jit(mapped, donate_argnums=0),
         functools.partial(jax.tree.map, place),
         functools.partial(place_rows, mesh),
-        # Copies: on a CPU numpy would look into memory that the next step takes over.
+        # Copies: on a CPU numpy would look into memory that the next step reuses.
         functools.partial(jax.tree.map, np.array),
     )
 

@@ -267,7 +267,7 @@ def validate(lm: LanguageModel, data: Data, collections, step: int, run_log: Run
     began = time.perf_counter()
     scores = scoring.score(lm, data.validation, collections, log=run_log.log)
     answers = np.array([example.answer for example in data.validation])
-    metrics = scoring.metrics(scores, answers)
+    metrics = scoring.loss_and_accuracy(scores, answers)
     run_log.add_validation(step, metrics, time.perf_counter() - began)
     run_log.warn("answers", warnings.one_answer(scores.argmax(1), answers, data.labels))
     warn_of_norm(run_log, lm, collections)

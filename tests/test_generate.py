@@ -1,4 +1,4 @@
-"""Generation against the plain model, which keeps nothing and reads everything again each time."""
+"""Generation against the plain model, which reads everything again for each token."""
 
 import copy
 import itertools
@@ -37,7 +37,7 @@ def ids(*given, **named):
 
 
 def plainly(example, collections, most):
-    """The likeliest token again and again; nothing is kept."""
+    """The likeliest token again and again, without a cache."""
     trunk = example.trunk.tolist()
     while len(trunk) < len(example.trunk) + most and trunk[-1] != MODEL.tokenizer.eos_id:
         trunk.append(int(plain_model.log_probabilities(PLAIN, trunk, collections)[-1].argmax()))
@@ -66,8 +66,8 @@ def test_nothing_shared_and_nothing_trained():
 
 
 def test_logits_of_every_step_are_those_of_the_whole_read_at_once():
-    front = generation.prepare(MODEL, np.array(FRONT), COLLECTIONS)
-    rows = generation.pack(MODEL, EXAMPLES, front, GREEDY, 0)
+    front = generation.prepare_front(MODEL, np.array(FRONT), COLLECTIONS)
+    rows = generation.pack_rows(MODEL, EXAMPLES, front, GREEDY, 0)
     length, behind = rows.tokens.shape[1], rows.segments.sum(axis=1)
     logits, cache = jax.jit(cached.prefill, static_argnums=(0, 6))(
         MODEL.module, MODEL.params, front.collections, *rows[:3], length + 5
@@ -90,7 +90,7 @@ def test_logits_of_every_step_are_those_of_the_whole_read_at_once():
 
 
 @pytest.mark.parametrize("name", ["prompt", "prefix"])
-def test_what_was_trained_changes_what_is_written_cached_or_not(name):
+def test_an_adaptation_changes_the_text_cached_or_not(name):
     given = {**COLLECTIONS, name: jax.tree.map(lambda leaf: leaf[..., ::-1], COLLECTIONS[name])}
     pairs = list(zip(ids(), ids(collections=given), strict=True))
     assert all(one != other for one, other in pairs)
@@ -104,16 +104,16 @@ def test_a_batch_is_one_by_one(settings):
     assert together == write(settings=settings._replace(batch_size=4), seed=3)
 
 
-def test_the_draws_depend_on_the_seed_and_the_number_alone():
+def test_draws_depend_on_the_seed_and_the_number_alone():
     assert ids(settings=SAMPLED, seed=3) == ids(settings=SAMPLED, seed=3)
     assert ids(settings=SAMPLED, seed=3) != ids(settings=SAMPLED, seed=2**32 - 1)
     same = ids([EXAMPLES[0]] * 4, settings=SAMPLED)
     assert len(set(map(tuple, same))) == 4
 
 
-def test_where_the_padding_is_does_not_matter():
-    front = generation.prepare(MODEL, np.array(FRONT), COLLECTIONS)
-    right = generation.pack(MODEL, EXAMPLES, front, GREEDY, 0)
+def test_padding_on_the_left_equals_padding_on_the_right():
+    front = generation.prepare_front(MODEL, np.array(FRONT), COLLECTIONS)
+    right = generation.pack_rows(MODEL, EXAMPLES, front, GREEDY, 0)
     counts = right.segments.sum(axis=1)
     assert len(set(counts)) > 3
 
@@ -124,14 +124,14 @@ def test_where_the_padding_is_does_not_matter():
     left = right._replace(**{name: moved(getattr(right, name)) for name in right._fields[:3]})
     assert (left.segments[:, -1] == (counts > 0)).all()
     rule = Rule(np.uint32(0), 0.0, 0, 1.0, 2)
-    written = [generation.write(MODEL, rows, front, GREEDY, rule) for rows in (left, right)]
+    written = [generation.write_rows(MODEL, rows, front, GREEDY, rule) for rows in (left, right)]
     assert written[0] == written[1] and written[1][: len(EXAMPLES)] == write()
 
 
 @pytest.mark.parametrize(
     "changes", [{"temperature": 1e-4}, {"temperature": 5.0, "top_k": 1}, {"top_p": 1e-6}]
 )
-def test_what_can_only_be_the_likeliest(changes):
+def test_some_settings_leave_only_the_likeliest(changes):
     assert ids(settings=GREEDY._replace(**{"temperature": 1.0, **changes})) == ids()
 
 
@@ -147,23 +147,23 @@ def test_a_row_ends_at_the_end_of_text_and_leaves_the_others_alone():
 
 @pytest.mark.parametrize("settings", [GREEDY, SAMPLED, GREEDY._replace(stop=("zz",))])
 @pytest.mark.parametrize("name", ["prompt", "prefix"])
-def test_a_model_whose_scores_are_no_numbers_writes_nothing(settings, name):
+def test_a_model_whose_scores_are_not_numbers_writes_nothing(settings, name):
     broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), {name: COLLECTIONS[name]})
     with pytest.raises(RunError, match="scores are not finite, with weights in float32"):
         write(collections=broken, settings=settings, lm=with_eos(None))
 
 
-def test_a_model_without_an_end_of_text_writes_on():
+def test_a_model_without_an_end_of_text_goes_on():
     assert ids(lm=with_eos(None)) == ids()
 
 
-def test_stop_strings_end_the_text_wherever_the_tokens_are_cut():
+def test_stop_strings_end_the_text_wherever_the_tokens_begin():
     words = MODEL.tokenizer
     text = " in the end, the 日本 stop"
     written = words.encode(text)[0]
 
     def cut(*stop):
-        return generation.generation(MODEL, written, stop)
+        return generation.read_generation(MODEL, written, stop)
 
     assert cut() == (text[1:], written, False)
     assert cut("e e")[::2] == ("in th", True)
@@ -171,7 +171,7 @@ def test_stop_strings_end_the_text_wherever_the_tokens_are_cut():
     assert cut("e e", "d, t")[::2] == ("in th", True)
     assert cut("日本")[::2] == ("in the end, the ", True)
     assert cut("本 s")[::2] == ("in the end, the 日", True)
-    # The space that joins the text to the prompt is not the text's.
+    # The space that joins the text to the prompt is not part of the text.
     assert cut(" ")[::2] == ("in", True)
     # No token after the one that the stop string ends in.
     assert words.decode(cut("d, t").ids) == " in the end, the"
@@ -200,24 +200,24 @@ def test_stop_strings_are_looked_for_while_rows_are_written(monkeypatch):
     assert next(steps) <= 1
 
 
-def test_a_character_is_whole_or_not_there():
+def test_a_character_is_whole_or_left_out():
     written = MODEL.tokenizer.encode("a日")[0]
     assert len(written) == 4
-    texts = [generation.generation(MODEL, written[:n], ()).text for n in range(1, 5)]
+    texts = [generation.read_generation(MODEL, written[:n], ()).text for n in range(1, 5)]
     assert texts == ["a", "a", "a", "a日"]
 
 
-def test_special_tokens_are_no_text():
+def test_special_tokens_are_left_out_of_the_text():
     words = MODEL.tokenizer
     written = [words.bos_id, *words.encode(" the")[0], words.pad_id, words.eos_id]
-    assert generation.generation(MODEL, written, ()) == ("the", written, True)
+    assert generation.read_generation(MODEL, written, ()) == ("the", written, True)
 
 
-def test_no_position_after_the_models_last():
+def test_no_text_goes_beyond_the_last_position():
     def example(size):
         return Example(np.array([1, *[40] * (size - 1)], np.int32), (), -1, 0, 0)
 
-    # A prefix of 2, and the last token that is written takes no position.
+    # A prefix takes 2, and the last token that is written takes none.
     room = SPEC.max_positions - 2
     found = ids([example(size) for size in (room, room - 1, room - 5, 3)])
     assert list(map(len, found)) == [1, 2, 6, 12]
@@ -225,7 +225,7 @@ def test_no_position_after_the_models_last():
         write([example(room + 1)])
 
 
-def test_examples_are_read_as_answers_are_asked_for():
+def test_examples_are_read_as_texts_are_asked_for():
     read = itertools.count()
     endless = (EXAMPLES[next(read) % 6] for _ in itertools.repeat(None))
     answers = generate(MODEL, endless, COLLECTIONS, GREEDY._replace(batch_size=4))
@@ -233,7 +233,7 @@ def test_examples_are_read_as_answers_are_asked_for():
     assert next(read) == 8
 
 
-def test_few_shapes_are_compiled_and_no_setting():
+def test_few_shapes_are_compiled_and_settings_are_not():
     def counts():
         return generation._begin._cache_size(), generation._go_on._cache_size()
 
@@ -250,14 +250,14 @@ def test_few_shapes_are_compiled_and_no_setting():
     assert counts() == before
 
 
-kept = jax.jit(generation.kept)
+kept = jax.jit(generation.keep_likely)
 distributions = arrays.arrays(
     np.float32, (3, 11), elements=st.floats(0, 1, width=32), unique=True
 ).map(lambda weights: weights / weights.sum(axis=1, keepdims=True))
 
 
 @given(distributions, st.integers(0, 12), st.floats(0.01, 1))
-def test_what_is_kept_is_what_sorting_keeps(probabilities, top_k, top_p):
+def test_the_tokens_that_stay_are_those_that_sorting_keeps(probabilities, top_k, top_p):
     found = np.asarray(kept(probabilities, top_k, top_p))
     for row, left_over in zip(probabilities, found, strict=True):
         order = np.argsort(-row, kind="stable")[: top_k or None]

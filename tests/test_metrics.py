@@ -26,7 +26,7 @@ TEXTS = [
 PREDICTIONS, REFERENCES = (list(part) for part in zip(*TEXTS, strict=True))
 PAIRS = st.lists(
     st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30
-)  # label 3 is never there
+)  # label 3 never comes
 
 
 def plain(predictions, answers):
@@ -52,11 +52,12 @@ def plain(predictions, answers):
 
 
 def test_the_names_are_those_that_a_config_knows():
-    assert tuple(metrics.LABELLED) == LABEL_METRICS and tuple(metrics.TEXTS) == TEXT_METRICS
+    assert tuple(metrics.LABEL_METRICS) == LABEL_METRICS
+    assert tuple(metrics.TEXT_METRICS) == TEXT_METRICS
 
 
 @given(PAIRS)
-def test_metrics_of_labels_are_those_of_counting(pairs):
+def test_metrics_of_labels_are_what_counting_gives(pairs):
     predictions, answers = (list(part) for part in zip(*pairs, strict=True))
     found = metrics.label_metrics(np.array(predictions), np.array(answers), VALUES, LABEL_METRICS)
     intervals = found.pop("intervals")
@@ -70,7 +71,7 @@ def test_metrics_of_labels_are_those_of_counting(pairs):
         assert type(low) is type(high) is float and low <= high
 
 
-def test_only_what_is_named_is_there():
+def test_only_the_named_metrics_are_computed():
     found = metrics.label_metrics(np.array([0, 1]), np.array([0, 0]), VALUES, ["macro_f1"])
     assert found.keys() == {"macro_f1", "intervals"}
     assert metrics.text_metrics(["x"], [["x"]], ["token_f1"]) == {
@@ -79,7 +80,7 @@ def test_only_what_is_named_is_there():
     }
 
 
-def test_intervals_of_labels_are_those_of_resampled_examples():
+def test_intervals_of_labels_are_what_resampled_examples_give():
     rng = np.random.default_rng(5)
     answers = rng.integers(0, 3, 200)
     predictions = np.where(rng.random(200) < 0.7, answers, rng.integers(0, 3, 200))
@@ -95,7 +96,7 @@ def test_intervals_of_labels_are_those_of_resampled_examples():
     np.testing.assert_allclose(found["class_accuracy"]["bad"], wanted, atol=0.02)
 
 
-def test_intervals_of_texts_are_those_of_resampled_examples():
+def test_intervals_of_texts_are_what_resampled_examples_give():
     rng = np.random.default_rng(5)
     words = "the cat sat on a mat and saw another dog run home".split()
     references = [[" ".join(rng.choice(words, rng.integers(4, 12)))] for _ in range(80)]
@@ -122,7 +123,7 @@ def test_many_examples_are_resampled_in_parts(monkeypatch):
     assert metrics.text_metrics(PREDICTIONS, REFERENCES, ["token_f1", "bleu"]) == whole
 
 
-def test_bleu_is_sacrebleus_whatever_the_number_of_references():
+def test_bleu_is_that_of_sacrebleu_for_any_number_of_references():
     most = max(map(len, REFERENCES))
     streams = [
         [given[place] if place < len(given) else None for given in REFERENCES]
@@ -139,7 +140,7 @@ def test_bleu_is_sacrebleus_whatever_the_number_of_references():
     st.integers(0, 20),
     st.integers(1, 20),
 )
-def test_bleu_of_any_counts_is_sacrebleus(right, more, length, nearest):
+def test_bleu_of_any_counts_is_that_of_sacrebleu(right, more, length, nearest):
     held = [one + other for one, other in zip(right, more, strict=True)]
     wanted = BLEU.compute_bleu([*right], [*held], length, nearest, smooth_method="exp").score
     found = metrics.bleu(np.array([[*right, *held, length, nearest]], float), 1)
@@ -156,7 +157,7 @@ def longest_common(one, other):
     return table[-1, -1]
 
 
-def test_rouge_l_is_that_of_the_longest_common_words():
+def test_rouge_l_is_the_f_measure_of_the_longest_common_words():
     wanted = []
     for text, references in TEXTS:
         best = 0.0
@@ -189,14 +190,14 @@ def test_exact_match_and_token_f1(text, references, exact, f1):
     assert (found["exact_match"], found["token_f1"]) == pytest.approx((exact, f1))
 
 
-def test_a_package_that_is_not_there_is_named(monkeypatch):
+def test_a_missing_package_is_named(monkeypatch):
     for package, metric in (("sacrebleu.metrics", "bleu"), ("rouge_score.rouge_scorer", "rouge_l")):
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(UserError, match="pip install"):
             metrics.text_metrics(["x"], [["x"]], [metric])
 
 
-def test_libraries_are_imported_when_they_are_asked_for():
+def test_libraries_are_imported_only_for_their_metrics():
     script = (
         "import sys, prompt_tuning_jax.metrics as metrics\n"
         "metrics.text_metrics(['x'], [['x']], ['token_f1'])\n"

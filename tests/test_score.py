@@ -1,4 +1,4 @@
-"""Scores of all answers against the plain model, one answer of one example at a time."""
+"""Scores of all answers against the plain model, which takes one answer at a time."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ COUNT = 61  # fills no number of batches
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The indexes of the examples in each batch that is run; batches are small."""
+    """Makes batches small, and notes the indexes of the examples in each batch."""
     indexes = []
 
     def small(*given, **named):
@@ -54,7 +54,7 @@ def test_scores_are_those_of_each_answer_alone(seen, names, devices):
     assert sorted(np.concatenate(seen)) == list(range(COUNT))
 
 
-def test_words_of_several_tokens_are_ranked_as_one_label_at_a_time():
+def test_words_of_several_tokens_score_as_one_label_at_a_time():
     labels = (("n", "not at all"), ("y", "yes"), ("p", "yes, but"), ("d", "日本 or so"))
     task = Task("asked", "{soft}Is {text} it?", labels, (), ("text",), None)
     rows = [{"text": "the inn", "label": "p"}, {"text": "é", "label": "n"}, {"text": " the"}]
@@ -74,8 +74,8 @@ def test_words_of_several_tokens_are_ranked_as_one_label_at_a_time():
             assert score == pytest.approx(wanted, abs=1e-4)
 
 
-def test_answers_that_take_more_than_the_memory_are_refused_before_it_is_taken():
-    """The words of all labels share a row: 60,000 of one token take a terabyte."""
+def test_answers_larger_than_memory_are_refused_before_any_is_taken():
+    """The words of all labels share a row, so 60,000 of one token take a terabyte."""
     answers = tuple(np.array([1], np.int32) for _ in range(60_000))
     examples = [Example(np.arange(5, dtype=np.int32), answers, 0, 2, 0)]
     with pytest.raises(UserError, match=r"\d+,\d+ positions, for which .* GB .* fewer or shorter"):
@@ -83,13 +83,13 @@ def test_answers_that_take_more_than_the_memory_are_refused_before_it_is_taken()
 
 
 def test_a_single_answer_has_a_loss_and_no_accuracy():
-    assert scoring.metrics(np.array([[-2.0], [-4.0]], np.float32), np.array([0, 0])) == {
+    assert scoring.loss_and_accuracy(np.array([[-2.0], [-4.0]], np.float32), np.array([0, 0])) == {
         "loss": 3.0,
         "examples": 2,
     }
 
 
-def test_nothing_shared_and_nothing_trained(seen):
+def test_examples_may_share_nothing_and_nothing_be_trained(seen):
     examples = plain_model.random_examples(3, 9, (), answers=2)
     found = scoring.score(MODEL, examples, {}, jax.devices()[:1])
     wanted = plain_model.answer_scores(PLAIN, examples)
@@ -104,7 +104,7 @@ def test_one_example_over_more_devices_than_rows(seen):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
-def test_the_same_examples_turned_round_give_the_same_scores_turned_round(seen):
+def test_the_order_of_the_examples_does_not_change_their_scores(seen):
     collections = plain_model.random_collections(1, SPEC, "prompt", size=2)
     examples = plain_model.random_examples(2, COUNT, FRONT, back=(-1, 50), answers=4)
     found = scoring.score(MODEL, examples, collections)
@@ -118,7 +118,7 @@ def test_the_same_shape_is_compiled_once(seen):
     collections = plain_model.random_collections(1, SPEC, "prompt", size=2)
     examples = plain_model.random_examples(2, COUNT, FRONT, back=(-1, 50), answers=4)
     scoring.score(MODEL, examples, collections)
-    compiled = scoring._compiled(MODEL.module, scoring.make_mesh(jax.devices()))
+    compiled = scoring._compile(MODEL.module, scoring.make_mesh(jax.devices()))
     before = compiled._cache_size(), cached._bake._cache_size()
     assert min(before) > 0
     others = jax.tree.map(lambda leaf: leaf + 1, collections)
@@ -127,7 +127,7 @@ def test_the_same_shape_is_compiled_once(seen):
 
 
 def test_demonstrations_are_shared_and_score_as_the_whole_text(monkeypatch):
-    """Against one text an example, written by hand and read by the plain model."""
+    """Compared with one text for each example, written by hand and read by the plain model."""
     model, plain = plain_model.make(dataclasses.replace(SPEC, max_positions=400))
     train = [{"text": f"the {n} in", "label": "no" if n % 2 else "yes"} for n in range(8)]
     rows = [{"text": "the thin", "label": "yes"}, {"text": "{text} <|eos|>", "label": "no"}]
@@ -157,9 +157,9 @@ def test_demonstrations_are_shared_and_score_as_the_whole_text(monkeypatch):
     assert model.tokenizer.decode(shared[1:]) == f"{front}Well. Text:"
 
 
-def test_metrics_are_those_of_hand():
+def test_loss_and_accuracy_are_those_computed_by_hand():
     scores = np.log(np.array([[0.5, 0.2], [0.1, 0.4], [0.25, 0.125]], np.float32))
-    found = scoring.metrics(scores, np.array([0, 0, 0]))
+    found = scoring.loss_and_accuracy(scores, np.array([0, 0, 0]))
     assert found["examples"] == 3
     assert found["accuracy"] == pytest.approx(2 / 3)
     # Whole words' log-probabilities, not what is left of them among the answers.

@@ -1,4 +1,4 @@
-"""One update against the plain model, and the same however it is cut into parts and devices."""
+"""One update against the plain model, and equal updates over microbatches and devices."""
 
 import functools
 import re
@@ -31,7 +31,7 @@ TRACES = []
 
 
 def counted(trainable, rng, train):
-    """What is trained is handed over as it is; every call is the step being traced anew."""
+    """Hands over what is trained as it is, and counts how often the step is traced."""
     TRACES.append(train)
     return trainable
 
@@ -72,7 +72,7 @@ def over(parallel="jit", devices=8, microbatches=1) -> Placed:
 
 
 def after(steps, *how, batch=BATCH):
-    """The state and the metrics, as numpy, of some steps over devices."""
+    """The state and the metrics, as numpy, after some steps over devices."""
     placed = over(*how)
     state = placed.start()
     for _ in range(steps):
@@ -91,7 +91,7 @@ def assert_same(ours, wanted):
 
 
 def test_the_batch_is_uneven():
-    """What the comparisons below rest on: devices with unlike counts of targets, one with none."""
+    """The comparisons below need devices with different counts of targets, and one with none."""
     counts = BATCH.target_weights.reshape(8, -1).sum(axis=1)
     assert counts.min() == 0 and len(set(counts[:4])) > 1
     halves = BATCH.target_weights.reshape(2, -1).sum(axis=1)
@@ -124,7 +124,7 @@ def test_targets_score_as_in_one_sequence_at_a_time(rows):
 
 
 def test_the_likeliest_tokens_are_counted():
-    """Random targets are never the likeliest: answers made of what the model would say are."""
+    """Random targets are never the likeliest, so the answers are what the model would say."""
     examples = []
     for number, example in enumerate(EXAMPLES[:4]):
         ids, said = list(example.trunk), []
@@ -139,7 +139,7 @@ def test_the_likeliest_tokens_are_counted():
     assert (metrics["targets"], metrics["accuracy"]) == (8, 7 / 8)
 
 
-def test_a_step_follows_the_plain_models_gradient():
+def test_a_step_follows_the_gradient_of_the_plain_model():
     tree = THREE_LEAVES
     state, metrics = one_step(init_state(PARTS, tree), MODEL.params, BATCH, parts=PARTS)
     targets = sum(len(each.tails[each.answer]) for each in EXAMPLES)
@@ -152,7 +152,7 @@ def test_a_step_follows_the_plain_models_gradient():
     assert np.abs(slope).min(axis=1).max() > 1e-4
     np.testing.assert_allclose(taken["prompt"]["vectors"], slope, rtol=0, atol=1e-5)
 
-    # A prefix has too many numbers to move each: all leaves in some directions.
+    # A prefix has too many numbers to move each, so all leaves move in some directions.
     sizes = [leaf.size for leaf in jax.tree.leaves(tree)]
     ways = np.random.default_rng(0).standard_normal((5, sum(sizes)))
 
@@ -204,7 +204,7 @@ COLLECTIVE = re.compile(
 def assert_one_collective(executable):
     text = executable.as_text()
     assert [match[1] for match in COLLECTIVE.finditer(text)] == ["all-reduce"]
-    # In the program itself and in no loop's body, where one line runs many times.
+    # In the program itself and not in the body of a loop, where one line runs many times.
     assert COLLECTIVE.search(text[text.index("\nENTRY") :])
 
 
@@ -225,7 +225,7 @@ def test_a_shape_is_compiled_once_with_one_collective_for_one_leaf(parallel):
     for batch in (BATCH, others, BATCH):
         state, _ = made.step(state, frozen, made.place_batch(batch))
         traces.append(len(TRACES))
-    # To newer versions of jax, what pmap returns is placed otherwise than its first call's input.
+    # In newer versions of jax, pmap places what it returns otherwise than its first input.
     assert traces[0] <= traces[1] <= traces[0] + (parallel == "pmap")
     assert traces[2] == traces[1]
 
@@ -241,7 +241,7 @@ def test_steps_change_the_trainable_tree_and_nothing_else(how):
     for _ in range(3):
         given = state
         state, _ = run(state, frozen, batch)
-        # The old state's memory is taken; the weights and the batch are only read.
+        # The old state's memory is reused; the weights and the batch are only read.
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given.trainable))
     assert_same(made.fetch(frozen), before)
     assert_same(MODEL.params, before)
@@ -258,9 +258,9 @@ def test_the_optimizer_sees_the_trainable_tree_alone():
 
 
 @pytest.mark.parametrize("how", [("jit", 8), ("pmap", 8)])
-def test_one_devices_bad_gradient_is_left_out_by_all_and_counted(how):
+def test_a_bad_gradient_on_one_device_is_skipped_by_all_and_counted(how):
     tokens = BATCH.tokens.copy()
-    tokens[0, 0] = -9  # a slot that no vector fills
+    tokens[0, 0] = -9  # a slot without a vector
     bad = BATCH._replace(tokens=tokens)
     made, frozen, run = over(*how)
     state = over(*how).start()
@@ -281,7 +281,7 @@ def test_one_devices_bad_gradient_is_left_out_by_all_and_counted(how):
 
 
 @pytest.mark.parametrize("weight", [np.inf, 1e38])
-def test_a_gradient_too_large_is_left_out_too(weight):
+def test_a_gradient_that_is_too_large_is_skipped_too(weight):
     state = init_state(PARTS, THREE_LEAVES)
     bad = BATCH._replace(target_weights=np.where(BATCH.target_weights, np.float32(weight), 0))
     new, metrics = one_step(state, MODEL.params, bad, parts=PARTS)

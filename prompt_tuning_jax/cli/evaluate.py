@@ -152,7 +152,7 @@ def _scorer(lm: LanguageModel, task, config, demonstrations) -> Callable[..., di
         lm,
         task,
         demonstrations=demonstrations,
-        generation=generate.settings(config.generation),
+        generation=generate.read_settings(config.generation),
         seed=config.seed,
         max_length=config.task.max_length,
         log=say,

@@ -69,7 +69,7 @@ def answers(
     if as_json is None and form == Form() and is_object(first[field_names(template)[0]]):
         say(f"warning: {first[PLACE]} is read as a text: for JSON objects give --jsonl")
     counts: Counter[str] = Counter()
-    settings = generate.settings(config.generation)
+    settings = generate.read_settings(config.generation)
     records = itertools.chain([first], records)
     rows = api.predict(
         load_model(config), task, records, artifact, generation=settings, seed=config.seed
