@@ -25,7 +25,6 @@ DTYPES = {
 }
 MAX_HEADER = 100 << 20  # as in the safetensors package
 MAX_DIMENSIONS = 8  # the product of many large sizes takes hours
-ALIGNMENT = 64  # XLA on a CPU uses a host array without a copy if it begins at a multiple of this
 
 
 class Entry(NamedTuple):
@@ -104,41 +103,14 @@ def read_tensors(
     with path.open("rb") as file:
         digest.update(file.read(min((entry.start for entry in entries.values()), default=0)))
         for name, entry in entries.items():
+            if entry.dtype not in DTYPES:
+                raise UserError(
+                    f"{path}: the tensor {short(name)} is of type {short(entry.dtype)}; supported: "
+                    f"{', '.join(DTYPES)}."
+                )
             data = np.fromfile(file, np.uint8, entry.stop - entry.start)
             digest.update(data)
-            yield name, _as_array(data, name, entry, path)
-
-
-def _as_array(data: np.ndarray, name: str, entry: Entry, path: Path) -> np.ndarray:
-    if entry.dtype not in DTYPES:
-        raise UserError(
-            f"{path}: the tensor {short(name)} is of type {short(entry.dtype)}; supported: "
-            f"{', '.join(DTYPES)}."
-        )
-    return data.view(DTYPES[entry.dtype]).reshape(entry.shape)
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str]:
-    """Reads all arrays as read-only views of one aligned buffer, and returns the file's SHA-256.
-
-    The file is read and not mapped, so the bytes in use are those of the SHA-256 even if the file
-    changes. This takes 0.5 s for 540 MB.
-    """
-    size = path.stat().st_size
-    buffer = np.empty(size + ALIGNMENT, np.uint8)
-    begin = -buffer.ctypes.data % ALIGNMENT
-    buffer = buffer[begin : begin + size]
-    with path.open("rb") as file:
-        file.readinto(buffer.data)
-    buffer.flags.writeable = False
-    digest = hashlib.sha256(buffer.data)
-    length = int.from_bytes(buffer[:8].tobytes(), "little")
-    entries = _parse_header(buffer[8 : 8 + min(length, size)].tobytes(), size, path)
-    arrays = {
-        name: _as_array(buffer[entry.start : entry.stop], name, entry, path)
-        for name, entry in entries.items()
-    }
-    return arrays, digest.hexdigest()
+            yield name, data.view(DTYPES[entry.dtype]).reshape(entry.shape)
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
@@ -151,7 +123,7 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
         table[name] = {"dtype": names[array.dtype], "shape": array.shape, "data_offsets": offsets}
         end += array.nbytes
     header = json.dumps(table, separators=(",", ":")).encode()
-    header += b" " * (-(8 + len(header)) % ALIGNMENT)
+    header += b" " * (-(8 + len(header)) % 64)  # readers that map the file want aligned data
     header = len(header).to_bytes(8, "little") + header
     digest = hashlib.sha256()
     with path.open("wb") as file:

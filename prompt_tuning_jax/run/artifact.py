@@ -31,7 +31,7 @@ from prompt_tuning_jax.run.report import Row
 from prompt_tuning_jax.safetensors_file import (
     DTYPES,
     read_header,
-    read_safetensors,
+    read_tensors,
     write_safetensors,
 )
 from prompt_tuning_jax.storage import atomic_write, sync
@@ -356,10 +356,11 @@ def _shallow(value: Any, depth: int) -> bool:
 
 def _read_tensors(path: Path, digest: str) -> dict[str, np.ndarray]:
     _check_file(path, math.inf)
-    for name, entry in read_header(path).items():
+    entries, found = read_header(path), hashlib.sha256()
+    for name, entry in entries.items():
         _check_leaf(name, entry.dtype, entry.shape, path)
-    arrays, found = read_safetensors(path)
-    if found != digest:
+    arrays = dict(read_tensors(path, entries, found))
+    if found.hexdigest() != digest:
         raise UserError(
             f"{path} is damaged or belongs to another manifest: its checksum is wrong; {_AGAIN}."
         )
