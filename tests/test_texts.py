@@ -173,7 +173,7 @@ def test_a_streams_answers_are_those_of_each_record(lm):
         ({"stop": "END"}, "generation.stop is 'END': expected texts"),
         ({"stop": ("",)}, "generation.stop is"),
         ({"temperature": -1.0}, "generation.temperature is -1.0: expected"),
-        ({"top_p": 0}, "generation.top_p is 0: expected"),
+        ({"top_p": 0}, "generation.top_p is 0.0: expected"),
         ({"max_new_tokens": 2.5}, "generation.max_new_tokens is 2.5: expected"),
         ({"batch_size": 0}, "generation.batch_size is 0: expected"),
         (None, "generation is a NoneType: give"),

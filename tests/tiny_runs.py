@@ -141,11 +141,13 @@ def at_home(monkeypatch):
     from prompt_tuning_jax.data import bbc_news
 
     bbc_news.read_headlines.cache_clear()
-    with monkeypatch.context() as changed:
-        changed.setenv("PROMPT_TUNING_CACHE", str(world().cache))
-        changed.syspath_prepend(str(world().packages))
-        yield
-    bbc_news.read_headlines.cache_clear()
+    try:
+        with monkeypatch.context() as changed:
+            changed.setenv("PROMPT_TUNING_CACHE", str(world().cache))
+            changed.syspath_prepend(str(world().packages))
+            yield
+    finally:
+        bbc_news.read_headlines.cache_clear()
 
 
 def listing(folder: Path) -> dict[str, tuple[int, float]]:

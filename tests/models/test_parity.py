@@ -10,7 +10,7 @@ from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.files.weights import read_weights
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
-CASES = sorted(folder.name for folder in FIXTURES.iterdir() if folder.is_dir())
+CASES = sorted(file.parent.name for file in FIXTURES.glob("*/reference.npz"))
 
 
 @pytest.fixture(scope="module", params=CASES)
