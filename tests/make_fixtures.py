@@ -1,10 +1,10 @@
-"""Writes tests/fixtures: reference numbers from transformers on torch, which `make test` lacks.
+"""Writes tests/fixtures: reference numbers from transformers on torch.
 
     python tests/make_fixtures.py
 
-needs `pip install -e .[test,bench]` and the two demo packages; about a minute. Every number comes
-from transformers in float32; `tests/models` compares ours with the files, `tests/reference` makes
-them anew and compares with that.
+It needs `pip install -e .[test,bench]` and the two demo packages, and takes about a minute. Every
+number comes from transformers in float32. `tests/models` compares ours with the files, as `make
+test` has no torch; `tests/reference` computes them again and compares with that.
 """
 
 import os
@@ -18,7 +18,7 @@ import numpy as np
 import reference_lines
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from prompt_tuning_jax.models.files.find import find_model
 
@@ -28,11 +28,12 @@ SENTENCES = (
     "Headline: Ink helps drive democracy in Asia\nTopic:",
     "The capital of France is Paris, and the capital of Italy is",
 )
-TOP = 24  # ids whose logits are kept at each position of SmolLM2
+TOP = 24  # ids with their logits in the fixture, at each position of SmolLM2
 SLOTS = 4  # vectors in front of the text
 LENGTHS = (12, 5, 9)  # real tokens of each example of a batch
 
-BASE = {
+LLAMA = {
+    "model_type": "llama",
     "vocab_size": 61,
     "hidden_size": 24,
     "intermediate_size": 28,
@@ -46,7 +47,7 @@ BASE = {
     "tie_word_embeddings": False,
     "attn_implementation": "eager",
 }
-# Wavelengths are short enough that each of llama3's three ranges holds some of them.
+# Wavelengths are so short that each of llama3's three ranges holds some of them.
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 100.0,
@@ -56,16 +57,16 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }
 CASES: dict[str, dict[str, Any]] = {
-    "grouped": BASE,
-    "plain_tied": BASE | {"num_key_value_heads": 4, "head_dim": 6, "tie_word_embeddings": True},
-    "one_key_head_llama3": BASE
+    "grouped": LLAMA,
+    "plain_tied": LLAMA | {"num_key_value_heads": 4, "head_dim": 6, "tie_word_embeddings": True},
+    "one_key_head_llama3": LLAMA
     | {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 16}
     | {"rope_parameters": LLAMA3, "tie_word_embeddings": True},
 }
 
 
 class Reference(NamedTuple):
-    """Inputs and what transformers on torch makes of them; B examples, P vectors.
+    """Inputs and the numbers of transformers on torch for them; B examples, P vectors.
 
     Attributes:
       tokens: int32[B, T], padding on the right.
@@ -88,10 +89,11 @@ class Reference(NamedTuple):
     gradient: np.ndarray
 
 
-def make_model(case: dict[str, Any], seed: int) -> LlamaForCausalLM:
-    """A random Llama whose weights float16 can hold, so that the files are half as big."""
+def make_model(case: dict[str, Any], seed: int) -> Any:
+    """Makes a random model whose weights float16 can hold, so that the files are half as big."""
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**case)).eval().to(torch.float32)
+    config = AutoConfig.for_model(**case)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):
@@ -100,8 +102,8 @@ def make_model(case: dict[str, Any], seed: int) -> LlamaForCausalLM:
     return model
 
 
-def compute(model: LlamaForCausalLM, seed: int) -> Reference:
-    """What `Reference` says, for random inputs."""
+def compute(model: Any, seed: int) -> Reference:
+    """Computes the reference for random inputs."""
     rng = np.random.default_rng(seed)
     size, longest = model.config.vocab_size, max(LENGTHS)
     tokens = rng.integers(0, size, (len(LENGTHS), longest)).astype(np.int32)
@@ -153,7 +155,7 @@ def run_prompted(model, tokens, mask, vectors) -> torch.Tensor:
 
 
 def load_smollm2() -> Any:
-    """SmolLM2 from the embedded GGUF, as transformers reads it, in float32."""
+    """Reads SmolLM2 from the packaged GGUF with transformers, in float32."""
     path = find_model(SMOLLM2)
     return AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32
@@ -161,10 +163,10 @@ def load_smollm2() -> Any:
 
 
 def load_words(*, single_digits: bool) -> Tokenizer:
-    """SmolLM2's tokenizer from the embedded GGUF, as transformers reads it.
+    """Reads SmolLM2's tokenizer from the packaged GGUF with transformers.
 
-    That reading leaves out that digits are cut off first, as the published tokenizer and llama.cpp
-    do; `single_digits` puts it back. On real text the ids are the same (`tests/reference`).
+    transformers does not cut off single digits first, as the published tokenizer and llama.cpp do;
+    `single_digits` adds that. On real text the ids are the same (`tests/reference`).
     """
     path = find_model(SMOLLM2)
     words = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).backend_tokenizer
@@ -181,7 +183,7 @@ def encode(words: Tokenizer, text: str) -> list[int]:
 
 
 def compute_smollm2(model: Any, words: Tokenizer) -> dict[str, np.ndarray]:
-    """For each sentence: its ids, and at every position the `TOP` best ids and their logits."""
+    """Computes for each sentence its ids, and the `TOP` best ids with logits at every position."""
     found = {}
     for number, sentence in enumerate(SENTENCES):
         ids = encode(words, sentence)

@@ -1,4 +1,4 @@
-"""Our decoder on the inputs of `make_fixtures.Reference`, and the comparison with its numbers."""
+"""Our decoder on the inputs of `make_fixtures.Reference`, compared with the numbers there."""
 
 import functools
 
@@ -6,12 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prompt_tuning_jax.models.decoder import Decoder
+from prompt_tuning_jax.models.files.weights import read_weights
+
 TOLERANCE = 1e-4
 
 
+def read_model(path):
+    """Reads a model in float32: module and params."""
+    spec, params, _ = read_weights(str(path), "float32")
+    return Decoder(spec, precision="highest"), params
+
+
+def compute_logits(model, tokens, positions, segments, shared=(), prompt=None):
+    """float32[R, T, V] at every position of every row."""
+    return _run(*model, np.array(shared, np.int32), tokens, positions, segments, prompt)
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def logits(module, params, shared, tokens, positions, segments, prompt=None):
-    """float32[R, T, V]: every position of every row."""
+def _run(module, params, shared, tokens, positions, segments, prompt):
     variables = {"params": params} | ({} if prompt is None else {"prompt": {"vectors": prompt}})
     everywhere = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     branches = jnp.zeros_like(tokens)
@@ -19,54 +32,56 @@ def logits(module, params, shared, tokens, positions, segments, prompt=None):
     return module.apply(variables, hidden, method="logits")
 
 
-def right_padded(tokens, lengths):
-    """Positions and segments of rows that begin with their example."""
-    places = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-    return places, (places < lengths[:, None]).astype(np.int32)
+def right_padded(rows):
+    """Tokens, positions and segments of rows of unequal length."""
+    lengths = np.array([len(row) for row in rows])
+    tokens = np.stack([np.pad(row, (0, lengths.max() - len(row))) for row in rows])
+    places = np.broadcast_to(np.arange(lengths.max()), tokens.shape)
+    return tokens, places, (places < lengths[:, None]).astype(np.int32)
 
 
-def prompted(kept, shared_slots):
-    """Inputs with the prompt in front: some of its slots shared, the rest in every row."""
+def rows_of(kept):
+    return [row[:length] for row, length in zip(kept["tokens"], kept["lengths"], strict=True)]
+
+
+def check_right_padding(model, kept):
+    inputs = right_padded(rows_of(kept))
+    assert_close(compute_logits(model, *inputs), kept["right"], inputs[2])
+
+
+def check_left_padding(model, kept):
+    rows, longest = rows_of(kept), max(kept["lengths"])
+    tokens, segments = (
+        np.stack([np.pad(row, (longest - len(row), 0)) for row in each])
+        for each in (rows, [np.ones_like(row) for row in rows])
+    )
+    positions = np.maximum(segments.cumsum(1) - 1, 0)
+    assert_close(compute_logits(model, tokens, positions, segments), kept["left"], segments)
+
+
+def check_one_row(model, kept):
+    """All examples in one row."""
+    rows = rows_of(kept)
+    positions = np.concatenate([np.arange(len(row)) for row in rows])[None]
+    segments = np.repeat(np.arange(1, len(rows) + 1), kept["lengths"])[None]
+    found = compute_logits(model, np.concatenate(rows)[None], positions, segments)
+    wanted = [row[:n] for row, n in zip(kept["right"], kept["lengths"], strict=True)]
+    assert_close(found, np.concatenate(wanted)[None], segments)
+
+
+def check_prompt(model, kept, shared_slots):
+    """Logits, loss and gradient with the prompt in front, some of its slots shared."""
     slots = -1 - np.arange(len(kept["prompt"]), dtype=np.int32)
     shared, own = slots[:shared_slots], slots[shared_slots:]
-    rows = np.broadcast_to(own, (len(kept["tokens"]), len(own)))
-    tokens = np.concatenate([rows, kept["tokens"]], axis=1)
-    positions, segments = right_padded(tokens, kept["lengths"] + len(own))
-    return shared, tokens, positions + shared_slots, segments
-
-
-def check_right_padding(module, params, kept):
-    positions, segments = right_padded(kept["tokens"], kept["lengths"])
-    empty = np.zeros(0, np.int32)
-    found = logits(module, params, empty, kept["tokens"], positions, segments)
-    assert_close(found, kept["right"], segments)
-
-
-def check_left_padding(module, params, kept):
-    longest = kept["tokens"].shape[1]
-    _, segments = right_padded(kept["tokens"], kept["lengths"])
-    tokens = np.stack([
-        np.roll(row, longest - length)
-        for row, length in zip(kept["tokens"], kept["lengths"], strict=True)
-    ])  # fmt: skip
-    segments = segments[:, ::-1]
-    positions = np.maximum(segments.cumsum(1) - 1, 0)
-    empty = np.zeros(0, np.int32)
-    found = logits(module, params, empty, tokens, positions, segments)
-    assert_close(found, kept["left"], segments)
-
-
-def check_prompt(module, params, kept, shared_slots):
-    """Logits, loss and gradient with the prompt in front, some of its slots shared."""
-    inputs = prompted(kept, shared_slots)
-    own = len(kept["prompt"]) - shared_slots
-    _, counted = right_padded(kept["tokens"], kept["lengths"])
+    rows = [np.concatenate([own, row]) for row in rows_of(kept)]
+    tokens, positions, segments = right_padded(rows)
+    counted = right_padded(rows_of(kept))[2]
 
     def loss(prompt):
-        found = logits(module, params, *inputs, prompt)
-        scores = jax.nn.log_softmax(found[:, own - 1 : -1])
+        found = compute_logits(model, tokens, positions + shared_slots, segments, shared, prompt)
+        scores = jax.nn.log_softmax(found[:, len(own) - 1 : -1])
         chosen = jnp.take_along_axis(scores, kept["tokens"][..., None], axis=-1)[..., 0]
-        return -(chosen * counted).sum() / counted.sum(), found[:, own:]
+        return -(chosen * counted).sum() / counted.sum(), found[:, len(own) :]
 
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (value, found), gradient = step(jnp.asarray(kept["prompt"]))
@@ -77,7 +92,7 @@ def check_prompt(module, params, kept, shared_slots):
 
 
 def assert_close(found, wanted, segments):
-    """Equal to the tolerance wherever there is a token; logits span far more than that."""
+    """Checks for equality at every token; the logits span far more than the tolerance."""
     real = np.asarray(segments) > 0
     assert np.abs(wanted[real]).max() > 1000 * TOLERANCE
     np.testing.assert_allclose(np.asarray(found)[real], wanted[real], atol=TOLERANCE)

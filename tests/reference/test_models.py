@@ -9,9 +9,9 @@ import pytest
 import reference_lines
 import tiny_models
 import torch
+from make_fixtures import CASES, SMOLLM2
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.files.find import find_model
 from prompt_tuning_jax.models.files.tokenizer import read_tokenizer
 from prompt_tuning_jax.models.files.weights import read_weights
@@ -20,102 +20,87 @@ from prompt_tuning_jax.models.positions import frequencies
 
 @pytest.fixture(scope="module")
 def smollm2():
-    """transformers' model from the same GGUF."""
+    """The model that transformers reads from the same GGUF."""
     return make_fixtures.load_smollm2()
 
 
-@pytest.mark.parametrize("name", make_fixtures.CASES)
+@pytest.mark.parametrize("name", CASES)
 def test_fixtures_are_what_transformers_computes(name):
-    seed = list(make_fixtures.CASES).index(name)
-    model = make_fixtures.make_model(make_fixtures.CASES[name], seed)
+    seed = list(CASES).index(name)
+    model = make_fixtures.make_model(CASES[name], seed)
     with np.load(make_fixtures.FIXTURES / name / "reference.npz") as kept:
         for key, wanted in make_fixtures.compute(model, seed)._asdict().items():
-            # Another processor adds up in another order: float32 noise on logits of about 5.
+            # Another processor sums in another order: float32 noise on logits of about 5.
             np.testing.assert_allclose(kept[key], wanted, atol=3e-5, err_msg=key)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", make_fixtures.CASES)
-def test_random_llamas_from_folders_that_transformers_wrote(tmp_path, name, dtype):
+@pytest.mark.parametrize("name", CASES)
+def test_random_models_from_folders_that_transformers_wrote(tmp_path, name, dtype):
     """Another seed for each, in one file or, as bfloat16, in several."""
-    seed = 100 + list(make_fixtures.CASES).index(name)
-    model = make_fixtures.make_model(make_fixtures.CASES[name], seed).to(dtype)
+    seed = 100 + list(CASES).index(name)
+    written = make_fixtures.make_model(CASES[name], seed).to(dtype)
     size = "10KB" if dtype == torch.bfloat16 else "1GB"
-    model.save_pretrained(tmp_path, max_shard_size=size)
+    written.save_pretrained(tmp_path, max_shard_size=size)
     assert len(list(tmp_path.glob("*.safetensors"))) > (dtype == torch.bfloat16)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    kept = make_fixtures.compute(model.eval(), seed)._asdict()
-    spec, params, _ = read_weights(str(tmp_path), "float32")
-    module = Decoder(spec, precision="highest")
-    parity.check_right_padding(module, params, kept)
-    parity.check_left_padding(module, params, kept)
-    parity.check_prompt(module, params, kept, shared_slots=3)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    kept = make_fixtures.compute(theirs.eval(), seed)._asdict()
+    ours = parity.read_model(tmp_path)
+    parity.check_right_padding(ours, kept)
+    parity.check_left_padding(ours, kept)
+    parity.check_prompt(ours, kept, shared_slots=3)
 
 
 @pytest.mark.parametrize("name", ["grouped", "one_key_head_llama3"])
 def test_logits_far_from_the_beginning(tmp_path, name):
-    """Where a last bit of a frequency is an angle of 1e-4."""
-    rope = make_fixtures.CASES[name].get("rope_parameters", {"rope_type": "default"})
+    """There a last bit of a frequency is an angle of 1e-4."""
+    rope = CASES[name].get("rope_parameters", {"rope_type": "default"})
     rope = rope | {"rope_theta": 500_000.0}
     if "factor" in rope:
         rope |= {"original_max_position_embeddings": 512}
     more = {"head_dim": 64, "max_position_embeddings": 2048, "rope_parameters": rope}
-    model = make_fixtures.make_model(make_fixtures.CASES[name] | more, 3)
+    model = make_fixtures.make_model(CASES[name] | more, 3)
     model.save_pretrained(tmp_path)
     tokens = np.random.default_rng(0).integers(0, 61, (1, 1500))
     theirs = make_fixtures.run(model, tokens, np.ones_like(tokens))
-    spec, params, _ = read_weights(str(tmp_path), "float32")
-    # The same rounding but for a last bit here and there, or the scale's.
+    spec = read_weights(str(tmp_path), "float32").spec
+    # The same rounding up to a last bit here and there, or the scale's.
     kept = model.model.rotary_emb.inv_freq.numpy()
     np.testing.assert_allclose(frequencies(spec), kept, rtol=3e-7)
     assert "factor" in rope or (frequencies(spec) == kept).mean() > 0.9
-    positions, segments = parity.right_padded(tokens, np.array([1500]))
-    empty = np.zeros(0, np.int32)
-    module = Decoder(spec, precision="highest")
-    found = parity.logits(module, params, empty, tokens, positions, segments)
+    found = parity.compute_logits(parity.read_model(tmp_path), *parity.right_padded(tokens))
     np.testing.assert_allclose(found, theirs, atol=parity.TOLERANCE)
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_random_llama_from_a_gguf_that_transformers_reads(tmp_path, tied):
-    spec = tiny_models.changed(tied_head=tied, vocabulary=len(tiny_models.VOCABULARY))
-    tiny_models.write_gguf(tmp_path / "model.gguf", spec)
-    model = AutoModelForCausalLM.from_pretrained(
+def test_a_random_llama_from_a_gguf_that_transformers_reads(tmp_path, tied):
+    tiny_models.write_gguf(tmp_path / "model.gguf", tiny_models.changed(tied_head=tied))
+    theirs = AutoModelForCausalLM.from_pretrained(
         tmp_path, gguf_file="model.gguf", dtype=torch.float32
     )
-    kept = make_fixtures.compute(model.eval(), 7)._asdict()
-    _, params, _ = read_weights(str(tmp_path / "model.gguf"), "float32")
-    module = Decoder(spec, precision="highest")
-    parity.check_right_padding(module, params, kept)
-    parity.check_prompt(module, params, kept, shared_slots=0)
+    kept = make_fixtures.compute(theirs.eval(), 7)._asdict()
+    ours = parity.read_model(tmp_path / "model.gguf")
+    parity.check_right_padding(ours, kept)
+    parity.check_prompt(ours, kept, shared_slots=0)
 
 
 def test_smollm2_weights_are_bit_for_bit_those_of_transformers(smollm2):
-    spec, params, _ = read_weights(make_fixtures.SMOLLM2, "float32")
+    spec, params, _ = read_weights(SMOLLM2, "float32")
     arrays = {name: tensor.numpy() for name, tensor in smollm2.state_dict().items()}
-    leaves = tiny_models.flatten(params)
-    wanted = tiny_models.expected(spec, arrays)
-    assert leaves.keys() == wanted.keys()
-    for path, leaf in leaves.items():
-        np.testing.assert_array_equal(leaf, wanted[path], err_msg=path)
+    tiny_models.assert_tree(params, tiny_models.expected(spec, arrays))
 
 
 def test_smollm2_logits_of_the_whole_vocabulary(smollm2):
-    """As close to float64 as transformers' float32 is: on logits of 25 both are up to 1e-4 off, how
-    much depends on the processor's order of sums, so a few in a million differ by more."""
-    words = read_tokenizer(make_fixtures.SMOLLM2)
-    spec, params, _ = read_weights(make_fixtures.SMOLLM2, "float32")
-    module = Decoder(spec, precision="highest")
+    """They are as close to float64 as those of transformers in float32. On logits of 25 both are up
+    to 1e-4 off, depending on the processor's order of sums, so a few in a million differ by more."""
+    words = read_tokenizer(SMOLLM2)
     lines = [line for line in reference_lines.real() if 150 < len(line) < 200][:4]
-    rows = [words.encode(line)[0] for line in lines]
-    lengths = np.array([len(row) for row in rows])
-    tokens = np.stack([np.pad(row, (0, lengths.max() - len(row))) for row in rows])
-    positions, segments = parity.right_padded(tokens, lengths)
+    tokens, positions, segments = parity.right_padded([words.encode(line)[0] for line in lines])
     real = segments > 0
     theirs = make_fixtures.run(smollm2, tokens, real)[real]
     exact = make_fixtures.run(copy.deepcopy(smollm2).double(), tokens, real)[real]
-    empty = np.zeros(0, np.int32)
-    found = np.asarray(parity.logits(module, params, empty, tokens, positions, segments))[real]
+    found = parity.compute_logits(parity.read_model(SMOLLM2), tokens, positions, segments)
+    found = np.asarray(found)[real]
     ours_off, theirs_off = np.abs(found - exact), np.abs(theirs - exact)
     assert ours_off.max() < 2 * theirs_off.max() < 4 * parity.TOLERANCE
     assert ours_off.mean() < 2 * theirs_off.mean()
@@ -123,10 +108,7 @@ def test_smollm2_logits_of_the_whole_vocabulary(smollm2):
 
 
 def test_smollm2_token_ids_on_every_line_of_the_data():
-    words, ours = (
-        make_fixtures.load_words(single_digits=False),
-        read_tokenizer(make_fixtures.SMOLLM2),
-    )
+    words, ours = make_fixtures.load_words(single_digits=False), read_tokenizer(SMOLLM2)
     lines = reference_lines.real()
     assert len(lines) > 5000
     theirs = words.encode_batch(lines, add_special_tokens=False)
@@ -134,16 +116,13 @@ def test_smollm2_token_ids_on_every_line_of_the_data():
 
 
 def test_smollm2_token_ids_of_nasty_lines():
-    words, ours = (
-        make_fixtures.load_words(single_digits=True),
-        read_tokenizer(make_fixtures.SMOLLM2),
-    )
+    words, ours = make_fixtures.load_words(single_digits=True), read_tokenizer(SMOLLM2)
     for line in reference_lines.NASTY:
         assert ours.encode(line)[0] == make_fixtures.encode(words, line), line
 
 
-def test_what_smollm2s_file_says_of_its_tokenizer():
-    path, ours = find_model(make_fixtures.SMOLLM2), read_tokenizer(make_fixtures.SMOLLM2)
+def test_the_special_tokens_and_the_chat_template_of_smollm2():
+    path, ours = find_model(SMOLLM2), read_tokenizer(SMOLLM2)
     words = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     ids = (words.bos_token_id, words.eos_token_id, words.pad_token_id)
     assert (ours.bos_id, ours.eos_id, ours.pad_id) == ids
@@ -157,8 +136,7 @@ def test_other_splittings_of_gguf(tmp_path, pre):
     words.backend_tokenizer.encode_special_tokens = True
     ours = read_tokenizer(str(tmp_path / "model.gguf"))
     for line in [*reference_lines.NASTY, *reference_lines.real()[:500]]:
-        wanted = words.backend_tokenizer.encode(line, add_special_tokens=False).ids
-        assert ours.encode(line)[0] == wanted, line
+        assert ours.encode(line)[0] == make_fixtures.encode(words.backend_tokenizer, line), line
 
 
 @pytest.mark.parametrize("setting", [None, True, False])
