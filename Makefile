@@ -1,11 +1,11 @@
 PYTHON ?= python3
-# make quickstart METHOD=prefix: another method on the same headlines, in a folder of its own.
+# make quickstart METHOD=prefix trains another method on the same headlines, in its own folder.
 METHOD ?= soft_prompt
 CONFIG := $(patsubst soft_prompt,quickstart,$(METHOD))
 WORKDIR ?= runs/$(CONFIG)
 PIP := -m pip install --quiet --disable-pip-version-check
 PACKAGING := setup.py requirements/demo.txt
-# Text to tokens, packing, batches, templates, config overrides.
+# Property tests: text to tokens, packing, batches, templates, config overrides.
 PROPERTIES := -m hypothesis --hypothesis-profile=slow tests/data tests/config
 
 .PHONY: quickstart test test-slow test-reference test-versions lint clean
@@ -16,13 +16,13 @@ quickstart: .venv/quickstart-installed
 test: .venv/test-installed
 	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal --ignore tests/reference --ignore tests/slow tests
 
-# What takes minutes: thousands of damaged files, whole runs under a watch, and the property tests
-# with a thousand examples each. TESTS as below.
+# Tests that take minutes: thousands of damaged files, whole runs that are watched, and the property
+# tests with a thousand examples each. TESTS selects some of them.
 test-slow: .venv/test-installed
 	.venv/bin/python -m pytest $(or $(TESTS),tests/slow)
 	$(if $(TESTS),,.venv/bin/python -m pytest $(PROPERTIES))
 
-# Reference numbers from transformers and PEFT on torch, which is why it has its own environment.
+# Compares with transformers and PEFT on torch, in an environment of its own.
 test-reference: .venv-reference/installed
 	.venv-reference/bin/python -m pytest tests/reference
 
@@ -38,7 +38,7 @@ lint: .venv/test-installed
 clean:
 	rm -rf .venv .venv-* build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
-# A stamp is written after its installation, so that an interrupted one is done again.
+# A stamp is written after its installation, so an interrupted installation is repeated.
 .venv/created .venv-reference/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: $(PYTHON) is not Python 3.11 or newer: type make $(MAKECMDGOALS) PYTHON=python3.12"; \

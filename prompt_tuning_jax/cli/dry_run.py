@@ -15,21 +15,15 @@ import jax
 import numpy as np
 
 from prompt_tuning_jax import train
-from prompt_tuning_jax.cli.machine import (
-    describe_machine,
-    enough_memory,
-    less_memory,
-    load_model,
-)
+from prompt_tuning_jax.cli.machine import enough_memory, less_memory
 from prompt_tuning_jax.cli.show import print_facts, say
-from prompt_tuning_jax.cli.train import check_report
+from prompt_tuning_jax.cli.train import prepare
 from prompt_tuning_jax.data.encode import count_shortened
 from prompt_tuning_jax.data.example import Example
-from prompt_tuning_jax.data.task import make_task, select_records
+from prompt_tuning_jax.data.task import select_records
 from prompt_tuning_jax.models import memory as memories
 from prompt_tuning_jax.models.files.tokenizer import Tokenizer
 from prompt_tuning_jax.models.language_model import LanguageModel
-from prompt_tuning_jax.run import folder as workdir
 from prompt_tuning_jax.run.report import duration, size
 from prompt_tuning_jax.score import score
 from prompt_tuning_jax.step import compile_step, init_state
@@ -41,22 +35,8 @@ ANSWERS = 10  # the most answers that are shown
 
 
 def rehearse(config, folder: str | None, fresh: bool) -> dict[str, Any]:
-    """Does everything but training. Rejects what `train` would reject and writes nothing.
-
-    Args:
-      config: checked.
-      folder: of the run, if any.
-      fresh: a run in the folder is ignored.
-
-    Returns:
-      what `measure` returns.
-    """
-    if folder is not None and not fresh and (Path(folder) / workdir.CONFIG).exists():
-        workdir.tie_to_config(Path(folder), config)
-    task = make_task(config.task)
-    check_report(task, config)
-    lm = load_model(config)
-    say(describe_machine(lm))
+    """Does everything but training, with the arguments of `train_and_report`; writes nothing."""
+    lm, task = prepare(config, None if folder is None else Path(folder), fresh)
     with enough_memory(config):
         return measure(lm, task, config, say)
 

@@ -36,15 +36,12 @@ def list_configs() -> list[dict[str, Any]]:
 
 
 def list_models() -> list[dict[str, Any]]:
-    """Returns name, what it is, parameters, bytes, licence, source, and path of each packaged
-    model; the path is None if its package is not installed."""
-    listed = []
-    for name, model in PACKAGED.items():
-        values = {key: getattr(model, key) for key in ("what", "parameters", "bytes", "licence")}
-        path = find_packaged(name)
-        where = {"source": model.source, "path": None if path is None else str(path)}
-        listed.append({"name": name, **values, **where, "install": model.install})
-    return listed
+    """Returns what is known of each packaged model, and its path: None if it is not installed."""
+    paths = {name: find_packaged(name) for name in PACKAGED}
+    return [
+        {"name": name, **PACKAGED[name]._asdict(), "path": None if path is None else str(path)}
+        for name, path in paths.items()
+    ]
 
 
 def list_methods() -> list[dict[str, Any]]:

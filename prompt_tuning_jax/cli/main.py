@@ -138,14 +138,11 @@ def evaluate(
     if demonstrations is not None:
         overrides = [*overrides, f"--config.demonstrations.number={demonstrations}"]
     with _uninterrupted():
-        from prompt_tuning_jax.cli.evaluate import evaluate_split, print_result, rank_prompts
+        from prompt_tuning_jax.cli.evaluate import evaluate_split, print_result
         from prompt_tuning_jax.config import load
     settings = None if is_own else load(config, overrides)
     with _stdout_to_stderr():
-        if prompts is None:
-            result = evaluate_split(settings, artifact, prompt, split)
-        else:
-            result = rank_prompts(settings, prompts, split)
+        result = evaluate_split(settings, artifact, prompt, prompts, split)
     _print(result, as_json, print_result)
 
 

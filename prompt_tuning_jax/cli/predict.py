@@ -6,21 +6,20 @@ import json
 import os
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, TextIO
 
 from prompt_tuning_jax import api, generate
-from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.cli.machine import load_model
 from prompt_tuning_jax.cli.show import say
+from prompt_tuning_jax.config import from_manifest
 from prompt_tuning_jax.data.prediction_input import input_form, prediction_records
 from prompt_tuning_jax.data.records import PLACE, task_fields
 from prompt_tuning_jax.data.rows import Form, is_object, read_rows
 from prompt_tuning_jax.data.task import make_task
 from prompt_tuning_jax.data.template import field_names
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.run import artifact as artifacts
+from prompt_tuning_jax.run.artifact import load_artifact
 from prompt_tuning_jax.run.progress import with_progress
 
 
@@ -51,8 +50,8 @@ def answers(
     folder: str, stream: BinaryIO, as_json: bool | None, overrides: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """Yields the answers to all records, see `write_answers`; says what was cut."""
-    artifact = artifacts.load_artifact(folder)
-    config = configs.from_manifest(artifact.manifest, overrides)
+    artifact = load_artifact(folder)
+    config = from_manifest(artifact.manifest, overrides)
     task = make_task(config.task, artifact.manifest["labels"])
     if overrides and not task.target:
         raise UserError(
@@ -68,27 +67,22 @@ def answers(
         return
     if as_json is None and form == Form() and is_object(first[field_names(template)[0]]):
         say(f"warning: {first[PLACE]} is read as a text: for JSON objects give --jsonl")
-    counts: Counter[str] = Counter()
     settings = generate.read_settings(config.generation)
     records = itertools.chain([first], records)
     rows = api.predict(
         load_model(config), task, records, artifact, generation=settings, seed=config.seed
     )
+    number = shortened = unfinished = 0
     for row in with_progress(rows, "records", say):
-        counts.update(
-            rows=1, shortened=int("shortened" in row), unfinished=int(not row.get("finished", True))
-        )
+        number += 1
+        shortened += "shortened" in row
+        unfinished += not row.get("finished", True)
         yield row
-    _warn_of_cuts(counts, settings)
-
-
-def _warn_of_cuts(counts: Mapping[str, int], settings: generate.Settings) -> None:
-    rows, shortened, unfinished = (counts[name] for name in ("rows", "shortened", "unfinished"))
     if shortened:
-        say(f"warning: {shortened} of {rows} records were too long and lost their end")
+        say(f"warning: {shortened} of {number} records were too long and lost their end")
     if unfinished:
         say(
-            f"warning: {unfinished} of {rows} texts were cut: config.generation.max_new_tokens is"
+            f"warning: {unfinished} of {number} texts were cut: config.generation.max_new_tokens is"
             f" {settings.max_new_tokens}"
         )
 

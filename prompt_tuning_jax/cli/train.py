@@ -1,6 +1,7 @@
 """The command `train`: tunes, evaluates and writes the report; typed again, it goes on."""
 
 import contextlib
+import functools
 import os
 import shlex
 import sys
@@ -10,15 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tuning_jax import api
-from prompt_tuning_jax.cli.evaluate import check_prompt, warn_of_overlap
+from prompt_tuning_jax.cli.evaluate import warn_of_overlap
 from prompt_tuning_jax.cli.machine import describe_machine, enough_memory, load_model
 from prompt_tuning_jax.cli.show import print_table, say
-from prompt_tuning_jax.data.task import make_task, select_records, template_fields, training_records
+from prompt_tuning_jax.cli.written_prompts import check_prompts, rank_prompts
+from prompt_tuning_jax.data.task import Task, make_task, training_records
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.models.language_model import LanguageModel
-from prompt_tuning_jax.run import artifact as artifacts
-from prompt_tuning_jax.run import card, environment, processes, report
-from prompt_tuning_jax.run import folder as workdir
+from prompt_tuning_jax.run.artifact import TENSORS, write_card
+from prompt_tuning_jax.run.card import CARD, predict_command
+from prompt_tuning_jax.run.environment import record_start
+from prompt_tuning_jax.run.folder import (
+    ARTIFACT,
+    CONFIG,
+    CURVES,
+    METRICS,
+    REPORT,
+    claim,
+    tie_to_config,
+)
+from prompt_tuning_jax.run.processes import join_processes
+from prompt_tuning_jax.run.report import Row, cells, draw_curves, write_report
 from prompt_tuning_jax.train import Result, tune
 
 SAVED = 75  # exit status: interrupted, and saved
@@ -36,7 +49,7 @@ def train_and_report(config, folder: str, fresh: bool, command: Sequence[str]) -
     Returns:
       the exit status: 0 if it finished, 75 if it was interrupted and saved.
     """
-    with processes.join_processes() as first:
+    with join_processes() as first:
         if first:
             return _lead(config, folder, fresh, command)
         with enough_memory(config):
@@ -45,15 +58,32 @@ def train_and_report(config, folder: str, fresh: bool, command: Sequence[str]) -
         return 0 if result.finished else SAVED
 
 
+def prepare(config, run: Path | None, fresh: bool) -> tuple[LanguageModel, Task]:
+    """Returns the model and the task of a config, and prints the machine.
+
+    Raises:
+      UserError: a run of another config in the folder `run`, or anything that only the report
+        reads: it would be found only after the training.
+    """
+    if run is not None and not fresh and (run / CONFIG).exists():
+        tie_to_config(run, config)
+    if config.demonstrations.number:
+        raise UserError(
+            f"config.demonstrations.number is {config.demonstrations.number}, and training has no"
+            " demonstrations: leave it at 0, and give it to evaluate"
+        )
+    task = make_task(config.task)
+    check_prompts(task, _written_prompts(config), config.task.test)
+    warn_of_overlap(task, training_records(task, config.task), config.task.test)
+    lm = load_model(config)
+    say(describe_machine(lm))
+    return lm, task
+
+
 def _lead(config, folder: str, fresh: bool, command: Sequence[str]) -> int:
     """Trains in the only process, or in the first of several: the one that prints and writes."""
-    with workdir.claim(folder) as run, environment.record_start(run, command, say) as start:
-        if not fresh and (run / workdir.CONFIG).exists():
-            workdir.tie_to_config(run, config)
-        task = make_task(config.task)
-        check_report(task, config)
-        lm = load_model(config)
-        say(describe_machine(lm))
+    with claim(folder) as run, record_start(run, command, say) as start:
+        lm, task = prepare(config, run, fresh)
         with enough_memory(config):
             result = tune(lm, task, config, run, say, fresh)
         program = _program(command[0])
@@ -65,74 +95,59 @@ def _lead(config, folder: str, fresh: bool, command: Sequence[str]) -> int:
         except KeyboardInterrupt:
             return _stopped(result, again, start)
         start |= {"outcome": "finished", "seconds": {row.name: row.seconds for row in rows}}
-        kept = str(run / workdir.ARTIFACT)
-        say(f"next:   {card.predict_command(config.task.template, shlex.join(program), kept)}")
+        kept = str(run / ARTIFACT)
+        say(f"next:   {predict_command(config.task.template, shlex.join(program), kept)}")
     return 0
 
 
-def check_report(task, config):
-    """Raises a UserError for what only the report reads, before the time for training is spent."""
-    if config.demonstrations.number:
-        raise UserError(
-            f"config.demonstrations.number is {config.demonstrations.number}, and training has no"
-            " demonstrations: leave it at 0, and give it to evaluate"
-        )
-    fields = template_fields(task, select_records(task, config.task.test)[0])
-    for prompt in config.prompts:
-        check_prompt(task, prompt, fields)
-    warn_of_overlap(task, training_records(task, config.task), config.task.test)
-
-
-def _report(
-    lm: LanguageModel, task, config, result: Result, run: Path, again: str
-) -> list[report.Row]:
+def _report(lm: LanguageModel, task, config, result: Result, run: Path, again: str) -> list[Row]:
     """Writes the artifact, compares it on the test split, and writes and prints the report."""
-    kept = run / workdir.ARTIFACT
+    kept = run / ARTIFACT
     with _writing(kept, again):
         api.save(result.artifact, kept)
     say(f"scoring {config.task.test}")
     rows = compare(lm, task, config, result, kept)
     say("")
-    print_table(report.cells(rows), texts=["name"])
-    with _writing(run / workdir.REPORT, again):
-        report.write_report(run / workdir.REPORT, rows)
-    with _writing(kept / card.CARD):
-        artifacts.write_card(result.artifact, kept, rows)
-    with _writing(run / workdir.CURVES):
-        report.draw_curves(run / workdir.METRICS, run / workdir.CURVES)
-        say(f"\ncurves: {run / workdir.CURVES}")
+    print_table(cells(rows), texts=["name"])
+    with _writing(run / REPORT, again):
+        write_report(run / REPORT, rows)
+    with _writing(kept / CARD):
+        write_card(result.artifact, kept, rows)
+    with _writing(run / CURVES):
+        draw_curves(run / METRICS, run / CURVES)
+        say(f"\ncurves: {run / CURVES}")
     return rows
 
 
-def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list[report.Row]:
+def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list[Row]:
     """Returns the rows of the report on the test split: no prompt, the best written prompt on the
-    validation split (by accuracy, or by loss without labels), and what was tuned."""
+    validation split, and what was tuned."""
+    score = functools.partial(api.evaluate, lm, task, generation=None, log=say)
 
     def row(name, trained, size, seconds, **how):
-        found = api.evaluate(lm, task, split=config.task.test, generation=None, log=say, **how)
+        found = score(split=config.task.test, **how)
         accuracy = found.get("accuracy")
         if "shortened" in found:
             counts = f"{found['shortened']} of {found['examples']}"
             say(f"warning: {name}: {counts} examples were too long and lost their end")
         loss = found["loss"] if accuracy is None else None
-        return report.Row(name, accuracy, trained, size, seconds, loss)
-
-    def merit(prompt):
-        split = config.task.validation
-        found = api.evaluate(lm, task, split=split, prompt=prompt, generation=None, log=say)
-        return found.get("accuracy", -found["loss"])
+        return Row(name, accuracy, trained, size, seconds, loss)
 
     rows = [row("no prompt", 0, 0, 0.0)]
     if config.prompts:
         began = time.perf_counter()
-        best = max(config.prompts, key=merit)
+        on_validation = functools.partial(score, split=config.task.validation)
+        best = rank_prompts(_written_prompts(config), on_validation, say)[0]["prompt"]
         ranked = time.perf_counter() - began if len(config.prompts) > 1 else 0.0
         rows.append(row("written prompt", 0, len(best.encode()), ranked, prompt=best))
-    size = (kept / artifacts.TENSORS).stat().st_size
-    name = config.method.name.replace("_", " ")
-    trained = result.trainable_parameters
+    size = (kept / TENSORS).stat().st_size
+    name, trained = config.method.name.replace("_", " "), result.trainable_parameters
     rows.append(row(name, trained, size, result.seconds, artifact=result.artifact))
     return rows
+
+
+def _written_prompts(config) -> dict[str, str]:
+    return dict.fromkeys(config.prompts, "config.prompts")
 
 
 def _stopped(result: Result, again: str, start: dict[str, Any]) -> int:

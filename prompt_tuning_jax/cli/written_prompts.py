@@ -1,52 +1,44 @@
-"""Written prompts: candidates from a file, ranked on one split, the best scored on another."""
+"""Written prompts: read from a file, checked, and ranked."""
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from prompt_tuning_jax.data.rows import open_file, read_lines
+from prompt_tuning_jax.data.task import check_fields, select_records, template_fields
+from prompt_tuning_jax.data.template import check_slots, with_prompt
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.run.progress import with_progress
 
 
-class Candidate(NamedTuple):
-    """A template, and its place in the file for errors."""
+def read_prompts(path: str) -> tuple[dict[str, str], str]:
+    """Reads written prompts: a JSON list of texts if the name ends in .json, else one a line.
 
-    text: str
-    place: str
-
-
-def read_candidates(path: str) -> tuple[list[Candidate], str]:
-    """Reads candidate prompts: a JSON list of texts if the name ends in .json, else one a line.
-
-    Blank lines and lines that begin with # are skipped. A repeated prompt counts once.
+    Blank lines, lines that begin with # and repeated prompts are skipped.
 
     Returns:
-      the candidates in order, and a sentence with counts of what was left out.
+      the place of each prompt in the file, in order, and a sentence with their numbers.
 
     Raises:
-      UserError: the file cannot be read or holds no candidate; names the line.
+      UserError: the file cannot be read or holds no prompt; names the line.
     """
     with open_file(path, "prompts file") as file:
-        lines = [Candidate(text.rstrip("\r\n"), place) for place, text in read_lines(file, path)]
-    if path.endswith(".json"):
-        found, skipped = _parse_list(lines, path), []
-    else:
-        comments = sum(line.text.startswith("#") for line in lines)
-        found = [line for line in lines if line.text.strip() and not line.text.startswith("#")]
-        skipped = [f"{len(lines) - len(found) - comments} blank", f"{comments} comments"]
-    distinct: dict[str, Candidate] = {}
-    for candidate in found:
-        distinct.setdefault(candidate.text, candidate)
-    if not distinct:
+        entries = [(place, text.rstrip("\r\n")) for place, text in read_lines(file, path)]
+    prompts: dict[str, str] = {}
+    if is_json := path.endswith(".json"):
+        entries = _parse_list("\n".join(text for _, text in entries), path)
+    for place, text in entries:
+        if is_json or (text.strip() and not text.startswith("#")):
+            prompts.setdefault(text, place)
+    if not prompts:
         raise UserError(f"prompts file {path!r} holds no prompt: write one template on each line")
-    counts = ", ".join([*skipped, f"{len(found) - len(distinct)} repeated"])
-    return [*distinct.values()], f"{len(distinct)} candidates in {path} (left out: {counts})"
+    left_out = len(entries) - len(prompts)
+    return prompts, f"{len(prompts)} prompts in {path}; blank, comments or repeated: {left_out}"
 
 
-def _parse_list(lines: Sequence[Candidate], path: str) -> list[Candidate]:
+def _parse_list(text: str, path: str) -> list[tuple[str, str]]:
     try:
-        items = json.loads("\n".join(line.text for line in lines))
+        items = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"{path}{where}: not valid JSON: write a list of texts") from error
@@ -55,28 +47,30 @@ def _parse_list(lines: Sequence[Candidate], path: str) -> list[Candidate]:
     for number, item in enumerate(items, 1):
         if not isinstance(item, str) or not item:
             raise UserError(f"{path}, item {number} is {item!r}: expected a text, not empty")
-    return [Candidate(item, f"{path}, item {number}") for number, item in enumerate(items, 1)]
+    return [(f"{path}, item {number}", item) for number, item in enumerate(items, 1)]
 
 
-def rank_candidates(
-    candidates: Sequence[Candidate], score: Callable[[str], dict[str, Any]], log: Callable = print
-) -> list[dict[str, Any]]:
-    """Scores each candidate and sorts them, the best first.
-
-    Accuracy decides, or the loss if there is none; equal candidates keep their order.
-
-    Args:
-      candidates: from `read_candidates`.
-      score: returns a text's metrics.
-      log: takes a line of text about the progress.
-
-    Returns:
-      the prompt and its metrics, a dict for each.
-    """
-    scored = []
-    for candidate in with_progress(candidates, "prompts scored", log, len(candidates)):
+def check_prompts(task, prompts: Mapping[str, str], split: str) -> None:
+    """Raises a UserError, which begins with its place, for a prompt that does not fit the task."""
+    fields = template_fields(task, select_records(task, split)[0])
+    for prompt, place in prompts.items():
         try:
-            scored.append({"prompt": candidate.text, **score(candidate.text)})
+            template = with_prompt(task.template, prompt)
+            check_fields(template, fields)
+            check_slots(template, 0)
         except UserError as error:
-            raise UserError(f"{candidate.place}: {error}") from error
-    return sorted(scored, key=lambda each: -each.get("accuracy", -each["loss"]))
+            raise UserError(f"{place}: {error}") from error
+
+
+def rank_prompts(
+    prompts: Mapping[str, str], score: Callable[..., dict[str, Any]], log: Callable
+) -> list[dict[str, Any]]:
+    """Returns each prompt with what `score(prompt=...)` returns, the best first: by accuracy, or by
+    loss without labels. Equal prompts keep their order."""
+    ranked = []
+    for prompt, place in with_progress(prompts.items(), "prompts scored", log, len(prompts)):
+        try:
+            ranked.append({"prompt": prompt, **score(prompt=prompt)})
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from error
+    return sorted(ranked, key=lambda found: -found.get("accuracy", -found["loss"]))

@@ -104,7 +104,7 @@ def test_prompts_of_a_file_are_ranked_and_the_best_is_scored(typed, home):
     (home / "prompts.txt").write_text("\n".join(lines))
     tiny = ["evaluate", "--config", tiny_runs.world().config, "--json"]
     shown = typed(*tiny, "--prompts", "prompts.txt", "--split", "test[:30]")
-    assert "3 candidates in prompts.txt (left out: 1 blank, 1 comments, 0 repeated)" in shown.err
+    assert "3 prompts in prompts.txt; blank, comments or repeated: 2" in shown.err
     result = json.loads(shown.out)
     candidates = result.pop("candidates")
     assert {row["prompt"] for row in candidates} == {lines[1], *lines[3:]}
@@ -151,7 +151,7 @@ def test_a_demonstration_is_known_in_another_file_too(capsys, home):
     )
     config = configs.load(None, [f"--config.{word}" for word in words])
     task = make_task(config.task)
-    chosen = cli_evaluate._demonstrations(task, config, "validation")
+    chosen = cli_evaluate._demonstrations(task, config, ["validation"])
     assert "warning: 4 of 12 records of validation are trained on" in capsys.readouterr().out
     few = training_records(task, config.task)
     assert sorted(row["text"] for row in chosen) == sorted(row["text"] for row in few)

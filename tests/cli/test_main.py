@@ -61,7 +61,7 @@ def called(monkeypatch):
     doings = {
         "train": {"train_and_report": 0},
         "dry_run": {"rehearse": {"steps": 3}, "print_plan": None},
-        "evaluate": {"evaluate_split": {"loss": 0.5}, "rank_prompts": {}, "print_result": None},
+        "evaluate": {"evaluate_split": {"loss": 0.5}, "print_result": None},
         "predict": {"write_answers": None},
     }
     for name, answers in doings.items():
@@ -153,12 +153,13 @@ def test_debug_shows_the_traceback_of_an_error(capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected", "has_config"),
     [
-        ([], (None, None, None), True),
-        (["--artifact", "a"], ("a", None, None), False),
-        (["--artifact", "a", "--config", QUICKSTART], ("a", None, None), True),
+        ([], (None, None, None, None), True),
+        (["--artifact", "a"], ("a", None, None, None), False),
+        (["--artifact", "a", "--config", QUICKSTART], ("a", None, None, None), True),
+        (["--prompts", "file"], (None, None, "file", None), True),
         (
             ["--prompt", "{text}:", "--split", "validation"],
-            (None, "{text}:", "validation"),
+            (None, "{text}:", None, "validation"),
             True,
         ),
     ],
@@ -170,11 +171,9 @@ def test_evaluate_gets_what_was_typed(called, arguments, expected, has_config):
     assert printed == ("print_result", {"loss": 0.5})
 
 
-def test_prompts_are_ranked_and_demonstrations_are_a_key(called):
-    assert run(["evaluate", "--prompts", "file", "--split", "validation"]) == 0
-    assert called[0][0] == "rank_prompts" and called[0][2:] == ("file", "validation")
+def test_the_number_of_demonstrations_is_a_key(called):
     assert run(["evaluate", "--demonstrations", "4"]) == 0
-    assert called[-2][1].demonstrations.number == 4
+    assert called[0][1].demonstrations.number == 4
 
 
 @pytest.mark.parametrize(

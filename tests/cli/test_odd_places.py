@@ -21,7 +21,7 @@ from test_own_data import write_csv
 from prompt_tuning_jax import api, train
 from prompt_tuning_jax.cli import main
 from prompt_tuning_jax.cli import train as cli_train
-from prompt_tuning_jax.run import artifact, report
+from prompt_tuning_jax.run import artifact
 from prompt_tuning_jax.run import folder as workdir
 
 ODD = "Läufe 跑 'q' $HOME & {x}"
@@ -207,7 +207,9 @@ def test_ctrl_c_again_and_again_in_a_notebook(home, monkeypatch):
     assert jax.numpy.ones(2).sum() == 2
 
 
-@pytest.mark.parametrize("place", [(cli_train, "compare"), (report, "draw_curves"), (api, "save")])
+@pytest.mark.parametrize(
+    "place", [(cli_train, "compare"), (cli_train, "draw_curves"), (api, "save")]
+)
 def test_ctrl_c_while_the_report_is_made_has_all_that_was_trained(home, capsys, monkeypatch, place):
     words = [*tiny_runs.training(home / "run"), *tiny_runs.FEW]
     monkeypatch.setattr(sys, "argv", ["prompt-tuning", *words])

@@ -1,12 +1,11 @@
-"""Candidate prompts: reading a file of them, and ranking them."""
+"""Written prompts: reading a file of them, and ranking them."""
 
 import json
 import os
 
 import pytest
 
-from prompt_tuning_jax.cli import written_prompts as written
-from prompt_tuning_jax.cli.written_prompts import Candidate
+from prompt_tuning_jax.cli.written_prompts import rank_prompts, read_prompts
 from prompt_tuning_jax.errors import UserError
 
 
@@ -16,29 +15,24 @@ def write(folder, content, name="prompts.txt"):
     return str(path)
 
 
-def test_a_line_is_a_candidate_as_it_stands(tmp_path):
+def test_a_line_is_a_prompt_as_it_stands(tmp_path):
     path = write(
         tmp_path,
         b"\xef\xbb\xbf{text} is \r\n\r\n  \t\n# {text}: a comment\n[INST] {text}\\n\n"
         b" # no comment\n{text} is \n\xc3\xa9: {text}",
     )
-    found, counted = written.read_candidates(path)
-    assert found == [
-        Candidate("{text} is ", f"{path}, line 1"),
-        Candidate("[INST] {text}\\n", f"{path}, line 5"),
-        Candidate(" # no comment", f"{path}, line 6"),
-        Candidate("é: {text}", f"{path}, line 8"),
-    ]
-    assert counted == f"4 candidates in {path} (left out: 2 blank, 1 comments, 1 repeated)"
+    prompts, counted = read_prompts(path)
+    lines = {"{text} is ": 1, "[INST] {text}\\n": 5, " # no comment": 6, "é: {text}": 8}
+    assert [*prompts.items()] == [(text, f"{path}, line {line}") for text, line in lines.items()]
+    assert counted == f"4 prompts in {path}; blank, comments or repeated: 4"
 
 
 def test_a_json_list_holds_what_a_line_cannot(tmp_path):
     texts = ["# {text}\n\nis", "{text} \t", "# {text}\n\nis"]
     path = write(tmp_path, json.dumps(texts, indent=1), "prompts.json")
-    found, counted = written.read_candidates(path)
-    assert [candidate.text for candidate in found] == texts[:2]
-    assert found[1].place == f"{path}, item 2"
-    assert counted == f"2 candidates in {path} (left out: 1 repeated)"
+    prompts, counted = read_prompts(path)
+    assert [*prompts] == texts[:2] and prompts[texts[1]] == f"{path}, item 2"
+    assert counted == f"2 prompts in {path}; blank, comments or repeated: 1"
 
 
 @pytest.mark.parametrize(
@@ -58,7 +52,7 @@ def test_a_json_list_holds_what_a_line_cannot(tmp_path):
 )
 def test_a_file_without_valid_prompts_is_refused_with_its_place(tmp_path, name, content, part):
     with pytest.raises(UserError) as caught:
-        written.read_candidates(write(tmp_path, content, name))
+        read_prompts(write(tmp_path, content, name))
     assert part in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -66,12 +60,12 @@ def test_only_a_regular_file_is_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name, message in {"no.txt": "does not exist", "pipe": "is not a regular file"}.items():
         with pytest.raises(UserError, match=f"prompts file '.*{name}' {message}"):
-            written.read_candidates(str(tmp_path / name))
+            read_prompts(str(tmp_path / name))
 
 
 def scored(scores):
-    candidates = [Candidate(text, f"line {number}") for number, text in enumerate(scores, 1)]
-    return written.rank_candidates(candidates, scores.__getitem__)
+    prompts = {text: f"line {number}" for number, text in enumerate(scores, 1)}
+    return rank_prompts(prompts, lambda prompt: scores[prompt], print)
 
 
 def test_the_best_comes_first_and_equal_ones_keep_their_order():
@@ -89,9 +83,9 @@ def test_the_best_comes_first_and_equal_ones_keep_their_order():
     assert [row["prompt"] for row in by_loss] == ["b", "c", "a"]
 
 
-def test_a_candidate_that_cannot_be_scored_is_named():
-    def fail(text):
+def test_a_prompt_that_cannot_be_scored_is_named():
+    def fail(prompt):
         raise UserError("record 0: too long")
 
     with pytest.raises(UserError, match=r"^line 7: record 0: too long$"):
-        written.rank_candidates([Candidate("a", "line 7")], fail)
+        rank_prompts({"a": "line 7"}, fail, print)

@@ -7,6 +7,7 @@ import sys
 import jax
 import pytest
 import tiny_runs
+from made_up_secrets import NAMES, RECORDED, SECRET, URL, VARIABLES
 
 from prompt_tuning_jax import __version__, errors
 from prompt_tuning_jax.cli import main, show
@@ -119,21 +120,6 @@ def test_a_record_that_cannot_be_written_is_a_warning_and_hides_no_failure(tmp_p
     assert "warning: " in (said := capsys.readouterr().out) and "lacks this start" in said
 
 
-SECRET = "hf_NobodyMaySeeThisAnywhere"
-URL = f"https://user:{SECRET[3:]}@example.org/model.gguf"
-NAMES = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY"]
-# Recorded by how their names begin.
-RECORDED = ["JAX_API_KEY", "TPU_TOKEN", "XLA_PASSWORD", "PROMPT_TUNING_CREDENTIALS", "CUDA_SECRET"]
-
-
-def set_secrets(monkeypatch):
-    for name in [*NAMES, *RECORDED]:
-        monkeypatch.setenv(name, SECRET[3:])
-    # No secrets by their names.
-    monkeypatch.setenv("JAX_NOTE", SECRET)
-    monkeypatch.setenv("TPU_PROXY", URL)
-
-
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
@@ -152,7 +138,8 @@ def test_credentials_of_urls_are_hidden_and_nothing_else(text, shown):
 
 
 def test_no_secret_is_recorded(tmp_path, monkeypatch):
-    set_secrets(monkeypatch)
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
     with environment.record_start(tmp_path, ["a"], print):
         pass
     [start] = json.loads((tmp_path / workdir.RUN).read_text())["starts"]
@@ -164,7 +151,8 @@ def test_no_secret_is_recorded(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("secret", [URL, SECRET])
 def test_no_secret_is_in_a_refusal_or_its_traceback(secret, tmp_path, monkeypatch, capfd):
-    set_secrets(monkeypatch)
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
     with tiny_runs.at_home(monkeypatch):
         for key in ("tracker", "model.path", "task.name", "steps"):
             words = tiny_runs.training(tmp_path / "run", f"--config.{key}={secret}", "--debug")

@@ -1,7 +1,7 @@
 """Whole runs with secrets in the environment, none of which is shown or written anywhere."""
 
 import tiny_runs
-from test_environment import NAMES, RECORDED, SECRET, URL
+from made_up_secrets import SECRET, URL, VARIABLES
 from whole_runs import PATIENCE
 
 from prompt_tuning_jax.run import folder as workdir
@@ -11,8 +11,7 @@ def test_no_secret_is_shown_or_written(tmp_path):
     run, asked = tmp_path / "run", tmp_path / "asked.txt"
     asked.write_text("banks and funds 1\n")
     artifact = ["--artifact", str(run / workdir.ARTIFACT)]
-    secrets = dict.fromkeys([*NAMES, *RECORDED], SECRET[3:])
-    env = tiny_runs.environment(**secrets, JAX_NOTE=SECRET, TPU_PROXY=URL)
+    env = tiny_runs.environment(**VARIABLES)
     program, words = str(tiny_runs.world().program), tiny_runs.training(run, *tiny_runs.FEW)
     for status, command in [
         (0, ["env"]),
