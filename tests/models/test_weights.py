@@ -154,6 +154,12 @@ def test_a_file_of_a_terabyte_is_refused_by_its_header(folder):
     assert time.process_time() - began < 1
 
 
+def test_a_config_of_billions_of_layers_is_refused_at_once(folder):
+    tiny_models.rewrite(folder / "config.json", num_hidden_layers=2**31)
+    with pytest.raises(UserError, match=r"layers\.3\..* is missing"):
+        read_weights(str(folder), "float32")
+
+
 def test_loaded_arrays_cannot_be_written_to_by_mistake(gguf_path):
     params = read_weights(str(gguf_path), "float32").params
     with pytest.raises(ValueError, match="read-only"):

@@ -1,12 +1,11 @@
-"""Token for token what transformers' `generate` writes with its cache, and PEFT with a prompt."""
+"""Generation against transformers' `generate` with its cache and PEFT's: the same tokens."""
 
 import copy
-import importlib
-import sys
-from pathlib import Path
 
+import inputs
 import jax.numpy as jnp
 import numpy as np
+import peft_side
 import pytest
 import tiny_models
 
@@ -15,22 +14,8 @@ from prompt_tuning_jax.generate import Settings, generate
 from prompt_tuning_jax.models.files.find import find_model
 from prompt_tuning_jax.models.language_model import load
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-inputs, peft_side = map(importlib.import_module, ("inputs", "peft_side"))
-
 SMOLLM2 = "smollm2-135m-instruct"
 SLOTS, TOKENS = 4, 16
-SPECS = {
-    "grouped": tiny_models.SPEC,
-    "own head": tiny_models.changed(tied_head=False, kv_heads=4),
-    "one layer more": tiny_models.changed(layers=4, kv_heads=1, rope_theta=500.0),
-}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Several of torch's wait for each other in a loop, which takes minutes beside other work."""
-    peft_side.use_threads(1)
 
 
 def random_cases(seed, lengths=(12, 5, 9, 1, 30)):
@@ -40,7 +25,7 @@ def random_cases(seed, lengths=(12, 5, 9, 1, 30)):
 
 
 def ours(lm, cases, vectors=None, tokens=TOKENS):
-    """The ids that we write, the end of a text ending nothing."""
+    """The ids that we write, without an end of text."""
     endless = copy.copy(lm.tokenizer)
     endless.eos_id = None
     slots = [] if vectors is None else [-1 - slot for slot in range(len(vectors))]
@@ -54,21 +39,21 @@ def ours(lm, cases, vectors=None, tokens=TOKENS):
 
 
 def one_by_one(wrapped, cases, tokens):
-    """PEFT's texts. With a prompt it gives padding on the left positions of its own, so that what
-    it writes in a batch depends on the longest text there."""
+    """PEFT's texts. With a prompt it counts padding on the left as positions, so that its text
+    depends on the longest one in the batch."""
     return [peft_side.write(wrapped, [case], tokens)[0] for case in cases]
 
 
-@pytest.mark.parametrize("name", SPECS)
-def test_random_llamas(tmp_path, name):
-    folder = str(tiny_models.write_folder(tmp_path, SPECS[name]))
+@pytest.mark.parametrize("name", tiny_models.SPECS)
+def test_random_models(tmp_path, name):
+    folder = str(tiny_models.write_folder(tmp_path, tiny_models.SPECS[name]))
     cases, lm = random_cases(0), load(folder, dtype="float32", matmul_precision="highest")
     theirs = peft_side.write(peft_side.base(folder, "float32"), cases, TOKENS)
     assert ours(lm, cases) == theirs
     assert len(set(map(tuple, theirs))) == len(cases)
 
 
-def test_a_random_llama_with_peft_s_prompt(tmp_path):
+def test_a_random_model_with_a_prompt_in_peft(tmp_path):
     folder = str(tiny_models.write_folder(tmp_path))
     vectors = np.random.default_rng(0).normal(0, 0.2, (SLOTS, tiny_models.SPEC.width))
     vectors = vectors.astype(np.float32)
@@ -78,7 +63,7 @@ def test_a_random_llama_with_peft_s_prompt(tmp_path):
     assert ours(lm, cases, vectors) == theirs != ours(lm, cases)
 
 
-def test_smollm2_alone_and_with_peft_s_prompt():
+def test_smollm2_alone_and_with_a_prompt_in_peft():
     lm = load(SMOLLM2, dtype="float32", matmul_precision="highest")
     texts = [
         "Headline: Ink helps drive democracy in Asia\nTopic:",

@@ -91,8 +91,10 @@ def test_smollm2_weights_are_bit_for_bit_those_of_transformers(smollm2):
 
 
 def test_smollm2_logits_of_the_whole_vocabulary(smollm2):
-    """They are as close to float64 as those of transformers in float32. On logits of 25 both are up
-    to 1e-4 off, depending on the processor's order of sums, so a few in a million differ by more."""
+    """They are as close to float64 as those of transformers in float32.
+
+    On logits of 25 both are up to 1e-4 off, so a few in a million differ by more.
+    """
     words = read_tokenizer(SMOLLM2)
     lines = [line for line in reference_lines.real() if 150 < len(line) < 200][:4]
     tokens, positions, segments = parity.right_padded([words.encode(line)[0] for line in lines])

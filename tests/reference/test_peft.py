@@ -1,12 +1,12 @@
-"""PEFT on torch, live: with our prompt or prefix it gives our logits, and we its with its own."""
+"""Live against PEFT on torch: with one prompt or prefix both give the same logits."""
 
-import importlib
-import sys
-from pathlib import Path
-
+import inputs
 import jax
 import jax.numpy as jnp
 import numpy as np
+import our_side
+import parity
+import peft_side
 import plain_model
 import pytest
 import tiny_models
@@ -16,22 +16,12 @@ from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.models.files.find import find_model
 from prompt_tuning_jax.models.language_model import LanguageModel, load
-from prompt_tuning_jax.models.sites import bind
 from prompt_tuning_jax.score import virtual_tokens
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-inputs, our_side, peft_side = map(importlib.import_module, ("inputs", "our_side", "peft_side"))
 
 SLOTS = 4
 SMOLLM2 = "smollm2-135m-instruct"
 VOCABULARY = tiny_models.SPEC.vocabulary
 KINDS = pytest.mark.parametrize("kind", ["prompt", "prefix"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Several of torch's wait for each other in a loop, which takes minutes beside other work."""
-    peft_side.use_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +45,11 @@ def random_cases(seed, lengths=(12, 5, 9), targets=2):
 
 
 def our_logits(lm: LanguageModel, collections, ids):
-    """float32[T, V] behind a prompt or a prefix, plainly: one example, every position read."""
-    slots = -1 - jnp.arange(virtual_tokens(collections))
-    row = jnp.arange(len(ids))[None]
-    hidden = lm.module.apply(
-        variables := {"params": lm.params, **bind(lm.spec, collections)},
-        slots,
-        jnp.array([ids]),
-        len(slots) + row,
-        jnp.ones_like(row),
-        jnp.zeros_like(row),
-        row,
-    )
-    return np.asarray(lm.module.apply(variables, hidden, method="logits"))[0]
+    """float32[T, V] behind a prompt or a prefix."""
+    slots = -1 - np.arange(virtual_tokens(collections))
+    tokens, positions, segments = parity.right_padded([ids])
+    inputs = tokens, positions + len(slots), segments, slots, collections
+    return np.asarray(parity.compute_logits((lm.module, lm.params), *inputs))[0]
 
 
 def peft_logits(wrapped, cases):
@@ -87,7 +69,7 @@ def largest_difference(lm, wrapped, collections, cases):
 
 
 @KINDS
-def test_peft_with_ours_gives_our_logits(lm, folder, kind):
+def test_peft_with_our_prompt_gives_our_logits(lm, folder, kind):
     collections = random_collections(lm.spec, kind)
     wrapped = peft_side.tuned(peft_side.base(folder, "float32"), collections)
     jax.tree.map(np.testing.assert_array_equal, peft_side.collections(wrapped), collections)
@@ -95,7 +77,7 @@ def test_peft_with_ours_gives_our_logits(lm, folder, kind):
 
 
 def trained(lm, wrapped, before):
-    """What PEFT makes of it in five steps."""
+    """The collections after five steps of PEFT."""
     step, batch = peft_side.trainer(wrapped, 0.05), peft_side.batch(random_cases(1))
     losses = [step(batch) for _ in range(5)]
     after = peft_side.collections(wrapped)
@@ -107,14 +89,14 @@ def trained(lm, wrapped, before):
 
 
 @KINDS
-def test_we_with_what_peft_trained_give_its_logits(lm, folder, kind):
+def test_we_give_the_logits_of_peft_with_what_it_trained(lm, folder, kind):
     before = random_collections(lm.spec, kind)
     wrapped = peft_side.tuned(peft_side.base(folder, "float32"), before)
     after = trained(lm, wrapped, before)
     assert largest_difference(lm, wrapped, after, random_cases(2)) < 1e-4
 
 
-def test_we_with_the_prompt_of_pefts_encoder_give_its_logits(lm, folder):
+def test_we_give_the_logits_of_peft_with_the_prompt_of_its_encoder(lm, folder):
     wrapped = peft_side.encoded(peft_side.base(folder, "float32"), SLOTS, 8, seed=0)
     before = peft_side.collections(wrapped)
     assert largest_difference(lm, wrapped, before, random_cases(2)) < 1e-4
@@ -160,7 +142,7 @@ def test_both_score_answers_alike(lm, folder, kind):
 
 @KINDS
 def test_peft_gives_our_logits_on_smollm2(kind):
-    """With a text as the prompt, and with the keys and values that we compute for it."""
+    """With a text as the prompt, and with its keys and values that we computed."""
     lm = load(SMOLLM2, dtype="float32")
     headline = "Headline: Ink helps drive democracy in Asia\nTopic: politics"
     words = lm.tokenizer.encode("business, politics or")[0]

@@ -1,13 +1,13 @@
-"""Reads a model from thousands of mutations of a tiny one's files, in a process of its own.
+"""Reads thousands of mutations of a tiny model's files, in a process of its own.
 
-Takes the kind of file, the folder to work in and how many as words. Every mutation is read or
-refused with a UserError, in a second of the processor, and in 200 MB beside what the process had
-before: more is a MemoryError, or the end of the process. Prints how many were read, how many were
-refused, and the longest time.
+    python tests/slow/mutate.py KIND FOLDER COUNT
+
+Every mutation is read, or refused with a UserError, within a second of processor time and 200 MB
+beside what the process had before: more is a MemoryError, or ends the process. Prints how many were
+read, how many were refused, and the longest time.
 """
 
 import json
-import os
 import resource
 import sys
 import time
@@ -34,7 +34,7 @@ NAMES = {
 
 
 def by_bytes(data, header, rng):
-    """A few bytes of the header changed, taken out or doubled, or the end cut."""
+    """Changes, removes or doubles a few bytes of the header, or cuts the end."""
     data = bytearray(data)
     for _ in range(rng.integers(1, 4)):
         place = int(rng.integers(min(header, len(data)) or 1))
@@ -51,7 +51,7 @@ def by_bytes(data, header, rng):
 
 
 def places(value, path=()):
-    """Every path into a JSON value but the whole."""
+    """Yields every path into a JSON value."""
     inside = value.items() if isinstance(value, dict) else enumerate(value)
     for key, child in inside:
         yield (*path, key)
@@ -60,7 +60,7 @@ def places(value, path=()):
 
 
 def by_values(whole, rng):
-    """One or two values of a JSON object replaced, taken out, or put where others are."""
+    """Replaces, removes, repeats or wraps one or two values of a JSON object."""
     content = json.loads(whole)
     for _ in range(rng.integers(1, 3)):
         found = list(places(content))
@@ -96,14 +96,13 @@ def mutations(kind, path, count):
 
 
 def limit():
-    """Memory from here on: address space, which what is loaded lazily has taken before."""
+    """Limits the memory from here on, as address space: lazy imports are done by now."""
     with open("/proc/self/statm", encoding="ascii") as file:
         taken = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + MOST_BYTES, resource.RLIM_INFINITY))
 
 
 def main(kind, folder, count):
-    os.environ["PROMPT_TUNING_CACHE"] = str(folder / "cache")
     model = tiny_models.write_folder(folder / "model")
     path = model / NAMES[kind]
     if kind == "gguf":
@@ -127,8 +126,6 @@ def main(kind, folder, count):
         longest = max(longest, time.process_time() - began)
         if longest > MOST_SECONDS:
             raise AssertionError(f"number {number} took {longest:.1f} s")
-        for kept in (folder / "cache" / "models").glob("*/*"):
-            kept.unlink()
     print(json.dumps([read, refused, longest]))
 
 

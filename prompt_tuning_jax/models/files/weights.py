@@ -173,14 +173,16 @@ def _check_shapes(
     Raises:
       UserError: a tensor is missing, of another shape, or has no place in the model.
     """
-    wanted = {name: leaf_shape(spec, leaf) for name, leaf, _ in tensor_names(spec, source)}
-    for name, shape in wanted.items():
+    wanted = set()  # not from the spec at once: a damaged one may say 2**31 layers
+    for name, leaf, _ in tensor_names(spec, source):
+        shape = leaf_shape(spec, leaf)
         if name not in shapes:
             raise UserError(f"{path}: the tensor '{name}' is missing, expected of shape {shape}.")
         if shapes[name] != shape:
             raise UserError(
                 f"{path}: the tensor '{name}' has shape {shapes[name]}, expected {shape}."
             )
+        wanted.add(name)
     for name in shapes:
         if name not in wanted and name not in ignored:
             raise UserError(
