@@ -1,12 +1,12 @@
-"""What a recipe reaches on the headlines, trained by PEFT on torch or by us.
+"""The accuracy of a recipe on the headlines, trained by PEFT on torch or by us.
 
     python benchmarks/accuracy.py --side ours --seeds 0,1,2
     python benchmarks/accuracy.py --side peft --seeds 0,1,2 --override steps=200
     python benchmarks/accuracy.py --side peft --config configs/prefix.py --seeds 0
 
-Both sides run the config's recipe: the same first vectors, keys and values, order of batches,
-learning rate by step, clipping and AdamW, and keep what has the lowest loss on the validation
-split. PEFT's prompt encoder is its P-tuning, which starts at random.
+Both sides run the config's recipe with the same first values, order of batches, learning rates,
+clipping and AdamW. They keep the values with the lowest loss on the validation split. PEFT's prompt
+encoder is its P-tuning, which starts at random.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import measure
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def ours(config: Any, threads: int) -> dict[str, Any]:
-    """One run of `tune`; its seconds are those of steps and validation."""
+    """Runs `tune`; its seconds are those of steps and validation."""
     import headlines
 
     from prompt_tuning_jax import train
@@ -73,7 +73,7 @@ def ours(config: Any, threads: int) -> dict[str, Any]:
 
 
 def peft(config: Any, threads: int) -> dict[str, Any]:
-    """The same recipe with PEFT; what it trained is then scored by the same code as ours."""
+    """Runs the recipe with PEFT; the result is scored by the same code as ours."""
     import headlines
     import peft_side
 
@@ -110,7 +110,7 @@ def peft(config: Any, threads: int) -> dict[str, Any]:
 
 
 def wrap(config: Any, base, start):
-    """The base under PEFT's name for the config's method."""
+    """Wraps the base as PEFT does for the config's method."""
     import peft_side
 
     method = config.method

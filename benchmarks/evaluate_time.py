@@ -1,11 +1,11 @@
-"""Scoring the test headlines: PEFT's forward over padded batches, and ours, in one run.
+"""Scoring the test headlines with PEFT over padded batches, and with ours, in one run.
 
     python benchmarks/evaluate_time.py
     python benchmarks/evaluate_time.py --artifact runs/quickstart/artifact --json
 
-PEFT's side sorts the headlines by length and pads batches of 16 of about equal length; ours packs
-them behind a prompt whose keys and values are computed once. Both have the same prompt and tokens.
-Tokenising is left out on both sides, padding and packing are not.
+PEFT's side sorts the headlines by length and pads batches of 16. Ours packs them behind a prompt
+whose keys and values are computed once. Both have the same prompt and tokens. The time includes
+padding and packing, but no tokenising.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import measure
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Everything that is printed."""
+    """Returns everything that is printed."""
     import headlines
     import numpy as np
 
@@ -78,7 +78,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def peft_scorer(options: argparse.Namespace, config, lm, collections, examples):
-    """A function of no arguments that scores the examples with PEFT."""
+    """Returns a function of no arguments that scores the examples with PEFT."""
     import headlines
     import peft_side
 

@@ -1,4 +1,4 @@
-"""Floating-point operations: those of a traced function, and the fewest that a step needs."""
+"""Counts floating-point operations: of a traced function, and the fewest that a step needs."""
 
 import math
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from jax.extend import core
 
 
 def of_function(function, *arguments) -> int:
-    """Operations of all matrix products that `function(*arguments)` is traced to."""
+    """Counts the operations of all matrix products in `function(*arguments)`."""
     return of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def of_jaxpr(jaxpr: core.Jaxpr) -> int:
-    """Sum over the `dot_general`s, a scan's body counted as often as it runs.
+    """Counts the operations of all `dot_general`s; the body of a scan counts as often as it runs.
 
-    XLA's own `cost_analysis` counts the body of a scan once. Raises ValueError at a loop whose
-    number of turns is not known, and at a kernel, whose products are not in the jaxpr.
+    XLA's `cost_analysis` counts the body of a scan once. Raises ValueError for a loop without a
+    known number of turns, and for a kernel, whose products are not in the jaxpr.
     """
     return sum(_of_equation(equation) for equation in jaxpr.eqns)
 
@@ -44,7 +44,7 @@ def _of_product(equation) -> int:
 
 
 def _inside(parameters: dict[str, Any]):
-    """The jaxprs among an equation's parameters; a rule of its own for the gradient is none."""
+    """Yields the jaxprs among an equation's parameters, but not a rule for the gradient."""
     for value in parameters.values():
         for each in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(each, core.ClosedJaxpr):
@@ -54,7 +54,7 @@ def _inside(parameters: dict[str, Any]):
 
 
 def layer_weights(spec) -> tuple[int, int]:
-    """Weights of one layer's matrices: all of them, and those of keys and values alone."""
+    """Counts the weights of one layer's matrices: all of them, and those of keys and values."""
     queries, keys = spec.heads * spec.head_size, spec.kv_heads * spec.head_size
     attention = 2 * spec.width * queries + 2 * spec.width * keys
     return attention + 3 * spec.width * spec.feedforward, 2 * spec.width * keys
@@ -63,18 +63,19 @@ def layer_weights(spec) -> tuple[int, int]:
 def least(
     spec, shared: int, lengths: Sequence[int], targets: Sequence[int], prefix: int = 0
 ) -> int:
-    """The fewest operations of a training step of a soft prompt or of a prefix, nothing computed
-    twice.
+    """Counts the fewest operations of a training step of a soft prompt or of a prefix.
 
-    `shared`: positions that are the same for all examples. `lengths`: for each example its own
-    positions that anything reads (the last target is predicted and never read). `targets`: for
-    each example how many tokens are predicted, by its last positions. `prefix`: keys and values
-    that every position sees, in every layer.
+    Args:
+      spec: of the model.
+      shared: how many positions are the same for all examples.
+      lengths: how many further positions of each example are read (the last target is not).
+      targets: how many tokens of each example are predicted, by its last positions.
+      prefix: how many keys and values every position sees in every layer.
 
-    A weight costs 2 operations a position forward and 2 for the gradient of its input (4 W a
-    position); a pair of a query and a key 4 forward and 8 backward for each channel of each query
-    head. The last layer needs keys and values everywhere and all else at targets alone. (With a
-    prefix the first layer's inputs need no gradient, a few thousandths that are counted here.)
+    A weight costs 2 operations a position forward and 2 for the gradient of its input. A pair of a
+    query and a key costs 4 forward and 8 backward for each channel of each query head. The last
+    layer needs keys and values everywhere and the rest at targets alone. (With a prefix the first
+    layer's inputs need no gradient: a few thousandths, which are counted here.)
     """
     whole, keys_and_values = layer_weights(spec)
     positions, read = shared + sum(lengths), sum(targets)
@@ -88,7 +89,7 @@ def least(
 
 
 def _pairs(shared: int, lengths: Sequence[int], queries: Sequence[int]) -> int:
-    """Causal pairs of the last `queries` positions of each example with the keys that they see."""
+    """Counts the causal pairs of the last `queries` positions of each example and their keys."""
     pairs = 0
     for length, count in zip(lengths, queries, strict=True):
         last = shared + length

@@ -1,11 +1,11 @@
-"""Writing on after headlines: transformers' `generate` with its cache, and ours, in one run.
+"""Writing after headlines with transformers' `generate` and its cache, and with ours, in one run.
 
     python benchmarks/generate_time.py --prompts 1
     python benchmarks/generate_time.py --prompts 16 --json
 
-Greedy, the same token ids, as many tokens for every prompt (the end of a text ends nothing), from
-the prompts' ids to the ids that were written. Both sides read the prompts, pad them and keep keys
-and values. The share of prompts after which both wrote the same is printed.
+Both sides decode greedily from the same token ids and write as many tokens after every prompt: the
+end of a text is ignored. The time is from ids to ids, padding included. Also prints the share of
+prompts after which both wrote the same.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import measure
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Everything that is printed."""
+    """Returns everything that is printed."""
     import headlines
 
     config = headlines.settings(options.config, options.override)
@@ -74,7 +74,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def our_writer(options: argparse.Namespace, lm, cases: Sequence[inputs.Case]):
-    """A function of no arguments that gives the ids written after each case."""
+    """Returns a function of no arguments that gives the ids written after each case."""
     import copy
 
     import numpy as np
@@ -91,7 +91,7 @@ def our_writer(options: argparse.Namespace, lm, cases: Sequence[inputs.Case]):
 
 
 def transformers_writer(options: argparse.Namespace, config, lm, cases: Sequence[inputs.Case]):
-    """The same of transformers."""
+    """Returns the same function with transformers."""
     import headlines
     import peft_side
 

@@ -1,4 +1,4 @@
-"""The real data: BBC headlines as `train` reads them, and what an adaptation makes of them."""
+"""The real data, BBC headlines as `train` reads them, and an adaptation's accuracy on them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,29 +19,29 @@ from prompt_tuning_jax.score import encode_for
 
 
 def settings(path: str | None = None, overrides: Sequence[str] = ()) -> Any:
-    """A config file, or the defaults, which are the headlines and a soft prompt."""
+    """Reads a config file, or the defaults: the headlines and a soft prompt."""
     return configs.load(path, [f"--config.{each}" for each in overrides])
 
 
 def model(config: Any) -> models.LanguageModel:
-    """The frozen model that the config names."""
+    """Loads the frozen model that the config names."""
     return models.load(config.model)
 
 
 def dtype(lm: models.LanguageModel) -> str:
-    """The name of the frozen model's dtype."""
+    """Returns the name of the frozen model's dtype."""
     return str(jax.tree.leaves(lm.params)[0].dtype)
 
 
 def examples(config: Any, lm: models.LanguageModel, collections, split: str) -> list[Example]:
-    """A split of the config's task as tokens, all answers with it, as `collections` ask for."""
+    """Returns a split of the config's task as tokens, with all answers, for these collections."""
     task = make_task(config.task)
     rows = select_records(task, getattr(config.task, split))
     return encode_for(lm, task, rows, collections, config.task.max_length)
 
 
 def updates(config: Any, made: Sequence[Example], count: int) -> list[list[inputs.Case]]:
-    """The first `count` updates of a run with this config, in its order."""
+    """Returns the first `count` updates of a run with this config, in its order."""
     sequence, cases = make_order(len(made), config.seed), answered(made)
     return [
         [cases[index] for index in batch_indices(sequence, step, config.batch_size)]
@@ -50,14 +50,14 @@ def updates(config: Any, made: Sequence[Example], count: int) -> list[list[input
 
 
 def answered(made: Sequence[Example]) -> list[inputs.Case]:
-    """The examples with their right answers."""
+    """Returns the examples with their right answers."""
     return [inputs.case(each) for each in made]
 
 
 def questions(made: Sequence[Example]) -> tuple[list[inputs.Case], list[tuple[int, ...]]]:
-    """The examples without their answers, and the tokens of each answer.
+    """Returns the examples without their answers, and the tokens of each answer.
 
-    Raises ValueError where an answer's tokens differ between examples.
+    Raises ValueError if an answer's tokens differ between examples.
     """
     answers = {tuple(map(tuple, (tail.tolist() for tail in each.tails))) for each in made}
     if len(answers) != 1:
@@ -66,7 +66,7 @@ def questions(made: Sequence[Example]) -> tuple[list[inputs.Case], list[tuple[in
 
 
 def first(config: Any, lm: models.LanguageModel, artifact: str | None = None) -> dict[str, Any]:
-    """What an artifact holds, or what a run with this config begins with."""
+    """Returns the collections of an artifact, or those that a run with this config begins with."""
     if artifact:
         kept = artifacts.load_artifact(artifact)
         artifacts.check_artifact(kept, lm)
@@ -77,7 +77,7 @@ def first(config: Any, lm: models.LanguageModel, artifact: str | None = None) ->
 
 
 def accuracies(config: Any, lm: models.LanguageModel, collections) -> dict[str, float]:
-    """Accuracy of an adaptation on both held-out splits, and its loss on the one that chooses."""
+    """Returns the accuracy of an adaptation on validation and test, and its validation loss."""
     result = {}
     for split in ("validation", "test"):
         made = examples(config, lm, collections, split)

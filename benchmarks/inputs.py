@@ -1,4 +1,4 @@
-"""What both sides are given: a model's folder and the examples of each update."""
+"""The inputs of both sides: a model's folder, and the examples of each update."""
 
 import json
 import os
@@ -25,8 +25,8 @@ class Shape(NamedTuple):
 def random_llama(folder: str, shape: Shape, seed: int = 0) -> str:
     """Writes a Hugging Face folder (config, float32 safetensors, tokenizer); returns `folder`.
 
-    Without torch, so that our side runs where there is none. Weights are normal with deviation
-    0.02 as transformers starts them, norms are 1, the head is the embedding.
+    It does not use torch, so that our side runs without it. Weights are normal with deviation 0.02,
+    as in transformers; norms are 1, and the head is the embedding.
     """
     from safetensors.numpy import save_file
 
@@ -71,7 +71,7 @@ def _llama_config(shape: Shape) -> dict:
 
 
 def _llama_tensors(shape: Shape):
-    """Name and size of every tensor, matrices as `[out, in]`."""
+    """Yields name and size of every tensor; matrices are `[out, in]`."""
     width, wide = shape.width, shape.feedforward
     keys = width // shape.heads * shape.kv_heads
     yield "model.embed_tokens.weight", (shape.vocabulary, width)
@@ -88,7 +88,7 @@ def _llama_tensors(shape: Shape):
 
 
 def _write_tokenizer(folder: str, vocabulary: int) -> None:
-    """A tokenizer of words `w0`, `w1`, …: a model folder without one is not whole."""
+    """Writes a tokenizer of the words `w0`, `w1`, …, which a model folder needs."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = {f"w{index}": index for index in range(vocabulary)}
@@ -117,27 +117,27 @@ class Case(NamedTuple):
 def random_updates(
     batch_size: int, length: int, targets: int, vocabulary: int, seed: int = 0
 ) -> list[list[Case]]:
-    """One update: rows of `length` random tokens, the last `targets` of them to be predicted."""
+    """Makes one update: rows of `length` random tokens, the last `targets` of them to predict."""
     ids = np.random.default_rng(seed).integers(0, vocabulary, (batch_size, length))
     return [[Case(row.tolist(), targets) for row in ids]]
 
 
 def prompt_ids(num_virtual_tokens: int, vocabulary: int) -> np.ndarray:
-    """int64[P]: the tokens whose embeddings are the first prompt of both sides."""
+    """Returns int64[P] tokens; their embeddings are the first prompt of both sides."""
     return np.random.default_rng(1).integers(0, vocabulary, num_virtual_tokens)
 
 
 def random_prefix(num_virtual_tokens: int, spec) -> dict[str, np.ndarray]:
-    """float32[L, P, K, d] each: the keys and values that both sides begin with."""
+    """Returns the first keys and values of both sides, float32[L, P, K, d] each."""
     rng = np.random.default_rng(1)
     shape = (spec.layers, num_virtual_tokens, spec.kv_heads, spec.head_size)
     return {name: rng.standard_normal(shape, np.float32) / 10 for name in ("k", "v")}
 
 
 def case(example, *, answered: bool = True) -> Case:
-    """The tokens of an encoded `Example` of ours, its slots in front and left out.
+    """Returns the tokens of our `Example` without the slots in front.
 
-    Raises ValueError where the slots are elsewhere: PEFT's stand before everything.
+    Raises ValueError if the slots are elsewhere: those of PEFT stand before everything.
     """
     trunk = example.trunk.tolist()
     slots = sum(index < 0 for index in trunk)
@@ -149,9 +149,9 @@ def case(example, *, answered: bool = True) -> Case:
 
 
 def padded(cases: Sequence[Case], pad_id: int = 0) -> dict[str, np.ndarray]:
-    """`input_ids`, `attention_mask` and `labels`, int64[B, longest], padded on the right.
+    """Returns `input_ids`, `attention_mask` and `labels`, int64[B, longest], padded on the right.
 
-    As `tokenizer.pad` and a collator give them: the label of what is no target is -100.
+    As with `tokenizer.pad` and a collator, every label but those of targets is -100.
     """
     longest = max(len(each.ids) for each in cases)
     ids = np.full((len(cases), longest), pad_id)

@@ -1,4 +1,4 @@
-"""Timing side by side, peak memory in a process of its own, and how results are shown."""
+"""Times two sides in turn, measures peak memory in a separate process, and prints results."""
 
 import functools
 import json
@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 LOAD_AT_START = os.getloadavg()[0]
-QUIET = 0.5  # processes that wanted to run, a mean of the last minute
-REST = 0.2  # seconds before a timed call: the threads of the side before it may still be spinning
+QUIET = 0.5  # load average of the last minute
+REST = 0.2  # seconds before a timed call: the threads of the other side may still be spinning
 
 
 def use_cores(threads: int) -> None:
-    """Binds the process to `threads` cores, before a library starts its pools of threads.
+    """Binds the process to `threads` cores, before a library starts its threads.
 
-    XLA on the CPU takes every core that the process may run on and has no other setting for it.
+    XLA on a CPU uses every core that the process may run on, and has no other setting.
     """
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
@@ -28,15 +28,15 @@ def use_cores(threads: int) -> None:
 
 
 def warn_if_busy() -> None:
-    """Says so where something else was running: torch's threads wait for each other in a loop, and
-    beside other work they crawl."""
+    """Warns if something else was running: it slows torch down, whose threads wait for each other
+    in a loop."""
     if LOAD_AT_START > QUIET:
         load = f"the load average is {LOAD_AT_START:.1f}"
         print(f"{load}: if other work is going on, ratios do not hold", file=sys.stderr)
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """Wall time of one call, which must return only when its work is done."""
+    """Returns the wall time of one call, which must return only when its work is done."""
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin
@@ -45,10 +45,10 @@ def seconds(call: Callable[[], Any]) -> float:
 def interleave(
     sides: Mapping[str, Callable[[int], Any]], rounds: Sequence[int], warmup: Sequence[int] = ()
 ) -> dict[str, list[float]]:
-    """Seconds of each round of each side, one side after the other within every round.
+    """Returns the seconds of each round of each side; in every round the sides take turns.
 
-    A side is called with the round's number; the warm-up's are not timed. What slows the machine
-    down for a while slows all sides alike, so their ratio holds where the times themselves do not.
+    A side is called with the number of the round. Warm-up rounds are not timed. What slows the
+    machine for a while slows both sides, so their ratio is steadier than their times.
     """
     for number in warmup:
         for call in sides.values():
@@ -62,10 +62,10 @@ def interleave(
 
 
 def peak_host_bytes() -> int:
-    """The most memory that this process has held.
+    """Returns the peak of this process's memory.
 
     `ru_maxrss` also counts what the parent held when it started this process, so the kernel's
-    own high-water mark of the address space comes first where there is one.
+    high-water mark comes first, if there is one.
     """
     try:
         with open("/proc/self/status", encoding="ascii") as status:
@@ -86,7 +86,7 @@ def in_own_process(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def matrix_rate(size: int, dtype: str, repeats: int = 5) -> float:
-    """The best FLOP/s of jax on one plain product of two `[size, size]` matrices."""
+    """Returns the best FLOP/s of jax on one plain product of two `[size, size]` matrices."""
     import jax
 
     keys = jax.random.split(jax.random.key(0))
@@ -98,7 +98,7 @@ def matrix_rate(size: int, dtype: str, repeats: int = 5) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on and with."""
+    """Returns the hardware and the versions of a measurement."""
     import importlib.metadata as metadata
     import platform
 

@@ -1,4 +1,4 @@
-"""prompt_tuning_jax's side: the same step that `train` runs, on the batches that it would see."""
+"""Our side: the step that `train` runs, on the batches that `train` would make."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from prompt_tuning_jax.step import Parts, State, compile_step, gradients, init_s
 
 
 class Model(NamedTuple):
-    """A frozen model without its tokenizer: ids are all that a step reads."""
+    """A frozen model without its tokenizer: a step reads ids."""
 
     spec: Any
     module: Decoder
@@ -30,8 +30,8 @@ class Model(NamedTuple):
 
 
 class Work(NamedTuple):
-    """Operations of one update: of our step's loss and gradient as it runs, the part of them that
-    the backward pass does again, and the fewest that the update needs."""
+    """Operations of one update: those of our step's loss and gradient, the part that the backward
+    pass repeats, and the fewest that the update needs."""
 
     flops: int
     recomputed: int
@@ -39,13 +39,13 @@ class Work(NamedTuple):
 
 
 class Training(NamedTuple):
-    """A run of training, ready to go.
+    """A run of training before its first update.
 
     Attributes:
       model: frozen.
-      parts: what the step is made of.
+      parts: of the step.
       state: before the first update.
-      batches: what each update reads.
+      batches: one for each update.
       cases: the same as examples.
     """
 
@@ -57,14 +57,14 @@ class Training(NamedTuple):
 
 
 def load(path: str, dtype: str, remat: str) -> Model:
-    """The model that both sides run."""
+    """Reads the model that both sides run."""
     found = read_weights(path, dtype)
     module = Decoder(found.spec, remat=remat)
     return Model(found.spec, module, jax.device_put(found.params))
 
 
 def first(model: Model, method: str, num_virtual_tokens: int) -> dict[str, Any]:
-    """What PEFT's side starts from too: a soft prompt, or the keys and values of a prefix."""
+    """Returns the first values of both sides: a soft prompt, or the keys and values of a prefix."""
     if method == "prefix":
         return {"prefix": inputs.random_prefix(num_virtual_tokens, model.spec)}
     ids = inputs.prompt_ids(num_virtual_tokens, model.spec.vocabulary)
@@ -73,7 +73,7 @@ def first(model: Model, method: str, num_virtual_tokens: int) -> dict[str, Any]:
 
 
 def as_given() -> Method:
-    """What is trained is what the model reads; it is given and not initialised."""
+    """Returns a method that trains given collections as they are."""
     return Method(lambda rng, lm, task: {}, lambda trainable, rng, train: trainable)
 
 
@@ -83,7 +83,7 @@ def prepare(
     collections: dict[str, Any],
     learning_rate: float,
 ) -> Training:
-    """Packs the updates; `collections` is what is trained."""
+    """Packs the updates of a run that trains `collections`."""
     slots = virtual_tokens(collections)
     made = [example(each, slots) for update in updates for each in update]
     chosen = np.arange(len(made)).reshape(len(updates), -1)
@@ -98,7 +98,7 @@ def prepare(
 
 
 def example(case: inputs.Case, num_virtual_tokens: int) -> Example:
-    """A case with its slots in front."""
+    """Returns a case with its slots in front."""
     start = len(case.ids) - case.targets
     slots = [-1 - slot for slot in range(num_virtual_tokens)]
     trunk = np.array([*slots, *case.ids[:start]], np.int32)
@@ -107,10 +107,7 @@ def example(case: inputs.Case, num_virtual_tokens: int) -> Example:
 
 
 def stepper(training: Training) -> Callable[[int], float]:
-    """A function from the number of an update to its loss, when all of it is done.
-
-    On one device, as PEFT's side.
-    """
+    """Returns a function that runs an update, by its number, on one device and gives its loss."""
     compiled = compile_step(training.parts, "jit", jax.devices()[:1])
     frozen = compiled.place(training.model.params)
     placed = [compiled.place_batch(batch) for batch in training.batches]
@@ -126,8 +123,7 @@ def stepper(training: Training) -> Callable[[int], float]:
 
 
 def bare_products(training: Training) -> Callable[[int], Any]:
-    """A function from the number of an update to nothing, when the products of its positions are
-    done: those of its batch as packed, padding included."""
+    """Returns a function that runs the bare products of an update's batch, padding included."""
     model, made = training.model, {}
     dtype = model.params["embed"]["embedding"].dtype
     for batch in training.batches:
@@ -140,13 +136,13 @@ def bare_products(training: Training) -> Callable[[int], Any]:
 
 
 def first_of_each_kind(training: Training) -> list[int]:
-    """The first update of each shape, which is when that shape compiles."""
+    """Returns the first update of each shape: it compiles that shape."""
     kinds = [_kind(batch) for batch in training.batches]
     return [kinds.index(kind) for kind in dict.fromkeys(kinds)]
 
 
 def described(training: Training) -> dict[str, Any]:
-    """The shapes of the batches, and how much of them is padding."""
+    """Returns the shapes of the batches, and their share of padding."""
     batches = training.batches
     shapes = sorted({batch.tokens.shape for batch in batches})
     filled = sum(int((batch.segments > 0).sum()) for batch in batches)
@@ -159,7 +155,7 @@ def described(training: Training) -> dict[str, Any]:
 
 
 def work(training: Training, numbers: Sequence[int]) -> Work:
-    """The operations of these updates, added up."""
+    """Sums the operations of these updates."""
     counted: dict[tuple, tuple[int, int]] = {}
     totals = np.zeros(3, np.int64)
     for number in numbers:
@@ -171,7 +167,7 @@ def work(training: Training, numbers: Sequence[int]) -> Work:
 
 
 def _counted(training: Training, batch: Batch) -> tuple[int, int]:
-    """Operations of a step on `batch`, and how many of them remat does again."""
+    """Counts the operations of a step on `batch`, and those that remat repeats."""
     arguments = (training.state.trainable, training.model.params, batch, jax.random.key(0))
 
     def count(remat):
@@ -197,6 +193,6 @@ def _kind(batch: Batch) -> tuple[tuple[int, ...], ...]:
 
 
 def peak_device_bytes() -> int | None:
-    """The most memory of the accelerator that jax has held; None on a CPU."""
+    """Returns the peak of the accelerator's memory in jax; None on a CPU."""
     found = jax.local_devices()[0].memory_stats()
     return found["peak_bytes_in_use"] if found else None

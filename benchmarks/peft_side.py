@@ -1,4 +1,4 @@
-"""PEFT's prompt tuning, prefix tuning and P-tuning on torch, used as its users use them."""
+"""PEFT's side: prompt tuning, prefix tuning and P-tuning on torch, as its users run them."""
 
 import copy
 import os
@@ -15,29 +15,29 @@ from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, ge
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging
 
-# What its own code says about its own future is no news to whoever reads the numbers.
+# transformers warns of its own future, which does not concern the numbers.
 logging.disable_progress_bar()
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def use_threads(threads: int) -> None:
-    """Limits torch to so many threads."""
+    """Limits the threads of torch."""
     torch.set_num_threads(threads)
 
 
 def device() -> torch.device:
-    """The GPU where torch has one."""
+    """Returns the GPU if torch has one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def base(path: str, dtype: str):
-    """The frozen model on torch, of a Hugging Face folder or a GGUF file, in eval mode."""
+    """Loads the frozen model from a Hugging Face folder or a GGUF file, in eval mode."""
     where: dict[str, Any] = {"pretrained_model_name_or_path": path}
     if path.endswith(".gguf"):
         folder, name = os.path.split(path)
         where = {"pretrained_model_name_or_path": folder, "gguf_file": name}
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=getattr(torch, dtype))
-    # Nothing is generated: keeping keys and values would only slow PEFT's side down.
+    # Training generates nothing, so a cache would only slow PEFT's side down.
     model.config.use_cache = False
     return model.to(device()).eval()
 
@@ -45,8 +45,8 @@ def base(path: str, dtype: str):
 def save(model, folder: str) -> str:
     """Writes the model as a Hugging Face folder; returns `folder`.
 
-    transformers refuses to save what came from a GGUF file, so the weights move to a model of the
-    same shape that did not.
+    transformers does not save a model from a GGUF file, so the weights move to another of the same
+    shape.
     """
     config = copy.deepcopy(model.config)
     config.__dict__.pop("quantization_config", None)
@@ -57,7 +57,7 @@ def save(model, folder: str) -> str:
 
 
 def first(model, method: str, num_virtual_tokens: int) -> dict[str, Any]:
-    """What our side starts from too: a soft prompt, or the keys and values of a prefix."""
+    """Returns the first values of both sides: a soft prompt, or the keys and values of a prefix."""
     if method == "prefix":
         return {"prefix": inputs.random_prefix(num_virtual_tokens, _spec(model))}
     table = model.get_input_embeddings().weight
@@ -66,9 +66,9 @@ def first(model, method: str, num_virtual_tokens: int) -> dict[str, Any]:
 
 
 def tuned(model, collections: dict[str, Any]):
-    """PEFT's wrapper around `model` that starts from the soft prompt or the prefix; eval mode."""
+    """Wraps `model` with PEFT, starting from the soft prompt or the prefix, in eval mode."""
     if "prefix" in collections:
-        # A virtual token's row: of each layer the keys of all heads, then the values.
+        # The row of a virtual token: for each layer the keys of all heads, then the values.
         prefix = np.stack([collections["prefix"][name] for name in ("k", "v")], axis=1)
         rows = prefix.transpose(2, 0, 1, 3, 4).reshape(prefix.shape[2], -1)
         config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(rows))
@@ -85,8 +85,8 @@ def tuned(model, collections: dict[str, Any]):
 
 
 def encoded(model, num_virtual_tokens: int, hidden_size: int, seed: int):
-    """PEFT's P-tuning around `model`: a network of three layers makes the prompt. Its random start
-    is the only one that it has; eval mode."""
+    """Wraps `model` with PEFT's P-tuning, in eval mode: a network of three layers, which can only
+    start at random, makes the prompt."""
     torch.manual_seed(seed)
     config = PromptEncoderConfig(
         task_type="CAUSAL_LM",
@@ -97,7 +97,7 @@ def encoded(model, num_virtual_tokens: int, hidden_size: int, seed: int):
 
 
 def collections(wrapped) -> dict[str, Any]:
-    """A copy of what was trained, as our side takes it."""
+    """Returns a copy of the trained values in the form of our side."""
     rows = wrapped.get_prompt_embedding_to_save("default").float().numpy().copy()
     if wrapped.peft_config["default"].peft_type != "PREFIX_TUNING":
         return {"prompt": {"vectors": rows}}
@@ -108,7 +108,7 @@ def collections(wrapped) -> dict[str, Any]:
 
 
 def _spec(model) -> Any:
-    """The sizes of a prefix of `model`, by our names."""
+    """Returns the sizes of a prefix of `model`, by our names."""
     config = model.config
     return SimpleNamespace(
         layers=config.num_hidden_layers,
@@ -118,7 +118,7 @@ def _spec(model) -> Any:
 
 
 def batch(cases: Sequence[inputs.Case]) -> dict[str, torch.Tensor]:
-    """The cases padded to the longest of them, on the device."""
+    """Pads the cases to the longest of them, on the device."""
     arrays = inputs.padded(cases)
     return {name: torch.from_numpy(array).to(device()) for name, array in arrays.items()}
 
@@ -126,9 +126,9 @@ def batch(cases: Sequence[inputs.Case]) -> dict[str, torch.Tensor]:
 def trainer(
     wrapped, learning_rate: float | Callable[[int], float], clip_norm: float = 0.0
 ) -> Callable[[dict[str, torch.Tensor]], float]:
-    """A training step with AdamW (no decay) on what PEFT trains: batch -> loss.
+    """Returns a training step with AdamW (no decay), from a batch to its loss.
 
-    `learning_rate` may be a function of the number of updates done.
+    `learning_rate` may be a function of the number of updates so far.
     """
     rate = learning_rate if callable(learning_rate) else lambda _: learning_rate
     trained = [weight for weight in wrapped.parameters() if weight.requires_grad]
@@ -145,7 +145,7 @@ def trainer(
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        # Reading the number waits for the GPU to be done.
+        # Reading the number waits for the GPU.
         return loss.item()
 
     return step
@@ -154,10 +154,10 @@ def trainer(
 def answer_scores(
     wrapped, cases: Sequence[inputs.Case], answers: Sequence[Sequence[int]], size: int = 16
 ) -> np.ndarray:
-    """Log-probability of each answer for each case, float32[N, C], in batches of `size`.
+    """Returns the log-probability of each answer for each case, float32[N, C].
 
-    Cases are sorted by length, so that a batch holds texts of about equal length, and padded on the
-    right; `cases` end before the answer. Each answer is one token, so one forward pass tells all.
+    The cases end before the answer. They are sorted by length, so that a batch holds texts of about
+    equal length, and padded on the right. Each answer is one token, so one pass scores them all.
     """
     if any(len(answer) != 1 for answer in answers):
         raise ValueError("answers of one token each are expected")
@@ -178,9 +178,10 @@ def answer_scores(
 
 
 def write(model, cases: Sequence[inputs.Case], tokens: int) -> list[list[int]]:
-    """The `tokens` likeliest ids after each case, which ends before its answer; nothing ends them.
+    """Writes `tokens` ids greedily after each case, which ends before its answer.
 
-    Cases are padded on the left, as transformers asks for, and keys and values are kept.
+    An end of text is ignored. Cases are padded on the left, as transformers requires, and it uses
+    its cache.
     """
     longest = max(len(case.ids) for case in cases)
     ids = np.zeros((len(cases), longest), np.int64)
@@ -190,7 +191,7 @@ def write(model, cases: Sequence[inputs.Case], tokens: int) -> list[list[int]]:
     settings = GenerationConfig(
         max_new_tokens=tokens, do_sample=False, use_cache=True, pad_token_id=0
     )
-    # What the settings leave open is the model's own.
+    # Else the model's own would fill the gap in the settings.
     model.generation_config.eos_token_id = None
     with torch.inference_mode():
         written = model.generate(
@@ -202,7 +203,7 @@ def write(model, cases: Sequence[inputs.Case], tokens: int) -> list[list[int]]:
 
 
 def mean_loss(wrapped, cases: Sequence[inputs.Case], size: int = 16) -> float:
-    """Mean negative log-likelihood of the target tokens, nothing trained."""
+    """Returns the mean negative log-likelihood of the target tokens, without training."""
     total = count = 0.0
     for start in range(0, len(cases), size):
         chosen = cases[start : start + size]
@@ -214,12 +215,12 @@ def mean_loss(wrapped, cases: Sequence[inputs.Case], size: int = 16) -> float:
 
 
 def peak_device_bytes() -> int | None:
-    """The most GPU memory that torch has held; None without a GPU."""
+    """Returns the peak of the GPU's memory in torch; None without a GPU."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
 
 
 def matrix_rate(size: int, dtype: str, repeats: int = 5) -> float:
-    """The best FLOP/s of torch on one plain product of two `[size, size]` matrices."""
+    """Returns the best FLOP/s of torch on one plain product of two `[size, size]` matrices."""
     left, right = torch.randn(2, size, size, dtype=getattr(torch, dtype), device=device())
     times = []
     for _ in range(repeats + 1):

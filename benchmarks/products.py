@@ -1,16 +1,16 @@
-"""The bare matrix products of a training step: forward and input gradient, nothing else."""
+"""The bare matrix products of a training step, forward and for the gradient of the input."""
 
 import jax
 import jax.numpy as jnp
 
 
 def bare(params, spec, positions: int, reads: int, targets: int, dtype):
-    """A jitted function of no arguments that runs only a step's products, and returns when done.
+    """Returns a function of no arguments that runs only a step's products and waits for them.
 
-    One scan over the weights `[L-1, …]` of the step, on `positions` rows; the last layer as in the
-    step (keys and values everywhere, the rest at `reads`), and the head at `targets`. Between two
-    products stands an addition, whose gradient needs nothing of the forward pass: nothing is
-    stored, nothing computed again.
+    It is a scan over the weights `[L-1, …]` of the step on `positions` rows, then the last layer as
+    in the step (keys and values everywhere, the rest at `reads`), and the head at `targets`. Only
+    additions stand between products. Their gradients need nothing from the forward pass, so that
+    nothing is stored or computed again.
     """
     keys = jax.random.split(jax.random.key(0))
     x = jax.random.normal(keys[0], (positions, spec.width), dtype)
@@ -25,7 +25,7 @@ def bare(params, spec, positions: int, reads: int, targets: int, dtype):
 
 
 def forward(params, spec, x, reads: int, targets: int):
-    """`[N, D]` through every matrix of the model to float32[targets, V]."""
+    """Sends `[N, D]` through every matrix of the model, to float32[targets, V]."""
 
     def layer(x, weights):
         return _layer(x, x, weights, spec), None
@@ -38,14 +38,14 @@ def forward(params, spec, x, reads: int, targets: int):
 
 
 def _layer(x, read, weights, spec):
-    """The products of one layer: keys and values of `x`, all the others of `read`."""
+    """Runs the products of one layer: keys and values of `x`, all others of `read`."""
 
     def times(x, part, name):
         return _times(x, weights[part][name]["weight"])
 
     seen = times(x, "attention", "k") + times(x, "attention", "v")
-    # Every row of keys and values must reach the result, or its product would be left out: the
-    # rows that are not read are added to the first one that is.
+    # XLA drops a product that does not reach the result, so rows of keys and values that are not
+    # read are added to the first one that is.
     ahead = x.shape[0] - read.shape[0]
     seen = seen[ahead:].at[0].add(seen[:ahead].sum(axis=0))
     queries = times(read, "attention", "q")
@@ -56,5 +56,5 @@ def _layer(x, read, weights, spec):
 
 
 def _times(x, weight, dtype=None):
-    """`[N, in]` times `[out, in]`."""
+    """Multiplies `[N, in]` by `[out, in]`."""
     return jax.lax.dot_general(x, weight, (((1,), (1,)), ((), ())), preferred_element_type=dtype)

@@ -1,4 +1,4 @@
-"""One training step: PEFT's prompt or prefix tuning on torch and ours, side by side in one run.
+"""One training step with PEFT's prompt or prefix tuning on torch, and with ours, in one run.
 
     python benchmarks/step_time.py --num_virtual_tokens 20 --batch_size 8 --length 64
     python benchmarks/step_time.py --method prefix --num_virtual_tokens 100
@@ -7,8 +7,8 @@
         --feedforward 128 --vocabulary 512 --skip_peft
 
 Both sides get the same token ids and the same first prompt or prefix, run in eval mode and update
-it with AdamW; they take turns, so that a slow moment of the machine is everyone's. With `real`
-batches PEFT's are padded to the longest of each batch, as its users do, and ours are packed.
+with AdamW. They take turns, so that a slow moment of the machine affects both. With `real` batches,
+PEFT's are padded to the longest of each batch, as its users do, and ours are packed.
 """
 
 import argparse
@@ -38,7 +38,7 @@ PASSED_ON = (
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -70,7 +70,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         options.num_virtual_tokens = usual_slots
     options.batch_size = options.batch_size or usual_size
     if options.learning_rate is None:
-        # Behind random keys and values a faster AdamW makes rounding grow until the losses part.
+        # Behind random keys and values, at a higher rate rounding grows until the losses differ.
         options.learning_rate = 1e-4 if options.method == "prefix" else 1e-3
     return options
 
@@ -95,7 +95,7 @@ def main() -> int:
 
 
 def prepare(options: argparse.Namespace, folder: str) -> None:
-    """Settles what `auto` and defaults mean, and writes what the other processes read."""
+    """Resolves `auto` and the defaults, and writes what the other processes read."""
     import jax
 
     on_cpu = jax.default_backend() == "cpu"
@@ -114,7 +114,7 @@ def prepare(options: argparse.Namespace, folder: str) -> None:
 
 
 def updates(options: argparse.Namespace) -> list[list[inputs.Case]]:
-    """The examples of each update."""
+    """Returns the examples of each update."""
     if options.batches == "real":
         import headlines
 
@@ -137,9 +137,9 @@ def updates(options: argparse.Namespace) -> list[list[inputs.Case]]:
 
 
 def torch_folder(path: str, folder: str, dtype: str) -> str:
-    """The model as a Hugging Face folder: a GGUF file is read by transformers and saved as one.
+    """Returns the model as a Hugging Face folder; transformers converts a GGUF file to one.
 
-    Reading GGUF takes transformers several times the model's memory, which is no part of a step.
+    Reading GGUF takes transformers several times the model's memory, which should not count.
     """
     from prompt_tuning_jax.models.files.find import find_model
 
@@ -152,13 +152,13 @@ def torch_folder(path: str, folder: str, dtype: str) -> str:
 
 
 def read_cases(options: argparse.Namespace) -> list[list[inputs.Case]]:
-    """The examples of each update, as `prepare` wrote them."""
+    """Reads the examples of each update that `prepare` wrote."""
     with open(options.cases, encoding="utf-8") as file:
         return [[inputs.Case(*each) for each in update] for update in json.load(file)]
 
 
 def our_training(options: argparse.Namespace):
-    """Our side, packed and ready."""
+    """Returns our side before its first update."""
     import our_side
 
     model = our_side.load(options.model, options.dtype, options.remat)
@@ -168,7 +168,7 @@ def our_training(options: argparse.Namespace):
 
 
 def peft_stepper(options: argparse.Namespace) -> Callable[[int], float]:
-    """A function from the number of an update to PEFT's loss, when all of it is done."""
+    """Returns a function that runs an update of PEFT, by its number, and gives its loss."""
     import peft_side
 
     peft_side.use_threads(options.threads)
@@ -180,7 +180,7 @@ def peft_stepper(options: argparse.Namespace) -> Callable[[int], float]:
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Everything that is printed."""
+    """Returns everything that is printed."""
     import our_side
 
     training = our_training(options)
@@ -205,14 +205,14 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def recorded(step: Callable[[int], float], losses: list[float]) -> Callable[[int], None]:
-    """`step` that also keeps the loss of every call."""
+    """Returns a function that runs `step` and appends its loss to `losses`."""
     return lambda number: losses.append(step(number))
 
 
 def timed(
     times: dict[str, list[float]], summary: Callable[[list[float]], float]
 ) -> dict[str, float]:
-    """Medians of a step; ratios of medians, or of sums where the batches of an epoch differ."""
+    """Returns medians of a step, and ratios of medians, or of sums over an epoch."""
     result = {f"{side}_seconds": statistics.median(each) for side, each in times.items()}
     whole = {side: summary(each) for side, each in times.items()}
     if "peft" in times:
@@ -221,7 +221,7 @@ def timed(
 
 
 def compared(losses: dict[str, list[float]]) -> dict[str, float]:
-    """The first losses, and the largest difference between the sides at any step."""
+    """Returns the first losses, and the largest difference between the sides at any step."""
     result = {f"{side}_first_loss": each[0] for side, each in losses.items() if each}
     if losses["peft"]:
         pairs = zip(losses["peft"], losses["ours"], strict=True)
@@ -230,7 +230,7 @@ def compared(losses: dict[str, list[float]]) -> dict[str, float]:
 
 
 def counted(work, seconds: Sequence[float], options: argparse.Namespace) -> dict[str, float]:
-    """Operations of a mean update against the fewest, and the rate against the machine's own.
+    """Compares the operations of a mean update with the fewest, and the rate with the machine's.
 
     `work` is that of all the updates that took these seconds.
     """
@@ -247,7 +247,7 @@ def counted(work, seconds: Sequence[float], options: argparse.Namespace) -> dict
 
 
 def memories(options: argparse.Namespace) -> dict[str, float]:
-    """The peaks of both sides, each in a process of its own."""
+    """Returns the peaks of both sides, each in its own process."""
     sides = ("ours",) if options.skip_peft else ("peft", "ours")
     peaks = {side: peak_of(side, options) for side in sides}
     result: dict[str, float] = {f"{side}_peak_bytes": peak for side, peak in peaks.items()}
@@ -257,7 +257,7 @@ def memories(options: argparse.Namespace) -> dict[str, float]:
 
 
 def peak_of(side: str, options: argparse.Namespace) -> int:
-    """The peak of a process of its own that runs `side` on the same examples."""
+    """Returns the peak of a process that runs only `side` on the same examples."""
     arguments = ["--memory_of", side]
     for name in PASSED_ON:
         if getattr(options, name) is not None:
@@ -266,8 +266,8 @@ def peak_of(side: str, options: argparse.Namespace) -> int:
 
 
 def own_peak(options: argparse.Namespace) -> int:
-    """The most memory that this process has held, weights included, after the largest updates; on
-    an accelerator its memory and not the host's."""
+    """Returns the peak of this process, weights included, after the largest updates: the memory of
+    the accelerator, or the host's if there is none."""
     if options.memory_of == "peft":
         import peft_side as side
 

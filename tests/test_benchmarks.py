@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic and inputs, at tiny sizes and without torch."""
+"""The arithmetic and the inputs of the benchmarks, at tiny sizes and without torch."""
 
 import importlib
 import json
@@ -18,7 +18,7 @@ from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.models.spec import Spec
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-# They are scripts that import each other by name, not a package.
+# Scripts that import each other by name, not a package.
 sys.path.insert(0, str(FOLDER))
 flops, inputs, measure = map(importlib.import_module, ("flops", "inputs", "measure"))
 our_side, products, step_time = map(importlib.import_module, ("our_side", "products", "step_time"))
@@ -68,7 +68,7 @@ def test_operations_inside_an_unbounded_loop_are_refused():
 
 
 def least_by_counting(spec, shared, lengths, targets, prefix):
-    """The fewest operations, one position, matrix and pair after another."""
+    """Counts the fewest operations, one position, matrix and pair after another."""
     width, inner, keys = spec.width, spec.heads * spec.head_size, spec.kv_heads * spec.head_size
     kept = 2 * [width * keys]
     rest = 2 * [width * inner] + 3 * [width * spec.feedforward]
@@ -120,7 +120,7 @@ def test_bare_products_are_the_least_without_attention(model):
 
 
 def test_every_bare_product_is_run(model):
-    """XLA leaves out what reaches no result: none of the products may be among it."""
+    """XLA drops what does not reach the result: no product may be dropped."""
 
     def run(x):
         return products.forward(model.params, model.spec, x, 5, 5)
@@ -138,7 +138,7 @@ def test_keys_and_values_of_the_last_layer_are_products_everywhere(model):
 
 
 @pytest.mark.parametrize("method", ["soft_prompt", "prefix"])
-def test_the_step_does_hardly_more_than_the_least(model, method):
+def test_the_step_does_little_more_than_the_least(model, method):
     made = training(model, inputs.random_updates(4, 12, 1, SHAPE.vocabulary), method)
     work = our_side.work(made, [0, 0])
     assert work.flops - work.recomputed >= work.least > 0.8 * work.flops
@@ -155,7 +155,7 @@ def test_sides_take_turns():
     assert {name: len(each) for name, each in times.items()} == {"a": 2, "b": 2}
 
 
-def test_random_llama_is_the_model_asked_for(model):
+def test_a_random_llama_has_the_shape_asked_for(model):
     spec = model.spec
     assert (spec.layers, spec.width, spec.heads, spec.kv_heads) == SHAPE[:4]
     assert (spec.feedforward, spec.vocabulary, spec.tied_head) == (*SHAPE[4:], True)
@@ -179,7 +179,7 @@ def test_slots_that_peft_cannot_place_are_refused():
         inputs.case(example)
 
 
-def test_padding_is_on_the_right_and_no_target():
+def test_padding_is_on_the_right_and_never_a_target():
     arrays = inputs.padded([inputs.Case([5, 6, 7], 2), inputs.Case([8], 1)], pad_id=9)
     assert arrays["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
     assert arrays["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
@@ -214,7 +214,7 @@ def test_the_script_prints_our_side_alone(model, capsys, monkeypatch, method, sh
 
 
 @pytest.mark.parametrize(("difference", "status"), [(9e-4, 0), (2e-3, 1)])
-def test_the_script_fails_where_the_losses_differ(difference, status, monkeypatch):
+def test_the_script_fails_if_the_losses_differ(difference, status, monkeypatch):
     monkeypatch.setattr(measure, "use_cores", lambda threads: None)
     monkeypatch.setattr(step_time, "prepare", lambda options, folder: None)
     monkeypatch.setattr(step_time, "compare", lambda options: {"loss_difference": difference})
@@ -222,5 +222,5 @@ def test_the_script_fails_where_the_losses_differ(difference, status, monkeypatc
     assert step_time.main() == status
 
 
-def test_peak_memory_is_this_process_own():
+def test_peak_memory_is_that_of_this_process():
     assert 2**20 < measure.peak_host_bytes() < 2**40
