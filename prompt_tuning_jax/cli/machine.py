@@ -2,7 +2,7 @@
 
 import contextlib
 import platform
-import time
+import timeit
 
 import jax
 import jax.numpy as jnp
@@ -39,13 +39,8 @@ def describe_machine(lm: LanguageModel) -> str:
     """Returns a line with the devices and the speed of one of them: how fast it multiplies large
     matrices of the model's dtype. Takes a tenth of a second."""
     size, dtype = 1536, lm.params["embed"]["embedding"].dtype
-    square = jnp.ones((size, size), dtype)
-    multiply = jax.jit(jnp.matmul)
-    seconds = []
-    for _ in range(4):
-        began = time.perf_counter()
-        multiply(square, square).block_until_ready()
-        seconds.append(time.perf_counter() - began)
+    square, multiply = jnp.ones((size, size), dtype), jax.jit(jnp.matmul)
+    seconds = timeit.repeat(lambda: multiply(square, square).block_until_ready(), number=1)
     kind, count = jax.devices()[0].device_kind, jax.device_count()
     rate = 2 * size**3 / min(seconds) / 1e9
     return f"{count} x {kind}, {dtype} matrix products at {rate:,.0f} GFLOP/s"
