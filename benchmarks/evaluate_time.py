@@ -50,7 +50,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     import headlines
     import numpy as np
 
-    from prompt_tuning_jax import score as scoring
+    from prompt_tuning_jax.score import loss_and_accuracy, score
 
     config = headlines.settings(options.config, options.override)
     lm = headlines.model(config)
@@ -60,15 +60,15 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     scores: dict[str, np.ndarray] = {}
     sides = {}
     if not options.skip_peft:
-        score = peft_scorer(options, config, lm, collections, examples)
-        sides["peft"] = lambda _: scores.update(peft=score())
-    sides["ours"] = lambda _: scores.update(ours=scoring.score(lm, examples, collections))
+        score_by_peft = peft_scorer(options, config, lm, collections, examples)
+        sides["peft"] = lambda _: scores.update(peft=score_by_peft())
+    sides["ours"] = lambda _: scores.update(ours=score(lm, examples, collections))
     times = measure.interleave(sides, range(options.rounds), warmup=[0])
 
     result: dict[str, Any] = {"examples": len(examples), "threads": options.threads}
     for side, found in scores.items():
         result[f"{side}_seconds"] = statistics.median(times[side])
-        result[f"{side}_accuracy"] = scoring.loss_and_accuracy(found, answers)["accuracy"]
+        result[f"{side}_accuracy"] = loss_and_accuracy(found, answers)["accuracy"]
     if "peft" in scores:
         peft, ours = scores["peft"], scores["ours"]
         result["ratio"] = result["peft_seconds"] / result["ours_seconds"]

@@ -7,33 +7,32 @@ import inputs
 import jax
 import numpy as np
 
-from prompt_tuning_jax import config as configs
-from prompt_tuning_jax import score as scoring
+from prompt_tuning_jax.config import load as load_config
 from prompt_tuning_jax.data.batch import batch_indices, make_order
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.data.task import make_task, select_records
 from prompt_tuning_jax.methods import make_method
-from prompt_tuning_jax.models import language_model as models
-from prompt_tuning_jax.run import artifact as artifacts
-from prompt_tuning_jax.score import encode_for
+from prompt_tuning_jax.models.language_model import LanguageModel, load
+from prompt_tuning_jax.run.artifact import check_artifact, load_artifact
+from prompt_tuning_jax.score import encode_for, loss_and_accuracy, score
 
 
 def settings(path: str | None = None, overrides: Sequence[str] = ()) -> Any:
     """Reads a config file, or the defaults: the headlines and a soft prompt."""
-    return configs.load(path, [f"--config.{each}" for each in overrides])
+    return load_config(path, [f"--config.{each}" for each in overrides])
 
 
-def model(config: Any) -> models.LanguageModel:
+def model(config: Any) -> LanguageModel:
     """Loads the frozen model that the config names."""
-    return models.load(config.model)
+    return load(config.model)
 
 
-def dtype(lm: models.LanguageModel) -> str:
+def dtype(lm: LanguageModel) -> str:
     """Returns the name of the frozen model's dtype."""
     return str(jax.tree.leaves(lm.params)[0].dtype)
 
 
-def examples(config: Any, lm: models.LanguageModel, collections, split: str) -> list[Example]:
+def examples(config: Any, lm: LanguageModel, collections, split: str) -> list[Example]:
     """Returns a split of the config's task as tokens, with all answers, for these collections."""
     task = make_task(config.task)
     rows = select_records(task, getattr(config.task, split))
@@ -65,24 +64,24 @@ def questions(made: Sequence[Example]) -> tuple[list[inputs.Case], list[tuple[in
     return [inputs.case(each, answered=False) for each in made], list(*answers)
 
 
-def first(config: Any, lm: models.LanguageModel, artifact: str | None = None) -> dict[str, Any]:
+def first(config: Any, lm: LanguageModel, artifact: str | None = None) -> dict[str, Any]:
     """Returns the collections of an artifact, or those that a run with this config begins with."""
     if artifact:
-        kept = artifacts.load_artifact(artifact)
-        artifacts.check_artifact(kept, lm)
+        kept = load_artifact(artifact)
+        check_artifact(kept, lm)
         return kept.collections
     method = make_method(config.method)
     trainable = method.init(jax.random.key(config.seed), lm, make_task(config.task))
     return jax.device_get(method.adapt(trainable, jax.random.key(0), False))
 
 
-def accuracies(config: Any, lm: models.LanguageModel, collections) -> dict[str, float]:
+def accuracies(config: Any, lm: LanguageModel, collections) -> dict[str, float]:
     """Returns the accuracy of an adaptation on validation and test, and its validation loss."""
     result = {}
     for split in ("validation", "test"):
         made = examples(config, lm, collections, split)
-        scores = scoring.score(lm, made, collections)
-        found = scoring.loss_and_accuracy(scores, np.array([each.answer for each in made]))
+        scores = score(lm, made, collections)
+        found = loss_and_accuracy(scores, np.array([each.answer for each in made]))
         result[f"{split}_accuracy"] = found["accuracy"]
         if split == "validation":
             result["validation_loss"] = found["loss"]

@@ -22,10 +22,10 @@ from prompt_tuning_jax.data.batch import (
 )
 from prompt_tuning_jax.data.encode import encode_examples
 from prompt_tuning_jax.errors import RunError, UserError
-from prompt_tuning_jax.models import memory
 from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.language_model import LanguageModel
+from prompt_tuning_jax.models.memory import device_bytes, free_bytes
 from prompt_tuning_jax.models.sites import bind, prefix_length
 from prompt_tuning_jax.run.progress import with_progress
 from prompt_tuning_jax.step import AXIS, make_mesh, place_rows, row_specs, target_scores
@@ -103,7 +103,7 @@ def score(
     params, front = jax.device_put((lm.params, front), NamedSharding(mesh, PartitionSpec()))
     scores = np.zeros((len(examples), answers), np.float32)
     shape = shape or evaluation_shape(examples, shared, row_multiple=len(devices))
-    _check_memory(lm, shape, memory.device() * len(devices) or memory.available())
+    _check_memory(lm, shape, device_bytes() * len(devices) or free_bytes())
     parts = evaluation_batches(examples, shared, shape)
     if log is not None:
         parts = with_progress(

@@ -21,9 +21,9 @@ from prompt_tuning_jax.cli.train import prepare
 from prompt_tuning_jax.data.encode import count_shortened
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.data.task import select_records
-from prompt_tuning_jax.models import memory as memories
 from prompt_tuning_jax.models.files.tokenizer import Tokenizer
 from prompt_tuning_jax.models.language_model import LanguageModel
+from prompt_tuning_jax.models.memory import device_bytes, host_bytes
 from prompt_tuning_jax.run.report import duration, size
 from prompt_tuning_jax.score import score
 from prompt_tuning_jax.step import compile_step, init_state
@@ -214,12 +214,12 @@ def _memory(executables: Iterable[Any]) -> dict[str, Any]:
         return alive + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
 
     largest = max(analyses, key=needed)
-    own = memories.device()
+    own = device_bytes()
     shared_by = 1 if own else jax.local_device_count()
     return {
         "arguments": largest.argument_size_in_bytes,
         "temporaries": largest.temp_size_in_bytes,
         "outputs": largest.output_size_in_bytes - largest.alias_size_in_bytes,
         "needed": needed(largest) * shared_by,
-        "available": own or memories.host(),
+        "available": own or host_bytes(),
     }

@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 
 from prompt_tuning_jax.config.key import among, faults, string
 from prompt_tuning_jax.errors import UserError, nearest
-from prompt_tuning_jax.models import memory
 from prompt_tuning_jax.models.decoder import REMAT, Decoder
 from prompt_tuning_jax.models.files.tokenizer import Tokenizer, read_tokenizer
 from prompt_tuning_jax.models.files.weights import DTYPES, read_weights
+from prompt_tuning_jax.models.memory import device_bytes
 from prompt_tuning_jax.models.spec import Spec
 
 KEYS = {
@@ -77,7 +77,7 @@ def load(
     path, dtype = settings["path"], settings["dtype"]
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    source = read_weights(path, dtype, memory.device() or math.inf)
+    source = read_weights(path, dtype, device_bytes() or math.inf)
     words = read_tokenizer(path)
     if words.highest >= source.spec.vocabulary:
         # The embedding of such an id would be NaN, and so would every score.

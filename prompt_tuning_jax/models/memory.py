@@ -1,33 +1,34 @@
-"""How much memory there is: on a device, in the machine, and free in it."""
+"""How many bytes of memory a device and the machine have, and how many are free."""
 
 import os
 import re
 from pathlib import Path
 
-# Of a container, by both versions of Linux's control groups; 'max' or a huge number is no limit.
+# The limits of a container in both versions of Linux's control groups. 'max' or a huge number means
+# no limit.
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 MEMINFO = "/proc/meminfo"
 
 
-def device() -> int:
-    """Bytes that a device of its own memory gives to jax; 0 where it shares the machine's."""
+def device_bytes() -> int:
+    """Returns the memory that a device gives to jax; 0 if it uses that of the machine."""
     import jax
 
     stats = jax.local_devices()[0].memory_stats() or {}
     return int(stats.get("bytes_limit", 0))
 
 
-def host() -> int:
-    """Bytes of the machine, or of the container that holds this process where that has less."""
+def host_bytes() -> int:
+    """Returns the memory of the machine, or of the container of this process if that is less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = (text.strip() for text in map(_read, LIMITS))
     return min([total, *(int(text) for text in limits if text.isdigit())])
 
 
-def available() -> int:
-    """Bytes of `host` that nobody uses, as far as the system tells: Linux does."""
+def free_bytes() -> int:
+    """Returns the part of `host_bytes` that is free, or all of it if the system does not say."""
     free = re.search(r"^MemAvailable: +(\d+) kB$", _read(MEMINFO), re.MULTILINE)
-    return min(host(), 1024 * int(free[1])) if free else host()
+    return min(host_bytes(), 1024 * int(free[1])) if free else host_bytes()
 
 
 def _read(path: str) -> str:

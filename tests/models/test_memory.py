@@ -1,4 +1,4 @@
-"""Memory: how much there is, from what the system says."""
+"""Memory: what the system says there is."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from prompt_tuning_jax.models import memory
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """Empty ones in place of the system's: limits of both versions, and what is free."""
+    """Empty files in place of the system's: limits of both versions, and what is free."""
     for name in ("new", "old", "meminfo"):
         (tmp_path / name).touch()
     monkeypatch.setattr(memory, "LIMITS", (str(tmp_path / "new"), str(tmp_path / "old")))
@@ -15,24 +15,24 @@ def files(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_container_has_less_than_its_machine(files):
-    machine = memory.host()
+def test_a_container_may_have_less_than_its_machine(files):
+    machine = memory.host_bytes()
     assert machine > 1 << 28
     for name in ("new", "old"):
         for limit, expected in (("max", machine), (2**63 - 4096, machine), (1000, 1000)):
             (files / name).write_text(f"{limit}\n")
-            assert memory.host() == expected
+            assert memory.host_bytes() == expected
         (files / name).unlink()
-    assert memory.host() == machine
+    assert memory.host_bytes() == machine
 
 
-def test_what_others_use_is_not_available(files):
-    assert memory.available() == memory.host()
+def test_memory_in_use_is_not_free(files):
+    assert memory.free_bytes() == memory.host_bytes()
     (files / "meminfo").write_text("MemTotal:  900 kB\nMemAvailable:     2 kB\nSwapFree: 1 kB\n")
-    assert memory.available() == 2048
+    assert memory.free_bytes() == 2048
     (files / "new").write_text("1500\n")
-    assert memory.available() == 1500
+    assert memory.free_bytes() == 1500
 
 
 def test_a_cpu_has_no_memory_of_its_own():
-    assert memory.device() == 0
+    assert memory.device_bytes() == 0

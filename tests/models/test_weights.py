@@ -18,7 +18,6 @@ from safetensors.numpy import load_file, save_file
 from tiny_models import BFLOAT16, SPEC, SPECS, assert_tree, changed, expected
 
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models import memory
 from prompt_tuning_jax.models.files import packaged_models, weights
 from prompt_tuning_jax.models.files.weights import DTYPES, read_weights
 from prompt_tuning_jax.models.spec import RopeScaling
@@ -126,12 +125,12 @@ def test_a_model_larger_than_memory_is_refused_before_any_is_taken(tmp_path, mon
         ("bfloat16", size // 2 - 1, "a smaller model"),
     ):
         for machine, device in ((free, math.inf), (size, free)):
-            monkeypatch.setattr(memory, "available", lambda machine=machine: machine)
+            monkeypatch.setattr(weights, "free_bytes", lambda machine=machine: machine)
             with pytest.raises(UserError, match=f"as {dtype}.* are free: give {advice}, or a mach"):
                 read_weights(path, dtype, device)
     assert not taken
     monkeypatch.undo()
-    monkeypatch.setattr(memory, "available", lambda: size)
+    monkeypatch.setattr(weights, "free_bytes", lambda: size)
     read_weights(path, "float32", size)
 
 

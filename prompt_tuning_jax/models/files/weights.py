@@ -15,9 +15,9 @@ import numpy as np
 from flax import traverse_util
 
 from prompt_tuning_jax.errors import UserError, short
-from prompt_tuning_jax.models import memory
 from prompt_tuning_jax.models.files.find import find_model, read_json
 from prompt_tuning_jax.models.files.gguf import dequantize, read_gguf, unpermute
+from prompt_tuning_jax.models.memory import free_bytes
 from prompt_tuning_jax.models.spec import Spec, spec_from_config, spec_from_gguf
 from prompt_tuning_jax.models.weight_names import (
     EMBEDDING,
@@ -64,7 +64,7 @@ def read_weights(path: str, dtype: str, most: float = math.inf) -> Weights:
         memory.
     """
     found = find_model(path)
-    most = min(most, memory.available())
+    most = min(most, free_bytes())
     return (_read_folder if found.is_dir() else _read_gguf)(found, DTYPES[dtype], most)
 
 
