@@ -137,15 +137,15 @@ def training(workdir: Path, *more: str) -> list[str]:
 
 @contextlib.contextmanager
 def at_home(monkeypatch):
-    """This process as one in which the program is typed."""
+    """This process as one in which the program is typed, until `monkeypatch` is undone."""
     from prompt_tuning_jax.data import bbc_news
 
     bbc_news.read_headlines.cache_clear()
+    # Not in a context of its own: a test may set the same variable again, with the same object.
+    monkeypatch.setenv("PROMPT_TUNING_CACHE", str(world().cache))
+    monkeypatch.syspath_prepend(str(world().packages))
     try:
-        with monkeypatch.context() as changed:
-            changed.setenv("PROMPT_TUNING_CACHE", str(world().cache))
-            changed.syspath_prepend(str(world().packages))
-            yield
+        yield
     finally:
         bbc_news.read_headlines.cache_clear()
 
