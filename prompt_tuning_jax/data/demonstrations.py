@@ -41,11 +41,12 @@ def choose_demonstrations(
         return drawn[:number]
     seen: collections.Counter[str] = collections.Counter()
     turns = []
-    for place, row in enumerate(drawn):
+    for row in drawn:
         # The other half of the digest: with the same half a frequent label would come first.
-        turns.append((seen[row["label"]], _digest(row, seed)[16:], place))
+        turns.append((seen[row["label"]], _digest(row, seed)[16:]))
         seen[row["label"]] += 1
-    return [drawn[place] for _, _, place in sorted(turns)[:number]]
+    in_turn = sorted(range(len(drawn)), key=turns.__getitem__)
+    return [drawn[place] for place in in_turn[:number]]
 
 
 def fit_demonstrations(
