@@ -116,7 +116,8 @@ def _answers(task: Task, target: Template | None, record: Record) -> tuple[Seque
 
 
 def _fill(target: Template, record: Record) -> str:
-    return "".join(
+    parts = [
         record[piece.name] if isinstance(piece, Field) else getattr(piece, "text", "")
         for piece in target.pieces
-    ).strip()
+    ]
+    return "".join(parts).strip()
