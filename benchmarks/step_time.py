@@ -267,7 +267,7 @@ def peak_of(side: str, options: argparse.Namespace) -> int:
 
 def own_peak(options: argparse.Namespace) -> int:
     """Returns the peak of this process, weights included, after the largest updates: the memory of
-    the accelerator, or the host's if there is none."""
+    the accelerator, or of the host on a CPU."""
     if options.memory_of == "peft":
         import peft_side as side
 

@@ -152,7 +152,7 @@ class Rule(NamedTuple):
     temperature: Any
     top_k: Any
     top_p: Any
-    eos: Any  # -1 if there is none
+    eos: Any  # -1 if the tokenizer has no EOS
 
 
 def generate(

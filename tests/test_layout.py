@@ -1,4 +1,4 @@
-"""How the package is laid out: no import runs upwards, and no file is long."""
+"""The layout of the package: no import runs upwards, and every file is short enough to read."""
 
 import ast
 

@@ -239,8 +239,8 @@ def run(arguments: list[str]) -> int:
 
 
 def main() -> None:
-    """Runs the program. Any other failure than those that `run` knows is one line on stderr, and a
-    reader that closed stdout is none."""
+    """Runs the program. A failure that `run` does not know is one line on stderr. A reader that
+    closes stdout ends the program without a message."""
     if "--debug" not in sys.argv:
         sys.excepthook = _print_one_line
     sys.unraisablehook = _interrupt_again

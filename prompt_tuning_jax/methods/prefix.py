@@ -84,7 +84,7 @@ def _first(rng, settings, lm, task, start):
 
 
 def _earlier(settings, shape, start):
-    """Returns the prefix in the tensors to start from, or None if there is none."""
+    """Returns the prefix in the tensors to start from, or None if they hold no prefix."""
     prefix = start.get("prefix")
     found = {name: leaf.shape for name, leaf in (prefix or {}).items()}
     if prefix is not None and found != {"k": shape, "v": shape}:

@@ -210,7 +210,7 @@ def _refuse_options(config: Mapping[str, Any], source: str) -> None:
 def _positive(
     fields: Mapping[str, Any], key: str, kind: type, source: str, default: Any = None
 ) -> Any:
-    """Returns the finite number above 0 under `key`, as `kind`, or `default` if there is none."""
+    """Returns the finite number above 0 under `key` as `kind`; `default` if the key is missing."""
     value = fields.get(key)
     if value is None:
         value = default
