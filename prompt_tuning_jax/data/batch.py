@@ -87,7 +87,10 @@ def plan_shapes(
     def cost(rows: int) -> float:
         return rows * _lengths(_loads(sample, rows)[..., 0].max(axis=1), prices, max_shapes)[1]
 
-    rows = min(_row_candidates(batches.shape[1], row_multiple), key=cost)
+    # The largest candidate gives each example its own row.
+    most = -(-batches.shape[1] // row_multiple)
+    spaced = np.geomspace(1, most, min(most, _CANDIDATES)).round()
+    rows = min((row_multiple * int(number) for number in np.unique(spaced)), key=cost)
     largest = _loads(sizes, rows).max(axis=1)
     shapes = []
     for length in _lengths(largest[:, 0], prices, max_shapes)[0]:
@@ -256,13 +259,6 @@ def _sums(sizes: np.ndarray, chosen: np.ndarray, rows: int) -> np.ndarray:
     sums = np.zeros((len(sizes), rows, 3), np.int64)
     np.add.at(sums, (np.arange(len(sizes))[:, None], chosen), sizes)
     return sums
-
-
-def _row_candidates(size: int, multiple: int) -> list[int]:
-    """Returns about 16 multiples at most; the largest gives each example its own row."""
-    most = -(-size // multiple)
-    spaced = np.geomspace(1, most, min(most, _CANDIDATES)).round()
-    return [multiple * int(number) for number in np.unique(spaced)]
 
 
 def _lengths(

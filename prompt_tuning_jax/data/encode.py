@@ -116,8 +116,7 @@ def _answers(task: Task, target: Template | None, record: Record) -> tuple[Seque
 
 
 def _fill(target: Template, record: Record) -> str:
-    parts = [
+    return "".join(
         record[piece.name] if isinstance(piece, Field) else getattr(piece, "text", "")
         for piece in target.pieces
-    ]
-    return "".join(parts).strip()
+    ).strip()

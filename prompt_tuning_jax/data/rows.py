@@ -189,9 +189,14 @@ def _read_cells(stream: BinaryIO, name: str, form: Form) -> Iterator[Row]:
         else:
             columns = columns or [str(number) for number in range(1, len(cells) + 1)]
             if len(cells) != len(columns):
+                advice = f"put a cell that holds {form.delimiter!r} or a new line in quotes"
+                if form.delimiter == "\t":
+                    advice = (
+                        "no cell of a TSV can hold a tab or a new line, so write such data as CSV"
+                    )
                 raise UserError(
                     f"{place}: {len(cells)} cells, expected {len(columns)} as in the first line:"
-                    f" {_quoting_advice(form.delimiter)}"
+                    f" {advice}"
                 )
             yield Row(place, dict(zip(columns, cells, strict=True)))
 
@@ -207,12 +212,6 @@ def _csv_fault(error: csv.Error) -> str:
     if "end of data" in str(error):
         return "a quote that opens here is not closed: double a quote inside of quotes"
     return f"{error}: double a quote inside of quotes, or set config.task.files.delimiter"
-
-
-def _quoting_advice(delimiter: str) -> str:
-    if delimiter == "\t":
-        return "no cell of a TSV can hold a tab or a new line, so write such data as CSV"
-    return f"put a cell that holds {delimiter!r} or a new line in quotes"
 
 
 _READERS = {TEXT: _read_texts, JSON: _read_objects, CELLS: _read_cells}

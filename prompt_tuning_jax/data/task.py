@@ -116,8 +116,15 @@ def make_task(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
     module = f"prompt_tuning_jax.data.{kind.module}"
     load = functools.cache(lambda: importlib.import_module(module).read_source(config))
     task = Task(name, config.template, (), tuple(config.metrics), kind.fields, load, config.target)
-    _check_template(task)
+    check_fields(task.template, task.fields, output_fields(task))
+    if not field_names(task.template):
+        raise UserError(
+            f"template {short(task.template, 200)} has no field of the data, so all examples would"
+            " be the same: write {text} where the text stands"
+        )
     if task.target:
+        check_fields(task.target, task.fields)
+        parse_target(task.target, ())
         return task._replace(metrics=task.metrics or TEXT_METRICS)
     task = task._replace(metrics=task.metrics or LABEL_METRICS[:1])
     words = config.labels or kind.labels
@@ -164,13 +171,8 @@ def parse_labels(labels: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Returns (value, word) of each entry 'value' or 'value=word'.
 
     Raises:
-        UserError: fewer than two entries, or an empty or repeated value or word.
+        UserError: a value or word is empty or repeated.
     """
-    if len(labels) < 2:
-        raise UserError(
-            f"task.labels is {tuple(labels)!r}, expected at least two labels, such as"
-            " ('negative', 'positive=great')"
-        )
     pairs: list[tuple[str, str]] = []
     for place, entry in enumerate(labels):
         value, equals, word = (part.strip() for part in entry.partition("="))
@@ -264,18 +266,6 @@ def _bound(text: str | None, default: int, count: int) -> int:
     if text.endswith("%"):
         number = round(number * count / 100)
     return number + count if text.startswith("-") else number
-
-
-def _check_template(task: Task) -> None:
-    check_fields(task.template, task.fields, output_fields(task))
-    if not field_names(task.template):
-        raise UserError(
-            f"template {short(task.template, 200)} has no field of the data, so all examples would"
-            " be the same: write {text} where the text stands"
-        )
-    if task.target:
-        check_fields(task.target, task.fields)
-        parse_target(task.target, ())
 
 
 def parse_target(target: str, specials: Sequence[str]) -> Template:

@@ -69,7 +69,8 @@ def parse(text: str, specials: Iterable[str] = ()) -> Template:
     """
     pieces: list[Piece] = []
     constant = ""
-    markups = _any_of(specials)
+    longest_first = sorted(specials, key=len, reverse=True)
+    markups = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
     filled: list[Field | Slot] = []
     for match in _PARTS.finditer(text):
         part, place = match[0], match.start() + 1
@@ -205,12 +206,6 @@ def _field_or_slot(text: str, inside: str, place: int) -> Field | Slot:
             text, place, f"{{{shown}}} is not a field: write a plain name, or {{{{ for a brace"
         )
     return Field(inside, place)
-
-
-def _any_of(markups: Iterable[str]) -> re.Pattern[str]:
-    """Returns a pattern that finds the longest of some markups, or nothing if there are none."""
-    longest_first = sorted(markups, key=len, reverse=True)
-    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
 
 def _split_at_specials(text: str, markups: re.Pattern[str]) -> list[Constant | Special]:

@@ -91,7 +91,6 @@ def test_labels_are_values_with_the_words_that_stand_for_them():
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (("a",), "at least two labels"),
         (("a", ""), r"task.labels\[1\] is ''"),
         (("a", "b="), r"task.labels\[1\] is 'b='"),
         (("a", "=b"), r"task.labels\[1\] is '=b'"),
