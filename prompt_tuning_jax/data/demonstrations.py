@@ -41,12 +41,11 @@ def choose_demonstrations(
         return drawn[:number]
     seen: collections.Counter[str] = collections.Counter()
     turns = []
-    for row in drawn:
+    for place, row in enumerate(drawn):
         # The other half of the digest: with the same half a frequent label would come first.
-        turns.append((seen[row["label"]], _digest(row, seed)[16:]))
+        turns.append((seen[row["label"]], _digest(row, seed)[16:], place))
         seen[row["label"]] += 1
-    in_turn = sorted(range(len(drawn)), key=turns.__getitem__)
-    return [drawn[place] for place in in_turn[:number]]
+    return [drawn[place] for _, _, place in sorted(turns)[:number]]
 
 
 def fit_demonstrations(
