@@ -6,7 +6,7 @@ row of `FAMILIES`. An option that the decoder does not compute is refused, not i
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -62,18 +62,13 @@ class Spec:
     def __post_init__(self):
         if self.heads % self.kv_heads:
             raise UserError(
-                f"the model has {self.heads} query heads and {self.kv_heads} key heads; expected a "
-                "multiple, so that each key head serves as many queries."
+                f"{self.heads} query heads and {self.kv_heads} key heads; expected a multiple."
             )
         if self.head_size % 2:
-            raise UserError(
-                f"the head size is {self.head_size}; the rotary embedding needs an even one."
-            )
+            raise UserError(f"the head size is {self.head_size}; expected an even one.")
         if self.rope_theta < 1:
             # Frequencies would rise above one radian a position, and out of float32.
-            raise UserError(
-                f"the rotary embedding's base is {self.rope_theta:g}; expected at least 1."
-            )
+            raise UserError(f"the rotary base is {self.rope_theta:g}; expected at least 1.")
 
 
 def spec_from_config(config: Mapping[str, Any], source: str) -> Spec:
@@ -86,7 +81,7 @@ def spec_from_config(config: Mapping[str, Any], source: str) -> Spec:
     Raises:
       UserError: a family, option or value is not supported, or a size is missing.
     """
-    _check_family(config.get("model_type"), source)
+    _check(source, "model_type", config.get("model_type"), *FAMILIES)
     width = _positive(config, "hidden_size", int, source)
     heads = _positive(config, "num_attention_heads", int, source)
     max_positions = _positive(config, "max_position_embeddings", int, source, 2048)
@@ -131,24 +126,22 @@ def spec_from_gguf(
       UserError: a family, option or value is not supported, or a size is missing.
     """
     family = fields.get("general.architecture")
-    _check_family(family, source)
+    _check(source, "general.architecture", family, *FAMILIES)
 
     def read(key, kind, default=None):
         return _positive(fields, f"{family}.{key}", kind, source, default)
 
-    if fields.get(f"{family}.expert_count", 0):
-        raise UserError(f"{source} is a mixture of experts; supported: dense {family} models.")
-    if fields.get(f"{family}.attention.causal", True) is not True:
-        raise UserError(f"{source} attends to what follows; supported: causal {family} models.")
+    _check(source, "expert_count", fields.get(f"{family}.expert_count") or 0, 0)
+    _check(source, "attention.causal", fields.get(f"{family}.attention.causal", True) is True, True)
     # A file that names a factor but no type is linear to llama.cpp, under the earlier key too. A
     # factor of 0 means none.
     scaling = fields.get(f"{family}.rope.scaling.type", "linear")
     stretches = [
         fields.get(f"{family}.rope.{key}", 1) for key in ("scaling.factor", "scale_linear")
     ]
-    stretched = scaling == "linear" and any(factor not in (0, 1) for factor in stretches)
-    if stretched or scaling not in ("none", "linear"):
-        _refuse_scaling(scaling, source)
+    if scaling == "linear" and all(factor in (0, 1) for factor in stretches):
+        scaling = "none"
+    _check(source, "rope.scaling.type", scaling, "none")
     width, heads = read("embedding_length", int), read("attention.head_count", int)
     rotated = read("rope.dimension_count", int, width // heads)
     head_size = read("attention.key_length", int, rotated)
@@ -156,11 +149,6 @@ def spec_from_gguf(
         raise UserError(
             f"{source} rotates {rotated} of {head_size} dimensions of a head, or its values differ "
             "in size from its keys; expected all three to be equal."
-        )
-    if factors is not None and factors.shape != (head_size // 2,):
-        raise UserError(
-            f"{source}: the tensor 'rope_freqs.weight' has shape {factors.shape}, expected "
-            f"{(head_size // 2,)}."
         )
     tokens = fields.get("tokenizer.ggml.tokens")
     theta = read("rope.freq_base", float, 10000.0)
@@ -176,32 +164,26 @@ def spec_from_gguf(
         vocabulary=read("vocab_size", int, len(tokens) if isinstance(tokens, list) else None),
         max_positions=read("context_length", int),
         rope_theta=theta,
-        rope_scaling=None if factors is None else _find_scaling(factors, theta, original, source),
+        rope_scaling=_find_scaling(factors, head_size // 2, theta, original, source),
         norm_epsilon=read("attention.layer_norm_rms_epsilon", float),
         tied_head=tied_head,
     )
 
 
-def _check_family(family: Any, source: str) -> None:
-    if family not in FAMILIES:
-        raise UserError(
-            f"{source} is a model of type {short(family)}; supported: {', '.join(FAMILIES)}."
-        )
+def _check(source: str, key: str, value: Any, *supported: Any) -> None:
+    """Refuses an option that the decoder does not compute."""
+    if value not in supported:
+        listed = ", ".join(map(repr, supported))
+        raise UserError(f"{source}: {key} is {short(value)}; supported: {listed}.")
 
 
 def _refuse_options(config: Mapping[str, Any], source: str) -> None:
     """Refuses what a Llama config can switch on and the decoder does not compute."""
-    supported = {
-        "hidden_act": ("silu", "swish"),
-        "attention_bias": (False, None),
-        "mlp_bias": (False, None),
-        "partial_rotary_factor": (1, None),
-        "quantization_config": (None,),
-    }
-    for key, values in supported.items():
-        value = config.get(key, values[0])
-        if value not in values:
-            raise UserError(f"{source}: {key} is {short(value)}; supported: {values[0]!r}.")
+    _check(source, "hidden_act", config.get("hidden_act", "silu"), "silu", "swish")
+    for key in ("attention_bias", "mlp_bias"):
+        _check(source, key, config.get(key), False, None)
+    _check(source, "partial_rotary_factor", config.get("partial_rotary_factor"), 1, None)
+    _check(source, "quantization_config", config.get("quantization_config"), None)
     tied = config.get("tie_word_embeddings")
     if tied is not None and not isinstance(tied, bool):
         raise UserError(f"{source}: tie_word_embeddings is {short(tied)}, expected true or false.")
@@ -211,9 +193,7 @@ def _positive(
     fields: Mapping[str, Any], key: str, kind: type, source: str, default: Any = None
 ) -> Any:
     """Returns the finite number above 0 under `key` as `kind`; `default` if the key is missing."""
-    value = fields.get(key)
-    if value is None:
-        value = default
+    value = default if fields.get(key) is None else fields[key]
     if value is None:
         raise UserError(f"{source} does not say {key}.")
     number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
@@ -225,8 +205,7 @@ def _positive(
 
 def _read_scaling(rope: Mapping[str, Any], max_positions: int, source: str) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ROPE_SCALINGS:
-        _refuse_scaling(kind, source)
+    _check(source, "rope_type", kind, *ROPE_SCALINGS)
     if kind == "default":
         return None
     original = _positive(rope, "original_max_position_embeddings", int, source, max_positions)
@@ -237,33 +216,26 @@ def _read_scaling(rope: Mapping[str, Any], max_positions: int, source: str) -> R
     if not LEAST_FACTOR <= min(factor, low) or not low < high:
         raise UserError(
             f"{source}: llama3's factor, low_freq_factor and high_freq_factor are {factor:g}, "
-            f"{low:g} and {high:g}; expected at least {LEAST_FACTOR:g}, and the second "
-            "below the third."
+            f"{low:g} and {high:g}; expected at least {LEAST_FACTOR:g}, the second below the third."
         )
     return RopeScaling("llama3", factor, low, high, original)
 
 
-def _refuse_scaling(kind: Any, source: str) -> NoReturn:
-    raise UserError(
-        f"{source} has rope scaling of type {short(kind)}; supported: {', '.join(ROPE_SCALINGS)}."
-    )
-
-
 def _find_scaling(
-    factors: np.ndarray, theta: float, original: int, source: str
+    factors: np.ndarray | None, half: int, theta: float, original: int, source: str
 ) -> RopeScaling | None:
-    """Returns the llama3 scaling that gives float32[d/2] factors, or None if they are all 1."""
-    factor = float(factors.max())
-    if np.all(factors == 1):
+    """Returns the llama3 scaling that gives float32[d/2] factors, or None if none is not 1."""
+    if factors is None or (factors.shape == (half,) and np.all(factors == 1)):
         return None
-    half = len(factors)
+    factor = float(factors.max())
     with np.errstate(all="ignore"):  # a number that is not finite is not close either
         turns = original * theta ** (-np.arange(half) / half) / (2 * np.pi)
         kept = np.clip((turns - LOW_FREQ_FACTOR) / (HIGH_FREQ_FACTOR - LOW_FREQ_FACTOR), 0, 1)
         scaled = 1 / (kept + (1 - kept) / np.float64(factor))
-    if not LEAST_FACTOR <= factor < np.inf or not np.allclose(factors, scaled, rtol=1e-4):
+    fits = factors.shape == (half,) and LEAST_FACTOR <= factor < np.inf
+    if not fits or not np.allclose(factors, scaled, rtol=1e-4):
         raise UserError(
-            f"{source}: the tensor 'rope_freqs.weight' is not llama3's scaling of {original} "
-            f"positions by {factor:g}; supported rope scalings: {', '.join(ROPE_SCALINGS)}."
+            f"{source}: the tensor 'rope_freqs.weight' of shape {factors.shape} is not llama3's "
+            f"scaling of {original} positions by {factor:g} for {half} frequencies."
         )
     return RopeScaling("llama3", factor, LOW_FREQ_FACTOR, HIGH_FREQ_FACTOR, original)

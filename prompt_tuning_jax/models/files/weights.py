@@ -7,7 +7,7 @@ filled tensor by tensor, so the peak of memory is the model and one tensor.
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,12 +74,9 @@ def _read_folder(folder: Path, dtype: np.dtype, most: float) -> Weights:
     headers = {file: read_header(file) for file in _weight_files(folder)}
     shapes: dict[str, tuple[int, ...]] = {}
     for file, entries in headers.items():
-        for name, entry in entries.items():
-            if name in shapes:
-                raise UserError(
-                    f"{file}: the tensor {short(name)} is in another file of the model too."
-                )
-            shapes[name] = entry.shape
+        for name in entries.keys() & shapes.keys():
+            raise UserError(f"{file}: the tensor {short(name)} is in another file too.")
+        shapes |= {name: entry.shape for name, entry in entries.items()}
     # Some files repeat a tied embedding as the head: both must be the same, byte for byte.
     names = {leaf.path: leaf.folder for leaf in FAMILIES[spec.family]}
     twins = {names[EMBEDDING], names[HEAD]} if spec.tied_head else set()
@@ -148,40 +145,24 @@ def _read_gguf(path: Path, dtype: np.dtype, most: float) -> Weights:
 
 
 def _finish(leaves: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Returns the tree of leaves by path. Nobody can write to them by mistake."""
+    """Returns the tree of leaves, which are read-only from now on."""
     for leaf in leaves.values():
         leaf.flags.writeable = False
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
 def _check_shapes(
-    spec: Spec,
-    source: str,
-    shapes: Mapping[str, tuple[int, ...]],
-    ignored: Iterable[str],
-    path: Path,
+    spec: Spec, source: str, shapes: Mapping[str, tuple[int, ...]], ignored: set[str], path: Path
 ) -> None:
-    """Checks the tensors of a file before any memory is taken.
-
-    Args:
-      spec: what the tensors should be.
-      source: whose names they have: 'folder' or 'gguf'.
-      shapes: of the tensors in the file.
-      ignored: tensors that may be there and are not read.
-      path: how errors name the file.
-
-    Raises:
-      UserError: a tensor is missing, of another shape, or has no place in the model.
-    """
+    """Refuses a tensor that is missing, of another shape, or has no place in the model and is not
+    `ignored`, before any memory is taken. `source` says whose names they have."""
     wanted = set()  # not from the spec at once: a damaged one may say 2**31 layers
     for name, leaf, _ in tensor_names(spec, source):
         shape = leaf_shape(spec, leaf)
         if name not in shapes:
             raise UserError(f"{path}: the tensor '{name}' is missing, expected of shape {shape}.")
         if shapes[name] != shape:
-            raise UserError(
-                f"{path}: the tensor '{name}' has shape {shapes[name]}, expected {shape}."
-            )
+            raise UserError(f"{path}: '{name}' has shape {shapes[name]}, expected {shape}.")
         wanted.add(name)
     for name in shapes:
         if name not in wanted and name not in ignored:
@@ -218,23 +199,16 @@ def _place(leaves: Mapping[str, np.ndarray], spec: Spec, leaf: Leaf, layer: int 
     """Returns the array, or the part of a stack, where a layer's tensor goes."""
     if layer is None:
         return leaves[leaf.path]
-    if layer == spec.layers - 1:
-        return leaves[f"last/{leaf.path}"]
-    return leaves[f"layers/{leaf.path}"][layer]
+    last = layer == spec.layers - 1
+    return leaves[f"last/{leaf.path}"] if last else leaves[f"layers/{leaf.path}"][layer]
 
 
 def _fill(place: np.ndarray, array: np.ndarray, what: str) -> None:
-    """Copies a tensor into its place, cast.
-
-    Raises:
-      UserError: it holds numbers that are not finite, or not once they are cast; begins with
-        `what`.
-    """
+    """Copies a tensor into its place, cast, and refuses numbers that are not finite then."""
     with np.errstate(over="ignore"):
         place[...] = array
     if not np.isfinite(place).all():
+        fault = "not finite: get the file again"
         if np.isfinite(array).all():
             fault = f"too large for {place.dtype.name}: give --config.model.dtype=bfloat16"
-        else:
-            fault = "not finite: get the file again"
         raise UserError(f"{what} holds numbers that are {fault}.")
