@@ -34,6 +34,7 @@ setup(
         "rich>=13.9,<16",
         "rouge-score>=0.1.2,<0.2",
         "sacrebleu>=2.4,<3",
+        "safetensors>=0.6,<0.9",
         "tensorboardX>=2.6.4,<3",
         "tensorflow-datasets>=4.9.9,<5",
         "tokenizers>=0.22.2,<0.24",
@@ -53,7 +54,6 @@ setup(
             "pytest>=8.3,<10",
             "pytest-xdist>=3.6,<4",
             "ruff==0.17.6",
-            "safetensors>=0.5,<0.9",
             # Builds the package in a test.
             "setuptools>=65",
         ],

@@ -1,6 +1,7 @@
 """Errors that the commands print as one sentence, and what helps to write such sentences."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -24,6 +25,13 @@ def nearest(word: str, words: Iterable[str]) -> str:
     """Returns " (did you mean 'steps'?)" for the closest of `words`, or "" if none is close."""
     close = difflib.get_close_matches(word, list(words), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def nearest_file(path: str) -> str:
+    """Returns what `nearest` does for a path, among the files in its folder."""
+    folder = os.path.dirname(path)
+    beside = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+    return nearest(path, (os.path.join(folder, name) for name in beside))
 
 
 def short(value: Any, most: int = 60) -> str:

@@ -4,6 +4,7 @@ prepared data, compiled steps."""
 import atexit
 import contextlib
 import functools
+import hashlib
 import logging
 import os
 import shutil
@@ -38,6 +39,12 @@ def atomic_write(path: str | os.PathLike, data: bytes) -> None:
     sync(path.parent)
 
 
+def sha256(path: str | os.PathLike) -> str:
+    """Returns the SHA-256 of a file, as a hex digest."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def sync(path: str | os.PathLike) -> None:
     """Makes a file's bytes, or the names in a folder, survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -65,13 +72,9 @@ def cache_folder() -> Path:
         ) from error
 
 
-def warn(error: OSError) -> None:
-    """Logs that nothing can be kept in the cache, once for each cache folder and reason."""
-    _warn(cache_folder(), error.strerror or str(error))
-
-
 @functools.cache
-def _warn(folder: Path, reason: str) -> None:
+def warn_of_cache(folder: Path, reason: str | None) -> None:
+    """Logs that nothing can be kept in the cache folder, once for each reason."""
     log.warning(
         "warning: the cache folder '%s' cannot be written (%s), so its content is made again each"
         " time: set PROMPT_TUNING_CACHE to a folder that can be written",
@@ -95,7 +98,7 @@ def publish(folder: Path, build: Callable[[Path], None]) -> Path:
     try:
         return _publish(folder, build)
     except OSError as error:
-        warn(error)
+        warn_of_cache(cache_folder(), error.strerror)
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}."))
     except OSError as error:

@@ -86,15 +86,7 @@ def print_lists(found: Mapping[str, list[dict[str, Any]]]) -> None:
 
 
 def copy_config(name: str, target: str, force: bool) -> Path:
-    """Copies a config to a file, to be edited.
-
-    Args:
-      name: of a config, see `config_files`.
-      target: the file to write; its name ends in .py.
-      force: replace an existing file.
-
-    Returns:
-      the file.
+    """Copies a config to a file, to be edited; replaces an existing one only with `force`.
 
     Raises:
       UserError: an unknown config, or a file that exists or cannot be written.

@@ -10,7 +10,7 @@ import jaxlib
 
 from prompt_tuning_jax.errors import RunError
 from prompt_tuning_jax.models.language_model import LanguageModel, load
-from prompt_tuning_jax.storage import cache_folder, warn
+from prompt_tuning_jax.storage import cache_folder, warn_of_cache
 
 
 def load_model(config) -> LanguageModel:
@@ -29,7 +29,7 @@ def keep_compiled():
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        warn(error)
+        warn_of_cache(cache_folder(), error.strerror)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

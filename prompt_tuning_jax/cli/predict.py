@@ -34,8 +34,7 @@ def write_answers(
 
     Args:
       folder: of the artifact.
-      stream: a file or stdin.
-      as_json: whether a line is a JSON object or a text; None goes by the file's ending.
+      as_json: whether a line of `stream` is a JSON object or a text; None goes by its name.
       path: of the file to write, whole or not at all; None is stdout, a line at a time.
       overrides: of `generation.*`, for a task with a target.
     """

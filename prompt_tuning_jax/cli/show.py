@@ -28,13 +28,8 @@ def print_facts(values: Mapping[str, Any]) -> None:
 def print_table(
     rows: Sequence[Mapping[str, str]], texts: Collection[str], file: TextIO | None = None
 ) -> None:
-    """Prints rows as a table.
-
-    Args:
-      rows: the cells by their headings, which are those of the first row.
-      texts: headings of the columns that hold text; all other columns are aligned to the right.
-      file: to print to, stdout unless given.
-    """
+    """Prints rows, the cells by their headings, as a table. Columns that are not among `texts` are
+    aligned to the right."""
     from rich.console import Console
     from rich.table import Table
 

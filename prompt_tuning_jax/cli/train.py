@@ -38,16 +38,12 @@ SAVED = 75  # exit status: interrupted, and saved
 
 
 def train_and_report(config, folder: str, fresh: bool, command: Sequence[str]) -> int:
-    """Tunes, evaluates and writes the report.
+    """Tunes, evaluates and writes the report; returns the exit status.
 
     Args:
       config: checked.
-      folder: of the run. A run that was stopped goes on.
-      fresh: start over if the folder holds a run.
+      folder: of the run. A run that was stopped goes on, unless `fresh` starts over.
       command: as it was typed.
-
-    Returns:
-      the exit status: 0 if it finished, 75 if it was interrupted and saved.
     """
     with join_processes() as first:
         if first:

@@ -6,7 +6,7 @@ from typing import Any
 
 from prompt_tuning_jax.data.rows import open_file, read_lines
 from prompt_tuning_jax.data.task import check_fields, select_records, template_fields
-from prompt_tuning_jax.data.template import check_slots, with_prompt
+from prompt_tuning_jax.data.template import parse, plain_slot_size, with_prompt
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.run.progress import with_progress
 
@@ -57,7 +57,7 @@ def check_prompts(task, prompts: Mapping[str, str], split: str) -> None:
         try:
             template = with_prompt(task.template, prompt)
             check_fields(template, fields)
-            check_slots(template, 0)
+            plain_slot_size(parse(template), 0)
         except UserError as error:
             raise UserError(f"{place}: {error}") from error
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from prompt_tuning_jax.errors import UserError, nearest
+from prompt_tuning_jax.errors import UserError, nearest, nearest_file
 
 
 def read_file(path: str) -> Mapping[str, Any]:
@@ -21,10 +21,7 @@ def read_file(path: str) -> Mapping[str, Any]:
     if os.path.isdir(path):
         raise UserError(f"config file {path!r} is a folder: give a .py file in it, or a .json")
     if not os.path.isfile(path):
-        folder = os.path.dirname(path)
-        beside = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-        hint = nearest(path, (os.path.join(folder, name) for name in beside))
-        raise UserError(f"config file {path!r} does not exist{hint}")
+        raise UserError(f"config file {path!r} does not exist{nearest_file(path)}")
     if path.endswith(".py"):
         return _execute(path)
     if path.endswith(".json"):

@@ -63,9 +63,9 @@ def plan_shapes(
     *,
     ranked: bool = False,
     row_multiple: int = 1,
-    max_shapes: int = 2,
 ) -> tuple[Shape, ...]:
-    """Chooses the shapes of a run, the shortest first, so that every batch fits one of them.
+    """Chooses the shapes of a run, the shorter first, so that every batch fits one of them: two,
+    each of which is compiled once, or one if all batches are alike.
 
     All have the same number of rows. The number and the lengths have the lowest cost; a position
     costs more in a longer row.
@@ -76,7 +76,6 @@ def plan_shapes(
         shared: S.
         ranked: whether all tails are packed, or only the right one.
         row_multiple: the number of rows is a multiple of it: devices times microbatches.
-        max_shapes: the most shapes; each is compiled once.
     """
     sizes = _sizes(examples, shared, ranked)[batches]
     sample = sizes[:: -(-len(sizes) // _SAMPLE)]
@@ -85,7 +84,7 @@ def plan_shapes(
         return lengths * (1 + (shared + lengths) / _ATTENTION_LENGTH)
 
     def cost(rows: int) -> float:
-        return rows * _lengths(_loads(sample, rows)[..., 0].max(axis=1), prices, max_shapes)[1]
+        return rows * _lengths(_loads(sample, rows)[..., 0].max(axis=1), prices)[1]
 
     # The largest candidate gives each example its own row.
     most = -(-batches.shape[1] // row_multiple)
@@ -93,7 +92,7 @@ def plan_shapes(
     rows = min((row_multiple * int(number) for number in np.unique(spaced)), key=cost)
     largest = _loads(sizes, rows).max(axis=1)
     shapes = []
-    for length in _lengths(largest[:, 0], prices, max_shapes)[0]:
+    for length in _lengths(largest[:, 0], prices)[0]:
         _, reads, targets = largest[largest[:, 0] <= length].max(axis=0)
         shapes.append(Shape(rows, length, int(reads), int(targets)))
     return tuple(shapes)
@@ -262,28 +261,15 @@ def _sums(sizes: np.ndarray, chosen: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _lengths(
-    loads: np.ndarray, prices: Callable[[np.ndarray], np.ndarray], most: int
+    loads: np.ndarray, prices: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[list[int], float]:
-    """Returns at most `most` ascending lengths that hold all loads at the lowest sum of prices.
-
-    Each load takes the shortest length that holds it. This is dynamic programming over the distinct
-    loads: `best[j]` is the lowest price of the loads up to the j-th, which is the last length.
-    """
+    """Returns one or two ascending lengths that hold all loads at the lowest sum of prices."""
     values, counts = np.unique(loads, return_counts=True)
-    below = np.concatenate([[0], np.cumsum(counts)])
-    # together[i, j] is the price of the loads from the i-th to the j-th in the j-th's length.
-    together = (below[None, 1:] - below[:-1, None]) * prices(values)[None, :]
-    together[np.tril_indices(len(values), -1)] = np.inf
-    best, firsts = together[0], []
-    for _ in range(min(most, len(values)) - 1):
-        choices = np.concatenate([[np.inf], best[:-1]])[:, None] + together
-        firsts.append(choices.argmin(axis=0))
-        best = choices.min(axis=0)
-    lengths, last = [], len(values) - 1
-    for first in reversed(firsts):
-        lengths.append(int(values[last]))
-        last = first[last] - 1
-    return [*lengths, int(values[last])][::-1], float(best[-1])
+    held, price = counts.cumsum(), prices(values)
+    # Loads up to a value take that as their length, and all others the longest.
+    costs = held * price + (len(loads) - held) * price[-1]
+    shorter = costs.argmin()
+    return sorted({int(values[shorter]), int(values[-1])}), float(costs[shorter])
 
 
 def _fill(
@@ -329,19 +315,7 @@ def _put(
 
 def empty_batch(shared: np.ndarray, shape: Shape) -> Batch:
     """Returns a batch of padding."""
-
-    def zeros(size: int) -> np.ndarray:
-        return np.zeros((shape.rows, size), np.int32)
-
-    return Batch(
-        shared=shared,
-        tokens=zeros(shape.length),
-        positions=zeros(shape.length),
-        segments=zeros(shape.length),
-        branches=zeros(shape.length),
-        reads=zeros(shape.reads),
-        targets=zeros(shape.targets),
-        target_ids=zeros(shape.targets),
-        target_weights=zeros(shape.targets).astype(np.float32),
-        target_example=zeros(shape.targets),
-    )
+    # Four arrays by positions, one by reads, four by targets, as in `Batch`.
+    sizes = [shape.length] * 4 + [shape.reads] + [shape.targets] * 4
+    batch = Batch(shared, *(np.zeros((shape.rows, size), np.int32) for size in sizes))
+    return batch._replace(target_weights=batch.target_weights.astype(np.float32))

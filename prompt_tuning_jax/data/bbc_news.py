@@ -23,12 +23,8 @@ _NOTES = {
     "duplicates": "articles were left out because an earlier one has the same headline",
     "replaced": "bytes are not UTF-8 and were replaced",
 }
-_CITATION = """@inproceedings{greene2006practical,
-  author = {Derek Greene and P{\\'a}draig Cunningham},
-  title = {Practical Solutions to the Problem of Diagonal Dominance in Kernel Document Clustering},
-  booktitle = {Proceedings of the 23rd International Conference on Machine Learning},
-  year = {2006},
-}"""
+# D. Greene and P. Cunningham, "Practical Solutions to the Problem of Diagonal Dominance in Kernel
+# Document Clustering", ICML 2006.
 
 
 def read_source(config: Any) -> Source:
@@ -85,7 +81,6 @@ class BbcNews(tfds.core.GeneratorBasedBuilder):
             builder=self,
             description="Headlines of BBC News articles with their topics; for research use.",
             homepage="http://mlg.ucd.ie/datasets/bbc.html",
-            citation=_CITATION,
             features=tfds.features.FeaturesDict({"text": tfds.features.Text(), "label": label}),
             supervised_keys=("text", "label"),
             disable_shuffling=True,

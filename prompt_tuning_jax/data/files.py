@@ -85,13 +85,7 @@ def read_source(config: Any) -> Source:
 def read_records(
     path: str, fields: Fields, delimiter: str = "", header: bool = True
 ) -> tuple[list[Record], int]:
-    """Returns the records of a file and the number of its blank lines.
-
-    Args:
-        path: ends in .jsonl, .csv or .tsv, or in anything if there is a delimiter.
-        fields: what to read.
-        delimiter: one character between cells; '' goes by the ending.
-        header: whether the first line of cells names the columns.
+    """Returns the records of a file and the number of its blank lines; see `rows.form_of`.
 
     Raises:
         UserError: the file or one of its lines cannot be read; names the line.
@@ -122,11 +116,10 @@ def take_parts(
     """Splits the training records into parts of about the sizes asked for.
 
     Args:
-        records: all records.
+        records: of the file `path`.
         parts: the size of each new split, as a share below 1 or a number of records.
         inputs: fields of the input; records with equal ones go to the same split.
         seed: decides together with the inputs.
-        path: for errors.
 
     Returns:
         The new splits, and 'train' with the rest.

@@ -33,10 +33,9 @@ def prediction_records(
     """Yields a record for each row; memory does not grow with their number.
 
     Args:
-        rows: from `rows.read_rows`.
+        rows: of this form.
         template: its fields are read.
         columns: further names that a field may have in the data, see `records.Fields`.
-        form: of the rows.
 
     Raises:
         UserError: a row lacks a field, or holds no text in it; begins with the row's place.

@@ -73,11 +73,10 @@ def task_fields(config: Any) -> Fields:
 def make_records(
     rows: Iterable[Row], fields: Fields, *, numbered: bool = False, hint: str = ""
 ) -> Iterator[Record]:
-    """Yields the records of each row; blank rows are skipped.
+    """Yields the records of each row; blank rows are skipped. Values that `fields` does not name
+    may be anything.
 
     Args:
-        rows: from any reader.
-        fields: what to read. Values that it does not name may be anything.
         numbered: whether columns have an order, so that '2' is the second if none has that name.
         hint: what to type if a column is missing, where '{field}' is the field.
 

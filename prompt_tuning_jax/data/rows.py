@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-from prompt_tuning_jax.errors import UserError, nearest, short
+from prompt_tuning_jax.errors import UserError, nearest_file, short
 
 TEXT, JSON, CELLS = "text", "json", "cells"
 LINE = "line"  # the column of a row of text
@@ -58,11 +58,8 @@ def form_of(path: str, delimiter: str = "", header: bool = True) -> Form:
 
 
 def open_file(path: str, what: str = "data file") -> BinaryIO:
-    """Opens a regular file. A pipe would be waited for, and a device may have no end.
-
-    Args:
-        path: of the file.
-        what: kind of file, for errors.
+    """Opens a regular file; `what` names it in errors. A pipe would be waited for, and a device may
+    have no end.
 
     Raises:
         UserError: the file does not exist, is not a regular file, or cannot be read.
@@ -72,10 +69,7 @@ def open_file(path: str, what: str = "data file") -> BinaryIO:
             raise UserError(f"{what} {path!r} is not a regular file: give the path of one")
         return open(path, "rb")
     except FileNotFoundError as error:
-        folder = os.path.dirname(path)
-        beside = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-        hint = nearest(path, [os.path.join(folder, name) for name in beside])
-        raise UserError(f"{what} {path!r} does not exist{hint}") from error
+        raise UserError(f"{what} {path!r} does not exist{nearest_file(path)}") from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{what} {path!r} cannot be read: {reason}") from error
@@ -105,12 +99,8 @@ def read_lines(stream: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
 
 
 def read_rows(stream: BinaryIO, name: str, form: Form) -> Iterator[Row]:
-    """Yields the rows of a stream as they come; memory does not grow with their number.
-
-    Args:
-        stream: what `open_file` returns, or stdin.
-        name: of the file, for errors.
-        form: how rows are written.
+    """Yields the rows of a stream as they come; memory does not grow with their number. `name` is
+    that of the file, for errors.
 
     Raises:
         UserError: a row cannot be read; names its line.

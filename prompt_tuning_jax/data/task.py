@@ -11,9 +11,8 @@ from prompt_tuning_jax.data import files, tfds
 from prompt_tuning_jax.data.records import LABEL, PLACE, Record, Source, shuffled_groups
 from prompt_tuning_jax.data.template import Slot, Special, Template, field_names, parse
 from prompt_tuning_jax.errors import UserError, nearest, short
+from prompt_tuning_jax.metrics import LABEL_METRICS, TEXT_METRICS
 
-LABEL_METRICS = ("accuracy", "class_accuracy", "macro_f1", "matthews")
-TEXT_METRICS = ("exact_match", "token_f1", "bleu", "rouge_l")
 _MOST_LABELS = 100  # more distinct values in the data are hardly labels
 
 
@@ -125,8 +124,8 @@ def make_task(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
     if task.target:
         check_fields(task.target, task.fields)
         parse_target(task.target, ())
-        return task._replace(metrics=task.metrics or TEXT_METRICS)
-    task = task._replace(metrics=task.metrics or LABEL_METRICS[:1])
+        return task._replace(metrics=task.metrics or tuple(TEXT_METRICS))
+    task = task._replace(metrics=task.metrics or ("accuracy",))
     words = config.labels or kind.labels
     if labels or words:
         pairs = tuple((value, word) for value, word in labels) or parse_labels(words)
@@ -139,13 +138,8 @@ def make_task(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
 
 
 def check_fields(template: str, fields: Sequence[str], outputs: Sequence[str] = ()) -> None:
-    """Raises a UserError if a template cannot be parsed or has a wrong field.
-
-    Args:
-        template: its text.
-        fields: what it may name; () if that is unknown.
-        outputs: fields that the model has to find.
-    """
+    """Raises a UserError if a template cannot be parsed or has a field that is not one of `fields`
+    (() if these are unknown), or is one of `outputs`, which the model has to find."""
     for field in parse(template).fields:
         place = f"template {short(template, 200)}, position {field.place}"
         if field.name in outputs:

@@ -119,11 +119,6 @@ def with_prompt(text: str, prompt: str) -> str:
     return text
 
 
-def check_slots(text: str, num_virtual_tokens: int) -> None:
-    """Raises a UserError if the slots of the template `text` do not add up to P."""
-    plain_slot_size(parse(text), num_virtual_tokens)
-
-
 def with_demonstrations(
     template: Template, answered: Sequence[tuple[Mapping[str, str], str]]
 ) -> Template:

@@ -72,11 +72,7 @@ class Spec:
 
 
 def spec_from_config(config: Mapping[str, Any], source: str) -> Spec:
-    """Returns the spec that a Hugging Face `config.json` describes.
-
-    Args:
-      config: the parsed file.
-      source: how errors name it.
+    """Returns the spec that a Hugging Face `config.json` describes; errors name it `source`.
 
     Raises:
       UserError: a family, option or value is not supported, or a size is missing.
@@ -117,7 +113,6 @@ def spec_from_gguf(
     """Returns the spec that a GGUF file's metadata describes.
 
     Args:
-      fields: the metadata, by key.
       tied_head: whether the file has no head of its own.
       factors: float32[d/2], what frequencies are divided by (`rope_freqs.weight`), if anything.
       source: how errors name the file.

@@ -34,7 +34,7 @@ from prompt_tuning_jax.safetensors_file import (
     read_tensors,
     write_safetensors,
 )
-from prompt_tuning_jax.storage import atomic_write, sync
+from prompt_tuning_jax.storage import atomic_write, sha256, sync
 
 FORMAT = 1
 MANIFEST, TENSORS = "manifest.json", "adaptation.safetensors"
@@ -356,11 +356,11 @@ def _shallow(value: Any, depth: int) -> bool:
 
 def _read_tensors(path: Path, digest: str) -> dict[str, np.ndarray]:
     _check_file(path, math.inf)
-    entries, found = read_header(path), hashlib.sha256()
+    entries = read_header(path)
     for name, entry in entries.items():
         _check_leaf(name, entry.dtype, entry.shape, path)
-    arrays = dict(read_tensors(path, entries, found))
-    if found.hexdigest() != digest:
+    arrays = dict(read_tensors(path, entries))
+    if sha256(path) != digest:
         raise UserError(
             f"{path} is damaged or belongs to another manifest: its checksum is wrong; {_AGAIN}."
         )

@@ -24,7 +24,6 @@ def render_card(
     """Returns the card's text; the same manifest gives the same text.
 
     Args:
-      manifest: of the artifact, from `make_manifest`.
       leaves: dtype and shape of each tensor by its name, such as 'prompt/vectors'.
       tensors_bytes: the size of the tensors' file.
       folder: the name of the artifact's folder, without its parents.

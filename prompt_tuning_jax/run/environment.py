@@ -45,7 +45,7 @@ def describe() -> dict[str, Any]:
         "versions": {
             "prompt-tuning-jax": __version__,
             "python": platform.python_version(),
-            **{name: _version(name) for name in _PACKAGES},
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
         },
         "commit": commit(Path(__file__).parents[1]),
         "platform": platform.platform(),
@@ -91,11 +91,6 @@ def record_start(run: Path, command: Sequence[str], log: Callable) -> Iterator[d
 
     A refused start, and one that is killed, are not recorded. On a full disk it only warns.
 
-    Args:
-      run: the claimed folder.
-      command: as it was typed.
-      log: takes a line of text.
-
     Yields:
       the entry, to be added to. Its outcome is 'failed', or after Ctrl-C 'stopped', unless it is
       set.
@@ -131,13 +126,6 @@ def _append(path: Path, entry: dict[str, Any]) -> None:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _devices() -> dict[str, Any]:

@@ -48,9 +48,7 @@ class RunLog:
         """Opens the files of a run.
 
         Args:
-          config: of the run.
           folder: of the run, or None to write no files.
-          log: takes a line of text.
           start: the last step that was taken before.
           spent: the seconds that the steps before took.
           track: takes a step and its numbers by name; earlier lines are given to it again.

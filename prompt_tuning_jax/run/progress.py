@@ -17,9 +17,7 @@ def with_progress(
     """Yields the parts of some work, and logs how many are done while they are worked through.
 
     Args:
-      parts: of the work.
       what: the name of what is counted, in the plural.
-      log: takes a line of text.
       total: how many there are, if known: then the time left is logged too.
       size: gives how many a part counts for.
     """

@@ -45,11 +45,6 @@ def test_env_answers_where_no_device_is_found(capsys, monkeypatch):
     assert "devices: none: RuntimeError: Unable to initialize backend 'tpu'" in shown
 
 
-def test_a_missing_package_has_no_version(monkeypatch):
-    monkeypatch.setattr(environment, "_PACKAGES", ("jax", "no-such-package"))
-    assert environment.describe()["versions"]["no-such-package"] is None
-
-
 def test_the_commit_is_that_of_the_files(tmp_path):
     def git(*words):
         author = ["-c", "user.name=a", "-c", "user.email=a@b"]

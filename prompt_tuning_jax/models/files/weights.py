@@ -30,6 +30,7 @@ from prompt_tuning_jax.models.weight_names import (
 )
 from prompt_tuning_jax.safetensors_file import DTYPES as STORED
 from prompt_tuning_jax.safetensors_file import read_header, read_tensors
+from prompt_tuning_jax.storage import sha256
 
 DTYPES = {dtype.name: dtype for dtype in STORED.values()}
 SHARD = re.compile(r"[A-Za-z0-9_. -]{1,200}\.safetensors")  # what an index may name
@@ -89,8 +90,8 @@ def _read_folder(folder: Path, dtype: np.dtype, most: float) -> Weights:
         for name, leaf, layer in tensor_names(spec, "folder")
     }
     for file, entries in headers.items():
-        digests.append(hashlib.sha256())
-        for name, array in read_tensors(file, entries, digests[-1]):
+        digests.append(sha256(file))
+        for name, array in read_tensors(file, entries):
             if name in places:
                 _fill(places[name], array, f"{file}: the tensor '{name}'")
             if name in twins and names[HEAD] in shapes:
@@ -100,8 +101,8 @@ def _read_folder(folder: Path, dtype: np.dtype, most: float) -> Weights:
             f"{folder}: config.json ties the head to the embedding, but '{names[HEAD]}' differs "
             f"from '{names[EMBEDDING]}'; set tie_word_embeddings to false."
         )
-    digests.append(hashlib.sha256((folder / "config.json").read_bytes()))
-    whole = hashlib.sha256(b"".join(digest.digest() for digest in digests))
+    digests.append(sha256(folder / "config.json"))
+    whole = hashlib.sha256(b"".join(map(bytes.fromhex, digests)))
     return Weights(spec, _finish(leaves), whole.hexdigest())
 
 
@@ -133,15 +134,13 @@ def _read_gguf(path: Path, dtype: np.dtype, most: float) -> Weights:
         spec = spec_from_gguf(file.fields, GGUF_HEAD not in shapes, factors, str(path))
         _check_shapes(spec, "gguf", shapes, {ROPE_FACTORS}, path)
         _check_size(spec, dtype, most, path)
-        data.seek(0)
-        fingerprint = hashlib.file_digest(data, "sha256").hexdigest()
         leaves = _allocate(spec, dtype)
         for name, leaf, layer in tensor_names(spec, "gguf"):
             array = dequantize(data, name, file.tensors[name])
             if leaf.rotary:
                 array = unpermute(array, array.shape[0] // spec.head_size)
             _fill(_place(leaves, spec, leaf, layer), array, f"{path}: the tensor '{name}'")
-    return Weights(spec, _finish(leaves), fingerprint)
+    return Weights(spec, _finish(leaves), sha256(path))
 
 
 def _finish(leaves: dict[str, np.ndarray]) -> dict[str, Any]:
