@@ -24,10 +24,7 @@ import pytest
 import tiny_runs
 from test_methods import ROWS, settings
 
-from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import train
-from prompt_tuning_jax.cli.machine import load_model
-from prompt_tuning_jax.data.task import make_task
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden.json"
 STEPS = 50
@@ -51,11 +48,9 @@ def trajectory(row: str) -> dict[str, list[float]]:
     """The values of `KEPT` at every step of a method's row in the contract test."""
     given = {**RUN, **{f"method.{name}": value for name, value in settings(row).items()}}
     overrides = [f"--config.{name}={value}" for name, value in given.items()]
-    config = configs.load(str(tiny_runs.world().config), overrides)
     with pytest.MonkeyPatch.context() as patch, tiny_runs.at_home(patch):
         patch.setattr(train, "validate", lambda *_: 0.0)  # compiles, and changes no update
-        lm, task = load_model(config), make_task(config.task)
-        history = train.tune(lm, task, config, log=lambda line: None).history
+        history = train.tune(*tiny_runs.tiny(*overrides), log=lambda line: None).history
     found = {
         name: [line[key] for line in history if line.get(key) is not None]
         for name, key in KEPT.items()

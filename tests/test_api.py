@@ -14,11 +14,11 @@ import tiny_runs
 import prompt_tuning_jax
 from prompt_tuning_jax import api, train
 from prompt_tuning_jax import config as configs
-from prompt_tuning_jax.cli.machine import load_model
-from prompt_tuning_jax.data.task import make_task, select_records
+from prompt_tuning_jax.data.task import select_records
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.models.language_model import load
 from prompt_tuning_jax.run import artifact
+from prompt_tuning_jax.run import folder as workdir
 
 TEXTS = ["banks and funds", "phone games {text}", ""]
 
@@ -32,8 +32,7 @@ def home():
 @pytest.fixture(scope="module")
 def given():
     """A model, a task and a config."""
-    config = configs.load(str(tiny_runs.world().config), tiny_runs.FEW)
-    return load_model(config), make_task(config.task), config
+    return tiny_runs.tiny()
 
 
 @pytest.fixture(scope="module")
@@ -207,14 +206,20 @@ def test_stopped_without_a_folder_the_result_is_what_was_learnt(given, monkeypat
     api.save(result.artifact, tmp_path / "kept")
 
 
-def test_tuning_in_another_thread_leaves_signals_alone(given, made):
+def test_tuning_in_another_thread_leaves_signals_alone(given, made, tmp_path):
     results = []
+
+    def tune():
+        with workdir.claim(tmp_path / "run") as run:
+            results.append(train.tune(*given, run, log=str))
+
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    thread = threading.Thread(target=lambda: results.append(train.tune(*given, log=str)))
+    thread = threading.Thread(target=tune)
     thread.start()
     while thread.is_alive():
         assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
         thread.join(0.01)
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     vectors = [kept.collections["prompt"]["vectors"] for kept in (results[0].artifact, made)]
     np.testing.assert_array_equal(*vectors)
 

@@ -23,7 +23,6 @@ MODEL, PLAIN = plain_model.make(precision="highest")
 FRONT = (1, -1, -2, 40)
 EXAMPLES = plain_model.random_examples(5, 6, FRONT, back=(-1, 50))
 COLLECTIONS = plain_model.random_collections(1, SPEC, "prompt", "prefix", size=2)
-PROMPT = {"prompt": COLLECTIONS["prompt"]}
 GREEDY = Settings(max_new_tokens=12)
 SAMPLED = GREEDY._replace(temperature=1.0, top_k=20, top_p=0.9)
 

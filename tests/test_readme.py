@@ -30,12 +30,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language):
-    """The code blocks of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
 def commands():
-    """Every command line of the README."""
     lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
     return [line for line in lines if not line.startswith("source ")]
 

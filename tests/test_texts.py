@@ -16,7 +16,7 @@ from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.records import Source
 from prompt_tuning_jax.data.task import Task
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.generate import Settings, generate
+from prompt_tuning_jax.generate import Generation, Settings, generate
 from prompt_tuning_jax.models.language_model import load
 from prompt_tuning_jax.run.artifact import Artifact, make_manifest
 
@@ -111,18 +111,10 @@ def test_inputs_that_are_cut_to_make_room_for_a_text_are_counted(lm, made):
 
 
 def test_texts_that_are_right_are_measured_as_right(lm, made, monkeypatch):
-    written = iter([f" It is {2 * number}. " for number in range(5)])
-    monkeypatch.setattr(
-        api, "generate", lambda lm, examples, *_: (api_generation(next(written)) for _ in examples)
-    )
+    written = iter([Generation(f" It is {2 * number}. ", [], True) for number in range(5)])
+    monkeypatch.setattr(api, "generate", lambda lm, examples, *_: (next(written) for _ in examples))
     found = api.evaluate(lm, TASK, made, generation=SETTINGS)
     assert found["exact_match"] == 1.0 and "unfinished" not in found
-
-
-def api_generation(text):
-    from prompt_tuning_jax.generate import Generation
-
-    return Generation(text, [], True)
 
 
 def test_draws_are_those_of_the_seed(lm, made):

@@ -168,14 +168,10 @@ def printed_command(output: str) -> list[str]:
 def artifact() -> Path:
     """An artifact that a few steps on the tiny model made, once in a process."""
     from prompt_tuning_jax import api, train
-    from prompt_tuning_jax import config as configs
-    from prompt_tuning_jax.cli.machine import load_model
-    from prompt_tuning_jax.data.task import make_task
 
-    config = configs.load(str(world().config), FEW)
     folder = world().cache.with_name("artifact")
     with pytest.MonkeyPatch.context() as changed, at_home(changed):
-        made = train.tune(load_model(config), make_task(config.task), config, log=print)
+        made = train.tune(*tiny(), log=print)
     api.save(made.artifact, folder)
     return folder
 

@@ -73,6 +73,11 @@ def lines(run):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def losses(run):
+    found = read_metrics(run / workdir.METRICS)
+    return [line["train/loss"] for line in found if "train/loss" in line]
+
+
 def kill_when(command, happened, seconds):
     """Starts a command and kills it some seconds after something has happened."""
     process = tiny_runs.start(command)

@@ -2,7 +2,6 @@
 
 import json
 import re
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,32 +10,23 @@ import tiny_runs
 
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import train
-from prompt_tuning_jax.cli import dry_run, main
-from prompt_tuning_jax.cli.machine import enough_memory, load_model
+from prompt_tuning_jax.cli import dry_run
+from prompt_tuning_jax.cli.machine import enough_memory
 from prompt_tuning_jax.data.task import make_task, select_records
 from prompt_tuning_jax.errors import RunError
 from prompt_tuning_jax.run import folder as workdir
 
 CONFIG = str(tiny_runs.world().config)
+pytestmark = pytest.mark.usefixtures("home")
 
 
-@pytest.fixture(autouse=True)
-def home(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    with tiny_runs.at_home(monkeypatch):
-        yield tmp_path
-
-
-def rehearsed(capsys, *more):
-    """Types a rehearsal: its status, stdout, and stderr."""
-    status = main.run(["train", "--config", CONFIG, *tiny_runs.FEW, "--dry_run", *more])
-    shown = capsys.readouterr()
-    return SimpleNamespace(status=status, out=shown.out, err=shown.err)
+def rehearsed(typed, *more):
+    return typed("train", "--config", CONFIG, *tiny_runs.FEW, "--dry_run", *more)
 
 
 @pytest.fixture
-def found(capsys, home):
-    shown = rehearsed(capsys, "--json", "--workdir", "run")
+def found(typed, home):
+    shown = rehearsed(typed, "--json", "--workdir", "run")
     assert shown.status == 0 and "12 steps" not in shown.out
     assert tiny_runs.listing(home) == {}
     return json.loads(shown.out)
@@ -65,8 +55,7 @@ def test_the_sample_is_what_the_model_reads(found):
 
 
 def test_batches_are_those_of_the_run(found):
-    config = configs.load(CONFIG, tiny_runs.FEW)
-    lm, task = load_model(config), make_task(config.task)
+    lm, task, config = tiny_runs.tiny()
     data = train.plan(lm, task, config, print).data
     every = [data.batch(step) for step in range(12)]
     said = found["batches"]
@@ -91,8 +80,8 @@ def test_memory_holds_the_weights_and_the_time_is_the_sum_of_its_parts(found):
     assert seconds["run"] == pytest.approx(12 * seconds["step"] + 2 * seconds["validation"])
 
 
-def test_people_read_the_same(capsys, home):
-    shown = rehearsed(capsys, "--config.parallel=pmap", "--config.evaluate_every=0")
+def test_people_read_the_same(typed, home):
+    shown = rehearsed(typed, "--config.parallel=pmap", "--config.evaluate_every=0")
     assert shown.status == 0 and shown.err == ""
     assert tiny_runs.listing(home) == {}
     for part in (
@@ -107,9 +96,8 @@ def test_people_read_the_same(capsys, home):
         assert part in shown.out, part
 
 
-def test_training_after_a_rehearsal_is_training(monkeypatch):
-    config = configs.load(CONFIG, tiny_runs.FEW)
-    lm, task = load_model(config), make_task(config.task)
+def test_training_after_a_rehearsal_is_training():
+    lm, task, config = tiny_runs.tiny()
     plain = train.tune(lm, task, config, None, print)
     before = jax.tree.map(np.array, lm.params)
     dry_run.measure(lm, task, config, print)
@@ -126,26 +114,26 @@ def test_training_after_a_rehearsal_is_training(monkeypatch):
         (["--config.stepz=3"], "did you mean 'steps'?"),
     ],
 )
-def test_what_training_refuses_is_refused(capsys, home, more, part):
-    shown = rehearsed(capsys, *more, "--json")
+def test_what_training_refuses_is_refused(typed, home, more, part):
+    shown = rehearsed(typed, *more, "--json")
     assert (shown.status, shown.out) == (2, "") and part in shown.err
     assert tiny_runs.listing(home) == {}
 
 
-def test_a_workdir_of_another_config_is_refused_unless_started_over(capsys, home):
+def test_a_workdir_of_another_config_is_refused_unless_started_over(typed, home):
     config = configs.load(CONFIG, ["--config.steps=3"])
     with workdir.claim("run") as run:
         workdir.tie_to_config(run, config)
     before = tiny_runs.listing(home)
-    shown = rehearsed(capsys, "--workdir", "run")
+    shown = rehearsed(typed, "--workdir", "run")
     assert shown.status == 2 and "config.steps was 3 and is 12 now" in shown.err
-    assert rehearsed(capsys, "--workdir", "run", "--fresh").status == 0
+    assert rehearsed(typed, "--workdir", "run", "--fresh").status == 0
     assert tiny_runs.listing(home) == before
 
 
-def test_a_config_is_needed_and_a_workdir_is_not(capsys):
-    assert main.run(["train", "--dry_run"]) == 2
-    assert "--config FILE" in capsys.readouterr().err
+def test_a_config_is_needed_and_a_workdir_is_not(typed):
+    shown = typed("train", "--dry_run")
+    assert shown.status == 2 and "--config FILE" in shown.err
 
 
 def advised(needed, *overrides):
@@ -163,12 +151,12 @@ def test_what_does_not_fit_comes_with_what_to_change():
     assert "--config.microbatches=8 " in advised(99, "--config.microbatches=5")
 
 
-def test_a_device_without_memory_is_a_sentence(capsys, monkeypatch):
+def test_a_device_without_memory_is_a_sentence(typed, monkeypatch):
     def allocate(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
     monkeypatch.setattr(train, "executables", allocate)
-    shown = rehearsed(capsys)
+    shown = rehearsed(typed)
     assert shown.status == 1 and shown.err.count("\n") == 1
     assert "too little memory for a step: try --config.microbatches=2 " in shown.err
     config = configs.load(CONFIG)

@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -26,13 +25,7 @@ from prompt_tuning_jax.run import folder as workdir
 
 ODD = "Läufe 跑 'q' $HOME & {x}"
 COLUMNS = "('text=Head Line','label=section')"
-
-
-@pytest.fixture(autouse=True)
-def home(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    with tiny_runs.at_home(monkeypatch):
-        yield tmp_path
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def cached_model(folder: Path) -> Path:
@@ -108,17 +101,12 @@ def test_a_link_to_nowhere_is_a_sentence(home, capsys):
     [
         ["copy", "quickstart", "/proc/quickstart.py"],
         ["predict", "--artifact", "{artifact}", "--output", "/proc/answers", "{lines}"],
-        ["train", "--config", "{config}", "--workdir", "/proc/run"],
     ],
     ids=lambda command: command[0],
 )
 def test_a_folder_that_cannot_be_written_is_a_sentence(home, capsys, command):
     (home / "lines.txt").write_text("banks\n")
-    names = {
-        "{artifact}": str(tiny_runs.artifact()),
-        "{config}": str(tiny_runs.world().config),
-        "{lines}": str(home / "lines.txt"),
-    }
+    names = {"{artifact}": str(tiny_runs.artifact()), "{lines}": str(home / "lines.txt")}
     capsys.readouterr()
     assert main.run([names.get(word, word) for word in command]) == 2
     shown = capsys.readouterr()
@@ -140,15 +128,13 @@ def test_a_home_that_cannot_be_written_is_one_warning(home):
 def test_a_reader_that_takes_nothing_leaves_no_traceback():
     program = shlex.quote(str(tiny_runs.world().program))
     for arguments, status in (("list models", 0), ("list modles", 2)):
-        done = subprocess.run(
-            ["bash", "-c", f"set -o pipefail; {program} {arguments} | head -n 0"],
-            env={**tiny_runs.environment(), "PYTHONUNBUFFERED": ""},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode in (status, 1), done
-        assert "Traceback" not in done.stderr and done.stdout == ""
-        assert done.stderr.count("\n") == (status == 2)
+        command = ["bash", "-c", f"set -o pipefail; {program} {arguments} | head -n 0"]
+        environment = tiny_runs.environment(PYTHONUNBUFFERED="")
+        done = tiny_runs.start(command, env=environment, stderr=subprocess.PIPE)
+        out, err = done.communicate(timeout=300)
+        assert done.returncode in (status, 1), err
+        assert "Traceback" not in err and out == ""
+        assert err.count("\n") == (status == 2)
 
 
 def interrupted(folder, moment, monkeypatch):
@@ -222,20 +208,3 @@ def test_ctrl_c_while_the_report_is_made_has_all_that_was_trained(home, capsys, 
     assert "going on after step 12" in capsys.readouterr().out
     starts = json.loads((home / "run" / workdir.RUN).read_text())["starts"]
     assert [start["outcome"] for start in starts] == ["stopped", "finished"]
-
-
-def test_in_a_thread_signals_are_left_alone(home):
-    found = []
-
-    def tune():
-        found.append(signal.getsignal(signal.SIGINT))
-        with workdir.claim(home / "run") as run:
-            found.append(tiny_runs.tune(folder=run)[0])
-
-    before = signal.getsignal(signal.SIGINT)
-    thread = threading.Thread(target=tune)
-    thread.start()
-    thread.join(300)
-    assert found[0] == before == signal.getsignal(signal.SIGINT)
-    api.save(found[1].artifact, home / "artifact")
-    assert tiny_runs.vectors(found[1]).shape == (4, 24)

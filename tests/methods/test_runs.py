@@ -19,9 +19,6 @@ from whole_runs import finish, kill_when, left_behind, lines
 
 import prompt_tuning_jax
 from prompt_tuning_jax import api, train
-from prompt_tuning_jax import config as configs
-from prompt_tuning_jax.cli.machine import load_model
-from prompt_tuning_jax.data.task import make_task
 from prompt_tuning_jax.data.template import with_prompt
 from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.files.tokenizer import Facts, Tokenizer
@@ -30,11 +27,7 @@ from prompt_tuning_jax.run import artifact
 from prompt_tuning_jax.run import folder as workdir
 from prompt_tuning_jax.score import encode_for
 
-
-@pytest.fixture(autouse=True)
-def home(monkeypatch):
-    with tiny_runs.at_home(monkeypatch):
-        yield
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def overrides(row, **more):
@@ -42,9 +35,8 @@ def overrides(row, **more):
 
 
 def tiny(row, **more):
-    """A model, its task and a config of few steps."""
-    config = configs.load(str(tiny_runs.world().config), [*tiny_runs.FEW, *overrides(row, **more)])
-    return load_model(config), make_task(config.task), config
+    # Not from its cache: `made_up` is another method in each test.
+    return tiny_runs.tiny.__wrapped__(*overrides(row, **more))
 
 
 @functools.cache
@@ -93,8 +85,11 @@ def test_stopped_and_resumed_it_is_the_run_that_was_not(row, tmp_path, monkeypat
     monkeypatch.setattr(train, "due", stop_at_six)
     with workdir.claim(tmp_path / "run") as run:
         stopped = train.tune(*tiny(row), run, lambda line: None)
-        assert not stopped.finished
-        assert_same_run(train.tune(*tiny(row), run, lambda line: None), tuned(row))
+        last = stopped.history[-1]["step"]
+        assert not stopped.finished and last < 12
+        log = []
+        assert_same_run(train.tune(*tiny(row), run, log.append), tuned(row))
+    assert f"going on after step {last}" in log
 
 
 # Those whose tree is more than what the artifact holds; the first method's is in test_train.py.

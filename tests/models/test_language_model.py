@@ -2,16 +2,10 @@
 
 import jax.numpy as jnp
 import pytest
-import tiny_models
 
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import load
 from prompt_tuning_jax.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_models.write_folder(tmp_path_factory.mktemp("tiny"))
 
 
 def test_a_path_has_the_defaults_of_a_config(folder):

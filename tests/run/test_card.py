@@ -89,16 +89,14 @@ def test_its_commands_run(folder):
     text = (folder / card.CARD).read_text(encoding="utf-8")
     predict, evaluate = blocks(text)[1].splitlines()
 
+    env = tiny_runs.environment(PATH=f"{tiny_runs.world().program.parent}:/usr/bin:/bin")
+    options = {"shell": True, "cwd": folder.parent, "env": env, "stderr": subprocess.PIPE}
+
     def run(command):
-        return subprocess.run(
-            command,
-            shell=True,
-            cwd=folder.parent,
-            env=tiny_runs.environment(PATH=f"{tiny_runs.world().program.parent}:/usr/bin:/bin"),
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
+        process = tiny_runs.start(command, **options)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        return out
 
     assert "label" in json.loads(run(predict))
     assert "examples: 40" in run(evaluate)

@@ -14,12 +14,10 @@ from whole_runs import (
     kill_when,
     left_behind,
     lines,
+    losses,
     starts,
     stop,
 )
-
-from prompt_tuning_jax.run import folder as workdir
-from prompt_tuning_jax.run.log import read_metrics
 
 STEPS = 200  # of 8 records: ten times all of them, in two microbatches
 KILLS = 20
@@ -73,13 +71,5 @@ def test_on_another_number_of_devices_it_goes_on_and_warns(tmp_path):
     output = finish(command(run), tiny_runs.environment(JAX_NUM_CPU_DEVICES="4", NPROC="16"))
     assert "going on after step" in output
     assert "the run was saved with devices: 1, and goes on with devices: 4; " in output
-    losses = [
-        [
-            line["train/loss"]
-            for line in read_metrics(folder / workdir.METRICS)
-            if "train/loss" in line
-        ]
-        for folder in (whole, run)
-    ]
-    assert len(losses[0]) == len(losses[1]) == STEPS
-    np.testing.assert_allclose(*losses, rtol=1e-4)
+    assert len(losses(whole)) == len(losses(run)) == STEPS
+    np.testing.assert_allclose(losses(whole), losses(run), rtol=1e-4)

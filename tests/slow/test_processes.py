@@ -8,11 +8,19 @@ import socket
 import numpy as np
 import pytest
 import tiny_runs
-from whole_runs import PATIENCE, assert_same_but_config, finish, left_behind, lines, starts, wait
+from whole_runs import (
+    PATIENCE,
+    assert_same_but_config,
+    finish,
+    left_behind,
+    lines,
+    losses,
+    starts,
+    wait,
+)
 
 from prompt_tuning_jax.run import folder as workdir
 from prompt_tuning_jax.run import processes
-from prompt_tuning_jax.run.log import read_metrics
 
 STEPS = 300
 WORDS = (f"--config.steps={STEPS}", "--config.evaluate_every=50", "--config.save_every=0")
@@ -53,11 +61,6 @@ def ended(both, statuses):
     outputs = [process.communicate(timeout=PATIENCE)[0] for process in both]
     assert [process.returncode for process in both] == statuses, outputs
     return outputs
-
-
-def losses(run):
-    lines = read_metrics(run / workdir.METRICS)
-    return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
 @pytest.fixture(scope="module")
