@@ -5,6 +5,7 @@ A config states what differs from the defaults.
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from prompt_tuning_jax.config.key import faults, parse
+from prompt_tuning_jax.config.other_names import is_epochs
 from prompt_tuning_jax.config.read import parse_json, read_file
 from prompt_tuning_jax.config.schema import all_keys, complete
 from prompt_tuning_jax.errors import UserError, short
@@ -56,16 +58,21 @@ def build(
     """Does what `load` does with nested values instead of a file; `where` begins an error."""
     from flax import traverse_util  # takes a second, as `all_keys` does
 
-    every, given, found = all_keys(), flatten(values), []
+    every, given, found, typed = all_keys(), flatten(values), [], set()
     for word in overrides:
         name, equals, written = word.removeprefix("--config.").partition("=")
         if not word.startswith("--config.") or not equals:
             found.append(f"{word!r} is not an override: write --config.KEY=VALUE as one word")
         else:
             given[name] = parse(written, every[name]) if name in every else written
-    keys, values, unknown = complete(given)
-    _refuse([*found, *unknown.values(), *faults(keys, values)], where)
-    return ConfigDict(traverse_util.unflatten_dict(values, sep=".")).lock()
+            typed.add(name)
+    keys, values, unknown = complete(given, typed)
+    found += [*unknown.values(), *faults(keys, values)]
+    config = ConfigDict(traverse_util.unflatten_dict(values, sep=".")).lock()
+    if len(found) == 1 and any(map(is_epochs, unknown)):
+        found[0] += _in_steps(given[next(iter(unknown))], config)
+    _refuse(found, where)
+    return config
 
 
 def validate(config: ConfigDict) -> None:
@@ -113,6 +120,18 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         inside = isinstance(value, Mapping) and value
         leaves |= flatten(value, f"{prefix}{name}.") if inside else {f"{prefix}{name}": value}
     return leaves
+
+
+def _in_steps(epochs: Any, config: ConfigDict) -> str:
+    """Returns how many steps so many epochs are, in words, or "" if the data cannot be read."""
+    from prompt_tuning_jax.data.task import make_task, training_records
+
+    try:
+        examples = len(training_records(make_task(config.task), config.task))
+        steps = math.ceil(float(epochs) * examples / config.batch_size)
+    except (UserError, TypeError, ValueError, OverflowError):
+        return ""
+    return f"; {epochs} epochs of {examples:,} examples are config.steps={steps}"
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:

@@ -4,12 +4,16 @@ Keys have dotted names here, such as `method.name`.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from prompt_tuning_jax.config.key import Key, among, convert, strings, whole
+from prompt_tuning_jax.config.other_names import hint, is_epochs, known_as
 from prompt_tuning_jax.errors import nearest
 
+EPOCHS = (
+    "write config.steps = epochs x examples / batch_size (--dry_run shows the number of examples)"
+)
 # The keys of the loop, which stand outside of sections.
 LOOP = {
     "seed": Key(0, "a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32),
@@ -74,13 +78,15 @@ def all_keys() -> dict[str, Key]:
     return {name: key for keys in collect().values() for name, key in keys.items()}
 
 
-def complete(given: Mapping[str, Any]) -> tuple[dict[str, Key], dict[str, Any], dict[str, str]]:
+def complete(
+    given: Mapping[str, Any], typed: Collection[str] = ()
+) -> tuple[dict[str, Key], dict[str, Any], dict[str, str]]:
     """Adds the defaults to values by dotted name.
 
     Returns:
       The keys of a config with this method, optimizer and kind of task; their values; and a fault
-      for each other key that was given. A key that only others have is ignored at its default:
-      configs that earlier versions saved have the keys of all.
+      for each other key that was given. A key that only others have is ignored at its default,
+      unless it is one of `typed`: configs that earlier versions saved have the keys of all.
     """
     from prompt_tuning_jax.optimizers import RENAMED
 
@@ -97,7 +103,11 @@ def complete(given: Mapping[str, Any]) -> tuple[dict[str, Key], dict[str, Any], 
             given[new] = given.pop(old)
     values = {name: convert(given.get(name, key.default), key) for name, key in keys.items()}
     unknown = {name: value for name, value in given.items() if name not in keys}
-    faults = {name: _unknown(name, unknown[name], keys, owners, chosen) for name in unknown}
+    faults = {
+        # A value that `convert` gives no key is not its default.
+        name: _unknown(name, None if name in typed else value, keys, owners, chosen)
+        for name, value in unknown.items()
+    }
     return keys, values, {name: fault for name, fault in faults.items() if fault}
 
 
@@ -113,7 +123,11 @@ def _unknown(name, value, keys, owners, chosen) -> str:
             f" {chosen[section]!r}: leave it out"
         )
     every = [each for own in owners.values() for each in own]
-    if not any(each.startswith(f"{name}.") for each in every):
-        return f"config.{name} is not a known key{nearest(name, keys) or nearest(name, every)}"
-    inside = [each.removeprefix(f"{name}.") for each in keys if each.startswith(f"{name}.")]
-    return f"config.{name} is a section: set its keys {', '.join(inside)}" if value != {} else ""
+    if any(each.startswith(f"{name}.") for each in every):
+        inside = [each.removeprefix(f"{name}.") for each in keys if each.startswith(f"{name}.")]
+        found = f"config.{name} is a section: set its keys {', '.join(inside)}"
+        return found if value != {} else ""
+    if is_epochs(name):
+        return f"config.{name} is not a known key: {EPOCHS}"
+    other = hint(known_as(name, keys) or known_as(name, every))
+    return f"config.{name} is not a known key{other or nearest(name, keys) or nearest(name, every)}"

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from prompt_tuning_jax.config import build, difference, flatten, load, to_json, validate
 from prompt_tuning_jax.config.schema import all_keys, collect, complete
+from prompt_tuning_jax.data.task import make_task, training_records
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.methods import METHODS
 
@@ -256,9 +257,83 @@ def test_a_key_of_another_is_refused_and_says_whose_it_is(words, whose):
     assert whose in refusal(None, *words.split())
 
 
-def test_a_key_of_another_at_its_default_is_ignored():
-    words = ["method.hidden_size=0", "task.files.header=true", "optimizer.decay_rate=0.8"]
-    assert load(None, overrides(words)) == load(None)
+ANOTHERS = ["method.hidden_size=0", "task.files.header=true", "optimizer.momentum=0.9"]
+
+
+def test_a_key_of_another_is_ignored_at_its_default_in_a_file(tmp_path):
+    saved = json.loads(to_json(load(None)))
+    saved["method"]["hidden_size"] = 0
+    saved["task"]["files"] = {"header": True}
+    saved["optimizer"]["momentum"] = 0.9
+    assert load(write(tmp_path, json.dumps(saved), "made.json")) == load(None)
+
+
+@pytest.mark.parametrize("word", ANOTHERS)
+def test_a_key_of_another_that_was_typed_is_refused_at_its_default_too(word):
+    message = refusal(None, word)
+    assert f"config.{word.partition('=')[0]} is a key of " in message and "leave it out" in message
+
+
+def test_an_earlier_name_of_a_key_can_be_typed():
+    assert load(None, overrides(["optimizer.name=sgd", "optimizer.b1=0.9"])).optimizer.momentum
+
+
+@pytest.mark.parametrize(
+    ("other", "ours"),
+    [
+        ("lr", "learning_rate"),
+        ("max_steps", "steps"),
+        ("per_device_train_batch_size", "batch_size"),
+        ("gradient_accumulation_steps", "microbatches', the parts of a batch_size"),
+        ("max_seq_length", "task.max_length"),
+        ("weight_decay", "optimizer.weight_decay"),
+        ("num_virtual_tokens", "method.num_virtual_tokens"),
+        ("prompt_tuning_init_text", "method.init_text"),
+        ("model_name_or_path", "model.path"),
+        ("bf16", "model.dtype=bfloat16"),
+        ("optimizer.lr", "learning_rate"),
+        ("optimizer.learning_rate", "learning_rate"),
+        ("training.batch_size", "batch_size"),
+        ("warmup_steps", "schedule.warmup_steps"),
+        ("adam_beta1", "optimizer.b1"),
+        ("train", "task.train"),
+    ],
+)
+def test_a_name_of_another_program_or_without_its_section_names_our_key(other, ours):
+    sentence = f"config.{other} is not a known key (did you mean '{ours.removesuffix(chr(39))}"
+    assert refusal(None, f"{other}=1").startswith(sentence)
+    with pytest.raises(UserError) as caught:
+        build({other: 1})
+    assert str(caught.value).startswith(sentence)
+
+
+def test_every_name_of_another_program_stands_for_a_key():
+    from prompt_tuning_jax.config import other_names
+
+    ours = {key.partition("=")[0] for key in other_names._OURS.values()}
+    assert ours <= all_keys().keys() and not other_names._OURS.keys() & all_keys().keys()
+    for words in (key for key in other_names._OURS.values() if "=" in key):
+        load(None, overrides([words]))
+
+
+def test_epochs_are_said_in_steps(tmp_path):
+    table = write(
+        tmp_path, "text,label\n" + "".join(f"n{n},{n % 2}\n" for n in range(80)), "table.csv"
+    )
+    data = ["task.name=files", f"task.files.train={table}", "batch_size=9"]
+    data += ["task.files.test_part=0.3"]
+    config = load(None, overrides(data))
+    task = make_task(config.task)
+    count = len(training_records(task, config.task))
+    formula = "write config.steps = epochs x examples / batch_size"
+    for name in ("epochs", "num_epochs", "num_train_epochs"):
+        message = refusal(None, *data, f"{name}=3")
+        steps = -(-3 * count // 9)
+        assert f"config.{name} is not a known key: {formula}" in message
+        assert message.endswith(f"; 3 epochs of {count} examples are config.steps={steps}")
+    gone = refusal(None, "task.name=files", "task.files.train=gone.csv", "epochs=3")
+    assert gone.endswith("/ batch_size (--dry_run shows the number of examples)")
+    assert refusal(None, *data, "epochs=many").endswith("of examples)")
 
 
 def test_an_override_without_a_value():
