@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,6 +39,15 @@ def short(value: Any, most: int = 60) -> str:
     """Returns a value from a file for use in a message: escaped, on one line, and cut."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}…"
+
+
+def quote(word: str) -> str:
+    """Returns a word as it can be typed into a shell, and read: --config.prompts="('a',)"."""
+    option, equals, value = word.partition("=")
+    if equals and option.startswith("--") and shlex.quote(option) == option:
+        return f"{option}={quote(value)}"
+    has_quotes, has_others = (any(each in word for each in given) for given in ("'()", '"$`\\!'))
+    return f'"{word}"' if has_quotes and not has_others else shlex.quote(word)
 
 
 def hide(text: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prompt_tuning_jax import api, generate
-from prompt_tuning_jax.cli.machine import load_model
+from prompt_tuning_jax.cli.machine import find_artifact, load_model
 from prompt_tuning_jax.cli.show import print_facts, print_table, say
 from prompt_tuning_jax.cli.written_prompts import check_prompts, rank_prompts, read_prompts
 from prompt_tuning_jax.config import from_manifest
@@ -35,7 +35,7 @@ def evaluate_split(
     """
     artifact, known = None, ()
     if folder is not None:
-        artifact = load_artifact(folder)
+        artifact = load_artifact(find_artifact(folder))
         # A config without labels takes those that the artifact was trained for.
         if config is None or not config.task.labels:
             known = artifact.manifest["labels"]

@@ -1,10 +1,11 @@
-"""The commands `list` and `copy`: the configs, models and methods that there are.
+"""The commands `list` and `copy`: the configs, models, methods and kinds of tasks that there are.
 
-What is said about configs and methods comes from the docstrings of their files; nothing of them is
-executed.
+What is said about configs, methods and tasks comes from the docstrings of their files, which are
+not executed.
 """
 
 import ast
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,23 @@ def config_files() -> dict[str, Path]:
     """Returns the config files that come with the code, by name without the ending."""
     folder = next((folder for folder in _CONFIGS if folder.is_dir()), None)
     return {path.stem: path for path in sorted(folder.glob("*.py"))} if folder else {}
+
+
+def find_config(given: str | None) -> str | None:
+    """Returns the path of a config that is named as `list configs` does, else what was given.
+
+    Raises:
+      UserError: a name, without an ending or a folder, that is not listed.
+    """
+    known = config_files()
+    if given in known:
+        return str(known[given])
+    if given and re.fullmatch(r"\w+", given) and not os.path.exists(given):
+        raise UserError(
+            f"{given!r} is not a config{nearest(given, known)}: expected a .py or .json file, or"
+            f" one of {', '.join(known)}"
+        )
+    return given
 
 
 def list_configs() -> list[dict[str, Any]]:
@@ -55,12 +73,34 @@ def list_methods() -> list[dict[str, Any]]:
     ]
 
 
-LISTS = {"configs": list_configs, "models": list_models, "methods": list_methods}
+def list_tasks() -> list[dict[str, Any]]:
+    """Returns name, what it is, its own keys and the path of each kind of task."""
+    from prompt_tuning_jax.data.task import KINDS, NAMES
+
+    paths = {name: _PACKAGE / "data" / f"{kind.module}.py" for name, kind in KINDS.items()}
+    return [
+        {
+            "name": shown,
+            "what": describe_file(paths[name])["what"].removeprefix(f"The task kind `{name}`: "),
+            "keys": ", ".join(f"task.{key}" for key in kind.keys) or "none of its own",
+            "path": str(paths[name]),
+        }
+        for shown, (name, kind) in zip(NAMES, KINDS.items(), strict=True)
+    ]
+
+
+LISTS = {
+    "configs": list_configs,
+    "models": list_models,
+    "methods": list_methods,
+    "tasks": list_tasks,
+}
 # What to do with one of each kind.
 NEXT = {
     "configs": "`prompt-tuning copy CONFIG FILE` copies one, to be edited.",
     "models": "--config.model.path takes one of these, a GGUF file, or a Hugging Face folder.",
     "methods": "--config.method.name takes one of these.",
+    "tasks": "--config.task.name takes one of these.",
 }
 
 

@@ -1,6 +1,7 @@
-"""What a command needs of the machine: the model, compiled programs that are kept, and memory."""
+"""What a command needs of the machine: a run's artifact, the model, compiled programs, memory."""
 
 import contextlib
+import os
 import platform
 import timeit
 
@@ -8,9 +9,21 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 
+from prompt_tuning_jax.cli.show import say
 from prompt_tuning_jax.errors import RunError
 from prompt_tuning_jax.models.language_model import LanguageModel, load
+from prompt_tuning_jax.run.artifact import MANIFEST
+from prompt_tuning_jax.run.folder import ARTIFACT
 from prompt_tuning_jax.storage import cache_folder, warn_of_cache
+
+
+def find_artifact(folder: str) -> str:
+    """Returns the folder of an artifact, which may be given by the folder of its run."""
+    inside = os.path.join(folder, ARTIFACT)
+    if os.path.exists(os.path.join(folder, MANIFEST)) or not os.path.isdir(inside):
+        return folder
+    say(f"the artifact of the run {folder!r} is used: {inside}")
+    return inside
 
 
 def load_model(config) -> LanguageModel:

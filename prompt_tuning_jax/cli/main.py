@@ -4,7 +4,6 @@ import _thread
 import contextlib
 import json
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -12,12 +11,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 
 from prompt_tuning_jax import __version__
-from prompt_tuning_jax.errors import RunError, UserError, hide, nearest, short
+from prompt_tuning_jax.cli.listing import collect, copy_config, find_config, print_lists
+from prompt_tuning_jax.cli.typed import explain
+from prompt_tuning_jax.errors import RunError, UserError, hide, nearest, quote, short
 
 FAILED = 1
 USAGE = 2
@@ -26,10 +27,15 @@ INTERRUPTED = 130
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _config = click.option(
-    "--config", metavar="FILE", help="A .py file with get_config(), or a saved .json."
+    "--config",
+    metavar="FILE",
+    help="A .py file with get_config(), a saved .json, or a name of `list configs`.",
+    callback=lambda context, option, given: find_config(given),
 )
 _json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, all else on stderr.")
-_artifact = click.option("--artifact", metavar="DIR", help="The artifact of a run.")
+_artifact = click.option(
+    "--artifact", metavar="DIR", help="The artifact of a run, or the run's folder."
+)
 
 
 @click.group(
@@ -147,7 +153,7 @@ def evaluate(
 
 
 @program.command(options_metavar="--artifact DIR [--config.generation.KEY=VALUE]... [OPTIONS]")
-@click.argument("records", metavar="[FILE]", type=click.File("rb"), default="-")
+@click.argument("given", metavar="[FILE | TEXT...]", nargs=-1)
 @_artifact
 @click.option(
     "--jsonl/--lines",
@@ -161,13 +167,13 @@ def evaluate(
 @click.pass_obj
 def predict(
     overrides: list[str],
-    records: BinaryIO,
+    given: tuple[str, ...],
     artifact: str | None,
     as_json: bool | None,
     output: str | None,
 ) -> None:
-    """Answers each record of FILE or stdin with a JSON line: label and probabilities, or a text if
-    the task has a target."""
+    """Answers each TEXT, or each record of FILE or stdin, with a JSON line: label and
+    probabilities, or a text if the task has a target."""
     if not artifact:
         raise UserError("predict needs --artifact DIR")
     for word in overrides:
@@ -178,16 +184,14 @@ def predict(
             )
     with _uninterrupted():
         from prompt_tuning_jax.cli.predict import write_answers
-    write_answers(artifact, records, as_json, output, overrides)
+    write_answers(artifact, given, as_json, output, overrides)
 
 
 @program.command("list", options_metavar="[OPTIONS]")
-@click.argument("kind", metavar="[configs|models|methods]", required=False)
+@click.argument("kind", metavar="[configs|models|methods|tasks]", required=False)
 @_json
 def list_(kind: str | None, as_json: bool) -> None:
-    """Lists configs, models and methods."""
-    from prompt_tuning_jax.cli.listing import collect, print_lists
-
+    """Lists configs, models, methods and kinds of tasks."""
     found = collect(kind)
     _print(found[kind] if as_json and kind else found, as_json, print_lists)
 
@@ -198,12 +202,10 @@ def list_(kind: str | None, as_json: bool) -> None:
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def copy(config: str, file: str, force: bool) -> None:
     """Copies a config of `list configs` to FILE, to be edited."""
-    from prompt_tuning_jax.cli.listing import copy_config
-
     path = copy_config(config, file, force)
     workdir = os.path.join("runs", path.stem)
     words = ["prompt-tuning", "train", "--config", str(path), "--workdir", workdir]
-    click.echo(f"next: {shlex.join(words)}")
+    click.echo(f"next: {' '.join(map(quote, words))}")
 
 
 @program.command(options_metavar="[OPTIONS]")
@@ -220,16 +222,19 @@ def env(as_json: bool) -> None:
 
 def run(arguments: list[str]) -> int:
     """Runs a command line and returns its exit status."""
+    words: list[str] = []
     try:
         overrides, words = split_overrides(arguments)
-        with program.make_context("prompt-tuning", words or ["--help"], obj=overrides) as context:
+        with program.make_context(
+            "prompt-tuning", [*words] or ["--help"], obj=overrides
+        ) as context:
             return program.invoke(context) or 0
     except click.exceptions.Exit as finished:
         return finished.exit_code
     except (RunError, UserError, click.ClickException) as error:
         if "--debug" in arguments:
             click.echo(hide(traceback.format_exc()), err=True)
-        wrong = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        wrong = explain(error, words) if isinstance(error, click.ClickException) else str(error)
         click.echo(f"error: {hide(wrong)}", err=True)
         return FAILED if isinstance(error, RunError) else USAGE
     except KeyboardInterrupt:
@@ -270,6 +275,10 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
             raise UserError(f"{short(word, 200)} is not UTF-8: type it in a UTF-8 terminal")
     overrides = [word for word in arguments if word.startswith("--config.")]
     words = [word for word in arguments if word not in (*overrides, "--debug")]
+    if words and words[0].startswith("--") and words[0] not in ("--help", "--version"):
+        # Options in front of the command go behind it.
+        place = next((place for place, word in enumerate(words) if word in program.commands), 0)
+        words.insert(0, words.pop(place))
     command = words[0] if words else ""
     if command and not command.startswith("-") and command not in program.commands:
         hint = nearest(command, program.commands)
@@ -279,7 +288,9 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
         if command in ("list", "copy", "env"):
             raise UserError(f"{command} takes no {word!r}: it reads no config")
         if "=" not in word:
-            raise UserError(f"{word!r} has no value: write {word}=VALUE as one word")
+            [value, *_] = [*arguments[arguments.index(word) + 1 :], "--"]
+            whole = f"{word}={'VALUE' if value.startswith('--') else value}"
+            raise UserError(f"{word!r} has no value: write {quote(whole)} as one word")
     return overrides, words
 
 

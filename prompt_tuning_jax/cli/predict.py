@@ -1,31 +1,44 @@
-"""The command `predict`: answers records from a file or stdin with JSON lines."""
+"""The command `predict`: answers texts, or records from a file or stdin, with JSON lines."""
 
 import contextlib
+import io
 import itertools
 import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 from prompt_tuning_jax import api, generate
-from prompt_tuning_jax.cli.machine import load_model
+from prompt_tuning_jax.cli.machine import find_artifact, load_model
 from prompt_tuning_jax.cli.show import say
 from prompt_tuning_jax.config import from_manifest
 from prompt_tuning_jax.data.prediction_input import input_form, prediction_records
 from prompt_tuning_jax.data.records import PLACE, task_fields
-from prompt_tuning_jax.data.rows import Form, is_object, read_rows
+from prompt_tuning_jax.data.rows import (
+    JSON,
+    LINE,
+    TEXT,
+    Form,
+    Row,
+    ending_of,
+    is_object,
+    read_rows,
+)
 from prompt_tuning_jax.data.task import make_task
 from prompt_tuning_jax.data.template import field_names
-from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.errors import UserError, nearest_file
 from prompt_tuning_jax.run.artifact import load_artifact
 from prompt_tuning_jax.run.progress import with_progress
+
+# What ends like this is the name of a file, even of one that does not exist.
+_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt", ".parquet", ".gz", ".xlsx")
 
 
 def write_answers(
     folder: str,
-    stream: BinaryIO,
+    given: Sequence[str],
     as_json: bool | None,
     path: str | None,
     overrides: Sequence[str] = (),
@@ -34,32 +47,32 @@ def write_answers(
 
     Args:
       folder: of the artifact.
-      as_json: whether a line of `stream` is a JSON object or a text; None goes by its name.
+      given: texts, or one file; with nothing or '-', stdin is read.
+      as_json: whether a line or text is a JSON object; None goes by the name of the file.
       path: of the file to write, whole or not at all; None is stdout, a line at a time.
       overrides: of `generation.*`, for a task with a target.
     """
     with _opened(path) as output, contextlib.redirect_stdout(sys.stderr):
-        for row in answers(folder, stream, as_json, overrides):
+        for row in answers(folder, given, as_json, overrides):
             output.write(json.dumps(row, ensure_ascii=False) + "\n")
             if path is None:
                 output.flush()
 
 
 def answers(
-    folder: str, stream: BinaryIO, as_json: bool | None, overrides: Sequence[str]
+    folder: str, given: Sequence[str], as_json: bool | None, overrides: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """Yields the answers to all records, see `write_answers`; says what was cut."""
-    artifact = load_artifact(folder)
+    artifact = load_artifact(find_artifact(folder))
     config = from_manifest(artifact.manifest, overrides)
     task = make_task(config.task, artifact.manifest["labels"])
     if overrides and not task.target:
         raise UserError(
             f"the artifact {folder!r} has labels and writes no texts: leave {overrides[0]!r} out"
         )
-    template, name = artifact.manifest["template"], getattr(stream, "name", "<stdin>")
-    form = input_form(name, as_json, config.task.get("files"))
-    columns = task_fields(config.task).columns
-    records = prediction_records(read_rows(stream, name, form), template, columns, form)
+    template, columns = artifact.manifest["template"], task_fields(config.task).columns
+    rows, name, form = _read(given, as_json, config.task.get("files"))
+    records = prediction_records(rows, template, columns, form)
     first = next(records, None)
     if first is None:
         say(f"warning: {name} holds no record: nothing is answered")
@@ -68,11 +81,11 @@ def answers(
         say(f"warning: {first[PLACE]} is read as a text: for JSON objects give --jsonl")
     settings = generate.read_settings(config.generation)
     records = itertools.chain([first], records)
-    rows = api.predict(
+    answered = api.predict(
         load_model(config), task, records, artifact, generation=settings, seed=config.seed
     )
     number = shortened = unfinished = 0
-    for row in with_progress(rows, "records", say):
+    for row in with_progress(answered, "records", say):
         number += 1
         shortened += "shortened" in row
         unfinished += not row.get("finished", True)
@@ -84,6 +97,48 @@ def answers(
             f"warning: {unfinished} of {number} texts were cut: config.generation.max_new_tokens is"
             f" {settings.max_new_tokens}"
         )
+
+
+def _read(
+    given: Sequence[str], as_json: bool | None, files: Any
+) -> tuple[Iterator[Row], str, Form]:
+    """Returns the rows of what was given, where they stand, and their form.
+
+    Raises:
+      UserError: a file does not exist, cannot be read, or stands beside other arguments.
+    """
+    paths = [each for each in given if _is_path(each)]
+    if paths and len(given) > 1:
+        raise UserError(f"{paths[0]!r} stands beside others: give one FILE, or nothing but texts")
+    if given and not paths:
+        form = Form(JSON if as_json else TEXT)
+        texts = [(f"text {number}", text) for number, text in enumerate(given, 1)]
+        if not as_json:
+            return (Row(place, {LINE: text}) for place, text in texts), "", form
+        # A new line can stand between the parts of an object, not inside a line.
+        lines = ((io.BytesIO(text.replace("\n", " ").encode()), place) for place, text in texts)
+        return (row for line in lines for row in read_rows(*line, form)), "", form
+    if paths in ([], ["-"]):
+        form = input_form("<stdin>", as_json, files)
+        return read_rows(sys.stdin.buffer, "<stdin>", form), "<stdin>", form
+    form = input_form(paths[0], as_json, files)
+    return _file_rows(paths[0], form), paths[0], form
+
+
+def _is_path(given: str) -> bool:
+    return given == "-" or os.path.exists(given) or ending_of(given) in _ENDINGS
+
+
+def _file_rows(path: str, form: Form) -> Iterator[Row]:
+    try:
+        stream = open(path, "rb")  # a pipe too
+    except OSError as error:
+        raise UserError(
+            f"{path!r} cannot be read ({error.strerror}){nearest_file(path)}: give a file, or give"
+            " such a text on stdin"
+        ) from error
+    with stream:
+        yield from read_rows(stream, path, form)
 
 
 @contextlib.contextmanager

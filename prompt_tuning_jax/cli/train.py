@@ -16,7 +16,7 @@ from prompt_tuning_jax.cli.machine import describe_machine, enough_memory, load_
 from prompt_tuning_jax.cli.show import print_table, say
 from prompt_tuning_jax.cli.written_prompts import check_prompts, rank_prompts
 from prompt_tuning_jax.data.task import Task, make_task, training_records
-from prompt_tuning_jax.errors import RunError, UserError
+from prompt_tuning_jax.errors import RunError, UserError, quote
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.run.artifact import TENSORS, write_card
 from prompt_tuning_jax.run.card import CARD, predict_command
@@ -83,7 +83,8 @@ def _lead(config, folder: str, fresh: bool, command: Sequence[str]) -> int:
         with enough_memory(config):
             result = tune(lm, task, config, run, say, fresh)
         program = _program(command[0])
-        again = shlex.join([*program, *(word for word in command[1:] if word != "--fresh")])
+        words = [*program, *(word for word in command[1:] if word != "--fresh")]
+        again = " ".join(map(quote, words))
         if not result.finished:
             return _stopped(result, again, start)
         try:

@@ -39,7 +39,7 @@ KINDS = {
     "files": Kind("files", keys=files.KEYS),
     "tfds": Kind("tfds", keys=tfds.KEYS),
 }
-_NAMES = [f"{name}:NAME" if name == "tfds" else name for name in KINDS]
+NAMES = [f"{name}:NAME" if name == "tfds" else name for name in KINDS]
 
 
 def _is_name(name: str) -> bool:
@@ -48,7 +48,7 @@ def _is_name(name: str) -> bool:
 
 
 KEYS = {
-    "name": Key("bbc_news", f"one of {', '.join(map(repr, _NAMES))}", _is_name, _NAMES),
+    "name": Key("bbc_news", f"one of {', '.join(map(repr, NAMES))}", _is_name, NAMES),
     "split_seed": whole(0),
     "train": string("train", least=1),
     "validation": string("validation", least=1),

@@ -84,9 +84,18 @@ MISTAKES = {
     "prompt's field": (["evaluate", "--prompt", "{txt}:"], "{txt}", "did you mean 'text'?"),
     "evaluated split": (["evaluate", "--prompt", "It:", "--split", "tset"], "split 'tset'"),
     "no workdir's name": ([*train()[:-1], ""], "needs both --config FILE and --workdir DIR"),
-    "a run for its artifact": (
-        ["predict", "--artifact", "{run}"],
-        "is not an artifact: give made/run/artifact",
+    "a folder for its artifact": (["predict", "--artifact", "made"], "is not an artifact"),
+    "no such file": (
+        ["predict", "--artifact", "{run}/artifact", "in.csv"],
+        "'in.csv' cannot be read",
+    ),
+    "a folder of records": (
+        ["predict", "--artifact", "{run}/artifact", "made"],
+        "'made' cannot be read",
+    ),
+    "two files": (
+        ["predict", "--artifact", "{run}/artifact", "prompts", "x"],
+        "'prompts' stands beside",
     ),
     "empty braces": (train("task.template={soft}{text}{}"), "{} is not a field", "position 13"),
     "prompts file": (["evaluate", "--prompts", "none.txt"], "'none.txt' does not exist"),
@@ -274,6 +283,32 @@ def test_predict_from_a_file_stdin_and_to_a_file(typed, home):
     silent = typed(*words, "lines.txt", "--output", "out.jsonl")
     assert (silent.status, silent.out) == (0, "")
     assert (home / "out.jsonl").read_text(encoding="utf-8") == shown.out
+
+
+def test_predict_takes_texts(typed, home):
+    words = ["predict", "--artifact", tiny_runs.artifact()]
+    texts = ["banks and funds 1", "and/or", "films, albums", "", "two\nlines"]
+    shown = typed(*words, *texts)
+    assert (shown.status, shown.err) == (0, "")
+    alone = [typed(*words, "--jsonl", stdin=json.dumps({"text": text})).out for text in texts]
+    for line, other in zip(shown.out.splitlines(), alone, strict=True):
+        shares = [json.loads(each)["probabilities"] for each in (line, other)]
+        assert shares[0] == pytest.approx(shares[1], abs=2e-6)
+    objects = [json.dumps({"text": text}, indent=1) for text in texts]
+    assert typed(*words, "--jsonl", *objects).out == shown.out
+    assert typed(*words, "-", stdin=texts[0]).out == typed(*words, texts[0]).out
+    assert "is read as a text: for JSON objects give --jsonl" in typed(*words, objects[0]).err
+    wrong = typed(*words, "--jsonl", "banks", "{")
+    assert wrong.status == 2 and "text 1, line 1: not a JSON object" in wrong.err
+
+
+def test_the_folder_of_a_run_stands_for_its_artifact(typed, home):
+    shutil.copytree(tiny_runs.artifact(), home / "run" / "artifact")
+    said = "the artifact of the run 'run' is used: run/artifact\n"
+    for words in (["predict", "banks"], ["evaluate", "--json"]):
+        shown = typed(*words, "--artifact", "run")
+        assert shown.status == 0 and said in shown.err
+        assert shown.out == typed(*words, "--artifact", "run/artifact").out
 
 
 def test_a_line_means_what_it_says_and_no_markup(typed):

@@ -47,6 +47,16 @@ def test_every_method_is_listed_with_the_first_lines_of_its_file(capsys):
         assert len(entry["what"]) > 20 and os.path.isfile(entry["path"])
 
 
+def test_every_kind_of_task_is_listed_with_its_keys(capsys):
+    entries = listed(capsys, "tasks")
+    assert [entry["name"] for entry in entries] == ["bbc_news", "files", "tfds:NAME"]
+    for entry in entries:
+        assert len(entry["what"]) > 20 and os.path.isfile(entry["path"])
+        assert "The task kind" not in entry["what"]
+    assert "task.files.delimiter" in entries[1]["keys"]
+    assert entries[2]["keys"].split(", ") == ["task.columns", "task.data_dir"]
+
+
 def test_models_say_size_licence_and_source(capsys, monkeypatch):
     [model] = listed(capsys, "models")
     assert model["name"] == load(None).model.path
@@ -63,7 +73,7 @@ def test_the_list_for_people_holds_all_that_the_other_does(capsys):
     assert main.run(["list"]) == 0
     shown = capsys.readouterr().out
     whole = listed(capsys)
-    assert list(whole) == ["configs", "models", "methods"]
+    assert list(whole) == ["configs", "models", "methods", "tasks"]
     for kind, entries in whole.items():
         assert f"{kind.upper()}\n" in shown and listing.NEXT[kind] in shown
         assert entries == listed(capsys, kind)
@@ -109,7 +119,7 @@ def test_a_file_that_is_there_is_replaced_only_when_asked(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["list", "confgs"], ["configs, models, methods", "did you mean 'configs'?"]),
+        (["list", "confgs"], ["configs, models, methods, tasks", "did you mean 'configs'?"]),
         (["list", "model"], ["'model'", "did you mean 'models'?"]),
         (["list", "configs", "models"], ["models"]),
         (["list", "--jsn"], ["--json"]),

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -11,10 +12,13 @@ import types
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import prompt_tuning_jax
 from prompt_tuning_jax.cli.main import INTERRUPTED, run
-from prompt_tuning_jax.errors import RunError
+from prompt_tuning_jax.config import load
+from prompt_tuning_jax.errors import RunError, quote
 
 ROOT = str(Path(__file__).resolve().parents[2])
 QUICKSTART = os.path.join(ROOT, "configs", "quickstart.py")
@@ -119,7 +123,30 @@ def test_a_run_that_was_stopped_or_failed_has_its_status(called, tmp_path, capsy
         (["train", "--config", QUICKSTART], "needs both --config FILE and --workdir DIR"),
         (["train", "--workdir", "x"], "needs both --config FILE and --workdir DIR"),
         (["train", "--dry_run"], "needs both --config FILE and --workdir DIR"),
-        (["train", "--config.steps", "3"], "write --config.steps=VALUE as one word"),
+        (["train", "--config.steps", "3"], "write --config.steps=3 as one word"),
+        (["train", "--config.steps"], "write --config.steps=VALUE as one word"),
+        (["train", "--config.steps", "--fresh"], "write --config.steps=VALUE as one word"),
+        (["train", "--steps", "10"], "'--steps' names a key of the config: type --config.steps=10"),
+        (["train", "--steps=10"], "type --config.steps=10"),
+        ([*TRAIN, "x", "steps=10"], "'steps=10' names a key of the config: type --config.steps=10"),
+        (["evaluate", "config.steps=10"], "type --config.steps=10"),
+        (["train", "--steps", "--fresh"], "type --config.steps=VALUE"),
+        (["train", "--batch-size", "8"], "type --config.batch_size=8"),
+        (["train", "-lr", "0.1"], "type --config.learning_rate=0.1"),
+        (["train", "--learning_rate", "0.1"], "type --config.learning_rate=0.1"),
+        (["train", "--num_virtual_tokens=5"], "type --config.method.num_virtual_tokens=5"),
+        (["train", "--method.name=prefix"], "type --config.method.name=prefix"),
+        (["train", "--method", "prefix"], "type --config.method.name=prefix"),
+        (["train", "--per_device_train_batch_size", "4"], "type --config.batch_size=4"),
+        (["train", "--labels", "('a','b')"], """type --config.task.labels="('a','b')\""""),
+        (["train", "--bf16"], "type --config.model.dtype=bfloat16"),
+        (["train", "--num_epochs", "3"], "config.steps = epochs x examples / batch_size"),
+        (["predict", "--max_new_tokens", "5"], "type --config.generation.max_new_tokens=5"),
+        (["predict", "--steps", "5"], "--steps"),
+        (["list", "--steps", "5"], "--steps"),
+        (["train", "--config", "quikstart", "--workdir", "x"], "did you mean 'quickstart'?"),
+        (["--workdr", "x", "train"], "--workdir"),
+        (["--workdir", "x", "train"], "needs both --config FILE and --workdir DIR"),
         ([*TRAIN, "x", "extra"], "extra"),
         ([*TRAIN, "x", "--config.stepz=3"], "config.stepz is not a known key (did you mean 'ste"),
         ([*TRAIN, "x", "--config.steps=ten"], "config.steps is 'ten': expected a whole number"),
@@ -135,7 +162,6 @@ def test_a_run_that_was_stopped_or_failed_has_its_status(called, tmp_path, capsy
         ([*TRAIN, "run\udcff"], "'run\\udcff' is not UTF-8: type it in a UTF-8 terminal"),
         (["predict"], "predict needs --artifact DIR"),
         (["predict", "--artifact", "x", "--config.seed=1"], "predict takes no '--config.seed=1'"),
-        (["predict", "--artifact", "x", "no-such-file"], "no-such-file"),
     ],
 )
 def test_wrong_usage_is_one_sentence_and_status_2(called, capsys, arguments, part):
@@ -182,8 +208,42 @@ def test_the_number_of_demonstrations_is_a_key(called):
 def test_predict_gets_what_was_typed(called, words, as_json):
     override = "--config.generation.top_k=3"
     assert run([*PREDICT, *words, override, "--output", "out"]) == 0
-    [(_, artifact, stream, *rest)] = called
-    assert (artifact, stream.name, *rest) == ("x", QUICKSTART, as_json, "out", [override])
+    [(_, artifact, given, *rest)] = called
+    assert (artifact, given, *rest) == ("x", (QUICKSTART,), as_json, "out", [override])
+
+
+@pytest.mark.parametrize("name", ["quickstart", "local"])
+def test_a_config_can_be_given_by_its_name_and_before_the_command(called, name):
+    wanted = load(os.path.join(ROOT, "configs", f"{name}.py"), ["--config.steps=7"])
+    rest = ["--workdir", "x", "--config.steps=7"]
+    for words in (
+        ["train", "--config", name, *rest],
+        ["--config", name, "train", *rest],
+        [f"--config={name}", "train", *rest],
+        ["--config.steps=7", "--config", name, "train", "--workdir", "x"],
+        ["evaluate", "--config", name, "--config.steps=7"],
+    ):
+        assert run(words) == 0, words
+        assert next(call[1] for call in called if "print" not in call[0]) == wanted
+        called.clear()
+
+
+WORDS = ["a b", "--config.task.labels=('a','b')", "it's", "$HOME", "'$x'", "`", "a\\'b", "!'", ""]
+WORDS += ["--x=", "=", "--a b=('c')", "--config.x=\n'", '"', "~", "(1)", "--x=--y=('z')", "ü'"]
+
+
+@given(st.lists(st.text() | st.sampled_from(WORDS), max_size=4))
+@example(WORDS)
+def test_quoted_words_are_the_words_again(words):
+    assert shlex.split(" ".join(map(quote, words))) == words
+
+
+def test_quoted_words_are_the_words_again_in_a_shell():
+    line = " ".join(map(quote, WORDS))
+    shown = subprocess.run(["sh", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True)
+    assert shown.stdout.decode().split("\0")[:-1] == WORDS
+    assert quote("--config.task.labels=('a','b')") == """--config.task.labels="('a','b')\""""
+    assert quote("--split=test[:9]") == "--split='test[:9]'" and quote("runs/x") == "runs/x"
 
 
 def test_help_lists_the_commands():
