@@ -1,4 +1,4 @@
-"""Your own JSONL, CSV or TSV file: a soft prompt that finds its labels.
+"""Your own CSV, TSV, JSON, JSONL or Parquet file: a soft prompt that finds its labels.
 
 Command: prompt-tuning train --config configs/local.py --workdir runs/mine
   --config.task.files.train=reviews.csv
@@ -11,9 +11,10 @@ Expected: depends on the data. The report compares the prompt with the model alo
 A tenth of the file is the validation split and a tenth is the test split, unless
 `task.files.validation` and `task.files.test` name files. The first line names the columns. Without
 such a line, give `--config.task.files.header=false` and the columns' numbers, from 1:
-`('text=1','label=2')`. The labels are those in the training file. Words that say more can stand for
-them: `--config.task.labels="('0=terrible','1=great')"`. To write a text instead, name its field:
-`--config.task.target='{summary}'`.
+`('text=1','label=2')`. The labels are those in the files; one with two records or more is always
+trained on. Words that say more can stand for them: `--config.task.labels="('0=bad','1=great')"`,
+with spaces if a label has = itself, `('<=50K = low','>50K = high')`. To write a text instead, name
+its field: `--config.task.target='{summary}'`.
 """
 
 from ml_collections import ConfigDict

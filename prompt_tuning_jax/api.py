@@ -15,7 +15,7 @@ from prompt_tuning_jax.data.demonstrations import fit_demonstrations
 from prompt_tuning_jax.data.encode import count_shortened, encode_examples, group_by_input
 from prompt_tuning_jax.data.records import LABEL, PLACE, Record, require_text
 from prompt_tuning_jax.data.task import Task, select_records
-from prompt_tuning_jax.data.template import field_names, with_prompt
+from prompt_tuning_jax.data.template import field_names, plain_name, with_prompt
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.generate import DEFAULTS, Settings, check_settings, generate
 from prompt_tuning_jax.models.language_model import LanguageModel
@@ -255,6 +255,7 @@ def _row(task, template, record, number) -> Record:
         raise UserError(
             f"{place} is a {type(record).__name__}: expected a text, or a dict of fields by name"
         )
+    record = {plain_name(str(name)): value for name, value in record.items()}
     row = {name: value for name, value in record.items() if task.target or name != LABEL}
     return row | {
         PLACE: place,

@@ -105,6 +105,15 @@ def test_records_may_be_fields_or_text_and_their_label_is_not_looked_at(given, m
         list(api.predict(lm, task, [{"txt": "banks"}], made))
 
 
+def test_a_records_name_may_have_its_other_unicode_form(given):
+    lm, task, _ = given
+    asked = task._replace(template="{caf\u00e9}:", fields=())
+    [one], [other] = (
+        list(api.predict(lm, asked, [{name: "banks"}])) for name in ("caf\u00e9", "cafe\u0301")
+    )
+    assert one == other
+
+
 def test_a_text_alone_is_refused_where_the_template_has_several_fields(given):
     lm, task, _ = given
     asked = task._replace(template="{soft}{title}: {text} {title}", fields=())

@@ -160,8 +160,8 @@ def evaluate(
     "as_json",
     default=None,
     help="Each line is a JSON object with the template's fields by name, or the text of its only"
-    " field. By default the name of FILE decides: .jsonl holds objects, .csv and .tsv hold tables"
-    " with named columns, anything else holds texts.",
+    " field. By default the name of FILE decides: .jsonl and .json hold objects, .csv, .tsv and"
+    " .parquet hold tables with named columns, anything else holds texts.",
 )
 @click.option("--output", metavar="FILE", help="Write to FILE, whole or not at all.")
 @click.pass_obj

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
@@ -71,7 +72,8 @@ def answers(
             f"the artifact {folder!r} has labels and writes no texts: leave {overrides[0]!r} out"
         )
     template, columns = artifact.manifest["template"], task_fields(config.task).columns
-    rows, name, form = _read(given, as_json, config.task.get("files"))
+    changes: Counter[str] = Counter()
+    rows, name, form = _read(given, as_json, config.task.get("files"), changes)
     records = prediction_records(rows, template, columns, form)
     first = next(records, None)
     if first is None:
@@ -90,6 +92,8 @@ def answers(
         shortened += "shortened" in row
         unfinished += not row.get("finished", True)
         yield row
+    for what, count in changes.items():
+        say(f"{name}: {count} {what}")
     if shortened:
         say(f"warning: {shortened} of {number} records were too long and lost their end")
     if unfinished:
@@ -100,9 +104,10 @@ def answers(
 
 
 def _read(
-    given: Sequence[str], as_json: bool | None, files: Any
+    given: Sequence[str], as_json: bool | None, files: Any, changes: Counter[str]
 ) -> tuple[Iterator[Row], str, Form]:
-    """Returns the rows of what was given, where they stand, and their form.
+    """Returns the rows of what was given, where they stand, and their form; `changes` counts what
+    is not read as it is written.
 
     Raises:
       UserError: a file does not exist, cannot be read, or stands beside other arguments.
@@ -120,16 +125,16 @@ def _read(
         return (row for line in lines for row in read_rows(*line, form)), "", form
     if paths in ([], ["-"]):
         form = input_form("<stdin>", as_json, files)
-        return read_rows(sys.stdin.buffer, "<stdin>", form), "<stdin>", form
+        return read_rows(sys.stdin.buffer, "<stdin>", form, changes), "<stdin>", form
     form = input_form(paths[0], as_json, files)
-    return _file_rows(paths[0], form), paths[0], form
+    return _file_rows(paths[0], form, changes), paths[0], form
 
 
 def _is_path(given: str) -> bool:
     return given == "-" or os.path.exists(given) or ending_of(given) in _ENDINGS
 
 
-def _file_rows(path: str, form: Form) -> Iterator[Row]:
+def _file_rows(path: str, form: Form, changes: Counter[str]) -> Iterator[Row]:
     try:
         stream = open(path, "rb")  # a pipe too
     except OSError as error:
@@ -138,7 +143,7 @@ def _file_rows(path: str, form: Form) -> Iterator[Row]:
             " such a text on stdin"
         ) from error
     with stream:
-        yield from read_rows(stream, path, form)
+        yield from read_rows(stream, path, form, changes)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from prompt_tuning_jax.cli.machine import describe_machine, enough_memory, load_
 from prompt_tuning_jax.cli.show import print_table, say
 from prompt_tuning_jax.cli.written_prompts import check_prompts, rank_prompts
 from prompt_tuning_jax.data.task import Task, make_task, training_records
+from prompt_tuning_jax.data.template import parse, plain_slot_size
 from prompt_tuning_jax.errors import RunError, UserError, quote
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.run.artifact import TENSORS, write_card
@@ -68,6 +69,8 @@ def prepare(config, run: Path | None, fresh: bool) -> tuple[LanguageModel, Task]
             f"config.demonstrations.number is {config.demonstrations.number}, and training has no"
             " demonstrations: leave it at 0, and give it to evaluate"
         )
+    if config.method.name in ("soft_prompt", "prompt_encoder"):  # whose virtual tokens have slots
+        plain_slot_size(parse(config.task.template), config.method.num_virtual_tokens)
     task = make_task(config.task)
     check_prompts(task, _written_prompts(config), config.task.test)
     warn_of_overlap(task, training_records(task, config.task), config.task.test)

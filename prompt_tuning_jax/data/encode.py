@@ -8,7 +8,14 @@ import numpy as np
 from prompt_tuning_jax.data.example import Example, encode_example
 from prompt_tuning_jax.data.records import LABEL, PLACE, Record
 from prompt_tuning_jax.data.task import Task, check_fields, output_fields, parse_target
-from prompt_tuning_jax.data.template import Field, Template, field_names, parse, with_demonstrations
+from prompt_tuning_jax.data.template import (
+    Field,
+    Template,
+    field_names,
+    parse,
+    plain_slot_size,
+    with_demonstrations,
+)
 from prompt_tuning_jax.errors import UserError, short
 
 
@@ -57,7 +64,10 @@ def encode_examples(
         if answer < 0:
             raise UserError(f"demonstration {number} has no answer: give it the label, or the text")
         answered.append((record, words[answer]))
-    parsed = with_demonstrations(parsed, answered)
+    markup = {number: text for text, number in tokenizer.specials.items()}
+    bos, eos = markup.get(tokenizer.bos_id), markup.get(tokenizer.eos_id)
+    parsed = with_demonstrations(parsed, answered, bos, eos)
+    plain_slot_size(parsed, num_virtual_tokens)  # whose errors are the template's, not a record's
     examples = []
     for number, record in enumerate(records):
         try:

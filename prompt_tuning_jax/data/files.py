@@ -1,12 +1,16 @@
-"""The task kind `files`: local JSON lines, CSV or TSV, split by a seed where a file is missing."""
+"""The task kind `files`: local JSON, CSV, TSV or Parquet, with splits by a seed or by file."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from prompt_tuning_jax.config.key import Key, string, switch
 from prompt_tuning_jax.data.records import (
     COLUMNS,
     COLUMNS_HINT,
+    LABEL,
+    PLACE,
     Fields,
     Record,
     Source,
@@ -17,6 +21,7 @@ from prompt_tuning_jax.data.records import (
 from prompt_tuning_jax.data.rows import CELLS, TEXT, ending_of, form_of, open_file, read_rows
 from prompt_tuning_jax.errors import UserError
 
+_NAME = re.compile(r"[^\W\d]\w*([ .-]\w+)?")  # a cell that may be a column's name
 _HEADER_HINT = ", or give --config.task.files.header=false if line 1 is a record"
 
 
@@ -33,19 +38,19 @@ def _part(split: str) -> Key:
 
 KEYS = {
     "columns": COLUMNS,
-    "files.train": string("", least=1)._replace(expected="the path of a .jsonl, .csv or .tsv file"),
+    "files.train": string("", least=1)._replace(expected="a .json, .csv, .tsv or .parquet file"),
     # A split without a file is a part of the training file.
     "files.validation": string(""),
     "files.test": string(""),
     "files.validation_part": _part("validation"),
     "files.test_part": _part("test"),
-    # '' goes by the file's ending. Quotes have a meaning unless the delimiter is a tab.
+    # '' goes by the file's ending. If it is a tab, quotes have a meaning only around a whole cell.
     "files.delimiter": Key(
         "",
         "one character, such as ';' or '\\t', or ''",
         lambda value: value in ("", "\\t") or (len(value) == 1 and value not in '"\r\n'),
     ),
-    # Whether the first line names the columns.
+    # Whether the first line of a table names the columns.
     "files.header": switch(True),
 }
 
@@ -53,8 +58,7 @@ KEYS = {
 def read_source(config: Any) -> Source:
     """Reads the files of the section `task` of a config.
 
-    If validation or test has no file, it is a part of the training file. Records with the same
-    input stay together, and the choice depends on `split_seed` and their inputs alone.
+    If validation or test has no file, it is a part of the training file, see `take_parts`.
 
     Returns:
         The splits 'train', 'validation' and 'test'.
@@ -65,60 +69,94 @@ def read_source(config: Any) -> Source:
     fields, files = task_fields(config), config.files
     paths = {"train": files.train, "validation": files.validation, "test": files.test}
     splits, notes = {}, []
+    if unread := fields.columns.keys() - {*fields.inputs, *fields.outputs}:
+        notes.append(f"config.task.columns: nothing reads the field {', '.join(sorted(unread))}")
     for name, path in paths.items():
         if path:
-            splits[name], blank = read_records(path, fields, files.delimiter, files.header)
-            if blank:
-                notes.append(f"{path}: {blank} blank lines were skipped")
+            splits[name], said = read_records(path, fields, files.delimiter, files.header)
+            notes += said
     # The test split comes first: it does not depend on the size of the validation split.
     parts = {"test": files.test_part, "validation": files.validation_part}
     missing = {name: part for name, part in parts.items() if name not in splits}
     if missing:
-        splits |= take_parts(
-            splits["train"], missing, fields.inputs, config.split_seed, files.train
-        )
+        splits |= take_parts(splits["train"], missing, fields, config.split_seed, files.train)
         sizes = ", ".join(f"{len(splits[name])} for {name}" for name in ("train", *missing))
         notes.append(f"{files.train} is split: {sizes} (seed {config.split_seed})")
-    return Source(splits, notes)
+    return Source(splits, notes if fields.target else [*notes, *_rare_labels(splits)])
 
 
 def read_records(
     path: str, fields: Fields, delimiter: str = "", header: bool = True
-) -> tuple[list[Record], int]:
-    """Returns the records of a file and the number of its blank lines; see `rows.form_of`.
+) -> tuple[list[Record], list[str]]:
+    """Returns the records of a file, and notes of what is read in another way than it is written;
+    see `rows.form_of`.
 
     Raises:
         UserError: the file or one of its lines cannot be read; names the line.
     """
     form = form_of(path, delimiter, header)
-    if form.kind == TEXT:
-        raise UserError(
-            f"{path} ends in {ending_of(path)!r}: expected .jsonl, .csv or .tsv, or set"
-            " config.task.files.delimiter for cells in a file with another ending"
-        )
+    changes: Counter[str] = Counter()
     with open_file(path) as stream:
-        rows = list(read_rows(stream, path, form))
+        if form.kind == TEXT:
+            raise UserError(
+                f"{path} ends in {ending_of(path)!r}: expected .json, .csv, .tsv or .parquet, or"
+                " set config.task.files.delimiter for cells in a file with another ending"
+            )
+        rows = list(read_rows(stream, path, form, changes))
     cells = form.kind == CELLS
+    changes["blank lines were skipped"] += sum(row.values is None for row in rows)
     hint = COLUMNS_HINT + _HEADER_HINT * (cells and header)
     records = list(make_records(rows, fields, numbered=cells, hint=hint))
     if not records:
         raise UserError(f"{path} holds no record: expected a line for each")
-    return records, sum(row.values is None for row in rows)
+    notes = [f"{path}: {count} {what}" for what, count in changes.items() if count]
+    if not cells and not header:
+        notes.append(f"{path}: config.task.files.header is ignored, as only tables have a header")
+    if cells and not header and _header_as_record(records, fields):
+        notes.append(
+            f"warning: {records[0][PLACE]} is read as a record and looks like the names of columns:"
+            " if it holds them, leave config.task.files.header at true"
+        )
+    return records, notes
+
+
+def _header_as_record(records: list[Record], fields: Fields) -> bool:
+    """Whether the first record looks like the names of columns, and no other has its label."""
+    first, read = records[0], (*fields.inputs, *fields.outputs)
+    return (
+        not fields.target
+        and len(records) > 2
+        and all(_NAME.fullmatch(first[field]) for field in read)
+        and all(record[LABEL] != first[LABEL] for record in records[1:])
+    )
+
+
+def _rare_labels(splits: Mapping[str, list[Record]]) -> list[str]:
+    """Says which labels are scored without training, and which have one record to train on."""
+    trained = Counter(record[LABEL] for record in splits["train"])
+    scored = {record[LABEL] for name in ("validation", "test") for record in splits[name]}
+    unseen = ", ".join(sorted(map(repr, scored - trained.keys())))
+    single = ", ".join(sorted(repr(label) for label in trained if trained[label] == 1))
+    notes = {
+        f"warning: labels that are scored without a record to train on: {unseen[:200]}": unseen,
+        f"labels with one record to train on: {single[:200]}": single,
+    }
+    return [note for note, labels in notes.items() if labels]
 
 
 def take_parts(
-    records: list[Record],
-    parts: Mapping[str, float],
-    inputs: Sequence[str],
-    seed: int,
-    path: str,
+    records: list[Record], parts: Mapping[str, float], fields: Fields, seed: int, path: str
 ) -> dict[str, list[Record]]:
     """Splits the training records into parts of about the sizes asked for.
+
+    Records with the same input stay together. The order depends on the seed and their inputs alone,
+    except that the last input of a label with several records moves to the end, and so to training,
+    if none was there.
 
     Args:
         records: of the file `path`.
         parts: the size of each new split, as a share below 1 or a number of records.
-        inputs: fields of the input; records with equal ones go to the same split.
+        fields: of the task.
         seed: decides together with the inputs.
 
     Returns:
@@ -127,14 +165,23 @@ def take_parts(
     Raises:
         UserError: nothing is left for training.
     """
-    groups = iter(shuffled_groups(records, inputs, seed))
-    made: dict[str, list[Record]] = {}
-    for name, part in parts.items():
-        size = max(round(part * len(records)), 1) if part < 1 else int(part)
-        made[name] = []
-        while len(made[name]) < size and (group := next(groups, None)):
-            made[name] += group
-    made["train"] = [record for group in groups for record in group]
+    groups = shuffled_groups(records, fields.inputs, seed)
+    counts = Counter(record[LABEL] for record in records if not fields.target)
+    lost, moved = {""}, set[str]()
+    while lost:
+        rest, made = iter(groups), dict[str, list[Record]]()
+        for name, part in parts.items():
+            size = max(round(part * len(records)), 1) if part < 1 else int(part)
+            made[name] = []
+            while len(made[name]) < size and (group := next(rest, None)):
+                made[name] += group
+        made["train"] = [record for group in rest for record in group]
+        trained = {record[LABEL] for record in made["train"]} if counts else set()
+        lost = {label for label in counts if counts[label] > 1} - trained - moved
+        moved |= lost
+        last = {record[LABEL]: n for n, group in enumerate(groups) for record in group if lost}
+        ends = {last[label] for label in lost}
+        groups = [groups[n] for n in sorted(range(len(groups)), key=lambda n: n in ends)]
     if not made["train"]:
         taken = " and ".join(f"{len(made[name])} for {name}" for name in parts)
         keys = " and ".join(f"config.task.files.{name}_part" for name in parts)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from prompt_tuning_jax.config.key import Key
 from prompt_tuning_jax.data.rows import Row
-from prompt_tuning_jax.data.template import field_names
+from prompt_tuning_jax.data.template import field_names, plain_name
 from prompt_tuning_jax.errors import UserError, nearest
 
 # Texts by field. The label is the field `label`. PLACE holds where the record comes from
@@ -29,7 +29,7 @@ class Source(NamedTuple):
 
 def _parse_entry(entry: Any) -> tuple[str, str] | None:
     """Returns (field, column) of an entry 'field=column' of `task.columns`, or None."""
-    field, equals, name = (part.strip() for part in str(entry).partition("="))
+    field, equals, name = (part.strip() for part in plain_name(str(entry)).partition("="))
     return (field, name) if equals and name and field.isidentifier() else None
 
 
@@ -97,7 +97,8 @@ def require_text(value: Any, field: str, place: str) -> str:
     """Returns a value as text, or raises a UserError that names the field and the place."""
     text = _as_text(value)
     if text is None:
-        kind = "null" if value is None else type(value).__name__
+        plain = value is None or isinstance(value, float)  # null, NaN, Infinity
+        kind = json.dumps(value) if plain else type(value).__name__
         raise UserError(f"{place}: {field!r} is {kind}, expected a text")
     if len(text) > LONGEST:
         raise UserError(
@@ -145,9 +146,12 @@ def _match_columns(
     held: Sequence[str], fields: Fields, place: str, numbered: bool, hint: str
 ) -> dict[str, str]:
     """Returns the field of each column: of its own name, unless `fields.columns` says otherwise."""
-    names = {name: name for name in held}
+    names = {name: plain_name(name) for name in held}
+    own = {plain: name for name, plain in names.items()}
+    if len(own) < len(names):
+        raise UserError(f"{place}: the names of two columns look alike: rename one of them")
     for field, choices in fields.columns.items():
-        found = next((name for c in choices if (name := _column(c, held, numbered))), None)
+        found = next((name for c in choices if (name := _column(c, own, numbered))), None)
         # A column that happens to have the field's name is dropped, and the chosen column loses
         # its own name: otherwise a template could find the label under it.
         names = {name: other for name, other in names.items() if other != field}
@@ -155,17 +159,21 @@ def _match_columns(
             names[found] = field
     for field in (*fields.inputs, *fields.outputs):
         if field not in names.values():
+            turned = [f for f in fields.columns if field in fields.columns[f] and f in own]
+            if turned:
+                raise UserError(
+                    f"{place}: no column {field!r}, and config.task.columns is the other way round:"
+                    f" write '{field}={turned[0]}', the template's field first"
+                )
             message = _missing(field, names, fields, numbered)
             raise UserError(f"{place}: {message}{hint.format(field=field)}")
     return names
 
 
-def _column(choice: str, held: Sequence[str], numbered: bool) -> str | None:
-    if choice in held:
-        return choice
-    if numbered and choice.isdecimal() and 0 < int(choice) <= len(held):
-        return held[int(choice) - 1]
-    return None
+def _column(choice: str, own: Mapping[str, str], numbered: bool) -> str | None:
+    if numbered and choice not in own and choice.isdecimal() and 0 < int(choice) <= len(own):
+        return [*own.values()][int(choice) - 1]
+    return own.get(choice)
 
 
 def _missing(field: str, names: Mapping[str, str], fields: Fields, numbered: bool) -> str:

@@ -1,4 +1,4 @@
-"""Rows of a file or a stream: lines of text, JSON objects, or cells under column names.
+"""Rows of a file or a stream: lines of text, JSON objects, or values under column names.
 
 Training files, prediction input and written prompts are all read here. A further format is one
 function from a binary stream to rows, and one line in `_READERS`.
@@ -7,27 +7,33 @@ function from a binary stream to rows, and one line in `_READERS`.
 import codecs
 import csv
 import io
+import itertools
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from prompt_tuning_jax.errors import UserError, nearest_file, short
 
-TEXT, JSON, CELLS = "text", "json", "cells"
+TEXT, JSON, CELLS, PARQUET = "text", "json", "cells", "parquet"
 LINE = "line"  # the column of a row of text
 LONGEST_LINE = 1 << 25  # bytes; a line without an end would fill the memory
+LONGEST_ARRAY = 1 << 28  # characters; a JSON array is in the memory as a whole
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_QUOTED = re.compile(r'"((?:[^"]|"")*)"')
+_SEPARATOR = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's first line
 
 
 class Form(NamedTuple):
     """How rows are written.
 
     Attributes:
-        kind: TEXT (a text on each line), JSON (an object on each line) or CELLS.
-        delimiter: between cells; quotes have a meaning unless it is a tab.
+        kind: TEXT (a text on each line), JSON (an object on each line, or an array of them), CELLS
+            or PARQUET.
+        delimiter: between cells. Between tabs, quotes have a meaning only around a whole cell.
         header: whether the first line of cells names the columns, which are '1', '2', … otherwise.
     """
 
@@ -52,24 +58,32 @@ def form_of(path: str, delimiter: str = "", header: bool = True) -> Form:
     """Returns the form of a file's rows: cells if a delimiter is given, else by its ending."""
     delimiter = {"\\t": "\t"}.get(delimiter, delimiter)
     ending = ending_of(path)
+    if ending == ".parquet":
+        return Form(PARQUET)
     if delimiter or ending in _DELIMITERS:
         return Form(CELLS, delimiter or _DELIMITERS[ending], header)
     return Form(JSON if ending in _JSON_ENDINGS else TEXT)
 
 
 def open_file(path: str, what: str = "data file") -> BinaryIO:
-    """Opens a regular file; `what` names it in errors. A pipe would be waited for, and a device may
-    have no end.
+    """Opens a regular file; `~` is the home folder, and `what` names the file in errors. A pipe
+    would be waited for, and a device may have no end.
 
     Raises:
         UserError: the file does not exist, is not a regular file, or cannot be read.
     """
+    if "://" in path:
+        raise UserError(
+            f"{what} {path!r} is a URL: download it, as with `curl -LO URL`, and give the file"
+        )
+    path = os.path.expanduser(path)
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             raise UserError(f"{what} {path!r} is not a regular file: give the path of one")
         return open(path, "rb")
     except FileNotFoundError as error:
-        raise UserError(f"{what} {path!r} does not exist{nearest_file(path)}") from error
+        hub = "" if ending_of(path) else ": save a data set of a hub as a file first"
+        raise UserError(f"{what} {path!r} does not exist{nearest_file(path) or hub}") from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{what} {path!r} cannot be read: {reason}") from error
@@ -98,92 +112,117 @@ def read_lines(stream: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
         yield place, text
 
 
-def read_rows(stream: BinaryIO, name: str, form: Form) -> Iterator[Row]:
-    """Yields the rows of a stream as they come; memory does not grow with their number. `name` is
-    that of the file, for errors.
+def read_rows(
+    stream: BinaryIO, name: str, form: Form, changes: Counter[str] | None = None
+) -> Iterator[Row]:
+    """Yields the rows of a stream as they come; memory does not grow with their number, except in a
+    JSON array, which is read whole. `name` is that of the file, for errors; `changes` counts, in
+    words, what is not read as it is written.
 
     Raises:
-        UserError: a row cannot be read; names its line.
+        UserError: a row cannot be read; names its line, or the item of an array.
     """
-    return _READERS[form.kind](stream, name, form)
+    return _READERS[form.kind](stream, name, form, Counter() if changes is None else changes)
 
 
 def is_object(text: str) -> bool:
-    """Whether a text is a JSON object, and so hardly meant as text."""
+    """Whether a text is a JSON object or begins an array, and so is hardly meant as text."""
+    if re.match(r"\s*\[\s*(\{|$)", text):
+        return True
     try:
         return text.lstrip().startswith("{") and isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
         return False
 
 
-def _read_texts(stream: BinaryIO, name: str, form: Form) -> Iterator[Row]:
+def _read_texts(stream: BinaryIO, name: str, form: Form, changes: Counter[str]) -> Iterator[Row]:
     for place, line in read_lines(stream, name):
         yield Row(place, {LINE: line.rstrip("\r\n")})
 
 
-def _read_objects(stream: BinaryIO, name: str, form: Form) -> Iterator[Row]:
-    for place, line in read_lines(stream, name):
-        yield Row(place, _parse_object(line, place) if line.strip() else None)
+def _read_objects(stream: BinaryIO, name: str, form: Form, changes: Counter[str]) -> Iterator[Row]:
+    lines, number = read_lines(stream, name), 0
+    for place, line in lines:
+        if not number and line.lstrip().startswith("["):
+            text = _join(itertools.chain([line], (more for _, more in lines)), name)
+            for number, item in enumerate(_parse(text, place), 1):
+                yield Row(f"{name}, item {number}", _as_object(item, f"{name}, item {number}"))
+            return
+        number += bool(line.strip())
+        yield Row(place, _as_object(_parse(line, place), place) if line.strip() else None)
 
 
-def _parse_object(line: str, place: str) -> dict[str, Any]:
+def _join(lines: Iterable[str], name: str) -> str:
+    whole = io.StringIO(newline="")
+    for line in lines:
+        if whole.write(line) and whole.tell() > LONGEST_ARRAY:
+            raise UserError(
+                f"{name} is a JSON array of over {LONGEST_ARRAY:,} characters: write an object on"
+                " each line instead, for example with jq -c '.[]'"
+            )
+    return whole.getvalue()
+
+
+def _parse(text: str, place: str) -> Any:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        repeated = _repeated(name for name, _ in items)
-        if repeated is not None:
-            raise UserError(f"{place}: the name {short(repeated)} occurs twice: remove one of them")
+        _refuse_repeated([name for name, _ in items], place)
         return dict(items)
 
     try:
-        value = json.loads(line, object_pairs_hook=pairs)
+        return json.loads(text, object_pairs_hook=pairs)
     except (ValueError, RecursionError) as error:
         deep = isinstance(error, RecursionError)
         reason = "it is nested too deeply" if deep else getattr(error, "msg", error)
+        if "\n" in text.strip() and isinstance(error, json.JSONDecodeError):
+            reason = f"{reason} {error.lineno - 1} lines below"
         raise UserError(
-            f"{place}: not a JSON object ({reason}): expected fields by name"
+            f"{place}: not a JSON object ({reason}): expected an object on each line, or an array"
+            " of objects"
         ) from error
+
+
+def _as_object(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(
-            f'{place}: a JSON {type(value).__name__}, expected an object on each line, as {{"text":'
-            " …}"
+            f'{place}: a JSON {type(value).__name__}, expected an object such as {{"text": …}}'
         )
     return value
 
 
-def _read_cells(stream: BinaryIO, name: str, form: Form) -> Iterator[Row]:
+def _read_cells(stream: BinaryIO, name: str, form: Form, changes: Counter[str]) -> Iterator[Row]:
     # Lines may also end in \r alone.
     lines = (part for _, line in read_lines(stream, name) for part in io.StringIO(line, newline=""))
+    first = next(lines, "")
+    named = _SEPARATOR.fullmatch(first)
+    delimiter = named[1] if named else form.delimiter
     rows = csv.reader(
-        lines,
-        delimiter=form.delimiter,
-        quoting=csv.QUOTE_NONE if form.delimiter == "\t" else csv.QUOTE_MINIMAL,
+        lines if named or not first else itertools.chain([first], lines),
+        delimiter=delimiter,
+        quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL,
         strict=True,
     )
     columns: list[str] = []
     while True:
-        place = f"{name}, line {rows.line_num + 1}"
+        place = f"{name}, line {rows.line_num + 1 + bool(named)}"
         try:
             cells = next(rows, None)
         except csv.Error as error:
             raise UserError(f"{place}: {_csv_fault(error)}") from error
         if cells is None:
             return
+        if delimiter == "\t":
+            cells = [_without_quotes(cell, changes) for cell in cells]
         if not cells:
             yield Row(place, None)
         elif form.header and not columns:
             columns = [cell.strip() for cell in cells]
-            repeated = _repeated(columns)
-            if repeated is not None:
-                raise UserError(
-                    f"{place}: two columns have the name {short(repeated)}: rename one of them"
-                )
+            _refuse_repeated(columns, place)
         else:
             columns = columns or [str(number) for number in range(1, len(cells) + 1)]
             if len(cells) != len(columns):
-                advice = f"put a cell that holds {form.delimiter!r} or a new line in quotes"
-                if form.delimiter == "\t":
-                    advice = (
-                        "no cell of a TSV can hold a tab or a new line, so write such data as CSV"
-                    )
+                advice = f"put a cell that holds {delimiter!r} or a new line in quotes"
+                if delimiter == "\t":
+                    advice = "no cell of a TSV can hold a tab or a new line: write such data as CSV"
                 raise UserError(
                     f"{place}: {len(cells)} cells, expected {len(columns)} as in the first line:"
                     f" {advice}"
@@ -191,8 +230,34 @@ def _read_cells(stream: BinaryIO, name: str, form: Form) -> Iterator[Row]:
             yield Row(place, dict(zip(columns, cells, strict=True)))
 
 
-def _repeated(names: Any) -> str | None:
-    return next((name for name, count in Counter(names).items() if count > 1), None)
+def _without_quotes(cell: str, changes: Counter[str]) -> str:
+    """Returns a cell between tabs as csv reads it, if it begins and ends with quotes."""
+    quoted = _QUOTED.fullmatch(cell)
+    if not quoted:
+        return cell
+    changes["cells begin and end with quotes, which were removed"] += 1
+    return quoted[1].replace('""', '"')
+
+
+def _read_parquet(stream: BinaryIO, name: str, form: Form, changes: Counter[str]) -> Iterator[Row]:
+    try:
+        from pyarrow import parquet
+
+        batches = parquet.ParquetFile(stream).iter_batches()
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(rows, 1):
+            yield Row(f"{name}, record {number}", row)
+    except (ImportError, LookupError, NotImplementedError, OSError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{name} cannot be read by pyarrow ({short(str(error), 100)}): write it as JSON lines,"
+            " with pandas.read_parquet(FILE).to_json('data.jsonl', orient='records', lines=True)"
+        ) from error
+
+
+def _refuse_repeated(names: list[str], place: str) -> None:
+    repeated = next((name for name, count in Counter(names).items() if count > 1), None)
+    if repeated is not None:
+        raise UserError(f"{place}: two columns have the name {short(repeated)}: rename one of them")
 
 
 def _csv_fault(error: csv.Error) -> str:
@@ -204,4 +269,4 @@ def _csv_fault(error: csv.Error) -> str:
     return f"{error}: double a quote inside of quotes, or set config.task.files.delimiter"
 
 
-_READERS = {TEXT: _read_texts, JSON: _read_objects, CELLS: _read_cells}
+_READERS = {TEXT: _read_texts, JSON: _read_objects, CELLS: _read_cells, PARQUET: _read_parquet}

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ KINDS = {
     "tfds": Kind("tfds", keys=tfds.KEYS),
 }
 NAMES = [f"{name}:NAME" if name == "tfds" else name for name in KINDS]
+_SAVED = "; of other data save a file, and give 'files' and config.task.files.train"
 
 
 def _is_name(name: str) -> bool:
@@ -48,14 +50,14 @@ def _is_name(name: str) -> bool:
 
 
 KEYS = {
-    "name": Key("bbc_news", f"one of {', '.join(map(repr, NAMES))}", _is_name, NAMES),
+    "name": Key("bbc_news", f"one of {', '.join(map(repr, NAMES))}{_SAVED}", _is_name, NAMES),
     "split_seed": whole(0),
     "train": string("train", least=1),
     "validation": string("validation", least=1),
     "test": string("test", least=1),
     "template": string("{soft}Headline: {text}\nTopic:", least=1),
-    # 'value' as it stands in the data, or 'value=word' if the model reads another word; () takes
-    # the values in the training split.
+    # 'value' as it stands in the data, or 'value=word' if the model reads another word. A value
+    # that has = itself is written with spaces: '<=50K = low'. () takes the values in the data.
     "labels": Key(
         (),
         "at least two texts, none of them empty, as ('first', 'second'), or ()",
@@ -117,9 +119,11 @@ def make_task(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
     task = Task(name, config.template, (), tuple(config.metrics), kind.fields, load, config.target)
     check_fields(task.template, task.fields, output_fields(task))
     if not field_names(task.template):
+        doubled = re.search(r"\{\{\s*(\w+)\s*\}\}", task.template)
+        wanted = f"{{{doubled[1]}}} with single braces" if doubled else "{text}"
         raise UserError(
             f"template {short(task.template, 200)} has no field of the data, so all examples would"
-            " be the same: write {text} where the text stands"
+            f" be the same: write {wanted} where the text stands"
         )
     if task.target:
         check_fields(task.target, task.fields)
@@ -130,9 +134,11 @@ def make_task(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
     if labels or words:
         pairs = tuple((value, word) for value, word in labels) or parse_labels(words)
         return task._replace(labels=pairs)
-    pairs = _found_labels(task, config.train)
-    note = f"the labels are those of {config.train}: {', '.join(repr(value) for value, _ in pairs)}"
     source = load()
+    # A rare label may be in another split of the file. Other kinds' splits may have none.
+    names = list(source.splits) if name == "files" else [_parse_split(config.train)[0]]
+    pairs = _found_labels(task, names)
+    note = f"the labels are those in the data: {', '.join(repr(value) for value, _ in pairs)}"
     source = source._replace(notes=[*source.notes, note])
     return task._replace(labels=pairs, load=lambda: source)
 
@@ -164,12 +170,17 @@ def template_fields(task: Task, record: Record) -> tuple[str, ...]:
 def parse_labels(labels: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Returns (value, word) of each entry 'value' or 'value=word'.
 
+    The first = divides, unless the entry has ' = ' with spaces: then the first of those does, and
+    the value may have = itself, as in '<=50K = low'. So values are written as they stand in the
+    data, and no character has to be doubled.
+
     Raises:
         UserError: a value or word is empty or repeated.
     """
     pairs: list[tuple[str, str]] = []
     for place, entry in enumerate(labels):
-        value, equals, word = (part.strip() for part in entry.partition("="))
+        mark = " = " if " = " in entry else "="
+        value, equals, word = (part.strip() for part in entry.partition(mark))
         word = word if equals else value
         if not value or not word or any(value == v or word == w for v, w in pairs):
             raise UserError(
@@ -221,9 +232,10 @@ def training_records(task: Task, config: Any) -> list[Record]:
             found[record[LABEL]].append(record)
     few = [f"{len(held)} of {value!r}" for value, held in found.items() if len(held) < most]
     if few:
+        least = min(map(len, found.values())) or ""  # 0 would be all
         raise UserError(
             f"config.task.examples_per_class is {most} and split {config.train!r} has"
-            f" {' and '.join(few)}: give at most {min(map(len, found.values()))}, or more data"
+            f" {' and '.join(few)}: give {least and f'at most {least}, or '}more data"
         )
     return [record for held in found.values() for record in held[:most]]
 
@@ -280,9 +292,13 @@ def output_fields(task: Task) -> tuple[str, ...]:
 
 def _check_labels(task: Task, records: Sequence[Record], split: str) -> None:
     values = [value for value, _ in task.labels]
+    plain = {unicodedata.normalize("NFC", value): value for value in values}
     for number, record in enumerate(records):
         label = record[LABEL]
-        if label not in values:
+        same = plain.get(unicodedata.normalize("NFC", label))  # its other Unicode form
+        if label not in values and same is not None:
+            record[LABEL] = same
+        elif label not in values:
             place = record.get(PLACE, f"record {number} of split {split!r} of task {task.name}")
             raise UserError(
                 f"{place} has the label {label!r}, which task.labels does not"
@@ -290,14 +306,13 @@ def _check_labels(task: Task, records: Sequence[Record], split: str) -> None:
             )
 
 
-def _found_labels(task: Task, split: str) -> tuple[tuple[str, str], ...]:
-    """Returns the distinct labels of a split in order, each as its own word."""
-    name, _, _ = _parse_split(split)
-    values = sorted({record[LABEL] for record in _whole_split(task, name)})
+def _found_labels(task: Task, splits: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Returns the distinct labels of some splits in order, each as its own word."""
+    values = sorted({record[LABEL] for name in splits for record in _whole_split(task, name)})
     if not 2 <= len(values) <= _MOST_LABELS:
         shown = ", ".join(repr(value[:40]) for value in values[:5])
         raise UserError(
-            f"split {name!r} of task {task.name} has {len(values)} labels ({shown}"
+            f"the data of task {task.name} has {len(values)} labels ({shown}"
             f"{', …' if len(values) > 5 else ''}): expected 2 to {_MOST_LABELS}; list them in"
             " task.labels, name the label's column in task.columns, or set task.target for a text"
         )

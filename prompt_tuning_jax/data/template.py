@@ -4,6 +4,7 @@
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -98,6 +99,11 @@ def parse(text: str, specials: Iterable[str] = ()) -> Template:
     return Template(text, tuple(pieces))
 
 
+def plain_name(name: str) -> str:
+    """Returns a field's or column's name in Unicode's form NFC: those that look alike are one."""
+    return unicodedata.normalize("NFC", name)
+
+
 def field_names(text: str) -> tuple[str, ...]:
     """Returns the names of a template's fields, each once, in order."""
     return tuple(dict.fromkeys(field.name for field in parse(text).fields))
@@ -120,20 +126,29 @@ def with_prompt(text: str, prompt: str) -> str:
 
 
 def with_demonstrations(
-    template: Template, answered: Sequence[tuple[Mapping[str, str], str]]
+    template: Template,
+    answered: Sequence[tuple[Mapping[str, str], str]],
+    bos: str | None = None,
+    eos: str | None = None,
 ) -> Template:
     """Returns `template` with demonstrations in front: records with their answers.
 
-    They are filled into the same template without its slots, and a blank line follows each. A
-    field's text is only text here too.
+    They are filled into the same template without its slots. A field's text is only text here too.
+    Each ends with a blank line or, among special tokens, as `_turn_end` says. The template's BOS,
+    with the markup `bos`, comes once at the very front, unless the template has it again later:
+    then it begins turns.
 
     Raises:
         UserError: a record lacks a field.
     """
     pieces: list[Piece] = []
+    rest = template.pieces
+    own: list[Piece] = [piece for piece in rest if not isinstance(piece, Slot)]
+    if answered and own.count(Special(bos or "")) == 1 and own[0] == Special(bos or ""):
+        pieces, rest = own[:1], tuple(piece for piece in rest if piece != own[0])
     for record, answer in answered:
         text = ""
-        for piece in template.pieces:
+        for piece in rest:
             if isinstance(piece, Special):
                 pieces += [Constant(text), piece] if text else [piece]
                 text = ""
@@ -141,8 +156,26 @@ def with_demonstrations(
                 text += field_text(piece, record, template)
             elif isinstance(piece, Constant):
                 text += piece.text
-        pieces.append(Constant(f"{text}{separator(text)}{answer}\n\n"))
-    return template._replace(pieces=(*pieces, *template.pieces))
+        pieces.append(Constant(f"{text}{separator(text)}{answer}"))
+        pieces += _turn_end(rest, eos)
+    return template._replace(pieces=(*pieces, *rest))
+
+
+def _turn_end(pieces: Sequence[Piece], eos: str | None) -> list[Piece]:
+    """Returns what follows a demonstration's answer, by the special tokens behind the last field.
+
+    The first of them ends the field's turn if it is EOS, or if another follows, which then opens
+    the answer's turn. The answer ends with the same token and the white space behind it:
+    `<|im_end|>` and a new line in ChatML. A single other token, such as `[/INST]`, opens the
+    answer, which EOS ends. Without special tokens there, it is a blank line.
+    """
+    last = max((n for n, piece in enumerate(pieces) if isinstance(piece, Field)), default=-1)
+    behind = pieces[last + 1 :]
+    places = [n for n, piece in enumerate(behind) if isinstance(piece, Special)]
+    if places and (len(places) > 1 or behind[places[0]] == Special(eos or "")):
+        after = "".join(getattr(piece, "text", "") for piece in behind[places[0] + 1 :][:1])
+        return [behind[places[0]], Constant(after[: len(after) - len(after.lstrip())])]
+    return [Special(eos) if places and eos else Constant("\n\n")]
 
 
 def plain_slot_size(template: Template, num_virtual_tokens: int) -> int:
@@ -197,10 +230,11 @@ def _field_or_slot(text: str, inside: str, place: int) -> Field | Slot:
             return Slot(int(count), place)
         raise _misplaced(text, place, f"{{{shown}}} is not a slot: write {{soft}} or {{soft:8}}")
     if not inside.isidentifier() or len(inside) > _LONGEST_NAME:
+        wanted = f"{{{inside.strip()}}}" if inside.strip().isidentifier() else "a plain name"
         raise _misplaced(
-            text, place, f"{{{shown}}} is not a field: write a plain name, or {{{{ for a brace"
+            text, place, f"{{{shown}}} is not a field: write {wanted[:60]}, or {{{{ for a brace"
         )
-    return Field(inside, place)
+    return Field(plain_name(inside), place)
 
 
 def _split_at_specials(text: str, markups: re.Pattern[str]) -> list[Constant | Special]:

@@ -1,6 +1,7 @@
 """Your own data from the command line: files as tasks, from training to predictions."""
 
 import json
+import re
 
 import pytest
 import tiny_runs
@@ -45,7 +46,7 @@ def test_a_csv_from_its_first_line_to_predictions_without_it(typed, home):
     shown = typed(*train(*CSV, "metrics=('accuracy','macro_f1','class_accuracy','matthews')"))
     assert shown.status == 0, shown.err
     assert "news.csv is split: 48 for train, 6 for test, 6 for validation (seed 0)" in shown.out
-    assert "the labels are those of train: 'big money', 'loud music'" in shown.out
+    assert "the labels are those in the data: 'big money', 'loud music'" in shown.out
     made = ["--artifact", "run/artifact"]
     found = json.loads(typed("evaluate", *made, "--json").out)
     assert found.keys() == {
@@ -99,11 +100,28 @@ def test_examples_that_lost_their_end_are_counted(typed, home):
     assert "warning: soft prompt: " in shown.out and "lost their end" in shown.out
 
 
+def test_texts_that_are_empty_and_labels_that_look_alike_are_said(typed, home):
+    write_csv(home / "news.csv")
+    rows = "".join(f'"{" " * n}",Big Money\n' for n in range(9))
+    (home / "news.csv").write_text((home / "news.csv").read_text() + rows)
+    shown = typed("train", *train(*CSV)[1:], "--dry_run")
+    assert shown.status == 0, shown.err
+    shown = shown.out + shown.err
+    assert re.search("train has [0-9]+ records, and empty texts: [1-9] of 'text'; remove", shown)
+    assert "form of a number: 'Big Money' and 'big money'; write each the same way" in shown
+
+
 # Overrides and parts of the sentence that refuses them.
 MISTAKES = {
     "file": (("files.train=new.csv",), "'new.csv' does not exist", "did you mean 'news.csv'?"),
     "column": (("files.train=news.csv",), "news.csv, line 2: no column 'text'", "'Head Line'"),
     "label": ((*CSV, "labels=('big money','loud musik')"), "news.csv, line ", "mean 'loud musik'?"),
+    "slot": (
+        ("files.train=gone.csv", "template={text}:"),
+        "error: template '{text}:' has no slot for the ",
+        "write {soft} where they stand",
+    ),
+    "name": (("name=ag_news",), "config.task.name is 'ag_news'", "of other data save a file"),
     "part": ((*CSV, "files.test_part=60"), "news.csv has 60 records", "files.test_part"),
     "delimiter": ((*CSV, "files.delimiter=;"), "line 2: ';' expected", "set config.task.files.del"),
 }

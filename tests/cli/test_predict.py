@@ -65,6 +65,25 @@ def test_a_text_for_each_json_line_and_what_was_cut_on_stderr(typed, tmp_path, w
     assert answers(typed("predict", "--artifact", writer, "--jsonl", stdin=first)) == found[:1]
 
 
+def test_an_array_and_a_table_are_read_as_in_training(typed, tmp_path, writer):
+    records = [{"facts": row.get("facts") or row["mr"], "area": row["area"]} for row in RECORDS]
+    found = answers(typed("predict", "--artifact", writer, "--jsonl", stdin=lines_of(records)))
+    (tmp_path / "in.json").write_text(json.dumps(records, indent=2))
+    assert answers(typed("predict", "--artifact", writer, "in.json")) == found
+    table = "".join('"{}"\t{}\n'.format(row["facts"], row["area"]) for row in records)
+    (tmp_path / "in.tsv").write_text("facts\tarea\n" + table)
+    shown = typed("predict", "--artifact", writer, "in.tsv")
+    assert answers(shown) == found
+    assert "in.tsv: 3 cells begin and end with quotes, which were removed\n" in shown.err
+    (tmp_path / "in.json").write_text(json.dumps([*records, 7], indent=2))
+    shown = typed("predict", "--artifact", writer, "in.json")
+    assert shown.status == 2 and "in.json, item 4: a JSON int, expected" in shown.err
+
+
+def lines_of(records):
+    return "\n".join(map(json.dumps, records))
+
+
 def test_how_texts_are_written_can_be_typed(typed, writer):
     line = json.dumps(RECORDS[0])
 

@@ -224,7 +224,7 @@ def test_a_wrong_override_names_its_key(override):
         ("task.name=files task.files.train=a.csv task.columns=text", "expected texts 'field=col"),
         ("task.name=tfds:x task.columns=('a=',)", "expected texts 'field=column'"),
         ("task.name=files task.files.train=a.csv task.files.test_part=0", "a share above 0 and"),
-        ("task.name=files", "train is '': expected the path of a .jsonl, .csv or .tsv file"),
+        ("task.name=files", "train is '': expected a .json, .csv, .tsv or .parquet file"),
         (
             "task.name=files task.files.train=a task.files.test=b task.files.test_part=0.5",
             "test_part is 0.5: expected 0.1, the default, because config.task.files.test is taken",

@@ -2,6 +2,7 @@
 
 import collections
 import random
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from prompt_tuning_jax.data.example import encode_example
 from prompt_tuning_jax.data.task import Source, Task
 from prompt_tuning_jax.data.template import parse, with_demonstrations
 from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.models.files.tokenizer import Facts, Tokenizer
 
 ROWS = [{"text": f"line {n}", "label": "aaabbc"[n % 6]} for n in range(60)]
 
@@ -124,15 +126,106 @@ def test_the_text_of_a_record_is_only_text(tokenizer, texts):
 def test_special_tokens_of_the_template_are_in_every_demonstration(tokenizer):
     template = parse("<|im_start|>user\n{text}<|im_end|>\n<|im_start|>", tokenizer.specials)
     given = {"num_virtual_tokens": 0, "add_bos": True, "max_length": 999}
-    shown = with_demonstrations(template, [({"text": "<|im_end|>"}, "yes"), ({"text": ""}, "no")])
+    answered = [({"text": "<|im_end|>"}, "yes"), ({"text": ""}, "no")]
+    shown = with_demonstrations(template, answered, "<|im_start|>", "<|im_end|>")
     example = encode_example(shown, {"text": "x"}, ["yes"], tokenizer, **given)
     turn = ["<|im_start|>", "user\n{}", "<|im_end|>", "\n", "<|im_start|>"]
     first = by_hand(turn[:1], tokenizer)
     # `by_hand` would take a text that is exactly a markup for the token.
     first += tokenizer.encode("user\n<|im_end|>")[0] + by_hand(turn[2:], tokenizer)
-    rest = [" yes\n\n", turn[0], "user\n", *turn[2:], " no\n\n", turn[0], "user\nx", *turn[2:]]
-    # The template begins with BOS, so no other is added.
+    end = turn[2:4]
+    rest = [" yes", *end, turn[0], "user\n", *turn[2:], " no", *end, turn[0], "user\nx", *turn[2:]]
+    # The template begins with BOS, so no other is added. It begins its second turn too, so it is
+    # in each demonstration.
     assert [*example.trunk, *example.tails[0]] == first + by_hand([*rest, " yes"], tokenizer)
+
+
+# Special tokens beside <s> (BOS) and </s>, which token is EOS, the template, how each demonstration
+# and the question begin, and what follows the answers.
+CHATS = {
+    "BOS": ((), "</s>", "<s>Q: {text}\nA:", "Q: {}\nA:", "\n\n"),
+    "a slot before BOS": ((), "</s>", "{soft}<s>Q: {text}\nA:", "Q: {}\nA:", "\n\n"),
+    "ChatML": (
+        ("<|im_start|>", "<|im_end|>"),
+        "<|im_end|>",
+        "<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_end|>\n",
+    ),
+    "Llama 3": (
+        ("<|h|>", "<|/h|>", "<|eot|>"),
+        "<|eot|>",
+        "<s><|h|>user<|/h|>\n\n{text}<|eot|><|h|>assistant<|/h|>\n\n",
+        "<|h|>user<|/h|>\n\n{}<|eot|><|h|>assistant<|/h|>\n\n",
+        "<|eot|>",
+    ),
+    "Gemma": (
+        ("<turn>", "<end>"),
+        "</s>",
+        "<s><turn>user\n{text}<end>\n<turn>model\n",
+        "<turn>user\n{}<end>\n<turn>model\n",
+        "<end>\n",
+    ),
+    "Zephyr": ((), "</s>", "user\n{text}</s>\nassistant\n", "user\n{}</s>\nassistant\n", "</s>\n"),
+    "Mistral": (
+        ("[INST]", "[/INST]"),
+        "</s>",
+        "<s>[INST] {text}[/INST]",
+        "[INST] {}[/INST]",
+        "</s>",
+    ),
+    "BOS that begins turns": (
+        (),
+        "</s>",
+        "<s>user {text}</s>\n<s>bot ",
+        "<s>user {}</s>\n<s>bot ",
+        "</s>\n",
+    ),
+    "no EOS": (("<x>",), None, "{text}<x>", "{}<x>", "\n\n"),
+}
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+@pytest.mark.parametrize("name", CHATS)
+def test_bos_comes_once_and_a_turns_end_follows_each_answer(name, add_bos):
+    more, eos, template, asked, end = CHATS[name]
+    tokens = ["<s>", "</s>", *more, *map(chr, range(32, 127)), "\n"]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    vocabulary = {
+        "added_tokens": [
+            {"id": n, "content": token, "special": True, **flags}
+            for n, token in enumerate(tokens[: 2 + len(more)])
+        ],
+        "model": {"type": "BPE", "vocab": {t: n for n, t in enumerate(tokens)}, "merges": []},
+    }
+    chatting = Tokenizer(vocabulary, Facts("<s>", eos, None, False, None))
+    words = (("a", "yes"), ("b", "no"))
+    task = Task("chat", template, words, (), ("text",), lambda: Source({}))
+    [example] = encode_examples(
+        task,
+        [{"text": "how"}],
+        chatting,
+        num_virtual_tokens=0,
+        add_bos=add_bos,
+        max_length=999,
+        demonstrations=[{"text": "</s>", "label": "b"}, {"text": "", "label": "a"}],
+    )
+    space = "" if asked[-1].isspace() else " "
+    # The record's own markup is text, a character a token.
+    expected = f"{asked.format('QUOTED')}{space}no{end}{asked.format('')}{space}yes{end}"
+    parts = re.split(f"({'|'.join(map(re.escape, tokens[: 2 + len(more)]))}|QUOTED)", expected)
+    parts += re.split(f"({'|'.join(map(re.escape, tokens[: 2 + len(more)]))})", asked.format("how"))
+    spelled = [p for part in parts for p in spell(part, tokens)]
+    front = ["<s>"] if template.startswith(("<s>", "{soft}<s>")) or add_bos else []
+    front = [] if parts[:2] == ["", "<s>"] else front
+    assert [tokens[number] for number in example.trunk] == front + spelled
+
+
+def spell(part, tokens):
+    """A special token, or the characters of a text."""
+    if part in tokens:
+        return [part]
+    return list("</s>" if part == "QUOTED" else part)
 
 
 def test_a_demonstration_without_a_field_is_refused():

@@ -2,11 +2,13 @@
 
 import json
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data.files import read_records, read_source
-from prompt_tuning_jax.data.records import PLACE, Fields
+from prompt_tuning_jax.data.records import PLACE, Fields, shuffled_groups
 from prompt_tuning_jax.data.task import make_task, select_records
 from prompt_tuning_jax.errors import UserError
 
@@ -150,6 +152,26 @@ BAD = {
     "mapped column": (SAMPLE, "data.csv", ("columns=('text=txt',)",), "'txt'", "field 'text'"),
     "slot": (SAMPLE, "data.csv", ("template={sfot}{text}",), "did you mean 'soft'?"),
     "number": (SAMPLE, "data.csv", ("columns=('text=3',)",), "no column '3'"),
+    "swapped columns": (
+        "title,label\na,b\n",
+        "data.csv",
+        ("columns=('title=text',)",),
+        "line 2: no column 'text', and config.task.columns is the other way round: write"
+        " 'text=title', the template's field first",
+    ),
+    "swapped label": (
+        "text,y\na,b\n",
+        "data.csv",
+        ("columns=('y=label',)",),
+        "write 'label=y', the template's",
+    ),
+    "names that look alike": (
+        "caf\u00e9,cafe\u0301,label\na,b,c\n",
+        "data.csv",
+        ("template={soft}{café}",),
+        "line 2: the names of two columns look alike",
+    ),
+    "NaN": ('{"text": "a", "label": NaN}', "data.jsonl", (), "line 1: 'label' is NaN, expected a"),
     "no header": ("hello,good\nbye,bad\n", "data.csv", (), "files.header=false if line 1"),
     "missing field": (
         '{"text": "a", "label": "b"}\n{"label": "b"}\n',
@@ -172,13 +194,13 @@ BAD = {
         "'text;label' alone (is config.task.files.delimiter right?)",
     ),
     "two delimiters": (SAMPLE, "data.csv", ("files.delimiter=::",), "expected one character"),
-    "ending": (SAMPLE, "data.xlsx", (), "'.xlsx'", ".jsonl, .csv or .tsv"),
+    "ending": (SAMPLE, "data.xlsx", (), "'.xlsx'", ".json, .csv, .tsv or .parquet"),
     "one label": ("text,label\na,b\nc,b\nd,b\n", "data.csv", (), "has 1 labels ('b')"),
     "many labels": (
         "text,label\n" + "\n".join(f"a{n},{n}" for n in range(300)),
         "data.csv",
         (),
-        "240 labels",
+        "300 labels",
         "expected 2 to 100",
     ),
     "empty list": (
@@ -210,7 +232,144 @@ def test_a_bad_file_is_one_sentence_with_file_and_line(tmp_path, fault):
     assert all(part in message for part in parts), message
 
 
-def test_the_labels_are_those_of_the_training_split(tmp_path):
+def groups_of(path):
+    found, _ = read_records(path, FIELDS)
+    return shuffled_groups(found, ("text",), 0)
+
+
+def labelled(*labels):
+    """A file with a record of each label, in the order in which the records are taken."""
+    return "text,label\n" + "".join(f"t{number},{label}\n" for number, label in enumerate(labels))
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_a_split_that_trains_every_label_is_the_plain_cut(tmp_path, copies):
+    """As it was before labels were looked at: earlier artifacts keep their test records."""
+    path = write(tmp_path, numbered(90, copies))
+    rest = [record for group in groups_of(path) for record in group]
+    parts = splits(path, "files.test_part=9", "files.validation_part=12")
+    assert parts == {"test": rest[:9], "validation": rest[9:21], "train": rest[21:]}
+
+
+def in_order(folder, *labels):
+    """Writes a file whose records have these labels in the order in which they are split."""
+    order = groups_of(write(folder, labelled(*"x" * len(labels))))
+    texts = [group[0]["text"] for group in order]
+    lines = [f"{text},{label}" for text, label in zip(texts, labels, strict=True)]
+    return write(folder, "text,label\n" + "\n".join(sorted(lines)))
+
+
+def test_a_label_with_two_records_is_always_trained_on(tmp_path):
+    path = in_order(tmp_path, *"aabbbaxyxyabab")
+    parts = splits(path, "files.test_part=7", "files.validation_part=3")
+    kept = {name: "".join(row["label"] for row in rows) for name, rows in parts.items()}
+    # Plain: aabbbax, yxy, abab. The last x and the last y move to the end.
+    assert kept == {"test": "aabbbax", "validation": "yab", "train": "abxy"}
+    made = make_task(settings(path, "files.test_part=7", "files.validation_part=3"))
+    assert [value for value, _ in made.labels] == ["a", "b", "x", "y"]
+    # All of x was in the test split.
+    path = in_order(tmp_path, *"aaxxbbabab")
+    parts = splits(path, "files.test_part=4", "files.validation_part=2")
+    kept = {name: "".join(row["label"] for row in rows) for name, rows in parts.items()}
+    assert kept == {"test": "aaxb", "validation": "ba", "train": "babx"}
+
+
+def test_a_label_whose_records_have_one_input_is_trained_on_with_all_of_them(tmp_path):
+    content = numbered(40) + "same,rare\n" * 3
+    for seed in range(20):
+        made = make_task(settings(write(tmp_path, content), f"split_seed={seed}"))
+        assert [row["label"] for row in select_records(made, "train")].count("rare") == 3
+
+
+def test_a_label_with_one_record_is_a_label_and_where_it_is_is_said(tmp_path):
+    content, seen = numbered(40) + "alone,rare\n", set()
+    for seed in range(20):
+        made = make_task(settings(write(tmp_path, content), f"split_seed={seed}"))
+        assert [value for value, _ in made.labels] == ["bad", "good", "rare"]
+        said = {
+            "train": "labels with one record to train on: 'rare'",
+            "other": "warning: labels that are scored without a record to train on: 'rare'",
+        }
+        trained = any(row["label"] == "rare" for row in select_records(made, "train"))
+        notes = [note for note in made.load().notes if "rare" in note and "in the data" not in note]
+        assert notes == [said["train" if trained else "other"]]
+        seen.add(trained)
+    assert seen == {True, False}
+
+
+def test_a_split_of_texts_to_write_does_not_look_at_labels(tmp_path):
+    path = in_order(tmp_path, *"aaxxbbabab")
+    columns, target = "columns=('summary=label',)", "target={summary}"
+    parts = splits(path, "files.test_part=4", "files.validation_part=2", columns, target)
+    assert "".join(row["summary"] for row in parts["test"]) == "aaxx"
+
+
+def notes(path, *overrides):
+    return list(read_source(settings(path, *overrides)).notes)
+
+
+COLUMNS = "columns=('text=1','label=2')"
+
+
+def test_a_header_that_is_read_as_a_record_gives_a_warning(tmp_path):
+    rows = numbered(20).replace("text,label", "title,category")
+    path = write(tmp_path, rows)
+    assert notes(path, "files.header=false", COLUMNS)[0] == (
+        f"warning: {path}, line 1 is read as a record and looks like the names of columns: if it"
+        " holds them, leave config.task.files.header at true"
+    )
+    for other in (rows.replace("category", "good"), rows.replace("title", "A whole first text.")):
+        found = notes(write(tmp_path, other, "other.csv"), "files.header=false", COLUMNS)
+        assert not any("looks like" in note for note in found)
+    assert not any("looks like" in note for note in notes(path, COLUMNS))
+
+
+def test_keys_that_nothing_reads_are_said(tmp_path):
+    rows = [{"text": str(n), "label": n % 2} for n in range(9)]
+    path = write(tmp_path, "\n".join(map(json.dumps, rows)), "data.jsonl")
+    found = notes(path, "files.header=false", "columns=('title=t','text=text')")
+    assert found[:2] == [
+        "config.task.columns: nothing reads the field title",
+        f"{path}: config.task.files.header is ignored, as only tables have a header",
+    ]
+    assert len(notes(path, "columns=('text=text','label=label')")) == len(found) - 2
+
+
+def test_every_form_of_the_same_records_is_the_same_data(tmp_path):
+    rows = [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(20)]
+    lines = "\n".join(map(json.dumps, rows))
+    quoted = "\n".join(f'"{row["text"]}"\t"{row["label"]}"' for row in rows)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "data.parquet")
+    paths = [
+        write(tmp_path, lines, "data.jsonl"),
+        write(tmp_path, json.dumps(rows, indent=4), "data.json"),
+        write(tmp_path, '"text"\t"label"\n' + quoted, "data.tsv"),
+        write(tmp_path, "sep=;\ntext;label\n" + quoted.replace("\t", ";"), "data.csv"),
+        str(tmp_path / "data.parquet"),
+    ]
+    first, *others = map(read, paths)
+    assert first == rows and all(other == rows for other in others)
+    note = "42 cells begin and end with quotes, which were removed"
+    assert [note in found[0] for found in map(notes, paths)] == [False, False, True, False, False]
+
+
+def test_names_of_columns_and_fields_that_look_alike_are_the_same(tmp_path):
+    one, other = "caf\u00e9", "cafe\u0301"
+    for written, read_as in ((one, other), (other, one)):
+        rows = numbered(20).replace("text,label", f"{written},y")
+        path = write(tmp_path, rows)
+        for words in (
+            [f"template={{soft}}{{{read_as}}}:", "columns=('label=y',)"],
+            [f"columns=('text={read_as}','label=y')"],
+            [f"template={{{read_as}}}:", f"columns=('{written}={read_as}','label=y')"],
+        ):
+            source = read_source(settings(path, *words))
+            found = [row for rows in source.splits.values() for row in rows]
+            texts = {row.get("text") or row[one] for row in found}
+            assert texts == {f"text {n}" for n in range(20)}, words
+
+
+def test_the_labels_are_those_of_the_whole_file(tmp_path):
     path = write(tmp_path, "text,label\n" + "\n".join(f"t{n},{n % 3}" for n in range(40)))
     assert make_task(settings(path)).labels == (("0", "0"), ("1", "1"), ("2", "2"))
     named = make_task(settings(path, "labels=('0=no','1=yes','2=maybe')"))

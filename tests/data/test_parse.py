@@ -2,6 +2,7 @@
 
 import re
 import time
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -85,6 +86,7 @@ def test_a_parsed_template_is_the_text_and_the_rest_is_refused(text, special):
             or not all(re.fullmatch("soft:[1-9][0-9]{0,8}", slot) for slot in slots)
         )
         return
+    fields = [unicodedata.normalize("NFC", name) for name in fields]
     assert [field.name for field in parsed.fields] == fields
     written = ""
     for piece in parsed.pieces:
@@ -126,3 +128,13 @@ def test_a_long_template_is_parsed_or_refused_at_once():
 )
 def test_a_written_prompt_takes_the_place_of_the_slots(template, prompt, expected):
     assert with_prompt(template, prompt) == expected
+
+
+@pytest.mark.parametrize("written", ["{ text }", "{text }", "{ text}"])
+def test_a_field_with_spaces_is_told_how_to_write_it(written):
+    with pytest.raises(UserError, match=r"is not a field: write \{text\}, or"):
+        parse(f"Review: {written}")
+
+
+def test_a_fields_name_has_one_unicode_form():
+    assert parse("{cafe\u0301}").fields[0].name == parse("{caf\u00e9}").fields[0].name

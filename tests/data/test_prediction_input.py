@@ -56,7 +56,7 @@ def test_a_number_is_the_place_of_a_column_but_not_of_a_name():
         ("{}", "no column 'text'; its columns are none$"),
         ('{"text": null}', "'text' is null, expected a text"),
         ('{"text": ["a"]}', "'text' is list, expected a text"),
-        ('{"text": NaN}', "'text' is float, expected a text"),
+        ('{"text": NaN}', "'text' is NaN, expected a text$"),
         (r'{"text": "\ud83d"}', "'text' has half of a surrogate pair at character 1"),
         ('{"text": "' + "a" * 200_000 + '"}', "'text' has 200,000 characters"),
         ("[]", "a JSON list"),

@@ -5,16 +5,22 @@ import io
 import itertools
 import json
 import os
+import re
+import sys
+from collections import Counter
 
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from prompt_tuning_jax.data import rows as rows_module
 from prompt_tuning_jax.data.rows import (
     CELLS,
     JSON,
     LINE,
+    PARQUET,
     Form,
     form_of,
     is_object,
@@ -85,9 +91,75 @@ def test_a_row_of_cells_may_take_several_lines():
     ]
 
 
-def test_a_tsv_has_no_quotes():
-    found = read('"hello , said\t1\nhe "\t0\n', TSV._replace(header=False))
-    assert found == [(1, {"1": '"hello , said', "2": "1"}), (2, {"1": 'he "', "2": "0"})]
+def test_a_tsv_has_no_quotes_but_around_a_whole_cell():
+    found = read('"hello , said\t1\nhe "\t0\n"a" or "b"\t"\n', TSV._replace(header=False))
+    assert [tuple(values.values()) for _, values in found] == [
+        *(('"hello , said', "1"), ('he "', "0"), ('"a" or "b"', '"')),
+    ]
+    changes = Counter()
+    content = b'"text"\t"label"\n"the ""Old"" Inn, say"\t5\n""\tplain\n'
+    rows = list(read_rows(io.BytesIO(content), "f", TSV, changes))
+    assert [row.values for row in rows] == [
+        {"text": 'the "Old" Inn, say', "label": "5"},
+        {"text": "", "label": "plain"},
+    ]
+    assert changes == {"cells begin and end with quotes, which were removed": 4}
+
+
+@given(st.lists(st.tuples(CHARACTERS, CHARACTERS), min_size=1, max_size=6))
+def test_a_tsv_that_csv_wrote_with_quotes_is_read_as_it_was_written(rows):
+    rows = [tuple(re.sub(r"[\r\n\t]", "", cell) for cell in row) for row in rows]
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, delimiter="\t", quoting=csv.QUOTE_ALL)
+    writer.writerows([("a", "b"), *rows])
+    found = [tuple(values.values()) for _, values in read(out.getvalue(), TSV)]
+    assert found == rows
+
+
+@pytest.mark.parametrize("line", ["sep=;", '"sep=;"', "SEP=;"])
+def test_the_first_line_of_excel_names_the_delimiter(line):
+    assert read(f"{line}\r\na;b\r\n1,5;2\r\n", CSV) == [(3, {"a": "1,5", "b": "2"})]
+    assert read("\ufeffsep=,\n1,2\n", CSV._replace(header=False)) == [(2, {"1": "1", "2": "2"})]
+    assert read("sep=;\n", CSV) == []
+
+
+@given(
+    st.lists(st.dictionaries(CHARACTERS, CHARACTERS), max_size=6),
+    st.sampled_from([None, 2]),
+    st.sampled_from(["", "\ufeff", "\n \n"]),
+)
+def test_an_array_of_objects_is_read_like_json_lines(rows, indent, front):
+    content = (front + json.dumps(rows, indent=indent) + "\n").encode()
+    found = [row for row in read_rows(io.BytesIO(content), "f", OBJECTS) if row.values is not None]
+    assert found == [(f"f, item {number}", row) for number, row in enumerate(rows, 1)]
+
+
+def test_an_array_above_the_stated_size_is_refused_before_it_fills_the_memory(monkeypatch):
+    monkeypatch.setattr(rows_module, "LONGEST_ARRAY", 1000)
+
+    class Endless:
+        def readline(self, size):
+            return b"[\n"
+
+    with pytest.raises(UserError, match=r"^f is a JSON array of over 1,000 characters: .* jq -c"):
+        list(read_rows(Endless(), "f", OBJECTS))
+
+
+def test_a_parquet_file_has_its_columns_by_name(tmp_path):
+    columns = {"text": ["a", "naïve"], "label": [1, None], "more": [[1], []]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    with open_file(str(tmp_path / "a.parquet")) as file:
+        found = list(read_rows(file, "f", form_of("a.parquet")))
+    assert found == [
+        ("f, record 1", {"text": "a", "label": 1, "more": [1]}),
+        ("f, record 2", {"text": "naïve", "label": None, "more": []}),
+    ]
+
+
+def test_parquet_without_pyarrow_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"cannot be read by pyarrow .* orient='records', lines=Tr"):
+        list(read_rows(io.BytesIO(), "f", Form(PARQUET)))
 
 
 # Form, content, and the parts of the sentence.
@@ -99,17 +171,24 @@ BAD = {
     "UTF-16 without a mark": (TEXTS, "a".encode("utf-16-le"), "line 1: a NUL byte", "as UTF-8"),
     "long row": (CSV, "a,b\n1,2,3\n", "line 2: 3 cells, expected 2", "in quotes"),
     "short row": (CSV, "a,b\n1\n", "line 2: 1 cells, expected 2"),
-    "long row of a TSV": (TSV, "a\tb\n1\t2\t3\n", "line 2: 3 cells", "as CSV"),
+    "long row of a TSV": (TSV, "a\tb\n1\t2\t3\n", "line 2: 3 cells", "data as CSV"),
     "after two lines": (CSV, 'a,b\n"1\n2",3\n4\n', "line 4: 1 cells"),
     "1 MB cell": (CSV, "a\n" + "x" * 2**20, "line 2: a cell of more than 131,072 characters"),
     "open quote": (CSV, 'a,b\n1,2\n"3,4\n5,6\n', "line 3: a quote that opens here is not closed"),
     "quote inside": (CSV, 'a,b\n"1"2,3\n', "line 2: ", "double a quote"),
     "repeated column": (CSV, "a,b,a\n", "line 1: two columns have the name 'a'"),
     "repeated long column": (CSV, f"{'a' * 999},{'a' * 999}\n", "have the name 'aaa"),
-    "repeated name": (OBJECTS, '{"a": "1", "a": "2"}', "line 1: the name 'a' occurs twice"),
+    "repeated name": (OBJECTS, '{"a": "1", "a": "2"}', "line 1: two columns have the name 'a'"),
     "open object": (OBJECTS, '{}\n\n{"a": 1,\n', "line 3: not a JSON object (Expecting"),
     "text": (OBJECTS, "plain", "line 1: not a JSON object (Expecting value)"),
-    "list": (OBJECTS, "[1]", "line 1: a JSON list, expected an object"),
+    "list": (OBJECTS, '{"a": 1}\n[1]', "line 2: a JSON list, expected an object"),
+    "item": (OBJECTS, '[{"a": 1},\n 1]', "item 2: a JSON int, expected an object"),
+    "no comma": (OBJECTS, '\n[\n{"a": 1}\n{"b": 2}\n]', "line 2: ", "delimiter 2 lines below"),
+    "after an array": (OBJECTS, '[{"a": 1}]\n[{"a": 1}]', "line 1: ", "Extra data 1 lines below"),
+    "name in an array": (OBJECTS, '[{"a": 1, "a": 1}]', "line 1: two columns have the name 'a'"),
+    "object on lines": (OBJECTS, '{\n"a": 1\n}', "line 1: ", "or an array of objects"),
+    "not Parquet": (Form(PARQUET), "a,b\n", " cannot be read by pyarrow (", "pandas.read_parquet"),
+    "separator": (CSV, "sep=;\na;b\n1;2;3\n", "line 3: 3 cells", "a cell that holds ';'"),
     "null": (OBJECTS, "null", "line 1: a JSON NoneType, expected an object"),
     "deep list": (OBJECTS, "[" * 100_000, "line 1: not a JSON object (it is nested too deeply)"),
     "huge number": (OBJECTS, '{"a": ' + "1" * 5000 + "}", "line 1: not a JSON object (", "5000"),
@@ -123,7 +202,7 @@ def test_a_bad_row_is_one_sentence_with_its_line(fault):
         read(content, form)
     message = str(caught.value)
     assert "\n" not in message and len(message) < 300, message
-    assert message.startswith("f, line ") and all(part in message for part in parts), message
+    assert message.startswith("f") and all(part in message for part in parts), message
 
 
 def test_an_endless_line_is_refused_before_it_fills_the_memory(monkeypatch):
@@ -154,6 +233,7 @@ def test_a_name_or_a_delimiter_tells_the_form():
 
 def test_an_object_is_told_from_a_text_in_braces():
     assert is_object(' {"text": "a"}\n') and is_object("{}")
+    assert is_object("[\n") and is_object(' [ {"text": "a"}, ')
     assert not any(map(is_object, ("{text}", "[1]", "a", "", "{" * 100_000, '{"a":' * 100_000)))
 
 
@@ -165,7 +245,13 @@ def test_only_a_regular_file_is_opened(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     os.mkfifo("pipe")
     os.symlink("/dev/zero", "device")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with open_file("~/reviews.csv") as file:
+        assert file.read() == b"a"
     for path, message in {
+        "https://x.org/reviews.csv": r"'https://x.org/reviews.csv' is a URL: download it, as",
+        "hf://datasets/a/b.csv": "is a URL: download it",
+        "ag_news": "'ag_news' does not exist: save a data set of a hub as a file first$",
         "review.csv": r"data file 'review.csv' does not exist \(did you mean 'reviews.csv'\?\)$",
         "none/a.csv": "does not exist$",
         "a\0b": "cannot be read: embedded null byte",

@@ -89,6 +89,33 @@ def test_labels_are_values_with_the_words_that_stand_for_them():
 
 
 @pytest.mark.parametrize(
+    ("entry", "pair"),
+    [
+        ("<=50K = low", ("<=50K", "low")),
+        ("a=b = c=d", ("a=b", "c=d")),
+        ("a = b = c", ("a", "b = c")),
+        ("<50K=low", ("<50K", "low")),
+    ],
+)
+def test_a_value_with_an_equals_sign_can_have_a_word(entry, pair):
+    assert parse_labels(("x", entry)) == (("x", "x"), pair)
+
+
+def test_a_listed_label_is_found_in_its_other_unicode_form():
+    one, other = "caf\u00e9", "cafe\u0301"
+    for listed, held in ((one, other), (other, one)):
+        rows = [{"text": "a", "label": held}, {"text": "b", "label": "bar"}]
+        task = TASK._replace(
+            labels=((listed, "x"), ("bar", "y")), load=lambda rows=rows: Source({"train": rows})
+        )
+        assert [row["label"] for row in select_records(task, "train")] == [listed, "bar"]
+    # Two that are listed in both forms are two.
+    rows = [{"text": "a", "label": one}, {"text": "b", "label": other}]
+    task = TASK._replace(labels=((one, "x"), (other, "y")), load=lambda: Source({"train": rows}))
+    assert [row["label"] for row in select_records(task, "train")] == [one, other]
+
+
+@pytest.mark.parametrize(
     ("labels", "message"),
     [
         (("a", ""), r"task.labels\[1\] is ''"),
@@ -128,6 +155,12 @@ def test_examples_have_the_words_as_answers_and_the_record_in_errors(tokenizer):
     assert shortened[2].dropped > 0
     with pytest.raises(UserError, match="record 0: the example takes"):
         encoded(rows, tokenizer, max_length=5)
+
+
+def test_a_template_without_slots_is_blamed_and_not_a_record(tokenizer):
+    rows = [{**ROWS[0], PLACE: "ok.csv, line 195"}]
+    with pytest.raises(UserError, match=r"^template '\{text\}:' has no slot for the 2 virtual"):
+        encoded(rows, tokenizer, TASK._replace(template="{text}:"))
 
 
 WRITING = Task(
@@ -195,7 +228,9 @@ def test_texts_of_the_same_input_belong_together():
     ("changes", "message"),
     [
         ({"template": "{soft}{txet}"}, r"position 7: .* \{txet\}, .*\(did you mean 'text'\?\)"),
-        ({"template": "{{text}}"}, "has no field of the data"),
+        ({"template": "{{text}}"}, r"has no field .*: write \{text\} with single braces where"),
+        ({"template": "Review: {{ title }}"}, r": write \{title\} with single braces where"),
+        ({"template": "Review:"}, r": write \{text\} where the text stands"),
         ({"template": "{text}{x.y}"}, r"position 7: \{x.y\} is not a field"),
         ({"name": "files", "template": "{text}{label}"}, r"position 7: \{label\} is the answer"),
         ({"name": "files", "target": "{label}", "template": "{label}"}, "is the answer"),
@@ -250,7 +285,7 @@ def test_a_label_with_too_few_examples_is_refused_with_the_counts():
     ):
         few(ROWS, 11)
     three = (*TASK.labels, ("none", "none"))
-    with pytest.raises(UserError, match=r"has 20 of 'bad' and 10 of 'good' and 0 of 'none'"):
+    with pytest.raises(UserError, match=r"20 of 'bad' and 10 of 'good' and 0 of 'none': give more"):
         few(ROWS, 21, labels=three)
 
 

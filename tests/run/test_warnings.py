@@ -144,3 +144,29 @@ def test_another_number_of_devices_gives_a_warning():
     assert warnings.other_devices(8, 8) == ""
     found = warnings.other_devices(8, 1)
     assert "devices: 8" in found and "devices: 1;" in found and "bit for bit" in found
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        (["World", "WORLD", "Sports"], "'World' and 'WORLD'"),
+        (["caf\u00e9", "bar", "cafe\u0301"], "'caf\u00e9' and 'cafe\u0301'"),
+        (["very  good", "bad", "very good"], "'very  good' and 'very good'"),
+        (["1", "1.0", "2"], "'1' and '1.0'"),
+        (["\u0398a", "2", "\u03b8A", "2.0"], "'\u0398a' and '\u03b8A', '2' and '2.0'"),
+        (["1", "11", "one", "nan", "NAN2"], ""),
+        ([], ""),
+    ],
+)
+def test_labels_that_look_alike_are_named(values, named):
+    found = warnings.look_alike([(value, "word") for value in values])
+    assert bool(found) == bool(named) and named in found
+
+
+def test_empty_texts_are_counted_by_field():
+    records = [{"a": "x", "b": " "}, {"a": "", "b": "\n"}, {"a": "y", "b": "z"}]
+    assert warnings.empty_texts(records, ["a"], "train[:3]") == (
+        "train[:3] has 3 records, and empty texts: 1 of 'a'; remove or complete these"
+    )
+    assert "empty texts: 1 of 'a' and 2 of 'b'" in warnings.empty_texts(records, ["a", "b"], "s")
+    assert warnings.empty_texts(records[2:], ["a", "b"], "s") == ""
