@@ -152,7 +152,7 @@ class Rule(NamedTuple):
     temperature: Any
     top_k: Any
     top_p: Any
-    eos: Any  # -1 if the tokenizer has no EOS
+    ends: Any  # int32[E], the ids that end a text
 
 
 def generate(
@@ -180,8 +180,8 @@ def generate(
       RunError: the model's scores are not finite.
     """
     waiting, first, front = iter(examples), 0, None
-    eos = -1 if lm.tokenizer.eos_id is None else lm.tokenizer.eos_id
-    rule = Rule(np.uint32(seed), settings.temperature, settings.top_k, settings.top_p, eos)
+    settings, ends = find_ends(lm, settings)
+    rule = Rule(np.uint32(seed), settings.temperature, settings.top_k, settings.top_p, ends)
     while batch := list(islice(waiting, settings.batch_size)):
         shared = batch[0].trunk[: shared_length(batch)]
         if front is None or not np.array_equal(front.tokens, shared):
@@ -189,6 +189,26 @@ def generate(
         rows = pack_rows(lm, batch, front, settings, first)
         yield from write_rows(lm, rows, front, settings, rule)[: len(batch)]
         first += len(batch)
+
+
+def find_ends(lm: LanguageModel, settings: Settings) -> tuple[Settings, np.ndarray]:
+    """Returns the settings without stop strings that are special tokens, and int32[E] ids that end
+    a text: the tokenizer's, and those of these special tokens.
+
+    Raises:
+      UserError: a stop string has a special token among other text, which is never found.
+    """
+    specials = lm.tokenizer.specials
+    for text in settings.stop:
+        inside = [markup for markup in specials if markup in text and text not in specials]
+        if inside:
+            raise UserError(
+                f"generation.stop has {text!r}, in which {inside[0]!r} is a special token: give it "
+                "as a stop string of its own"
+            )
+    stop = tuple(text for text in settings.stop if text not in specials)
+    named = [specials[text] for text in settings.stop if text in specials]
+    return settings._replace(stop=stop), np.array([*lm.tokenizer.end_ids, *named], np.int32)
 
 
 def prepare_front(lm: LanguageModel, shared: np.ndarray, collections) -> Front:
@@ -252,7 +272,7 @@ def write_rows(
             ended |= [read_text(lm, row, settings.stop)[1] for row in ids]
             written = written._replace(ended=ended)
         if ended.all() or steps == most:
-            return [read_generation(lm, row, settings.stop) for row in ids]
+            return [read_generation(lm, row, settings.stop, rule.ends) for row in ids]
         steps = min(steps + STEPS_AT_ONCE, most) if settings.stop else most
         written = _go_on(lm.module, lm.params, front.layers, rows, rule, written, steps)
 
@@ -269,13 +289,13 @@ def read_text(lm: LanguageModel, ids: Sequence[int], stop: Sequence[str]) -> tup
     return (text[: min(places)], True) if places else (text, False)
 
 
-def read_generation(lm: LanguageModel, ids: list[int], stop: Sequence[str]) -> Generation:
+def read_generation(lm: LanguageModel, ids: list[int], stop: Sequence[str], ends) -> Generation:
     """Returns the generation of a row's ids."""
     text, stopped = read_text(lm, ids, stop)
     if stopped:
         # The device wrote on until the text was searched.
         ids = next(ids[:n] for n in range(1, len(ids) + 1) if read_text(lm, ids[:n], stop)[1])
-    finished = stopped or ids[-1:] == [lm.tokenizer.eos_id]
+    finished = stopped or (bool(ids) and ids[-1] in ends)
     return Generation(text if finished else text.rstrip(UNREADABLE), ids, finished)
 
 
@@ -325,7 +345,7 @@ def _append(written: Written, logits, rows: Rows, rule: Rule) -> Written:
         written.steps + 1,
         jax.lax.dynamic_update_index_in_dim(written.ids, chosen, written.steps, 1),
         counts,
-        written.ended | (chosen == rule.eos) | (counts >= rows.limits),
+        written.ended | jnp.isin(chosen, rule.ends) | (counts >= rows.limits),
         written.cache,
     )
 

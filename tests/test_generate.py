@@ -122,7 +122,7 @@ def test_padding_on_the_left_equals_padding_on_the_right():
 
     left = right._replace(**{name: moved(getattr(right, name)) for name in right._fields[:3]})
     assert (left.segments[:, -1] == (counts > 0)).all()
-    rule = Rule(np.uint32(0), 0.0, 0, 1.0, 2)
+    rule = Rule(np.uint32(0), 0.0, 0, 1.0, np.array([2]))
     written = [generation.write_rows(MODEL, rows, front, GREEDY, rule) for rows in (left, right)]
     assert written[0] == written[1] and written[1][: len(EXAMPLES)] == write()
 
@@ -156,13 +156,35 @@ def test_a_model_without_an_end_of_text_goes_on():
     assert ids(lm=with_eos(None)) == ids()
 
 
+def test_any_of_several_ends_of_text_ends_it():
+    texts = ids()
+    last = {text[3] for text in texts}
+    words = copy.copy(MODEL.tokenizer)
+    words.more_ends = sorted(last)
+    for found, text in zip(write(lm=MODEL._replace(tokenizer=words)), texts, strict=True):
+        cut = next(place for place, token in enumerate(text) if token in last)
+        assert (found.ids, found.finished) == (text[: cut + 1], True)
+
+
+def test_a_special_token_as_stop_string_ends_the_text():
+    texts = ids()
+    words = copy.copy(MODEL.tokenizer)
+    words.specials = {**words.specials, "<|turn|>": texts[0][3]}
+    named = GREEDY._replace(stop=("<|turn|>", "no such text"))
+    found = write(lm=MODEL._replace(tokenizer=words), settings=named)[0]
+    assert (found.ids, found.finished) == (texts[0][: texts[0].index(texts[0][3]) + 1], True)
+    assert "<|turn|>" not in found.text
+    with pytest.raises(UserError, match=r"'a<\|turn\|>'.*'<\|turn\|>' is a special token"):
+        write(lm=MODEL._replace(tokenizer=words), settings=named._replace(stop=("a<|turn|>",)))
+
+
 def test_stop_strings_end_the_text_wherever_the_tokens_begin():
     words = MODEL.tokenizer
     text = " in the end, the 日本 stop"
     written = words.encode(text)[0]
 
     def cut(*stop):
-        return generation.read_generation(MODEL, written, stop)
+        return generation.read_generation(MODEL, written, stop, MODEL.tokenizer.end_ids)
 
     assert cut() == (text[1:], written, False)
     assert cut("e e")[::2] == ("in th", True)
@@ -202,14 +224,14 @@ def test_stop_strings_are_looked_for_while_rows_are_written(monkeypatch):
 def test_a_character_is_whole_or_left_out():
     written = MODEL.tokenizer.encode("a日")[0]
     assert len(written) == 4
-    texts = [generation.read_generation(MODEL, written[:n], ()).text for n in range(1, 5)]
+    texts = [generation.read_generation(MODEL, written[:n], (), ()).text for n in range(1, 5)]
     assert texts == ["a", "a", "a", "a日"]
 
 
 def test_special_tokens_are_left_out_of_the_text():
     words = MODEL.tokenizer
     written = [words.bos_id, *words.encode(" the")[0], words.pad_id, words.eos_id]
-    assert generation.read_generation(MODEL, written, ()) == ("the", written, True)
+    assert generation.read_generation(MODEL, written, (), words.end_ids) == ("the", written, True)
 
 
 def test_no_text_goes_beyond_the_last_position():
@@ -287,7 +309,7 @@ def test_the_nucleus_of_a_distribution_by_hand():
 def test_tokens_are_drawn_as_often_as_they_are_likely():
     logits = jnp.log(jnp.array([0.05, 0.4, 0.3, 0.05, 0.2])) * 2
     count = 20000
-    rule = Rule(np.uint32(7), 2.0, 4, 0.89, -1)
+    rule = Rule(np.uint32(7), 2.0, 4, 0.89, np.array([], np.int32))
     found = generation.choose(jnp.tile(logits, (count, 1)), jnp.arange(count), 3, rule)
     wanted = np.array([0, 0.4, 0.3, 0, 0.2]) / 0.9
     np.testing.assert_allclose(np.bincount(found, minlength=5) / count, wanted, atol=0.015)

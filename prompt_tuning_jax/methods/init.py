@@ -51,10 +51,8 @@ def from_vocabulary(rng, settings, lm, task):
     """Draws embeddings without repetition from the `method.init_vocabulary` lowest ids (0: all).
     Ids are roughly in order of frequency; special tokens are left out."""
     size = settings.init_vocabulary or lm.spec.vocabulary
-    special = set(lm.tokenizer.specials.values())
-    ids = np.array(
-        [index for index in range(min(size, lm.spec.vocabulary)) if index not in special]
-    )
+    # Others are special, or rows behind the vocabulary that no text was trained on.
+    ids = np.array([index for index in lm.tokenizer.text_ids if index < size])
     if len(ids) < settings.num_virtual_tokens:
         raise UserError(
             f"config.method.init_vocabulary is {size}, which leaves {len(ids)} tokens for "
@@ -67,7 +65,7 @@ def from_vocabulary(rng, settings, lm, task):
 def from_labels(rng, settings, lm, task):
     """Returns the task's label words, a word of several tokens as their mean, and after them
     tokens of the vocabulary."""
-    words = [lm.tokenizer.encode(" " + word)[0] for _, word in task.labels]
+    words = [_word_ids(lm.tokenizer, word) for _, word in task.labels]
     if not words:
         raise UserError(
             "config.method.init is 'labels' and the task has none: write 'vocabulary' or 'text'."
@@ -81,6 +79,12 @@ def from_text(rng, settings, lm, task):
     """Returns the embeddings of the tokens of `method.init_text`, repeated or cut to P."""
     ids = lm.tokenizer.encode(settings.init_text)[0]
     return _embeddings(lm, np.resize(np.array(ids), settings.num_virtual_tokens))
+
+
+def _word_ids(tokenizer, word):
+    """Returns the ids of a word behind another text, where a label stands."""
+    ids, offsets = tokenizer.encode(f"a {word}")
+    return [number for number, (_, end) in zip(ids, offsets, strict=True) if end > 1]
 
 
 def _given(settings, lm, start):

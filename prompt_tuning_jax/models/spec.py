@@ -200,6 +200,9 @@ def _positive(
 
 def _read_scaling(rope: Mapping[str, Any], max_positions: int, source: str) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
+    # Dynamic scaling begins behind the last position that the model has.
+    if kind == "dynamic" or (kind == "linear" and rope.get("factor") == 1):
+        kind = "default"
     _check(source, "rope_type", kind, *ROPE_SCALINGS)
     if kind == "default":
         return None

@@ -8,10 +8,11 @@ import numpy as np
 import plain_model
 import pytest
 from tiny_methods import LM, TASK, keep, make
-from tiny_models import SPEC, SPECIALS, VOCABULARY, changed
+from tiny_models import SPACED_TOKENS, SPEC, SPECIALS, VOCABULARY, changed, write_spaced_folder
 
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.methods.init import TOKEN_KEYS
+from prompt_tuning_jax.models.files.tokenizer import read_tokenizer
 
 EMBEDDINGS = LM.params["embed"]["embedding"]
 
@@ -56,6 +57,14 @@ def test_vocabulary_draws_embeddings_without_repetition_and_no_special_tokens():
     assert len(set(few)) == 20 and max(few) > 100
 
 
+def test_vocabulary_draws_no_row_behind_the_tokenizers_own():
+    padded = LM._replace(spec=changed(vocabulary=SPEC.vocabulary + 500, max_positions=1000))
+    everything = len(VOCABULARY) - len(SPECIALS)
+    assert max(drawn(vectors(everything, "vocabulary", lm=padded))) < len(VOCABULARY)
+    with pytest.raises(UserError, match=f"leaves {everything} tokens for {everything + 1}"):
+        vectors(everything + 1, "vocabulary", lm=padded)
+
+
 def test_vocabulary_draws_from_the_lowest_ids_alone():
     assert sorted(drawn(vectors(7, "vocabulary", vocabulary=10))) == list(range(3, 10))
     assert len(drawn(vectors(5, "vocabulary", vocabulary=10**6))) == 5
@@ -70,6 +79,16 @@ def test_labels_come_first_a_word_of_several_tokens_as_their_mean():
     assert len(set(rest)) == 5 and all(3 <= index < 20 for index in rest)
     for size in (1, 2):
         np.testing.assert_array_equal(vectors(size, "labels"), vectors(8, "labels")[:size])
+
+
+@pytest.mark.parametrize("steps", ["llama 2", "first", "always", "never"])
+def test_labels_are_read_as_they_are_scored(tmp_path, steps):
+    """Some tokenizers put a space in front of a text, which a label behind a text does not have."""
+    words = read_tokenizer(str(write_spaced_folder(tmp_path / "model", steps)))
+    task = TASK._replace(labels=(("0", "b"), ("1", "a")))
+    found = vectors(2, "labels", vocabulary=20, lm=LM._replace(tokenizer=words), task=task)
+    wanted = [[SPACED_TOKENS.index("▁"), SPACED_TOKENS.index(label)] for label in "ba"]
+    np.testing.assert_allclose(found, [EMBEDDINGS[i].mean(axis=0) for i in wanted], rtol=1e-6)
 
 
 def test_text_is_repeated_or_cut():

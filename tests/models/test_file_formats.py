@@ -103,6 +103,16 @@ def test_hostile_gguf_headers_are_refused(tmp_path, rest, message):
         read_gguf(path)
 
 
+@pytest.mark.parametrize("parts", [2, 3])
+def test_one_file_of_a_split_gguf_is_refused(tmp_path, parts):
+    path = tmp_path / "model-00001-of-00003.gguf"
+    path.write_bytes(HEADER + fields((b"split.count", struct.pack("<IH", 2, parts))))
+    with pytest.raises(UserError, match=rf"is one of {parts} files of a split model: join them"):
+        read_gguf(path)
+    path.write_bytes(HEADER + fields((b"split.count", struct.pack("<IH", 2, 1))))
+    assert read_gguf(path).fields == {"split.count": 1}
+
+
 @pytest.mark.parametrize("start", [struct.pack("<IQQ", 1, 0, 0), struct.pack(">IQQ", 3, 0, 0)])
 def test_other_versions_and_byte_orders_of_gguf_are_refused(tmp_path, start):
     path = tmp_path / "model.gguf"

@@ -119,6 +119,16 @@ def test_gguf_metadata_may_say_that_nothing_is_scaled():
         assert spec_from_gguf(metadata(**changes), True, None, "it") == SPEC
 
 
+def test_a_config_may_say_that_nothing_is_scaled():
+    for scaled in (
+        {"type": "linear", "factor": 1.0},
+        {"rope_type": "linear", "factor": 1},
+        {"type": "dynamic", "factor": 2.0},  # which acts behind the last position alone
+    ):
+        found = spec_from_config(config(rope_scaling=scaled), "it")
+        assert found == SPEC
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

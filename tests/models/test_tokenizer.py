@@ -165,6 +165,24 @@ def test_special_tokens_map_of_earlier_versions_is_read(folder):
     assert read_tokenizer(str(folder)).eos_id == 2
 
 
+def test_every_end_of_a_text_is_read_wherever_it_is_named(folder):
+    assert read_tokenizer(str(folder)).end_ids == [2]
+    rewrite(folder / "config.json", eos_token_id=[2, 5])
+    before = read_tokenizer(str(folder))
+    assert before.end_ids == [2, 5] and before.eos_id == 2
+    for named, wanted in ((7, [2, 5, 7]), ([2, 0], [0, 2, 5]), (None, [2, 5]), ("x", [2, 5])):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
+        words = read_tokenizer(str(folder))
+        # An artifact that was trained before still fits: no id of a text changes.
+        assert words.end_ids == wanted and words.fingerprint == before.fingerprint
+
+
+def test_the_end_of_a_turn_ends_a_text_of_a_gguf(tmp_path):
+    fields = {"tokenizer.ggml.eot_token_id": 9, "tokenizer.ggml.eom_token_id": 11}
+    words = read_tokenizer(str(tiny_models.write_gguf(tmp_path / "a.gguf", fields=fields)))
+    assert (words.eos_id, words.end_ids) == (2, [2, 9, 11])
+
+
 def test_chat_templates_are_read(folder):
     def found():
         return read_tokenizer(str(folder)).chat_template

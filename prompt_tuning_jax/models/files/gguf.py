@@ -115,6 +115,12 @@ def read_gguf(path: Path) -> Gguf:
             if key in fields:
                 cursor.refuse(f"the key {short(key)} twice")
             fields[key] = cursor.value()
+        parts = fields.get("split.count", 1)
+        if parts not in (0, 1):
+            raise UserError(
+                f"{path} is one of {short(parts)} files of a split model: join them with "
+                "`llama-gguf-split --merge FIRST_FILE NEW_FILE`, and give the new file."
+            )
         tensors: dict[str, Tensor] = {}
         for _ in range(tensor_count):
             name = cursor.text()

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -53,6 +54,7 @@ class Facts(NamedTuple):
     pad: str | int | None
     add_bos: bool | None
     chat_template: Any
+    ends: tuple[Any, ...] = ()  # further ids that end a text, or lists of them
 
 
 class Tokenizer:
@@ -66,7 +68,9 @@ class Tokenizer:
       specials: markup to id, e.g. '<|im_start|>': 1.
       particular: the specials, by markup, that take the white space beside them (`lstrip`,
         `rstrip`) or are special only as a separate word (`single_word`).
+      text_ids: the ids that are not special, in order.
       bos_id, eos_id, pad_id: None if the model has none.
+      more_ends: further ids that end a text which the model writes.
       add_bos: whether the model's own tokenizer puts BOS in front of a text.
       chat_template: the jinja source, if any.
       fingerprint: SHA-256 of all that decides about ids, the same on every version of the library.
@@ -114,8 +118,11 @@ class Tokenizer:
         }
         self.embeddings: int | None = None
         spelled = self.library.get_vocab().items()
-        ids = [number for token, number in spelled if token not in self.specials]
-        self.highest = max([0, self.bos_id or 0, self.eos_id or 0, *ids])
+        self.text_ids = sorted(number for token, number in spelled if token not in self.specials)
+        self.highest = max([0, self.bos_id or 0, self.eos_id or 0, *self.text_ids[-1:]])
+        listed = (each if isinstance(each, list) else [each] for each in facts.ends)
+        ends = {each for each in itertools.chain(*listed) if type(each) is int and each >= 0}
+        self.more_ends = sorted(ends)
         # A processor that adds nothing: others add BOS, or trim the space off a token's offsets.
         self.library.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
         decisive = [vocabulary, self.bos_id, self.eos_id, self.pad_id, self.add_bos]
@@ -129,6 +136,11 @@ class Tokenizer:
             whole = {**json.loads(self.library.to_str()), "pre_tokenizer": json.loads(changed)}
             self.inside = tokenizers.Tokenizer.from_str(json.dumps(whole))
             self.inside.encode_special_tokens = True
+
+    @property
+    def end_ids(self) -> list[int]:
+        """The ids that end a text which the model writes."""
+        return sorted({self.eos_id, *self.more_ends} - {None})
 
     def encode(
         self, text: str, *, continues: bool = False
@@ -203,12 +215,15 @@ def read_tokenizer(path: str) -> Tokenizer:
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], Facts]:
-    """Reads `tokenizer.json`, `tokenizer_config.json`, `config.json`, and what earlier versions
-    wrote, `special_tokens_map.json`."""
+    """Reads `tokenizer.json`, `tokenizer_config.json`, `config.json`, `generation_config.json`, and
+    what earlier versions wrote, `special_tokens_map.json`."""
     vocabulary = read_json(folder / "tokenizer.json")
-    named, model, earlier = (
+    named, model, earlier, written = (
         read_json(folder / file) if (folder / file).exists() else {}
-        for file in ("tokenizer_config.json", "config.json", "special_tokens_map.json")
+        for file in (
+            *("tokenizer_config.json", "config.json"),
+            *("special_tokens_map.json", "generation_config.json"),
+        )
     )
     if "added_tokens_decoder" not in named:
         named = {**named, **earlier}
@@ -220,8 +235,9 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], Facts]:
     if merged and b'"ByteLevel"' not in (folder / "tokenizer.json").read_bytes():
         vocabulary = _as_llama(vocabulary, named)
     bos, eos, pad = (_special(named, model, kind) for kind in ("bos", "eos", "pad"))
+    ends = model.get("eos_token_id"), written.get("eos_token_id")
     # transformers ignores what tokenizer_config.json says of adding BOS.
-    return vocabulary, Facts(bos, eos, pad, None, _read_chat_template(folder, named))
+    return vocabulary, Facts(bos, eos, pad, None, _read_chat_template(folder, named), ends)
 
 
 def _as_llama(vocabulary: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
@@ -308,4 +324,6 @@ def _read_gguf(path: Path) -> tuple[dict[str, Any], Facts]:
         _special({}, fields, f"tokenizer.ggml.{kind}") for kind in ("bos", "eos", "padding")
     )
     add_bos = bool(fields.get("tokenizer.ggml.add_bos_token", splitting.add_bos))
-    return vocabulary, Facts(bos, eos, pad, add_bos, fields.get("tokenizer.chat_template"))
+    # The ends of a turn and of a message, for models that were tuned for chats.
+    ends = tuple(fields.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eot", "eom"))
+    return vocabulary, Facts(bos, eos, pad, add_bos, fields.get("tokenizer.chat_template"), ends)
