@@ -106,8 +106,7 @@ def answers(
 def _read(
     given: Sequence[str], as_json: bool | None, files: Any, changes: Counter[str]
 ) -> tuple[Iterator[Row], str, Form]:
-    """Returns the rows of what was given, where they stand, and their form; `changes` counts what
-    is not read as it is written.
+    """Returns the rows of what was given, where they stand, and their form, see `read_rows`.
 
     Raises:
       UserError: a file does not exist, cannot be read, or stands beside other arguments.

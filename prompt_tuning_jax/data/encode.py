@@ -5,17 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning_jax.data.example import Example, encode_example
+from prompt_tuning_jax.data.example import Example, encode_example, lay_out
 from prompt_tuning_jax.data.records import LABEL, PLACE, Record
 from prompt_tuning_jax.data.task import Task, check_fields, output_fields, parse_target
-from prompt_tuning_jax.data.template import (
-    Field,
-    Template,
-    field_names,
-    parse,
-    plain_slot_size,
-    with_demonstrations,
-)
+from prompt_tuning_jax.data.template import Field, Template, field_names, parse, with_demonstrations
 from prompt_tuning_jax.errors import UserError, short
 
 
@@ -67,7 +60,7 @@ def encode_examples(
     markup = {number: text for text, number in tokenizer.specials.items()}
     bos, eos = markup.get(tokenizer.bos_id), markup.get(tokenizer.eos_id)
     parsed = with_demonstrations(parsed, answered, bos, eos)
-    plain_slot_size(parsed, num_virtual_tokens)  # whose errors are the template's, not a record's
+    lay_out(parsed, num_virtual_tokens)  # whose errors are the template's and not a record's
     examples = []
     for number, record in enumerate(records):
         try:

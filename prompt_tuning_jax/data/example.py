@@ -76,7 +76,7 @@ def encode_example(
             example is too long even with one character of its longest field, or nothing is before
             its answer.
     """
-    layout = _layout(template, num_virtual_tokens)
+    layout = lay_out(template, num_virtual_tokens)
     _check_embedded(template, tokenizer)
     bos = _bos(template, tokenizer, add_bos)
     fields = {field.name: field_text(field, record, template) for field in template.fields}
@@ -151,10 +151,11 @@ _Run = tuple[Constant | Field, ...]
 
 
 @functools.lru_cache(maxsize=256)
-def _layout(template: Template, num_virtual_tokens: int) -> tuple[_Run | Special | range, ...]:
+def lay_out(template: Template, num_virtual_tokens: int) -> tuple[_Run | Special | range, ...]:
     """Joins pieces into runs of text, and turns a slot into the range of its virtual tokens.
 
-    The last item is a run. It is empty if the template ends in a slot or a special token.
+    The last item is a run. It is empty if the template ends in a slot or a special token. Raises a
+    UserError if the slots do not add up to P.
     """
     rest = plain_slot_size(template, num_virtual_tokens)
     layout: list[_Run | Special | range] = []

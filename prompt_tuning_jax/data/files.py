@@ -19,7 +19,7 @@ from prompt_tuning_jax.data.records import (
     task_fields,
 )
 from prompt_tuning_jax.data.rows import CELLS, TEXT, ending_of, form_of, open_file, read_rows
-from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.errors import UserError, short
 
 _NAME = re.compile(r"[^\W\d]\w*([ .-]\w+)?")  # a cell that may be a column's name
 _HEADER_HINT = ", or give --config.task.files.header=false if line 1 is a record"
@@ -135,13 +135,11 @@ def _rare_labels(splits: Mapping[str, list[Record]]) -> list[str]:
     """Says which labels are scored without training, and which have one record to train on."""
     trained = Counter(record[LABEL] for record in splits["train"])
     scored = {record[LABEL] for name in ("validation", "test") for record in splits[name]}
-    unseen = ", ".join(sorted(map(repr, scored - trained.keys())))
-    single = ", ".join(sorted(repr(label) for label in trained if trained[label] == 1))
-    notes = {
-        f"warning: labels that are scored without a record to train on: {unseen[:200]}": unseen,
-        f"labels with one record to train on: {single[:200]}": single,
+    found = {
+        "warning: labels that are scored without a record to train on: ": scored - trained.keys(),
+        "labels with one record to train on: ": {each for each in trained if trained[each] == 1},
     }
-    return [note for note, labels in notes.items() if labels]
+    return [what + short(sorted(labels), 200)[1:-1] for what, labels in found.items() if labels]
 
 
 def take_parts(

@@ -162,8 +162,8 @@ def _match_columns(
             turned = [f for f in fields.columns if field in fields.columns[f] and f in own]
             if turned:
                 raise UserError(
-                    f"{place}: no column {field!r}, and config.task.columns is the other way round:"
-                    f" write '{field}={turned[0]}', the template's field first"
+                    f"{place}: config.task.columns is the other way round: write"
+                    f" '{field}={turned[0]}', the template's field first"
                 )
             message = _missing(field, names, fields, numbered)
             raise UserError(f"{place}: {message}{hint.format(field=field)}")

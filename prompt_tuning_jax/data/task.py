@@ -3,14 +3,13 @@
 import functools
 import importlib
 import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from prompt_tuning_jax.config.key import Key, all_texts, string, whole
 from prompt_tuning_jax.data import files, tfds
 from prompt_tuning_jax.data.records import LABEL, PLACE, Record, Source, shuffled_groups
-from prompt_tuning_jax.data.template import Slot, Special, Template, field_names, parse
+from prompt_tuning_jax.data.template import Slot, Special, Template, field_names, parse, plain_name
 from prompt_tuning_jax.errors import UserError, nearest, short
 from prompt_tuning_jax.metrics import LABEL_METRICS, TEXT_METRICS
 
@@ -170,9 +169,8 @@ def template_fields(task: Task, record: Record) -> tuple[str, ...]:
 def parse_labels(labels: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Returns (value, word) of each entry 'value' or 'value=word'.
 
-    The first = divides, unless the entry has ' = ' with spaces: then the first of those does, and
-    the value may have = itself, as in '<=50K = low'. So values are written as they stand in the
-    data, and no character has to be doubled.
+    An = with spaces divides, or else the first one: a value that has = itself, as in '<=50K = low',
+    is written as it stands in the data.
 
     Raises:
         UserError: a value or word is empty or repeated.
@@ -292,17 +290,18 @@ def output_fields(task: Task) -> tuple[str, ...]:
 
 def _check_labels(task: Task, records: Sequence[Record], split: str) -> None:
     values = [value for value, _ in task.labels]
-    plain = {unicodedata.normalize("NFC", value): value for value in values}
+    plain = {plain_name(value): value for value in values}
     for number, record in enumerate(records):
         label = record[LABEL]
-        same = plain.get(unicodedata.normalize("NFC", label))  # its other Unicode form
+        same = plain.get(plain_name(label))
         if label not in values and same is not None:
             record[LABEL] = same
         elif label not in values:
             place = record.get(PLACE, f"record {number} of split {split!r} of task {task.name}")
+            spaced = f" (as {label + ' = WORD'!r}, with spaces)" if "=" in label else ""
             raise UserError(
                 f"{place} has the label {label!r}, which task.labels does not"
-                f" list{nearest(label, values)}: expected one of: {', '.join(values)}"
+                f" list{spaced or nearest(label, values)}: expected one of: {', '.join(values)}"
             )
 
 

@@ -100,7 +100,7 @@ def parse(text: str, specials: Iterable[str] = ()) -> Template:
 
 
 def plain_name(name: str) -> str:
-    """Returns a field's or column's name in Unicode's form NFC: those that look alike are one."""
+    """Returns a field's, column's or label's name in Unicode form NFC: lookalikes are one."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -164,10 +164,10 @@ def with_demonstrations(
 def _turn_end(pieces: Sequence[Piece], eos: str | None) -> list[Piece]:
     """Returns what follows a demonstration's answer, by the special tokens behind the last field.
 
-    The first of them ends the field's turn if it is EOS, or if another follows, which then opens
-    the answer's turn. The answer ends with the same token and the white space behind it:
-    `<|im_end|>` and a new line in ChatML. A single other token, such as `[/INST]`, opens the
-    answer, which EOS ends. Without special tokens there, it is a blank line.
+    The first ends the field's turn if it is EOS, or if another follows, which opens the answer's
+    turn: the same token, and the white space behind it, then end the answer (`<|im_end|>` and a new
+    line). A single other one, such as `[/INST]`, opens the answer, and EOS ends it. Without special
+    tokens there, a blank line does.
     """
     last = max((n for n, piece in enumerate(pieces) if isinstance(piece, Field)), default=-1)
     behind = pieces[last + 1 :]

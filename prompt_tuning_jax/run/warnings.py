@@ -1,7 +1,7 @@
 """Warnings that a person can act on. Each function returns a sentence, or "" if all is well."""
 
-import contextlib
 import itertools
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 
@@ -108,9 +108,9 @@ def empty_texts(rows: Sequence[Mapping[str, str]], fields: Sequence[str], split:
     """Warns of records without text in a field."""
     counts = {field: sum(not row[field].strip() for row in rows) for field in fields}
     found = " and ".join(f"{count} of {field!r}" for field, count in counts.items() if count)
-    if not found:
-        return ""
-    return f"{split} has {len(rows)} records, and empty texts: {found}; remove or complete these"
+    return found and (
+        f"{split} has {len(rows)} records, and empty texts: {found}; remove or complete these"
+    )
 
 
 def repeated(batch_size: int, examples: int) -> str:
@@ -174,18 +174,14 @@ def same_beginning(labels: Sequence[tuple[str, str]], tails: Sequence[np.ndarray
 
 def look_alike(labels: Sequence[tuple[str, str]]) -> str:
     """Warns of labels that differ only in case, white space, Unicode form or a number's form."""
-    groups: dict[str | float, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for value, _ in labels:
-        key: str | float = " ".join(unicodedata.normalize("NFC", value).casefold().split())
-        with contextlib.suppress(ValueError):
-            key = float(key)
-        groups.setdefault(key, []).append(repr(value))
-    alike = [" and ".join(group) for group in groups.values() if len(group) > 1]
-    if not alike:
-        return ""
-    return (
-        "labels are different ones that only look different in case, white space, Unicode form or"
-        f" the form of a number: {_some(alike)}; write each the same way in the data"
+        folded = " ".join(unicodedata.normalize("NFC", value).casefold().split())
+        groups.setdefault(re.sub(r"(?<=\d)\.0+$", "", folded), []).append(repr(value))
+    alike = _some([" and ".join(group) for group in groups.values() if len(group) > 1])
+    return alike and (
+        "labels that look alike (case, white space, Unicode form, or 1 and 1.0) are different: "
+        f"{alike}; write each in one way in the data"
     )
 
 

@@ -108,7 +108,7 @@ def test_texts_that_are_empty_and_labels_that_look_alike_are_said(typed, home):
     assert shown.status == 0, shown.err
     shown = shown.out + shown.err
     assert re.search("train has [0-9]+ records, and empty texts: [1-9] of 'text'; remove", shown)
-    assert "form of a number: 'Big Money' and 'big money'; write each the same way" in shown
+    assert "are different: 'Big Money' and 'big money'; write each in one way" in shown
 
 
 # Overrides and parts of the sentence that refuses them.

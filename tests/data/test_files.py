@@ -156,7 +156,7 @@ BAD = {
         "title,label\na,b\n",
         "data.csv",
         ("columns=('title=text',)",),
-        "line 2: no column 'text', and config.task.columns is the other way round: write"
+        "line 2: config.task.columns is the other way round: write"
         " 'text=title', the template's field first",
     ),
     "swapped label": (

@@ -77,6 +77,13 @@ def test_an_invalid_split_is_refused(split, message):
 
 
 def test_a_label_in_the_data_that_the_task_does_not_list_is_refused():
+    rows = [{"text": "a", "label": "<=50K"}]
+    task = TASK._replace(labels=parse_labels(("<=50K=low", ">50K=high")))
+    task = task._replace(load=lambda: Source({"train": rows}))
+    with pytest.raises(
+        UserError, match=r"does not list \(as '<=50K = WORD', with spaces\): expected"
+    ):
+        select_records(task, "train")
     task = TASK._replace(labels=(("bad", "bad"), ("goood", "good")))
     with pytest.raises(
         UserError, match=r"record 0 of split 'train' .* label 'good', .*\(did you mean 'goood'\?\)"
