@@ -58,8 +58,8 @@ def encode_examples(
             raise UserError(f"demonstration {number} has no answer: give it the label, or the text")
         answered.append((record, words[answer]))
     markup = {number: text for text, number in tokenizer.specials.items()}
-    bos, eos = markup.get(tokenizer.bos_id), markup.get(tokenizer.eos_id)
-    parsed = with_demonstrations(parsed, answered, bos, eos)
+    ends = [markup[number] for number in (tokenizer.eos_id, *tokenizer.end_ids) if number in markup]
+    parsed = with_demonstrations(parsed, answered, markup.get(tokenizer.bos_id), ends)
     lay_out(parsed, num_virtual_tokens)  # whose errors are the template's and not a record's
     examples = []
     for number, record in enumerate(records):

@@ -129,7 +129,7 @@ def with_demonstrations(
     template: Template,
     answered: Sequence[tuple[Mapping[str, str], str]],
     bos: str | None = None,
-    eos: str | None = None,
+    ends: Sequence[str] = (),
 ) -> Template:
     """Returns `template` with demonstrations in front: records with their answers.
 
@@ -157,25 +157,25 @@ def with_demonstrations(
             elif isinstance(piece, Constant):
                 text += piece.text
         pieces.append(Constant(f"{text}{separator(text)}{answer}"))
-        pieces += _turn_end(rest, eos)
+        pieces += _turn_end(rest, ends)
     return template._replace(pieces=(*pieces, *rest))
 
 
-def _turn_end(pieces: Sequence[Piece], eos: str | None) -> list[Piece]:
+def _turn_end(pieces: Sequence[Piece], ends: Sequence[str]) -> list[Piece]:
     """Returns what follows a demonstration's answer, by the special tokens behind the last field.
 
-    The first ends the field's turn if it is EOS, or if another follows, which opens the answer's
-    turn: the same token, and the white space behind it, then end the answer (`<|im_end|>` and a new
-    line). A single other one, such as `[/INST]`, opens the answer, and EOS ends it. Without special
-    tokens there, a blank line does.
+    The first ends the field's turn if it ends a text (`ends`, EOS first), or if another follows,
+    which opens the answer's turn: the same token, and the white space behind it, then end the
+    answer (`<|im_end|>` and a new line). A single other one, such as `[/INST]`, opens the answer,
+    and EOS ends it. Without special tokens there, a blank line does.
     """
     last = max((n for n, piece in enumerate(pieces) if isinstance(piece, Field)), default=-1)
     behind = pieces[last + 1 :]
     places = [n for n, piece in enumerate(behind) if isinstance(piece, Special)]
-    if places and (len(places) > 1 or behind[places[0]] == Special(eos or "")):
+    if places and (len(places) > 1 or behind[places[0]] in [*map(Special, ends)]):
         after = "".join(getattr(piece, "text", "") for piece in behind[places[0] + 1 :][:1])
         return [behind[places[0]], Constant(after[: len(after) - len(after.lstrip())])]
-    return [Special(eos) if places and eos else Constant("\n\n")]
+    return [Special(ends[0]) if places and ends else Constant("\n\n")]
 
 
 def plain_slot_size(template: Template, num_virtual_tokens: int) -> int:

@@ -127,7 +127,7 @@ def test_special_tokens_of_the_template_are_in_every_demonstration(tokenizer):
     template = parse("<|im_start|>user\n{text}<|im_end|>\n<|im_start|>", tokenizer.specials)
     given = {"num_virtual_tokens": 0, "add_bos": True, "max_length": 999}
     answered = [({"text": "<|im_end|>"}, "yes"), ({"text": ""}, "no")]
-    shown = with_demonstrations(template, answered, "<|im_start|>", "<|im_end|>")
+    shown = with_demonstrations(template, answered, "<|im_start|>", ["<|im_end|>"])
     example = encode_example(shown, {"text": "x"}, ["yes"], tokenizer, **given)
     turn = ["<|im_start|>", "user\n{}", "<|im_end|>", "\n", "<|im_start|>"]
     first = by_hand(turn[:1], tokenizer)
@@ -167,6 +167,13 @@ CHATS = {
         "<end>\n",
     ),
     "Zephyr": ((), "</s>", "user\n{text}</s>\nassistant\n", "user\n{}</s>\nassistant\n", "</s>\n"),
+    "another end than EOS": (
+        ("<eot>",),
+        "</s>",
+        "user\n{text}<eot>\nbot\n",
+        "user\n{}<eot>\nbot\n",
+        "<eot>\n",
+    ),
     "Mistral": (
         ("[INST]", "[/INST]"),
         "</s>",
@@ -198,7 +205,7 @@ def test_bos_comes_once_and_a_turns_end_follows_each_answer(name, add_bos):
         ],
         "model": {"type": "BPE", "vocab": {t: n for n, t in enumerate(tokens)}, "merges": []},
     }
-    chatting = Tokenizer(vocabulary, Facts("<s>", eos, None, False, None))
+    chatting = Tokenizer(vocabulary, Facts("<s>", eos, None, False, None, (2,) * ("<eot>" in more)))
     words = (("a", "yes"), ("b", "no"))
     task = Task("chat", template, words, (), ("text",), lambda: Source({}))
     [example] = encode_examples(
