@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from prompt_tuning_jax.errors import UserError, nearest_file, short
@@ -141,26 +141,23 @@ def _read_texts(stream: BinaryIO, name: str, form: Form, changes: Counter[str]) 
 
 
 def _read_objects(stream: BinaryIO, name: str, form: Form, changes: Counter[str]) -> Iterator[Row]:
-    lines, number = read_lines(stream, name), 0
-    for place, line in lines:
-        if not number and line.lstrip().startswith("["):
-            text = _join(itertools.chain([line], (more for _, more in lines)), name)
-            for number, item in enumerate(_parse(text, place), 1):
-                yield Row(f"{name}, item {number}", _as_object(item, f"{name}, item {number}"))
-            return
-        number += bool(line.strip())
-        yield Row(place, _as_object(_parse(line, place), place) if line.strip() else None)
-
-
-def _join(lines: Iterable[str], name: str) -> str:
-    whole = io.StringIO(newline="")
-    for line in lines:
-        if whole.write(line) and whole.tell() > LONGEST_ARRAY:
-            raise UserError(
-                f"{name} is a JSON array of over {LONGEST_ARRAY:,} characters: write an object on"
-                " each line instead, for example with jq -c '.[]'"
-            )
-    return whole.getvalue()
+    array: list[str] = []
+    number, size, begun = 0, 0, name
+    for place, line in read_lines(stream, name):
+        if array or (not number and line.lstrip().startswith("[")):
+            begun = begun if array else place
+            array.append(line)
+            size += len(line)
+            if size > LONGEST_ARRAY:
+                raise UserError(
+                    f"{name} is a JSON array of over {LONGEST_ARRAY:,} characters: write an object"
+                    " on each line instead, for example with jq -c '.[]'"
+                )
+        else:
+            number += bool(line.strip())
+            yield Row(place, _as_object(_parse(line, place), place) if line.strip() else None)
+    for number, item in enumerate(_parse("".join(array), begun) if array else (), 1):
+        yield Row(f"{name}, item {number}", _as_object(item, f"{name}, item {number}"))
 
 
 def _parse(text: str, place: str) -> Any:
