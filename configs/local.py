@@ -11,7 +11,7 @@ Expected: depends on the data. The report compares the prompt with the model alo
 A tenth of the file is the validation split and a tenth is the test split, unless
 `task.files.validation` and `task.files.test` name files. The first line names the columns. Without
 such a line, give `--config.task.files.header=false` and the columns' numbers, from 1:
-`('text=1','label=2')`. The labels are those in the files; one with two records or more is always
+`('text=1','label=2')`. The labels are those in the files; one with two records or more is
 trained on. Words that say more can stand for them: `--config.task.labels="('0=bad','1=great')"`,
 with spaces if a label has = itself, `('<=50K = low','>50K = high')`. To write a text instead, name
 its field: `--config.task.target='{summary}'`.

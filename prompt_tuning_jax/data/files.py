@@ -147,9 +147,9 @@ def take_parts(
 ) -> dict[str, list[Record]]:
     """Splits the training records into parts of about the sizes asked for.
 
-    Records with the same input stay together. The order depends on the seed and their inputs alone,
-    except that the last input of a label with several records moves to the end, and so to training,
-    if none was there.
+    Records with the same input stay together. The order depends on the seed and their inputs alone.
+    If no record to train on had some label that several records have, the last input with it is
+    kept for training, as long as no part is empty then.
 
     Args:
         records: of the file `path`.
@@ -163,23 +163,27 @@ def take_parts(
     Raises:
         UserError: nothing is left for training.
     """
-    groups = shuffled_groups(records, fields.inputs, seed)
+    groups, kept = shuffled_groups(records, fields.inputs, seed), list[list[Record]]()
     counts = Counter(record[LABEL] for record in records if not fields.target)
-    lost, moved = {""}, set[str]()
-    while lost:
+    cuts: list[dict[str, list[Record]]] = []
+    while True:
         rest, made = iter(groups), dict[str, list[Record]]()
         for name, part in parts.items():
             size = max(round(part * len(records)), 1) if part < 1 else int(part)
             made[name] = []
             while len(made[name]) < size and (group := next(rest, None)):
                 made[name] += group
-        made["train"] = [record for group in rest for record in group]
+        made["train"] = [record for group in (*rest, *kept) for record in group]
+        cuts.append(made)
         trained = {record[LABEL] for record in made["train"]} if counts else set()
-        lost = {label for label in counts if counts[label] > 1} - trained - moved
-        moved |= lost
-        last = {record[LABEL]: n for n, group in enumerate(groups) for record in group if lost}
+        lost = {label for label in counts if counts[label] > 1} - trained
+        if not lost:
+            break
+        last = {record[LABEL]: n for n, group in enumerate(groups) for record in group}
         ends = {last[label] for label in lost}
-        groups = [groups[n] for n in sorted(range(len(groups)), key=lambda n: n in ends)]
+        kept += [groups[n] for n in sorted(ends)]
+        groups = [group for n, group in enumerate(groups) if n not in ends]
+    made = made if all(made.values()) else cuts[0]  # too few records for all that
     if not made["train"]:
         taken = " and ".join(f"{len(made[name])} for {name}" for name in parts)
         keys = " and ".join(f"config.task.files.{name}_part" for name in parts)

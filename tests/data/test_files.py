@@ -263,7 +263,7 @@ def test_a_label_with_two_records_is_always_trained_on(tmp_path):
     path = in_order(tmp_path, *"aabbbaxyxyabab")
     parts = splits(path, "files.test_part=7", "files.validation_part=3")
     kept = {name: "".join(row["label"] for row in rows) for name, rows in parts.items()}
-    # Plain: aabbbax, yxy, abab. The last x and the last y move to the end.
+    # Plain: aabbbax, yxy, abab. The last x and the last y are kept for training.
     assert kept == {"test": "aabbbax", "validation": "yab", "train": "abxy"}
     made = make_task(settings(path, "files.test_part=7", "files.validation_part=3"))
     assert [value for value, _ in made.labels] == ["a", "b", "x", "y"]
@@ -272,6 +272,14 @@ def test_a_label_with_two_records_is_always_trained_on(tmp_path):
     parts = splits(path, "files.test_part=4", "files.validation_part=2")
     kept = {name: "".join(row["label"] for row in rows) for name, rows in parts.items()}
     assert kept == {"test": "aaxb", "validation": "ba", "train": "babx"}
+
+
+def test_a_part_is_not_emptied_for_a_label(tmp_path):
+    path = in_order(tmp_path, *"bbcc")
+    source = read_source(settings(path, "files.test_part=2", "files.validation_part=1"))
+    kept = {name: "".join(row["label"] for row in rows) for name, rows in source.splits.items()}
+    assert kept == {"test": "bb", "validation": "c", "train": "c"}
+    assert "warning: labels that are scored without a record to train on: 'b'" in source.notes
 
 
 def test_a_label_whose_records_have_one_input_is_trained_on_with_all_of_them(tmp_path):
