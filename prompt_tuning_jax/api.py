@@ -61,9 +61,10 @@ def evaluate(
       loss (nats an example) and examples, their number. With labels: the task's metrics, such as
       accuracy (0 to 1), and intervals, [low, high] of each metric by its name, see
       `metrics.label_metrics`. With a target: the metrics of the texts, one text for each distinct
-      input, and texts, their number. Counts that are not 0: shortened, examples that lost the end
-      of their longest field; unfinished, texts that were cut at the most new tokens;
-      texts_shortened, inputs that lost the end of their longest field to make room for a text.
+      input; texts, their number; and the tokenizer of bleu and rouge_l. Counts that are not 0:
+      shortened, examples that lost the end of their longest field; unfinished, texts that were cut
+      at the most new tokens; texts_shortened, inputs that lost the end of their longest field to
+      make room for a text.
       With demonstrations: demonstrations, the number in front of each example.
 
     Raises:
@@ -234,7 +235,7 @@ def _text_metrics(lm, task, rows, use, settings, seed, log):
     }
     found = {"texts": len(written)} | {name: count for name, count in counts.items() if count}
     texts = [each.text.strip() for each in written]
-    return found | metrics.text_metrics(texts, references, task.metrics)
+    return found | metrics.text_metrics(texts, references, task.metrics, task.tokenizer)
 
 
 def _shortened(example):

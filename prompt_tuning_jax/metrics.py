@@ -6,8 +6,11 @@ what other examples of the same kind would change, not what another seed of trai
 """
 
 import collections
+import functools
 import re
 import string
+import types
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +21,13 @@ from prompt_tuning_jax.errors import UserError
 RESAMPLES, SEED = 2000, 0
 PERCENTILES = (2.5, 97.5)
 _ORDERS = 4  # BLEU's longest n-gram
+TOKENIZERS = ("auto", "13a", "intl", "zh", "char")
+# Thai, Lao, Myanmar, Khmer, Hiragana and Katakana, Han.
+_SPACELESS = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
+)
+_LATIN = re.compile(".*[a-z0-9]")
 _AT_ONCE = 1 << 22  # numbers drawn at once, so that memory does not grow with the examples
 
 
@@ -64,7 +74,10 @@ def label_metrics(
 
 
 def text_metrics(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], names: Sequence[str]
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    names: Sequence[str],
+    tokenizer: str = "auto",
 ) -> dict[str, Any]:
     """Computes metrics of written texts; of several references the best for the prediction counts.
 
@@ -72,27 +85,35 @@ def text_metrics(
       predictions: N texts.
       references: at least one for each.
       names: of
-        exact_match: share of texts that are a reference, up to case, articles and punctuation (as
-          for SQuAD, Rajpurkar et al. 2016);
-        token_f1: mean F1 of the words that prediction and reference share, with the same left out;
-        bleu: BLEU of the corpus, 0 to 100, as sacrebleu computes it by default (Post 2018);
-        rouge_l: mean F-measure of ROUGE-L, as rouge-score computes it without stemming (Lin 2004):
-          of Latin letters and digits alone.
+        exact_match: share of texts that are a reference, up to case and white space;
+        token_f1: mean F1 of the words that prediction and reference share, up to case: what white
+          space divides, so "cat." is not "cat";
+        squad_exact_match, squad_f1: the same without articles and punctuation (as for SQuAD,
+          Rajpurkar et al. 2016), so "A" equals "the", and "1" equals "-1";
+        bleu: BLEU of the corpus, 0 to 100, as sacrebleu computes it (Post 2018);
+        rouge_l: mean F-measure of ROUGE-L, as rouge-score computes it without stemming (Lin 2004).
+      tokenizer: of BLEU, one of sacrebleu's; ROUGE-L has rouge-score's, of the letters a to z and
+        digits alone, beside '13a' and the words of any script beside another. 'auto' chooses for
+        each example by its references, see `choose_tokenizer`.
 
     Returns:
-      Each by its name, and `intervals`, [low, high] by name.
+      Each by its name, `intervals`, [low, high] by name, and for BLEU or ROUGE-L the tokenizer.
 
     Raises:
       UserError: a metric's package is not installed.
     """
     pairs = list(zip(predictions, references, strict=True))
+    chosen = [choose_tokenizer(each) if tokenizer == "auto" else tokenizer for each in references]
     numbers_of, metric_of = zip(*(TEXT_METRICS[name] for name in names), strict=True)
-    parts = [np.array(each(pairs), np.float64).reshape(len(pairs), -1) for each in numbers_of]
+    counted = [each(pairs, chosen) for each in numbers_of]
+    parts = [np.array(each, np.float64).reshape(len(pairs), -1) for each in counted]
     every = np.concatenate(parts, axis=1)
     sums = np.concatenate([every.sum(axis=0)[None], *_resampled_sums(every)])
     own = np.split(sums, np.cumsum([part.shape[1] for part in parts])[:-1], axis=1)
     found = zip(names, metric_of, own, strict=True)
-    return _with_intervals({name: metric(part, len(pairs)) for name, metric, part in found})
+    result = _with_intervals({name: metric(part, len(pairs)) for name, metric, part in found})
+    is_named = {"bleu", "rouge_l"} & {*names}
+    return result | ({"tokenizer": " and ".join(sorted({*chosen}))} if is_named else {})
 
 
 def accuracy(table: Counts) -> np.ndarray:
@@ -129,18 +150,40 @@ LABEL_METRICS: dict[str, Callable[[Counts], np.ndarray]] = {
 _Pairs = Sequence[tuple[str, Sequence[str]]]
 
 
-def words(text: str) -> list[str]:
+def folded_words(text: str) -> list[str]:
+    """Returns what white space divides, without case."""
+    return text.casefold().split()
+
+
+def squad_words(text: str) -> list[str]:
     """Returns the words of a text without case, punctuation and English articles."""
     bare = text.lower().translate(str.maketrans("", "", string.punctuation))
     return re.sub(r"\b(a|an|the)\b", " ", bare).split()
 
 
-def exact_matches(pairs: _Pairs) -> list[float]:
+def unicode_words(text: str) -> list[str]:
+    """Returns the words of a text in any script without case and punctuation. Each character of a
+    script that has no spaces between words is one."""
+    apart = _SPACELESS.sub(r" \g<0> ", unicodedata.normalize("NFC", text).lower())
+    return "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in apart).split()
+
+
+def choose_tokenizer(references: Sequence[str]) -> str:
+    """Returns '13a' for texts in Latin script, 'char' if most words are in a script without spaces
+    between words, and 'intl' else."""
+    words = unicode_words(" ".join(references))
+    spaceless, latin = (sum(map(bool, map(each.match, words))) for each in (_SPACELESS, _LATIN))
+    if 2 * spaceless > len(words):
+        return "char"
+    return "intl" if spaceless or 2 * latin < len(words) else "13a"
+
+
+def exact_matches(pairs: _Pairs, _: Sequence, words=folded_words) -> list[float]:
     """Returns 1 or 0 for each prediction."""
     return [float(words(text) in map(words, references)) for text, references in pairs]
 
 
-def token_f1s(pairs: _Pairs) -> list[float]:
+def token_f1s(pairs: _Pairs, _: Sequence, words=folded_words) -> list[float]:
     """Returns the best F1 of each prediction."""
 
     def f1(one: list[str], other: list[str]) -> float:
@@ -155,15 +198,18 @@ def token_f1s(pairs: _Pairs) -> list[float]:
     ]
 
 
-def bleu_counts(pairs: _Pairs) -> list[list[int]]:
+def bleu_counts(pairs: _Pairs, tokenizers: Sequence[str]) -> list[list[int]]:
     """Counts for each prediction: right n-grams, n-grams, its length, the nearest reference's."""
     try:
         from sacrebleu.metrics import BLEU
     except ImportError as error:
         raise _not_installed("bleu", "sacrebleu") from error
     # The effective order changes a sentence's score and none of its counts.
-    scorer = BLEU(effective_order=True)
-    scores = [scorer.sentence_score(text, list(references)) for text, references in pairs]
+    scorers = {name: BLEU(tokenize=name, effective_order=True) for name in set(tokenizers)}
+    scores = [
+        scorers[name].sentence_score(text, list(references))
+        for name, (text, references) in zip(tokenizers, pairs, strict=True)
+    ]
     return [[*score.counts, *score.totals, score.sys_len, score.ref_len] for score in scores]
 
 
@@ -179,14 +225,18 @@ def bleu(sums: np.ndarray, count: int) -> np.ndarray:
     return np.where((held > 0).all(axis=1) & (right > 0).any(axis=1), score, 0.0)
 
 
-def rouge_ls(pairs: _Pairs) -> list[float]:
+def rouge_ls(pairs: _Pairs, tokenizers: Sequence[str]) -> list[float]:
     """Returns the best F-measure of each prediction."""
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
         raise _not_installed("rouge_l", "rouge-score") from error
-    scorer = RougeScorer(["rougeL"])
-    return [scorer.score_multi(references, text)["rougeL"].fmeasure for text, references in pairs]
+    unicode = RougeScorer(["rougeL"], tokenizer=types.SimpleNamespace(tokenize=unicode_words))
+    latin = RougeScorer(["rougeL"])
+    return [
+        (latin if name == "13a" else unicode).score_multi(references, text)["rougeL"].fmeasure
+        for name, (text, references) in zip(tokenizers, pairs, strict=True)
+    ]
 
 
 def _not_installed(metric: str, package: str) -> UserError:
@@ -201,12 +251,15 @@ def _mean(sums: np.ndarray, count: int) -> np.ndarray:
 
 
 # Numbers of each example, which add up, and the metric of their sums [S, k] over N examples.
-TEXT_METRICS: dict[str, tuple[Callable[[_Pairs], Sequence], Callable[..., np.ndarray]]] = {
+TEXT_METRICS: dict[str, tuple[Callable[..., Sequence], Callable[..., np.ndarray]]] = {
     "exact_match": (exact_matches, _mean),
     "token_f1": (token_f1s, _mean),
     "bleu": (bleu_counts, bleu),
     "rouge_l": (rouge_ls, _mean),
+    "squad_exact_match": (functools.partial(exact_matches, words=squad_words), _mean),
+    "squad_f1": (functools.partial(token_f1s, words=squad_words), _mean),
 }
+TEXT_DEFAULTS = ("exact_match", "token_f1", "bleu", "rouge_l")
 
 
 def _resampled_sums(numbers: np.ndarray) -> Iterator[np.ndarray]:

@@ -15,8 +15,9 @@ from prompt_tuning_jax.data.batch import (
     shared_length,
 )
 from prompt_tuning_jax.data.encode import count_shortened
-from prompt_tuning_jax.data.task import select_records, training_records
+from prompt_tuning_jax.data.task import make_task, select_records, training_records
 from prompt_tuning_jax.data.template import field_names
+from prompt_tuning_jax.errors import UserError, short
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.run import warnings
 from prompt_tuning_jax.run.progress import with_progress
@@ -49,6 +50,18 @@ class Data(NamedTuple):
                 digest.update(repr((example.answer, *map(len, parts))).encode())
                 digest.update(b"".join(part.tobytes() for part in parts))
         return digest.hexdigest()
+
+
+def check_task(task, config) -> None:
+    """Raises a UserError if a config describes another task: the artifact would state that one."""
+    # If the config lists no labels, the task's are taken, and no data is read again.
+    stated = make_task(config.task, () if config.task.labels else task.labels)
+    for name in ("name", "template", "target", "labels", "metrics"):
+        if (given := getattr(task, name)) != (described := getattr(stated, name)):
+            raise UserError(
+                f"the task's {name} is {short(given)}, and config.task describes"
+                f" {short(described)}: give make_task(config.task)"
+            )
 
 
 def prepare(lm: LanguageModel, task, config, collections, log: Callable) -> Data:

@@ -21,7 +21,7 @@ from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.methods import make_method
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.optimizers import make_optimizer
-from prompt_tuning_jax.prepare import Data, prepare
+from prompt_tuning_jax.prepare import Data, check_task, prepare
 from prompt_tuning_jax.run import warnings
 from prompt_tuning_jax.run.artifact import Artifact, load_start, make_manifest
 from prompt_tuning_jax.run.checkpoint import Checkpoints
@@ -165,6 +165,7 @@ def tune(
 def plan(lm: LanguageModel, task, config, log: Callable) -> Plan:
     """Reads the data and makes everything that can be refused; writes nothing."""
     configs.validate(config)
+    check_task(task, config)
     check_tracker(config.tracker)
     method = make_method(config.method, load_start(config.method))
     parts = Parts(lm.module, method, make_optimizer(config), config.seed, config.microbatches)
@@ -176,6 +177,8 @@ def plan(lm: LanguageModel, task, config, log: Callable) -> Plan:
     log(f"{trained:,} trainable parameters, {frozen:,} frozen ({share:.4%} trained)")
     if warning := warnings.unread_init(config.method, lm.tokenizer):
         log(warning)
+    for warning in warnings.odd_settings(config):
+        log(f"warning: {warning}")
     data = prepare(lm, task, config, adapt(trainable), log)
     sources = {"model": lm.fingerprint, "data": data.fingerprint()}
     check_processes(config, sources)

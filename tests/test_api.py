@@ -14,9 +14,10 @@ import tiny_runs
 import prompt_tuning_jax
 from prompt_tuning_jax import api, train
 from prompt_tuning_jax import config as configs
-from prompt_tuning_jax.data.task import select_records
+from prompt_tuning_jax.data.task import make_task, select_records
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.models.language_model import load
+from prompt_tuning_jax.prepare import check_task
 from prompt_tuning_jax.run import artifact
 from prompt_tuning_jax.run import folder as workdir
 
@@ -191,6 +192,36 @@ def test_a_config_of_ones_own_is_checked(given):
         wrong.stepz = 3
     with pytest.raises(UserError, match="stepz"):
         train.tune(lm, task, wrong)
+
+
+@pytest.mark.parametrize(
+    ("changed", "part"),
+    [
+        ({"template": "{soft}{text}:"}, "the task's template is '{soft}{text}:'"),
+        ({"metrics": ("macro_f1",)}, r"the task's metrics is \('macro_f1',\)"),
+        ({"name": "made_up"}, "config.task describes 'bbc_news'"),
+        ({"labels": (("business", "b"), ("tech", "t"))}, "the task's labels is"),
+        ({"target": "{text}"}, "the task's target is '{text}'"),
+    ],
+)
+def test_a_task_that_is_not_the_configs_is_refused(given, changed, part):
+    lm, task, config = given
+    with pytest.raises(UserError, match=part):
+        train.tune(lm, task._replace(**changed), config, log=len)
+
+
+def test_a_task_whose_labels_come_from_the_data_is_not_read_again(given, tmp_path, monkeypatch):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "".join(f"n{n},{n % 2}\n" for n in range(80)))
+    words = ["task.name=files", f"task.files.train={path}", "task.template={soft}{text}:"]
+    config = configs.load(None, [f"--config.{word}" for word in words])
+    task = make_task(config.task)
+    path.unlink()
+    check_task(task, config)
+    with pytest.raises(UserError, match=r"config\.task describes 'x"):
+        with config.unlocked():
+            config.task.template = "x{soft}{text}"
+        check_task(task, config)
 
 
 def test_stopped_without_a_folder_the_result_is_what_was_learnt(given, monkeypatch, tmp_path):

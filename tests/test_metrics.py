@@ -107,7 +107,7 @@ def test_intervals_of_texts_are_what_resampled_examples_give():
         bleus.append(scorer.corpus_score(texts, [right]).score)
     wanted = np.percentile(bleus, [2.5, 97.5])
     np.testing.assert_allclose(found["bleu"], wanted, atol=1.0)
-    f1s = np.array(metrics.token_f1s(list(zip(predictions, references, strict=True))))
+    f1s = np.array(metrics.token_f1s(list(zip(predictions, references, strict=True)), ()))
     means = [f1s[rng.integers(0, 80, 80)].mean() for _ in range(2000)]
     np.testing.assert_allclose(found["token_f1"], np.percentile(means, [2.5, 97.5]), atol=0.005)
 
@@ -169,20 +169,74 @@ def test_rouge_l_is_the_f_measure_of_the_longest_common_words():
 
 
 @pytest.mark.parametrize(
-    ("text", "references", "exact", "f1"),
+    ("text", "references", "plain", "squad"),
     [
-        ("The cat!", ["a cat"], 1, 1),
-        ("cat", ["dog", "cat "], 1, 1),
-        ("big cat", ["cat"], 0, 2 / 3),
-        ("cat cat", ["cat"], 0, 2 / 3),
-        ("cat", ["dog"], 0, 0),
-        ("", ["the"], 1, 1),
-        ("", ["cat"], 0, 0),
+        ("The cat!", ["a cat"], (0, 0), (1, 1)),
+        ("A", ["the"], (0, 0), (1, 1)),
+        ("1", ["-1"], (0, 0), (1, 1)),
+        ("a cat.", ["a cat"], (0, 0.5), (1, 1)),
+        ("The \n Cat", ["the cat"], (1, 1), (1, 1)),
+        ("STRASSE", ["straße"], (1, 1), (0, 0)),
+        ("cat", ["dog", "cat "], (1, 1), (1, 1)),
+        ("big cat", ["cat"], (0, 2 / 3), (0, 2 / 3)),
+        ("cat cat", ["cat"], (0, 2 / 3), (0, 2 / 3)),
+        ("cat", ["dog"], (0, 0), (0, 0)),
+        ("", ["the"], (0, 0), (1, 1)),
+        ("", ["cat"], (0, 0), (0, 0)),
     ],
 )
-def test_exact_match_and_token_f1(text, references, exact, f1):
-    found = metrics.text_metrics([text], [references], ["exact_match", "token_f1"])
-    assert (found["exact_match"], found["token_f1"]) == pytest.approx((exact, f1))
+def test_exact_match_and_f1_are_plain_or_squads(text, references, plain, squad):
+    names = ["exact_match", "token_f1", "squad_exact_match", "squad_f1"]
+    found = metrics.text_metrics([text], [references], names)
+    assert [found[name] for name in names] == pytest.approx([*plain, *squad])
+
+
+SCRIPTS = {
+    "Быстрая бурая лиса прыгает.": "intl",
+    "ฉันรักภาษาไทยมาก": "char",
+    "我爱北京天安门": "char",
+    "これはペンです": "char",
+    "ខ្ញុំស្រឡាញ់ភាសាខ្មែរ": "char",
+    "मुझे हिन्दी पसंद है": "intl",
+    "We met her in 北京 today": "intl",
+    "The β-carotene was déjà vu": "13a",
+    "3 + 4 = 7": "13a",
+    "?!": "13a",
+}
+
+
+@pytest.mark.parametrize("text", SCRIPTS)
+def test_the_same_text_in_any_script_is_a_full_match(text):
+    found = metrics.text_metrics([text], [[text]], ["bleu", "rouge_l"])
+    assert found["tokenizer"] == SCRIPTS[text]
+    if text != "?!":  # without a word there is nothing to find
+        assert found["rouge_l"] == pytest.approx(1) and found["bleu"] == pytest.approx(100)
+
+
+def test_rouge_l_of_other_scripts_by_hand():
+    pairs = [
+        ("我爱北京", "我爱上海", 1 / 2),  # two of four characters
+        ("Мы пошли домой.", "мы ПОШЛИ в парк", 4 / 7),  # two of three and of four words
+        ("We met in 北京", "We met in 上海", 3 / 5),  # rouge-score would see no difference
+        ("हिन्दी है", "हिन्दी नहीं", 1 / 2),  # vowel signs are parts of words
+        ("é", "e\u0301", 1),
+    ]
+    for text, reference, wanted in pairs:
+        found = metrics.text_metrics([text], [[reference]], ["rouge_l"])
+        assert found["rouge_l"] == pytest.approx(wanted), text
+
+
+def test_the_tokenizer_can_be_chosen_and_each_example_has_its_own():
+    chinese, english = "我爱北京天安门广场", "I love the square in Beijing"
+    for name, wanted in (("13a", 0), ("zh", 100), ("char", 100)):
+        found = metrics.text_metrics([chinese], [[chinese]], ["bleu"], name)
+        assert found["tokenizer"] == name
+        assert found["bleu"] == pytest.approx(wanted)
+    found = metrics.text_metrics(
+        [chinese, english], [[chinese], [english]], ["rouge_l", "bleu", "token_f1"]
+    )
+    assert found["tokenizer"] == "13a and char"
+    assert found["bleu"] == pytest.approx(100) and found["rouge_l"] == 1
 
 
 def test_a_missing_package_is_named(monkeypatch):

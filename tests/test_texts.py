@@ -104,6 +104,14 @@ def test_evaluate_measures_the_texts_and_the_loss_of_all_references(lm, made):
     assert alone == {"loss": found["loss"], "examples": 10}
 
 
+def test_the_tokenizer_of_the_metrics_is_the_tasks_and_is_named(lm, made):
+    measured = TASK._replace(metrics=("rouge_l",), tokenizer="char")
+    found = api.evaluate(lm, measured, made, generation=SETTINGS)
+    assert found["tokenizer"] == "char"
+    found = api.evaluate(lm, measured._replace(tokenizer="auto"), made, generation=SETTINGS)
+    assert found["tokenizer"] == "13a"
+
+
 def test_inputs_that_are_cut_to_make_room_for_a_text_are_counted(lm, made):
     found = api.evaluate(lm, TASK, made, generation=Settings(max_new_tokens=108))
     assert "shortened" not in found and found["texts_shortened"] == found["texts"] == 5

@@ -24,6 +24,7 @@ from prompt_tuning_jax.data.task import select_records
 from prompt_tuning_jax.models.files.tokenizer import Tokenizer
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.memory import device_bytes, host_bytes
+from prompt_tuning_jax.run.folder import check_local
 from prompt_tuning_jax.run.report import duration, size
 from prompt_tuning_jax.score import score
 from prompt_tuning_jax.step import compile_step, init_state
@@ -36,6 +37,8 @@ ANSWERS = 10  # the most answers that are shown
 
 def rehearse(config, folder: str | None, fresh: bool) -> dict[str, Any]:
     """Does everything but training, with the arguments of `train_and_report`; writes nothing."""
+    if folder is not None:
+        check_local(folder)
     lm, task = prepare(config, None if folder is None else Path(folder), fresh)
     with enough_memory(config):
         return measure(lm, task, config, say)

@@ -64,7 +64,8 @@ def evaluate_split(
     result: dict[str, Any] = {}
     if path is not None:
         say(counted)
-        ranking = rank_prompts(prompts, functools.partial(score, split=splits[0]), say)
+        ranked = functools.partial(score, split=splits[0], log=lambda line: None)
+        ranking = rank_prompts(prompts, ranked, say)
         prompt = ranking[0]["prompt"]
         result = {"candidates": ranking, "prompt": prompt, "split": split}
     result |= score(split=split, prompt=prompt)

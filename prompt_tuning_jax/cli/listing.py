@@ -5,7 +5,6 @@ not executed.
 """
 
 import ast
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,21 +26,14 @@ def config_files() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.py"))} if folder else {}
 
 
-def find_config(given: str | None) -> str | None:
-    """Returns the path of a config that is named as `list configs` does, else what was given.
-
-    Raises:
-      UserError: a name, without an ending or a folder, that is not listed.
-    """
+def find_config(name: str) -> str:
+    """Returns the path of a config of `list configs`; raises a UserError for another name."""
     known = config_files()
-    if given in known:
-        return str(known[given])
-    if given and re.fullmatch(r"\w+", given) and not os.path.exists(given):
+    if name not in known:
         raise UserError(
-            f"{given!r} is not a config{nearest(given, known)}: expected a .py or .json file, or"
-            f" one of {', '.join(known)}"
+            f"{name!r} is not a config{nearest(name, known)}: expected one of {', '.join(known)}"
         )
-    return given
+    return str(known[name])
 
 
 def list_configs() -> list[dict[str, Any]]:
@@ -66,27 +58,23 @@ def list_methods() -> list[dict[str, Any]]:
     """Returns name, what it does, and the path of each method."""
     from prompt_tuning_jax.methods import METHODS
 
-    paths = {name: Path(str(method.__file__)) for name, method in METHODS.items()}
-    return [
-        {"name": name, "what": describe_file(path)["what"], "path": str(path)}
-        for name, path in paths.items()
-    ]
+    return [_entry(name, Path(str(method.__file__))) for name, method in METHODS.items()]
 
 
 def list_tasks() -> list[dict[str, Any]]:
-    """Returns name, what it is, its own keys and the path of each kind of task."""
-    from prompt_tuning_jax.data.task import KINDS, NAMES
+    """Returns name, what it is, the path and the keys of its own of each kind of task."""
+    from prompt_tuning_jax.data.task import KINDS
 
-    paths = {name: _PACKAGE / "data" / f"{kind.module}.py" for name, kind in KINDS.items()}
     return [
-        {
-            "name": shown,
-            "what": describe_file(paths[name])["what"].removeprefix(f"The task kind `{name}`: "),
-            "keys": ", ".join(f"task.{key}" for key in kind.keys) or "none of its own",
-            "path": str(paths[name]),
-        }
-        for shown, (name, kind) in zip(NAMES, KINDS.items(), strict=True)
+        _entry(name, _PACKAGE / "data" / f"{kind.module}.py")
+        | {"keys": ", ".join(f"task.{key}" for key in kind.keys) or "none of its own"}
+        for name, kind in KINDS.items()
     ]
+
+
+def _entry(name: str, path: Path) -> dict[str, Any]:
+    what = describe_file(path)["what"].removeprefix(f"The task kind `{name}`: ")
+    return {"name": name, "what": what, "path": str(path)}
 
 
 LISTS = {
@@ -100,7 +88,7 @@ NEXT = {
     "configs": "`prompt-tuning copy CONFIG FILE` copies one, to be edited.",
     "models": "--config.model.path takes one of these, a GGUF file, or a Hugging Face folder.",
     "methods": "--config.method.name takes one of these.",
-    "tasks": "--config.task.name takes one of these.",
+    "tasks": "--config.task.name takes one of these, as tfds:NAME for a dataset.",
 }
 
 
@@ -131,12 +119,7 @@ def copy_config(name: str, target: str, force: bool) -> Path:
     Raises:
       UserError: an unknown config, or a file that exists or cannot be written.
     """
-    known = config_files()
-    if name not in known:
-        raise UserError(
-            f"{name!r} is not a config{nearest(name, known)}: expected one of {', '.join(known)}"
-        )
-    path = Path(target)
+    source, path = Path(find_config(name)), Path(target)
     if path.suffix != ".py":
         raise UserError(f"{target!r} has to end in .py, as a config file does")
     if path.exists() and not force:
@@ -145,7 +128,7 @@ def copy_config(name: str, target: str, force: bool) -> Path:
     from prompt_tuning_jax.storage import atomic_write
 
     try:
-        atomic_write(path, known[name].read_bytes())
+        atomic_write(path, source.read_bytes())
     except OSError as error:
         raise UserError(f"cannot write {target!r}: {error.strerror}") from error
     return path

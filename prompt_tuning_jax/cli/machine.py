@@ -1,9 +1,9 @@
 """What a command needs of the machine: a run's artifact, the model, compiled programs, memory."""
 
 import contextlib
-import os
 import platform
 import timeit
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,11 @@ from prompt_tuning_jax.storage import cache_folder, warn_of_cache
 
 def find_artifact(folder: str) -> str:
     """Returns the folder of an artifact, which may be given by the folder of its run."""
-    inside = os.path.join(folder, ARTIFACT)
-    if os.path.exists(os.path.join(folder, MANIFEST)) or not os.path.isdir(inside):
+    inside = Path(folder, ARTIFACT)
+    if not (inside / MANIFEST).exists():
         return folder
     say(f"the artifact of the run {folder!r} is used: {inside}")
-    return inside
+    return str(inside)
 
 
 def load_model(config) -> LanguageModel:

@@ -17,7 +17,7 @@ import click
 
 from prompt_tuning_jax import __version__
 from prompt_tuning_jax.cli.listing import collect, copy_config, find_config, print_lists
-from prompt_tuning_jax.cli.typed import explain
+from prompt_tuning_jax.cli.typed import explain, with_value
 from prompt_tuning_jax.errors import RunError, UserError, hide, nearest, quote, short
 
 FAILED = 1
@@ -30,12 +30,11 @@ _config = click.option(
     "--config",
     metavar="FILE",
     help="A .py file with get_config(), a saved .json, or a name of `list configs`.",
-    callback=lambda context, option, given: find_config(given),
+    # A file has an ending; a word without one can only be a name.
+    callback=lambda _, option, given: find_config(given) if (given or "").isidentifier() else given,
 )
 _json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, all else on stderr.")
-_artifact = click.option(
-    "--artifact", metavar="DIR", help="The artifact of a run, or the run's folder."
-)
+_artifact = click.option("--artifact", metavar="DIR", help="A run's folder, or its artifact.")
 
 
 @click.group(
@@ -204,8 +203,7 @@ def copy(config: str, file: str, force: bool) -> None:
     """Copies a config of `list configs` to FILE, to be edited."""
     path = copy_config(config, file, force)
     workdir = os.path.join("runs", path.stem)
-    words = ["prompt-tuning", "train", "--config", str(path), "--workdir", workdir]
-    click.echo(f"next: {' '.join(map(quote, words))}")
+    click.echo(f"next: prompt-tuning train --config {quote(str(path))} --workdir {quote(workdir)}")
 
 
 @program.command(options_metavar="[OPTIONS]")
@@ -222,19 +220,16 @@ def env(as_json: bool) -> None:
 
 def run(arguments: list[str]) -> int:
     """Runs a command line and returns its exit status."""
-    words: list[str] = []
     try:
         overrides, words = split_overrides(arguments)
-        with program.make_context(
-            "prompt-tuning", [*words] or ["--help"], obj=overrides
-        ) as context:
+        with program.make_context("prompt-tuning", words or ["--help"], obj=overrides) as context:
             return program.invoke(context) or 0
     except click.exceptions.Exit as finished:
         return finished.exit_code
     except (RunError, UserError, click.ClickException) as error:
         if "--debug" in arguments:
             click.echo(hide(traceback.format_exc()), err=True)
-        wrong = explain(error, words) if isinstance(error, click.ClickException) else str(error)
+        wrong = explain(error, arguments) if isinstance(error, click.ClickException) else str(error)
         click.echo(f"error: {hide(wrong)}", err=True)
         return FAILED if isinstance(error, RunError) else USAGE
     except KeyboardInterrupt:
@@ -288,9 +283,8 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
         if command in ("list", "copy", "env"):
             raise UserError(f"{command} takes no {word!r}: it reads no config")
         if "=" not in word:
-            [value, *_] = [*arguments[arguments.index(word) + 1 :], "--"]
-            whole = f"{word}={'VALUE' if value.startswith('--') else value}"
-            raise UserError(f"{word!r} has no value: write {quote(whole)} as one word")
+            whole = quote(with_value(arguments, arguments.index(word)))
+            raise UserError(f"{word!r} has no value: write {whole} as one word")
     return overrides, words
 
 

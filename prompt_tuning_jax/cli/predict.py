@@ -17,24 +17,12 @@ from prompt_tuning_jax.cli.show import say
 from prompt_tuning_jax.config import from_manifest
 from prompt_tuning_jax.data.prediction_input import input_form, prediction_records
 from prompt_tuning_jax.data.records import PLACE, task_fields
-from prompt_tuning_jax.data.rows import (
-    JSON,
-    LINE,
-    TEXT,
-    Form,
-    Row,
-    ending_of,
-    is_object,
-    read_rows,
-)
+from prompt_tuning_jax.data.rows import JSON, LINE, TEXT, Form, Row, form_of, is_object, read_rows
 from prompt_tuning_jax.data.task import make_task
 from prompt_tuning_jax.data.template import field_names
 from prompt_tuning_jax.errors import UserError, nearest_file
 from prompt_tuning_jax.run.artifact import load_artifact
 from prompt_tuning_jax.run.progress import with_progress
-
-# What ends like this is the name of a file, even of one that does not exist.
-_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt", ".parquet", ".gz", ".xlsx")
 
 
 def write_answers(
@@ -103,44 +91,33 @@ def answers(
         )
 
 
-def _read(
-    given: Sequence[str], as_json: bool | None, files: Any, changes: Counter[str]
-) -> tuple[Iterator[Row], str, Form]:
-    """Returns the rows of what was given, where they stand, and their form, see `read_rows`.
-
-    Raises:
-      UserError: a file does not exist, cannot be read, or stands beside other arguments.
-    """
+def _read(given, as_json, files, changes) -> tuple[Iterator[Row], str, Form]:
+    """Returns the rows of what was given, where they stand, and their form."""
     paths = [each for each in given if _is_path(each)]
     if paths and len(given) > 1:
         raise UserError(f"{paths[0]!r} stands beside others: give one FILE, or nothing but texts")
     if given and not paths:
-        form = Form(JSON if as_json else TEXT)
-        texts = [(f"text {number}", text) for number, text in enumerate(given, 1)]
-        if not as_json:
-            return (Row(place, {LINE: text}) for place, text in texts), "", form
-        # A new line can stand between the parts of an object, not inside a line.
-        lines = ((io.BytesIO(text.replace("\n", " ").encode()), place) for place, text in texts)
-        return (row for line in lines for row in read_rows(*line, form)), "", form
-    if paths in ([], ["-"]):
-        form = input_form("<stdin>", as_json, files)
-        return read_rows(sys.stdin.buffer, "<stdin>", form, changes), "<stdin>", form
-    form = input_form(paths[0], as_json, files)
-    return _file_rows(paths[0], form, changes), paths[0], form
+        texts = (Row(f"text {number}", {LINE: text}) for number, text in enumerate(given, 1))
+        stream, form = io.BytesIO("\n".join(given).encode()), Form(JSON if as_json else TEXT)
+        return read_rows(stream, "the texts", form) if as_json else texts, "the texts", form
+    name = paths[0] if paths and paths != ["-"] else "<stdin>"
+    form = input_form(name, as_json, files)
+    if name != "<stdin>":
+        return _file_rows(name, form, changes), name, form
+    return read_rows(sys.stdin.buffer, name, form, changes), name, form
 
 
 def _is_path(given: str) -> bool:
-    return given == "-" or os.path.exists(given) or ending_of(given) in _ENDINGS
+    known = form_of(given).kind != TEXT or given.endswith(".txt")
+    return given == "-" or known or os.path.exists(given)
 
 
 def _file_rows(path: str, form: Form, changes: Counter[str]) -> Iterator[Row]:
     try:
         stream = open(path, "rb")  # a pipe too
     except OSError as error:
-        raise UserError(
-            f"{path!r} cannot be read ({error.strerror}){nearest_file(path)}: give a file, or give"
-            " such a text on stdin"
-        ) from error
+        hint = f"{nearest_file(path)}: give a file, or such a text on stdin"
+        raise UserError(f"{path!r} cannot be read ({error.strerror}){hint}") from error
     with stream:
         yield from read_rows(stream, path, form, changes)
 

@@ -15,7 +15,7 @@ from prompt_tuning_jax.cli.evaluate import warn_of_overlap
 from prompt_tuning_jax.cli.machine import describe_machine, enough_memory, load_model
 from prompt_tuning_jax.cli.show import print_table, say
 from prompt_tuning_jax.cli.written_prompts import check_prompts, rank_prompts
-from prompt_tuning_jax.data.task import Task, make_task, training_records
+from prompt_tuning_jax.data.task import Task, make_task, select_records, training_records
 from prompt_tuning_jax.data.template import parse, plain_slot_size
 from prompt_tuning_jax.errors import RunError, UserError, quote
 from prompt_tuning_jax.models.language_model import LanguageModel
@@ -32,7 +32,8 @@ from prompt_tuning_jax.run.folder import (
     tie_to_config,
 )
 from prompt_tuning_jax.run.processes import join_processes
-from prompt_tuning_jax.run.report import Row, cells, draw_curves, write_report
+from prompt_tuning_jax.run.progress import Progress
+from prompt_tuning_jax.run.report import TIME, Row, cells, draw_curves, duration, write_report
 from prompt_tuning_jax.train import Result, tune
 
 SAVED = 75  # exit status: interrupted, and saved
@@ -106,9 +107,12 @@ def _report(lm: LanguageModel, task, config, result: Result, run: Path, again: s
     with _writing(kept, again):
         api.save(result.artifact, kept)
     say(f"scoring {config.task.test}")
+    began = time.perf_counter()
     rows = compare(lm, task, config, result, kept)
+    scored = time.perf_counter() - began - sum(row.seconds for row in rows[:-1])
     say("")
     print_table(cells(rows), texts=["name"])
+    say(f"{TIME}: training, or ranking several prompts; scoring took {duration(scored)} more")
     with _writing(run / REPORT, again):
         write_report(run / REPORT, rows)
     with _writing(kept / CARD):
@@ -122,10 +126,13 @@ def _report(lm: LanguageModel, task, config, result: Result, run: Path, again: s
 def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list[Row]:
     """Returns the rows of the report on the test split: no prompt, the best written prompt on the
     validation split, and what was tuned."""
-    score = functools.partial(api.evaluate, lm, task, generation=None, log=say)
+    prompts = _written_prompts(config)
+    total = len(select_records(task, config.task.test)) * (3 if prompts else 2)
+    progress = Progress("examples scored", say, total)
+    score = functools.partial(api.evaluate, lm, task, generation=None)
 
     def row(name, trained, size, seconds, **how):
-        found = score(split=config.task.test, **how)
+        found = score(split=config.task.test, log=progress, **how)
         accuracy = found.get("accuracy")
         if "shortened" in found:
             counts = f"{found['shortened']} of {found['examples']}"
@@ -134,12 +141,13 @@ def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list
         return Row(name, accuracy, trained, size, seconds, loss)
 
     rows = [row("no prompt", 0, 0, 0.0)]
-    if config.prompts:
-        began = time.perf_counter()
-        on_validation = functools.partial(score, split=config.task.validation)
-        best = rank_prompts(_written_prompts(config), on_validation, say)[0]["prompt"]
-        ranked = time.perf_counter() - began if len(config.prompts) > 1 else 0.0
-        rows.append(row("written prompt", 0, len(best.encode()), ranked, prompt=best))
+    if prompts:
+        began, best = time.perf_counter(), next(iter(prompts))
+        if len(prompts) > 1:
+            ranked = functools.partial(score, split=config.task.validation, log=lambda line: None)
+            best = rank_prompts(prompts, ranked, say)[0]["prompt"]
+        seconds = time.perf_counter() - began
+        rows.append(row("written prompt", 0, len(best.encode()), seconds, prompt=best))
     size = (kept / TENSORS).stat().st_size
     name, trained = config.method.name.replace("_", " "), result.trainable_parameters
     rows.append(row(name, trained, size, result.seconds, artifact=result.artifact))

@@ -13,7 +13,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from prompt_tuning_jax.config.key import faults, parse
-from prompt_tuning_jax.config.other_names import is_epochs
 from prompt_tuning_jax.config.read import parse_json, read_file
 from prompt_tuning_jax.config.schema import all_keys, complete
 from prompt_tuning_jax.errors import UserError, short
@@ -69,8 +68,8 @@ def build(
     keys, values, unknown = complete(given, typed)
     found += [*unknown.values(), *faults(keys, values)]
     config = ConfigDict(traverse_util.unflatten_dict(values, sep=".")).lock()
-    if len(found) == 1 and any(map(is_epochs, unknown)):
-        found[0] += _in_steps(given[next(iter(unknown))], config)
+    if len(found) == len(unknown) == 1 and "epoch" in (name := next(iter(unknown))):
+        found[0] += _in_steps(given[name], config)
     _refuse(found, where)
     return config
 

@@ -8,12 +8,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from prompt_tuning_jax.config.key import Key, among, convert, strings, whole
-from prompt_tuning_jax.config.other_names import hint, is_epochs, known_as
+from prompt_tuning_jax.config.other_names import EPOCHS, known_as
 from prompt_tuning_jax.errors import nearest
 
-EPOCHS = (
-    "write config.steps = epochs x examples / batch_size (--dry_run shows the number of examples)"
-)
 # The keys of the loop, which stand outside of sections.
 LOOP = {
     "seed": Key(0, "a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32),
@@ -103,11 +100,8 @@ def complete(
             given[new] = given.pop(old)
     values = {name: convert(given.get(name, key.default), key) for name, key in keys.items()}
     unknown = {name: value for name, value in given.items() if name not in keys}
-    faults = {
-        # A value that `convert` gives no key is not its default.
-        name: _unknown(name, None if name in typed else value, keys, owners, chosen)
-        for name, value in unknown.items()
-    }
+    unknown |= {name: None for name in unknown if name in typed}  # which is nowhere the default
+    faults = {name: _unknown(name, unknown[name], keys, owners, chosen) for name in unknown}
     return keys, values, {name: fault for name, fault in faults.items() if fault}
 
 
@@ -127,7 +121,8 @@ def _unknown(name, value, keys, owners, chosen) -> str:
         inside = [each.removeprefix(f"{name}.") for each in keys if each.startswith(f"{name}.")]
         found = f"config.{name} is a section: set its keys {', '.join(inside)}"
         return found if value != {} else ""
-    if is_epochs(name):
+    if "epoch" in name:
         return f"config.{name} is not a known key: {EPOCHS}"
-    other = hint(known_as(name, keys) or known_as(name, every))
-    return f"config.{name} is not a known key{other or nearest(name, keys) or nearest(name, every)}"
+    same = " or ".join(map(repr, known_as(name, keys) or known_as(name, every)))
+    meant = f" (did you mean {same}?)" if same else nearest(name, keys) or nearest(name, every)
+    return f"config.{name} is not a known key{meant}"

@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from prompt_tuning_jax.config.key import Key, all_texts, string, whole
+from prompt_tuning_jax.config.key import Key, all_texts, among, string, whole
 from prompt_tuning_jax.data import files, tfds
 from prompt_tuning_jax.data.records import LABEL, PLACE, Record, Source, shuffled_groups
 from prompt_tuning_jax.data.template import Slot, Special, Template, field_names, parse, plain_name
 from prompt_tuning_jax.errors import UserError, nearest, short
-from prompt_tuning_jax.metrics import LABEL_METRICS, TEXT_METRICS
+from prompt_tuning_jax.metrics import LABEL_METRICS, TEXT_DEFAULTS, TEXT_METRICS, TOKENIZERS
 
 _MOST_LABELS = 100  # more distinct values in the data are hardly labels
 
@@ -66,7 +66,7 @@ KEYS = {
     ),
     # Instead of labels: the text to write, a template with fields, such as '{summary}'.
     "target": string(""),
-    # () is accuracy for labels, and all for a target.
+    # () is accuracy for labels, and exact_match, token_f1, bleu and rouge_l for a target.
     "metrics": Key(
         (),
         f"some of {', '.join((*LABEL_METRICS, *TEXT_METRICS))}",
@@ -74,6 +74,11 @@ KEYS = {
         (*LABEL_METRICS, *TEXT_METRICS),
         f"some of {', '.join(LABEL_METRICS)} for labels, of {', '.join(TEXT_METRICS)} for a target",
         lambda value, task: set(value) <= {*(TEXT_METRICS if task["target"] else LABEL_METRICS)},
+    ),
+    # What bleu and rouge_l take as words; 'auto' goes by the script of each example's references.
+    "metrics_tokenizer": among("auto", TOKENIZERS).if_fits(
+        "'auto' without config.task.target, because labels are not divided into words",
+        lambda value, task: value == "auto" or bool(task["target"]),
     ),
     # Training examples of each label, drawn by `split_seed`; 0: all.
     "examples_per_class": whole(0).if_fits(
@@ -96,6 +101,7 @@ class Task(NamedTuple):
     fields: tuple[str, ...]  # what a template may name, () if the data decides
     load: Callable[[], Source]
     target: str = ""  # a template of the text to write, instead of labels
+    tokenizer: str = "auto"  # of the metrics of texts, see `metrics.text_metrics`
 
 
 def make_task(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
@@ -127,7 +133,8 @@ def make_task(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
     if task.target:
         check_fields(task.target, task.fields)
         parse_target(task.target, ())
-        return task._replace(metrics=task.metrics or tuple(TEXT_METRICS))
+        metrics = task.metrics or TEXT_DEFAULTS
+        return task._replace(metrics=metrics, tokenizer=config.metrics_tokenizer)
     task = task._replace(metrics=task.metrics or ("accuracy",))
     words = config.labels or kind.labels
     if labels or words:

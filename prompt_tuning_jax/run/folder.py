@@ -43,6 +43,14 @@ def writable(folder: str | os.PathLike) -> Iterator[None]:
         ) from error
 
 
+def check_local(folder: str | os.PathLike) -> None:
+    """Raises a UserError for a folder that is not on a local disk."""
+    if "://" in os.fspath(folder):
+        raise UserError(
+            f"the workdir '{folder}' is remote, and only a local folder can be locked: give one."
+        )
+
+
 @contextlib.contextmanager
 def claim(folder: str | os.PathLike) -> Iterator[Path]:
     """Makes the folder of a run and locks it, so that no other run writes there meanwhile.
@@ -55,10 +63,7 @@ def claim(folder: str | os.PathLike) -> Iterator[Path]:
     Raises:
       UserError: it cannot be written, is not on a local disk, or another run is in progress there.
     """
-    if "://" in os.fspath(folder):
-        raise UserError(
-            f"the workdir '{folder}' is remote, and only a local folder can be locked: give one."
-        )
+    check_local(folder)
     folder = Path(folder)
     with writable(folder):
         made = [each for each in (folder, *folder.parents) if not each.exists()]

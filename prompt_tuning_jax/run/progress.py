@@ -7,6 +7,30 @@ from typing import Any
 SECONDS = 5.0  # between two lines
 
 
+class Progress:
+    """Counts work and logs how much is done. It can be the `log` of parts of the same work."""
+
+    def __init__(self, what: str, log: Callable, total: int | None = None):
+        self.what, self.log, self.total = what, log, total
+        self._done, self._first, self._began, self._said = 0, 0, 0.0, 0.0
+
+    def __call__(self, line: str) -> None:
+        self.log(line)
+
+    def add(self, count: int) -> None:
+        """Takes how many more are done."""
+        self._done += count
+        now, done, total = time.perf_counter(), self._done, self.total
+        if not self._first:
+            # The first part waited for the compiler: it says nothing about the rate.
+            self._first, self._began, self._said = done, now, now
+        elif now - self._said >= SECONDS and done != total:
+            self._said, rate = now, (done - self._first) / (now - self._began)
+            of = "" if total is None else f" of {total:,}"
+            rest = "" if total is None else f"  {time_left((total - done) / rate)}"
+            self.log(f"{done:,}{of} {self.what}  {rate:,.1f}/s{rest}")
+
+
 def with_progress(
     parts: Iterable[Any],
     what: str,
@@ -21,19 +45,10 @@ def with_progress(
       total: how many there are, if known: then the time left is logged too.
       size: gives how many a part counts for.
     """
-    done, first, began, said = 0, 0, 0.0, 0.0
+    progress = log if isinstance(log, Progress) else Progress(what, log, total)
     for part in parts:
         yield part
-        done += size(part)
-        now = time.perf_counter()
-        if not first:
-            # The first part waited for the compiler: it says nothing about the rate.
-            first, began, said = done, now, now
-        elif now - said >= SECONDS and done != total:
-            said, rate = now, (done - first) / (now - began)
-            of = "" if total is None else f" of {total:,}"
-            rest = "" if total is None else f"  {time_left((total - done) / rate)}"
-            log(f"{done:,}{of} {what}  {rate:,.1f}/s{rest}")
+        progress.add(size(part))
 
 
 def time_left(seconds: float) -> str:

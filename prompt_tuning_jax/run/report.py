@@ -7,17 +7,20 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from prompt_tuning_jax.run.log import read_metrics
 from prompt_tuning_jax.storage import atomic_write
 
 # From the palette of Okabe and Ito, which people with any colour vision can tell apart.
 TRAIN_COLOR, VALIDATION_COLOR = "#0072B2", "#D55E00"
 _STYLES = {
-    "train": {"color": TRAIN_COLOR, "linewidth": 1.2, "marker": "."},
-    "validation": {"color": VALIDATION_COLOR, "linewidth": 1.8, "linestyle": "--", "marker": "o"},
+    "train": {"color": TRAIN_COLOR},
+    "validation": {"color": VALIDATION_COLOR, "linestyle": "--", "marker": "o"},
 }
 # The two halves of the picture: which numbers, the label of their axis, and their scale.
 _AXES = (("loss", "loss (nats)", 1), ("accuracy", "accuracy (%)", 100))
+TIME = "time to tune"  # the heading of the seconds
 
 
 class Row(NamedTuple):
@@ -28,7 +31,7 @@ class Row(NamedTuple):
       accuracy: the share of right answers, 0 to 1; None for a task without labels.
       trainable_parameters: how many numbers were trained.
       bytes: the size of what was trained or written.
-      seconds: the time for it: training, or scoring the candidates.
+      seconds: the time to find it: training, or ranking the written prompts.
       loss: in nats an example, if there is no accuracy.
     """
 
@@ -43,14 +46,12 @@ class Row(NamedTuple):
 def cells(rows: Sequence[Row]) -> list[dict[str, str]]:
     """Returns the rows as texts by their headings, without columns that no row has."""
     shown = [name for name in FORMATS if any(getattr(row, name) is not None for row in rows)]
-    return [
-        {name.replace("_", " "): _format(row, name) for name in ("name", *shown)} for row in rows
-    ]
+    return [{"name": row.name} | dict(_cell(row, name) for name in shown) for row in rows]
 
 
-def _format(row: Row, name: str) -> str:
-    value = getattr(row, name)
-    return "" if value is None else FORMATS.get(name, str)(value)
+def _cell(row: Row, name: str) -> tuple[str, str]:
+    value, heading = getattr(row, name), {"seconds": TIME}.get(name, name.replace("_", " "))
+    return heading, "" if value is None else FORMATS[name](value)
 
 
 def size(count: int) -> str:
@@ -93,6 +94,8 @@ def write_report(path: str | os.PathLike, rows: Sequence[Row]) -> None:
 def draw_curves(metrics: str | os.PathLike, picture: str | os.PathLike) -> None:
     """Draws loss and accuracy over steps, for training and validation.
 
+    Those of training are of single batches, so they are dots, and a line shows their running mean.
+
     Args:
       metrics: the file of metrics that `RunLog` writes.
       picture: the PNG to write.
@@ -109,7 +112,12 @@ def draw_curves(metrics: str | os.PathLike, picture: str | os.PathLike) -> None:
             if found:
                 steps = [line["step"] for line in found]
                 values = [line[f"{split}/{name}"] * scale for line in found]
-                axes.plot(steps, values, label=split, markersize=5, **style)
+                axes.plot(steps, values, ".", color=style["color"], alpha=0.3)
+                side = int(len(values) ** 0.5 / 2) if split == "train" else 0
+                window, ones = np.ones(2 * side + 1), np.ones(len(values))
+                means = np.convolve(values, window, "same") / np.convolve(ones, window, "same")
+                shown = f"train, mean of {len(window)} points" if side else split
+                axes.plot(steps, means, label=shown, markersize=5, linewidth=1.8, **style)
         axes.set_xlabel("step")
         axes.set_ylabel(label)
         axes.xaxis.get_major_locator().set_params(integer=True)

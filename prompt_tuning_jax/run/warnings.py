@@ -66,6 +66,26 @@ def unread_init(settings, tokenizer) -> str:
     return f"method.init_text has {found} tokens and is {change} to the {wanted} virtual tokens"
 
 
+def odd_settings(config) -> list[str]:
+    """Warns of settings of a run that cannot do what they are for."""
+    steps, warmup = config.steps, config.schedule.warmup_steps
+    validations = -(-steps // (config.evaluate_every or steps))
+    sentences = []
+    if config.early_stopping and config.early_stopping >= validations - 1:
+        sentences.append(
+            f"early_stopping is {config.early_stopping} and the run has {validations} validations, "
+            "too few to end it early: lower early_stopping or evaluate_every"
+        )
+    if warmup >= steps:
+        sentences.append(
+            f"schedule.warmup_steps is {warmup} and the run has {steps} steps, so the rate never "
+            "reaches learning_rate: lower schedule.warmup_steps"
+        )
+    if config.learning_rate > 1:
+        sentences.append(f"learning_rate is {config.learning_rate:g}: above 1 it hardly trains")
+    return sentences
+
+
 def other_template(artifact: str, config: str) -> str:
     """Warns of a config whose template differs from the artifact's."""
     if artifact == config:

@@ -16,8 +16,10 @@ from prompt_tuning_jax import api
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.cli import train as cli_train
 from prompt_tuning_jax.cli.machine import keep_compiled
-from prompt_tuning_jax.run import artifact, report
+from prompt_tuning_jax.data.task import make_task
+from prompt_tuning_jax.run import artifact, progress, report
 from prompt_tuning_jax.run import folder as workdir
+from prompt_tuning_jax.run.progress import with_progress
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -246,7 +248,12 @@ def test_the_written_prompt_of_the_report_is_the_best_on_validation(monkeypatch,
     scores = {("validation[:40]", "one"): 0.2, ("validation[:40]", "twelve"): 0.9}
     scores |= {("validation[:40]", "six"): 0.5, ("test[:40]", "twelve"): 0.4}
 
+    scored = []
+
     def evaluate(lm, task, artifact=None, *, split, prompt=None, generation, log):
+        for _ in with_progress([20] * 2, "examples", log, 40, int):
+            scored.append(split)
+            now[0] += 6.0
         return {
             "accuracy": scores[split, prompt] if prompt else 0.7 if artifact else 0.1,
             "loss": 2,
@@ -255,13 +262,28 @@ def test_the_written_prompt_of_the_report_is_the_best_on_validation(monkeypatch,
     monkeypatch.setattr(api, "evaluate", evaluate)
     result = SimpleNamespace(artifact="made", trainable_parameters=96, seconds=3.0)
     (home / artifact.TENSORS).write_bytes(b"1234")
-    rows = cli_train.compare(None, None, config, result, home)
+    now, said = [0.0], []
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(cli_train, "say", said.append)
+    rows = cli_train.compare(None, make_task(config.task), config, result, home)
     assert [row._replace(seconds=0) for row in rows] == [
         ("no prompt", 0.1, 0, 0, 0, None),
         ("written prompt", 0.4, 0, len("twelve"), 0, None),
         ("soft prompt", 0.7, 96, 4, 0, None),
     ]
-    assert rows[0].seconds == 0 < rows[1].seconds and rows[2].seconds == 3.0
+    assert (rows[0].seconds, rows[1].seconds, rows[2].seconds) == (0, 36, 3.0)
+    # The three rows have one count of examples, and ranking has one of prompts.
+    assert [line.partition("/s")[0] for line in said] == [
+        "40 of 120 examples scored  3.3",
+        "2 of 3 prompts scored  0.1",
+        "60 of 120 examples scored  0.8",
+        "80 of 120 examples scored  1.1",
+        "100 of 120 examples scored  1.3",
+    ]
+    scored.clear()
+    one = configs.load(str(tiny_runs.world().config), ['--config.prompts=("twelve",)'])
+    assert cli_train.compare(None, make_task(one.task), one, result, home)[1].seconds == 0
+    assert "validation[:40]" not in scored  # a single prompt is not ranked
 
 
 def test_predict_from_a_file_stdin_and_to_a_file(typed, home):
@@ -294,12 +316,12 @@ def test_predict_takes_texts(typed, home):
     for line, other in zip(shown.out.splitlines(), alone, strict=True):
         shares = [json.loads(each)["probabilities"] for each in (line, other)]
         assert shares[0] == pytest.approx(shares[1], abs=2e-6)
-    objects = [json.dumps({"text": text}, indent=1) for text in texts]
+    objects = [json.dumps({"text": text}) for text in texts]
     assert typed(*words, "--jsonl", *objects).out == shown.out
     assert typed(*words, "-", stdin=texts[0]).out == typed(*words, texts[0]).out
     assert "is read as a text: for JSON objects give --jsonl" in typed(*words, objects[0]).err
     wrong = typed(*words, "--jsonl", "banks", "{")
-    assert wrong.status == 2 and "text 1, line 1: not a JSON object" in wrong.err
+    assert wrong.status == 2 and "the texts, line 1: not a JSON object" in wrong.err
 
 
 def test_the_folder_of_a_run_stands_for_its_artifact(typed, home):

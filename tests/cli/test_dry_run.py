@@ -131,6 +131,18 @@ def test_a_workdir_of_another_config_is_refused_unless_started_over(typed, home)
     assert tiny_runs.listing(home) == before
 
 
+def test_a_remote_workdir_is_refused_as_for_training(typed, home):
+    for words in (["--dry_run"], []):
+        shown = typed("train", "--config", CONFIG, "--workdir", "gs://bucket/run", *words)
+        assert shown.status == 2 and "only a local folder can be locked" in shown.err
+
+
+def test_settings_that_cannot_act_are_warned_of(typed, home):
+    shown = rehearsed(typed, "--config.schedule.warmup_steps=12", "--config.early_stopping=9")
+    assert "warning: schedule.warmup_steps is 12 and the run has 12 steps" in shown.out
+    assert "warning: early_stopping is 9 and the run has 2 validations" in shown.out
+
+
 def test_a_config_is_needed_and_a_workdir_is_not(typed):
     shown = typed("train", "--dry_run")
     assert shown.status == 2 and "--config FILE" in shown.err

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prompt_tuning_jax.config import build, difference, flatten, load, to_json, validate
+from prompt_tuning_jax.config.other_names import OTHERS
 from prompt_tuning_jax.config.schema import all_keys, collect, complete
 from prompt_tuning_jax.data.task import make_task, training_records
 from prompt_tuning_jax.errors import UserError
@@ -231,9 +232,11 @@ def test_a_wrong_override_names_its_key(override):
         ),
         ("task.target={a} task.labels=('b','c')", "expected () beside config.task.target"),
         ("task.target={a} task.examples_per_class=4", "which has no classes"),
-        ("task.metrics=('acuracy',)", "rouge_l (did you mean 'accuracy'?)"),
+        ("task.metrics=('acuracy',)", "squad_f1 (did you mean 'accuracy'?)"),
         ("task.metrics=('rouge_l',)", "matthews for labels, of exact_match, "),
         ("task.target={a} task.metrics=('matthews',)", "of exact_match, token_f1, bleu, rouge_l"),
+        ("task.metrics_tokenizer=char", "'auto' without config.task.target, because"),
+        ("task.target={a} task.metrics_tokenizer=16a", "did you mean '13a'?"),
         ("generation.top_k=3", "config.generation.temperature above 0"),
         ("generation.temperature=1e-9", "0, or a number of at least 0.001"),
     ],
@@ -284,7 +287,7 @@ def test_an_earlier_name_of_a_key_can_be_typed():
         ("lr", "learning_rate"),
         ("max_steps", "steps"),
         ("per_device_train_batch_size", "batch_size"),
-        ("gradient_accumulation_steps", "microbatches', the parts of a batch_size"),
+        ("gradient_accumulation_steps", "microbatches"),
         ("max_seq_length", "task.max_length"),
         ("weight_decay", "optimizer.weight_decay"),
         ("num_virtual_tokens", "method.num_virtual_tokens"),
@@ -300,7 +303,7 @@ def test_an_earlier_name_of_a_key_can_be_typed():
     ],
 )
 def test_a_name_of_another_program_or_without_its_section_names_our_key(other, ours):
-    sentence = f"config.{other} is not a known key (did you mean '{ours.removesuffix(chr(39))}"
+    sentence = f"config.{other} is not a known key (did you mean '{ours}'?)"
     assert refusal(None, f"{other}=1").startswith(sentence)
     with pytest.raises(UserError) as caught:
         build({other: 1})
@@ -308,11 +311,9 @@ def test_a_name_of_another_program_or_without_its_section_names_our_key(other, o
 
 
 def test_every_name_of_another_program_stands_for_a_key():
-    from prompt_tuning_jax.config import other_names
-
-    ours = {key.partition("=")[0] for key in other_names._OURS.values()}
-    assert ours <= all_keys().keys() and not other_names._OURS.keys() & all_keys().keys()
-    for words in (key for key in other_names._OURS.values() if "=" in key):
+    ours = {key.partition("=")[0] for key in OTHERS.values()}
+    assert ours <= all_keys().keys() and not OTHERS.keys() & all_keys().keys()
+    for words in (key for key in OTHERS.values() if "=" in key):
         load(None, overrides([words]))
 
 

@@ -31,7 +31,7 @@ TASK = Task(
 
 def config(**changes):
     defaults = {"name": "bbc_news", "split_seed": 0, "template": "{text}", "labels": ("a", "b")}
-    defaults |= {"target": "", "metrics": ()}
+    defaults |= {"target": "", "metrics": (), "metrics_tokenizer": "char"}
     return SimpleNamespace(**(defaults | changes))
 
 
@@ -211,6 +211,12 @@ def test_the_end_of_a_target_takes_its_position(tokenizer):
     [shorter] = encoded(STORIES[:1], tokenizer, WRITING, max_length=length - 1)
     assert (same.dropped, shorter.dropped) == (0, 1)
     assert shorter.tails[0].tolist() == whole.tails[0].tolist()
+
+
+def test_a_target_has_four_metrics_and_the_tokenizer_of_the_config():
+    made = make_task(config(name="files", target="{short}"))
+    assert made.metrics == ("exact_match", "token_f1", "bleu", "rouge_l")
+    assert made.tokenizer == "char"
 
 
 def test_targets_that_cannot_be_written_are_refused(tokenizer):

@@ -29,6 +29,17 @@ def test_the_number_done_and_the_time_left_are_logged(clock):
     assert said[-1] == "388 of 400 texts  2.0/s  0:06 left"
 
 
+def test_parts_of_a_larger_work_are_counted_together(clock):
+    said = []
+    whole = progress.Progress("texts", said.append, 300)
+    for _ in range(3):
+        for _ in progress.with_progress([10] * 10, "parts", whole, 100, int):
+            clock[0] += 1.0
+    whole("warning: as it is")
+    assert said[:2] == ["60 of 300 texts  10.0/s  0:24 left", "110 of 300 texts  10.0/s  0:19 left"]
+    assert said[-2:] == ["260 of 300 texts  10.0/s  0:04 left", "warning: as it is"]
+
+
 def test_work_of_unknown_size_is_counted(clock):
     said = lines(clock, [1] * 3000, each=0.25)
     assert said[:2] == ["21 texts  4.0/s", "41 texts  4.0/s"]

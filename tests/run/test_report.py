@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from matplotlib import image
+from matplotlib.axes import Axes
 
 from prompt_tuning_jax.run import report
 from prompt_tuning_jax.run.report import Row
@@ -18,7 +19,7 @@ ROWS = (
 
 def test_the_cells_of_a_table_are_for_people():
     first, *_, last = report.cells(ROWS)
-    assert [*first] == ["name", "accuracy", "trainable parameters", "bytes", "seconds"]
+    assert [*first] == ["name", "accuracy", "trainable parameters", "bytes", "time to tune"]
     assert [*first.values()] == ["no prompt", "55.8 %", "0", "0 B", "0.0 s"]
     assert [*last.values()] == ["soft prompt", "84.4 %", "9,216", "38.1 kB", "4 min 03 s"]
 
@@ -102,6 +103,34 @@ def test_the_picture_shows_each_curve_in_its_place(tmp_path):
     assert min(shape[:2]) >= 400
     assert curves[0][0] > 200 and curves[0][1] > 200
     assert curves[1][0] > 200 and curves[1][1] == 0
+
+
+def test_the_curve_of_training_is_a_running_mean_and_that_of_validation_is_not(
+    tmp_path, monkeypatch
+):
+    plots = []
+    plot = Axes.plot
+
+    def note(axes, steps, values, *style, **named):
+        plots.append((named.get("label"), list(values)))
+        return plot(axes, steps, values, *style, **named)
+
+    monkeypatch.setattr(Axes, "plot", note)
+    saw = [(step, {"train/loss": float(step % 2)}) for step in range(16)]
+    drawn(tmp_path, [*saw, *((step, {"validation/loss": step}) for step in (4, 8))])
+    (_, dots), (name, line), _, (other, exact) = plots
+    assert dots == [0, 1] * 8 and (other, exact) == ("validation", [4, 8])
+    assert name == "train, mean of 5 points"
+    ends = [1 / 3, 1 / 2, 2 / 5], [3 / 5, 1 / 2, 2 / 3]
+    assert (line[:3], line[-3:]) == (pytest.approx(ends[0]), pytest.approx(ends[1]))
+    assert line[2:-2] == pytest.approx([2 / 5, 3 / 5] * 6)
+
+
+def test_the_axes_of_the_picture_are_named(tmp_path, monkeypatch):
+    labels = []
+    monkeypatch.setattr(Axes, "set_ylabel", lambda axes, label: labels.append(label))
+    drawn(tmp_path, [(1, {"train/loss": 1.0, "validation/loss": 1.0})])
+    assert labels == ["loss (nats)", "accuracy (%)"]
 
 
 @pytest.mark.parametrize("lines", ((), ((1, {"train/loss": 1.0}),), ((1, {"train/loss": None}),)))

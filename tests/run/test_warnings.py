@@ -9,6 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 from tiny_models import SPEC
 
+from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.run import warnings
 
 LM, _ = plain_model.make()
@@ -47,6 +48,27 @@ def test_a_loss_that_does_not_fall_gives_a_warning(last, warned):
     assert bool(found) == warned
     if warned:
         assert "after 70 steps" in found and f"from 1.500 to {np.mean(last):.3f}" in found
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("early_stopping=2 evaluate_every=10", ""),
+        ("early_stopping=3 evaluate_every=10", "early_stopping is 3 and the run has 4 validations"),
+        ("early_stopping=3 evaluate_every=9", ""),
+        ("early_stopping=9 evaluate_every=50", "the run has 1 validations"),
+        ("schedule.warmup_steps=39", ""),
+        ("schedule.warmup_steps=40", "schedule.warmup_steps is 40 and the run has 40 steps"),
+        ("schedule.warmup_steps=99 schedule.name=constant", "the rate never reaches learning_rate"),
+        ("optimizer.name=adafactor learning_rate=0.3", ""),
+        ("learning_rate=1", ""),
+        ("learning_rate=1e10", "learning_rate is 1e+10: above 1"),
+    ],
+)
+def test_a_setting_that_cannot_act_gives_a_warning(words, part):
+    typed = [f"--config.{word}" for word in ("steps=40", *words.split())]
+    found = warnings.odd_settings(configs.load(None, typed))
+    assert (part in found[0]) if part else found == []
 
 
 @pytest.mark.parametrize(
