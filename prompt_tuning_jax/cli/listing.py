@@ -85,7 +85,7 @@ LISTS = {
 }
 # What to do with one of each kind.
 NEXT = {
-    "configs": "`prompt-tuning copy CONFIG FILE` copies one, to be edited.",
+    "configs": "--config takes a name; `prompt-tuning copy CONFIG FILE` copies one, to be edited.",
     "models": "--config.model.path takes one of these, a GGUF file, or a Hugging Face folder.",
     "methods": "--config.method.name takes one of these.",
     "tasks": "--config.task.name takes one of these, as tfds:NAME for a dataset.",
