@@ -67,15 +67,9 @@ def plan_shapes(
     """Chooses the shapes of a run, the shorter first, so that every batch fits one of them: two,
     each of which is compiled once, or one if all batches are alike.
 
-    All have the same number of rows. The number and the lengths have the lowest cost; a position
-    costs more in a longer row.
-
-    Args:
-        examples: n examples.
-        batches: int[N, B], the examples of each batch of the run.
-        shared: S.
-        ranked: whether all tails are packed, or only the right one.
-        row_multiple: the number of rows is a multiple of it: devices times microbatches.
+    `batches`, int[N, B], are the examples of each batch of the run. All shapes have the same number
+    of rows, a multiple of `row_multiple` (devices times microbatches). The number and the lengths
+    have the lowest cost; a position costs more in a longer row.
     """
     sizes = _sizes(examples, shared, ranked)[batches]
     sample = sizes[:: -(-len(sizes) // _SAMPLE)]
@@ -101,14 +95,8 @@ def plan_shapes(
 def pack_batch(
     examples: Sequence[Example], shared: int, shapes: Sequence[Shape], *, ranked: bool
 ) -> Batch:
-    """Packs the examples of one batch into the shortest of `shapes` that holds them.
-
-    Args:
-        examples: B examples with the same first S tokens.
-        shared: S.
-        shapes: from `plan_shapes`, with the same number of rows, the shortest first.
-        ranked: whether all tails are packed, or only the right one (training and its loss).
-    """
+    """Packs the examples of one batch into the shortest of the shapes from `plan_shapes` that holds
+    them: all their tails if `ranked`, or only the right one (training and its loss)."""
     sizes = _sizes(examples, shared, ranked)
     rows = assign_rows(sizes[None, :, 0], shapes[0].rows)[0]
     largest = _sums(sizes[None], rows[None], shapes[0].rows)[0].max(axis=0)
@@ -159,12 +147,7 @@ def evaluation_batches(
 
     The order does not matter here, so the examples of all batches are spread over rows of equal
     load, which leaves less padding than batches in order. Rows without an example are padding.
-
-    Yields:
-        A batch and int[b], the index in `examples` of each of its examples.
-
-    Raises:
-        ValueError: an example is larger than a row of `shape`.
+    With each batch comes int[b], the index in `examples` of each of its examples.
     """
     sizes = _sizes(examples, shared, True)
     if (sizes > shape[1:]).any():
@@ -202,17 +185,10 @@ def batch_indices(order: Any, step: int, batch_size: int) -> np.ndarray:
 
 
 def assign_rows(lengths: np.ndarray, rows: int) -> np.ndarray:
-    """Assigns the examples of each batch to rows: the longest first, each to the least loaded row.
+    """Returns int64[N, B], the rows of the examples of N batches, whose positions are `lengths`.
 
-    A row gets at most ceil(B / rows) examples, so that short answers leave no padding in reads and
-    targets.
-
-    Args:
-        lengths: int[N, B], positions of the examples of N batches.
-        rows: R.
-
-    Returns:
-        int64[N, B], the row of each example.
+    The longest is first, and each goes to the least loaded row. A row gets at most ceil(B / rows)
+    examples, so that short answers leave no padding in reads and targets.
     """
     batches, size = lengths.shape
     capacity = -(-size // rows)

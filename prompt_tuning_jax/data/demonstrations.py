@@ -20,16 +20,9 @@ KEYS = {"number": whole(0)}  # in front of each example that is evaluated withou
 def choose_demonstrations(
     rows: Sequence[Mapping[str, str]], number: int, *, balanced: bool, seed: int = 0
 ) -> list[Mapping[str, str]]:
-    """Chooses `number` records to demonstrate with. The first few are a good choice too.
+    """Chooses `number` training records to demonstrate with. The first few are a good choice too.
 
-    Args:
-      rows: records of the training split.
-      number: of records to choose.
-      balanced: take a record of each label in turn, as long as there are any.
-      seed: decides together with the records.
-
-    Raises:
-      UserError: there are too few records.
+    If `balanced`, a record of each label comes in turn, as long as there are any.
     """
     if number > len(rows):
         raise UserError(
@@ -56,17 +49,8 @@ def fit_demonstrations(
 ) -> tuple[list[Any], int]:
     """Puts as many demonstrations in front of all records as fit without shortening any record.
 
-    Args:
-      rows: the records to answer.
-      chosen: the demonstrations; the first ones are kept.
-      encode: `(rows, demonstrations) -> examples` of any length.
-      most: the most positions of an example.
-
-    Returns:
-      the examples, and the number of demonstrations in front of each.
-
-    Raises:
-      UserError: not even one fits.
+    The first ones are kept. `encode(rows, demonstrations)` returns examples of any length; they may
+    have `most` positions. Returns the examples, and the number of demonstrations in front of each.
     """
 
     def needed(example: Any) -> int:

@@ -29,13 +29,9 @@ def encode_examples(
     tokenizer's EOS token.
 
     Args:
-        task: its template and its labels or target are read.
         records: one without a label becomes an example with an unknown answer, one without the
             fields of the target an example without answers.
-        tokenizer: a `models.files.tokenizer.Tokenizer`.
-        num_virtual_tokens: P, the length of the soft prompt.
-        add_bos: whether every example begins with the tokenizer's BOS token.
-        max_length: the most positions of an example, see `encode_example`.
+        tokenizer, num_virtual_tokens, add_bos, max_length: as in `encode_example`.
         template: used in place of the task's, for example a written prompt.
         demonstrations: records with known answers that are rendered in front of every record.
 

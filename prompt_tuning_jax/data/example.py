@@ -59,7 +59,6 @@ def encode_example(
 
     Args:
         template: from `parse` with the tokenizer's specials.
-        record: the text of each field of the template.
         answers: C texts, none of them empty. Without any, the trunk is the one that most words
             would get.
         tokenizer: a `models.files.tokenizer.Tokenizer`.
@@ -68,7 +67,6 @@ def encode_example(
         max_length: the most positions for the trunk and the longest tail without its last token:
             those of the model less a prefix. The longest field of a longer example is cut at its
             end.
-        answer: index of the right answer.
         ending: tokens behind each answer.
 
     Raises:
@@ -142,7 +140,7 @@ class _Rendered(NamedTuple):
     begins: int  # where the last run begins
     continues: bool  # whether text or a special token is before it
     spans: dict[str, list[tuple[int, int]]]  # characters of each occurrence of each field
-    first_field: int | None  # where the first field begins
+    first_field: int  # where the first field begins
     most: int  # front tokens up to the end of the first field's run, if that is not the last
 
 
@@ -187,7 +185,7 @@ def _render(
     specials: dict[str, int] = tokenizer.specials
     front = _Tokens(list(bos), [0] * len(bos), [0] * len(bos))
     spans: dict[str, list[tuple[int, int]]] = {}
-    first_field, most = None, sys.maxsize
+    first_field = most = sys.maxsize
     begins = place = 0
     text, continues = "", False
     for number, item in enumerate(layout):
@@ -201,14 +199,13 @@ def _render(
                 added = piece.text if isinstance(piece, Constant) else fields[piece.name]
                 if isinstance(piece, Field):
                     spans.setdefault(piece.name, []).append((place, place + len(added)))
-                    first_field = place if first_field is None else first_field
+                    first_field = min(first_field, place)
                 text += added
                 place += len(added)
             if number < len(layout) - 1:
                 ids, offsets = tokenizer.encode(text, continues=continues)
                 _extend(front, ids, offsets, begins)
-                if first_field is not None:
-                    most = min(most, len(front.ids))
+                most = min(most, len(front.ids)) if spans else most
     return _Rendered(front, text, begins, continues, spans, first_field, most)
 
 
@@ -217,13 +214,12 @@ def _check_embedded(template: Template, tokenizer: Any) -> None:
 
     An example is a padding token that was added for training alone.
     """
-    for piece in template.pieces:
-        if tokenizer.embeddings is None or not isinstance(piece, Special):
-            continue
-        number = tokenizer.specials[piece.markup]
+    markups = [piece.markup for piece in template.pieces if isinstance(piece, Special)]
+    for markup in markups if tokenizer.embeddings is not None else ():
+        number = tokenizer.specials[markup]
         if number >= tokenizer.embeddings:
             raise UserError(
-                f"template {short(template.text, 200)} has {piece.markup!r}, id {number}, and the"
+                f"template {short(template.text, 200)} has {markup!r}, id {number}, and the"
                 f" model has embeddings for {tokenizer.embeddings} ids: use another token"
             )
 
@@ -308,10 +304,8 @@ def _answered(
     return trunk, [other[shared:] for other, _ in encoded]
 
 
-def _constant(place: int | None, ends: Sequence[int]) -> int:
-    """Returns how many front tokens end at or before `place`; all of them for None."""
-    if place is None:
-        return len(ends)
+def _constant(place: int, ends: Sequence[int]) -> int:
+    """Returns how many front tokens end at or before `place`."""
     return next((number for number, end in enumerate(ends) if end > place), len(ends))
 
 

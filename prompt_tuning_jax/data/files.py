@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from prompt_tuning_jax.config.key import Key, string, switch
@@ -56,15 +56,9 @@ KEYS = {
 
 
 def read_source(config: Any) -> Source:
-    """Reads the files of the section `task` of a config.
+    """Reads the splits 'train', 'validation' and 'test' that the section `task` of a config names.
 
     If validation or test has no file, it is a part of the training file, see `take_parts`.
-
-    Returns:
-        The splits 'train', 'validation' and 'test'.
-
-    Raises:
-        UserError: a file cannot be read; names the file, and the line if there is one.
     """
     fields, files = task_fields(config), config.files
     paths = {"train": files.train, "validation": files.validation, "test": files.test}
@@ -89,11 +83,7 @@ def read_records(
     path: str, fields: Fields, delimiter: str = "", header: bool = True
 ) -> tuple[list[Record], list[str]]:
     """Returns the records of a file, and notes of what is read in another way than it is written;
-    see `rows.form_of`.
-
-    Raises:
-        UserError: the file or one of its lines cannot be read; names the line.
-    """
+    see `rows.form_of`."""
     form = form_of(path, delimiter, header)
     changes: Counter[str] = Counter()
     with open_file(path) as stream:
@@ -147,43 +137,29 @@ def take_parts(
 ) -> dict[str, list[Record]]:
     """Splits the training records into parts of about the sizes asked for.
 
-    Records with the same input stay together. The order depends on the seed and their inputs alone.
-    If no record to train on had some label that several records have, the last input with it is
-    kept for training, as long as no part is empty then.
-
-    Args:
-        records: of the file `path`.
-        parts: the size of each new split, as a share below 1 or a number of records.
-        fields: of the task.
-        seed: decides together with the inputs.
-
-    Returns:
-        The new splits, and 'train' with the rest.
-
-    Raises:
-        UserError: nothing is left for training.
+    A part is a share below 1 or a number of records, and the rest is the split 'train'. Records
+    with the same input stay together. The order depends on the seed and their inputs alone. The
+    last input with a label that several records have is kept for training, unless a part is empty
+    then.
     """
-    groups, kept = shuffled_groups(records, fields.inputs, seed), list[list[Record]]()
-    counts = Counter(record[LABEL] for record in records if not fields.target)
-    cuts: list[dict[str, list[Record]]] = []
-    while True:
-        rest, made = iter(groups), dict[str, list[Record]]()
-        for name, part in parts.items():
-            size = max(round(part * len(records)), 1) if part < 1 else int(part)
-            made[name] = []
-            while len(made[name]) < size and (group := next(rest, None)):
-                made[name] += group
-        made["train"] = [record for group in (*rest, *kept) for record in group]
-        cuts.append(made)
-        trained = {record[LABEL] for record in made["train"]} if counts else set()
-        lost = {label for label in counts if counts[label] > 1} - trained
-        if not lost:
-            break
-        last = {record[LABEL]: n for n, group in enumerate(groups) for record in group}
-        ends = {last[label] for label in lost}
-        kept += [groups[n] for n in sorted(ends)]
-        groups = [group for n, group in enumerate(groups) if n not in ends]
-    made = made if all(made.values()) else cuts[0]  # too few records for all that
+
+    def cut(kept: Collection[int]) -> dict[str, list[Record]]:
+        made: dict[str, list[Record]] = {name: [] for name in (*sizes, "train")}
+        for number, group in enumerate(groups):
+            taker = next((name for name, size in sizes.items() if len(made[name]) < size), "train")
+            made["train" if number in kept else taker] += group
+        return made
+
+    sizes = {
+        name: max(round(part * len(records)), 1) if part < 1 else int(part)
+        for name, part in parts.items()
+    }
+    groups = shuffled_groups(records, fields.inputs, seed)
+    labels = [[record[LABEL] for record in group if not fields.target] for group in groups]
+    counts = Counter(label for group in labels for label in group)
+    last = {each: n for n, group in enumerate(labels) for each in group if counts[each] > 1}
+    made = cut(set(last.values()))
+    made = made if all(made.values()) else cut(())
     if not made["train"]:
         taken = " and ".join(f"{len(made[name])} for {name}" for name in parts)
         keys = " and ".join(f"config.task.files.{name}_part" for name in parts)

@@ -10,13 +10,11 @@ from prompt_tuning_jax.errors import UserError, short
 
 
 def input_form(name: str, as_json: bool | None, files: Any) -> Form:
-    """Returns the form of the rows to predict.
+    """Returns the form of the rows to predict: JSON objects or texts, as `as_json` says, or by the
+    ending of the file's name if that is None.
 
-    Args:
-        name: of the file that holds them; its ending decides if `as_json` is None.
-        as_json: True for JSON objects, False for texts.
-        files: the section `task.files` of the artifact's config, if any. Its delimiter counts for
-            tables, and for files with the ending of the file that was trained on.
+    `files` is the section `task.files` of the artifact's config, if any. Its delimiter counts for
+    tables, and for files with the ending of the file that was trained on.
     """
     if as_json is not None:
         return Form(JSON if as_json else TEXT)
@@ -30,16 +28,8 @@ def input_form(name: str, as_json: bool | None, files: Any) -> Form:
 def prediction_records(
     rows: Iterable[Row], template: str, columns: Mapping[str, Sequence[str]], form: Form
 ) -> Iterator[Record]:
-    """Yields a record for each row; memory does not grow with their number.
-
-    Args:
-        rows: of this form.
-        template: its fields are read.
-        columns: further names that a field may have in the data, see `records.Fields`.
-
-    Raises:
-        UserError: a row lacks a field, or holds no text in it; begins with the row's place.
-    """
+    """Yields a record with the fields of `template` for each row; memory does not grow with their
+    number. `columns` has further names that a field may have, see `records.Fields`."""
     fields = field_names(template)
     if not fields:
         raise UserError(

@@ -76,12 +76,8 @@ def make_records(
     """Yields the records of each row; blank rows are skipped. Values that `fields` does not name
     may be anything.
 
-    Args:
-        numbered: whether columns have an order, so that '2' is the second if none has that name.
-        hint: what to type if a column is missing, where '{field}' is the field.
-
-    Raises:
-        UserError: a column is missing, or a value is not a text; begins with the row's place.
+    If `numbered`, the columns have an order, and '2' is the second if none has that name. `hint` is
+    what to type if a column is missing, where '{field}' is the field.
     """
     held, names = None, {}
     for place, row in rows:

@@ -21,6 +21,8 @@ TEXT, JSON, CELLS, PARQUET = "text", "json", "cells", "parquet"
 LINE = "line"  # the column of a row of text
 LONGEST_LINE = 1 << 25  # bytes; a line without an end would fill the memory
 LONGEST_ARRAY = 1 << 28  # characters; a JSON array is in the memory as a whole
+# What libraries and their parsers raise for a damaged file.
+DAMAGED = (AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
@@ -67,11 +69,7 @@ def form_of(path: str, delimiter: str = "", header: bool = True) -> Form:
 
 def open_file(path: str, what: str = "data file") -> BinaryIO:
     """Opens a regular file; `~` is the home folder, and `what` names the file in errors. A pipe
-    would be waited for, and a device may have no end.
-
-    Raises:
-        UserError: the file does not exist, is not a regular file, or cannot be read.
-    """
+    would be waited for, and a device may have no end."""
     if "://" in path:
         raise UserError(
             f"{what} {path!r} is a URL: download it, as with `curl -LO URL`, and give the file"
@@ -90,11 +88,7 @@ def open_file(path: str, what: str = "data file") -> BinaryIO:
 
 
 def read_lines(stream: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
-    """Yields the place and the text of each line, with its end.
-
-    Raises:
-        UserError: a line is not UTF-8 text, or too long; names the line.
-    """
+    """Yields the place and the text of each line, with its end."""
     for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE), b""), 1):
         place = f"{name}, line {number}"
         if number == 1:
@@ -117,11 +111,7 @@ def read_rows(
 ) -> Iterator[Row]:
     """Yields the rows of a stream as they come; memory does not grow with their number, except in a
     JSON array, which is read whole. `name` is that of the file, for errors; `changes` counts, in
-    words, what is not read as it is written.
-
-    Raises:
-        UserError: a row cannot be read; names its line, or the item of an array.
-    """
+    words, what is not read as it is written."""
     return _READERS[form.kind](stream, name, form, Counter() if changes is None else changes)
 
 
@@ -141,23 +131,21 @@ def _read_texts(stream: BinaryIO, name: str, form: Form, changes: Counter[str]) 
 
 
 def _read_objects(stream: BinaryIO, name: str, form: Form, changes: Counter[str]) -> Iterator[Row]:
-    array: list[str] = []
-    number, size, begun = 0, 0, name
-    for place, line in read_lines(stream, name):
-        if array or (not number and line.lstrip().startswith("[")):
-            begun = begun if array else place
-            array.append(line)
-            size += len(line)
-            if size > LONGEST_ARRAY:
+    lines, begun = read_lines(stream, name), False
+    for place, text in lines:
+        if begun or not text.lstrip().startswith("["):
+            begun = begun or bool(text.strip())
+            yield _object_row(_parse(text, place), place) if text.strip() else Row(place, None)
+            continue
+        for _, line in lines:
+            text += line
+            if len(text) > LONGEST_ARRAY:
                 raise UserError(
                     f"{name} is a JSON array of over {LONGEST_ARRAY:,} characters: write an object"
                     " on each line instead, for example with jq -c '.[]'"
                 )
-        else:
-            number += bool(line.strip())
-            yield Row(place, _as_object(_parse(line, place), place) if line.strip() else None)
-    for number, item in enumerate(_parse("".join(array), begun) if array else (), 1):
-        yield Row(f"{name}, item {number}", _as_object(item, f"{name}, item {number}"))
+        for number, item in enumerate(_parse(text, place), 1):
+            yield _object_row(item, f"{name}, item {number}")
 
 
 def _parse(text: str, place: str) -> Any:
@@ -178,12 +166,12 @@ def _parse(text: str, place: str) -> Any:
         ) from error
 
 
-def _as_object(value: Any, place: str) -> dict[str, Any]:
+def _object_row(value: Any, place: str) -> Row:
     if not isinstance(value, dict):
         raise UserError(
             f'{place}: a JSON {type(value).__name__}, expected an object such as {{"text": …}}'
         )
-    return value
+    return Row(place, value)
 
 
 def _read_cells(stream: BinaryIO, name: str, form: Form, changes: Counter[str]) -> Iterator[Row]:
@@ -244,7 +232,7 @@ def _read_parquet(stream: BinaryIO, name: str, form: Form, changes: Counter[str]
         rows = (row for batch in batches for row in batch.to_pylist())
         for number, row in enumerate(rows, 1):
             yield Row(f"{name}, record {number}", row)
-    except (ImportError, LookupError, NotImplementedError, OSError, TypeError, ValueError) as error:
+    except DAMAGED as error:
         raise UserError(
             f"{name} cannot be read by pyarrow ({short(str(error), 100)}): write it as JSON lines,"
             " with pandas.read_parquet(FILE).to_json('data.jsonl', orient='records', lines=True)"

@@ -21,23 +21,13 @@ from prompt_tuning_jax.data.records import (
     make_records,
     task_fields,
 )
-from prompt_tuning_jax.data.rows import Row
+from prompt_tuning_jax.data.rows import DAMAGED, Row
 from prompt_tuning_jax.errors import UserError, nearest
 
 TFDS = "tfds:"
 FORMAT = "array_record"
 INFO = "dataset_info.json"
-# What the library and its parsers raise for damaged files.
-_FAULTS = (
-    json_format.Error,
-    AttributeError,
-    ImportError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+_FAULTS = (*DAMAGED, json_format.Error)
 KEYS = {
     "columns": COLUMNS,
     # Where TensorFlow Datasets keeps what it prepared; '' is its own default.

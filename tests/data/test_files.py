@@ -264,14 +264,14 @@ def test_a_label_with_two_records_is_always_trained_on(tmp_path):
     parts = splits(path, "files.test_part=7", "files.validation_part=3")
     kept = {name: "".join(row["label"] for row in rows) for name, rows in parts.items()}
     # Plain: aabbbax, yxy, abab. The last x and the last y are kept for training.
-    assert kept == {"test": "aabbbax", "validation": "yab", "train": "abxy"}
+    assert kept == {"test": "aabbbax", "validation": "yab", "train": "xyab"}
     made = make_task(settings(path, "files.test_part=7", "files.validation_part=3"))
     assert [value for value, _ in made.labels] == ["a", "b", "x", "y"]
     # All of x was in the test split.
     path = in_order(tmp_path, *"aaxxbbabab")
     parts = splits(path, "files.test_part=4", "files.validation_part=2")
     kept = {name: "".join(row["label"] for row in rows) for name, rows in parts.items()}
-    assert kept == {"test": "aaxb", "validation": "ba", "train": "babx"}
+    assert kept == {"test": "aaxb", "validation": "ba", "train": "xbab"}
 
 
 def test_a_part_is_not_emptied_for_a_label(tmp_path):
