@@ -98,9 +98,6 @@ def text_metrics(
 
     Returns:
       Each by its name, `intervals`, [low, high] by name, and for BLEU or ROUGE-L the tokenizer.
-
-    Raises:
-      UserError: a metric's package is not installed.
     """
     pairs = list(zip(predictions, references, strict=True))
     chosen = [choose_tokenizer(each) if tokenizer == "auto" else tokenizer for each in references]

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from prompt_tuning_jax.data.example import Example, encode_example, lay_out
 from prompt_tuning_jax.data.records import LABEL, PLACE, Record
 from prompt_tuning_jax.data.task import Task, check_fields, output_fields, parse_target
@@ -80,8 +78,8 @@ def encode_examples(
 
 def count_shortened(examples: Sequence[Example]) -> tuple[int, int]:
     """Returns how many examples were too long, and how many tokens they lost."""
-    lost = np.array([example.dropped for example in examples], dtype=np.int64)
-    return int((lost > 0).sum()), int(lost.sum())
+    lost = [example.dropped for example in examples if example.dropped]
+    return len(lost), sum(lost)
 
 
 def group_by_input(task: Task, records: Sequence[Record]) -> tuple[list[Record], list[list[str]]]:

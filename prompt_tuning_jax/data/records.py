@@ -146,8 +146,9 @@ def _match_columns(
     own = {plain: name for name, plain in names.items()}
     if len(own) < len(names):
         raise UserError(f"{place}: the names of two columns look alike: rename one of them")
+    known = {str(number): name for number, name in enumerate(held, 1) if numbered} | own
     for field, choices in fields.columns.items():
-        found = next((name for c in choices if (name := _column(c, own, numbered))), None)
+        found = next((known[choice] for choice in choices if choice in known), None)
         # A column that happens to have the field's name is dropped, and the chosen column loses
         # its own name: otherwise a template could find the label under it.
         names = {name: other for name, other in names.items() if other != field}
@@ -164,12 +165,6 @@ def _match_columns(
             message = _missing(field, names, fields, numbered)
             raise UserError(f"{place}: {message}{hint.format(field=field)}")
     return names
-
-
-def _column(choice: str, own: Mapping[str, str], numbered: bool) -> str | None:
-    if numbered and choice not in own and choice.isdecimal() and 0 < int(choice) <= len(own):
-        return [*own.values()][int(choice) - 1]
-    return own.get(choice)
 
 
 def _missing(field: str, names: Mapping[str, str], fields: Fields, numbered: bool) -> str:

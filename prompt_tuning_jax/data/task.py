@@ -178,9 +178,6 @@ def parse_labels(labels: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
     An = with spaces divides, or else the first one: a value that has = itself, as in '<=50K = low',
     is written as it stands in the data.
-
-    Raises:
-        UserError: a value or word is empty or repeated.
     """
     pairs: list[tuple[str, str]] = []
     for place, entry in enumerate(labels):
@@ -297,19 +294,18 @@ def output_fields(task: Task) -> tuple[str, ...]:
 
 def _check_labels(task: Task, records: Sequence[Record], split: str) -> None:
     values = [value for value, _ in task.labels]
-    plain = {plain_name(value): value for value in values}
+    listed = {plain_name(value): value for value in values} | {value: value for value in values}
     for number, record in enumerate(records):
         label = record[LABEL]
-        same = plain.get(plain_name(label))
-        if label not in values and same is not None:
-            record[LABEL] = same
-        elif label not in values:
+        value = listed.get(label, listed.get(plain_name(label)))
+        if value is None:
             place = record.get(PLACE, f"record {number} of split {split!r} of task {task.name}")
             spaced = f" (as {label + ' = WORD'!r}, with spaces)" if "=" in label else ""
             raise UserError(
                 f"{place} has the label {label!r}, which task.labels does not"
                 f" list{spaced or nearest(label, values)}: expected one of: {', '.join(values)}"
             )
+        record[LABEL] = value
 
 
 def _found_labels(task: Task, splits: Sequence[str]) -> tuple[tuple[str, str], ...]:

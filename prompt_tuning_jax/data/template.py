@@ -63,10 +63,6 @@ def parse(text: str, specials: Iterable[str] = ()) -> Template:
     `{name}` is a field, `{soft:8}` eight virtual tokens, `{soft}` all that no other slot takes,
     `{{` and `}}` are braces, `\\n` and `\\t` as typed in a shell are a new line and a tab, and each
     of `specials` (`<|im_start|>`) is that special token. Everything else is text.
-
-    Raises:
-        UserError: a brace without its partner, a field that is not a plain name, a second `{soft}`,
-            or too many fields and slots; names the position.
     """
     pieces: list[Piece] = []
     constant = ""
@@ -137,9 +133,6 @@ def with_demonstrations(
     Each ends with a blank line or, among special tokens, as `_turn_end` says. The template's BOS,
     with the markup `bos`, comes once at the very front, unless the template has it again later:
     then it begins turns.
-
-    Raises:
-        UserError: a record lacks a field.
     """
     pieces: list[Piece] = []
     rest = template.pieces
@@ -179,11 +172,8 @@ def _turn_end(pieces: Sequence[Piece], ends: Sequence[str]) -> list[Piece]:
 
 
 def plain_slot_size(template: Template, num_virtual_tokens: int) -> int:
-    """Returns the size of a plain `{soft}`: the virtual tokens that no other slot takes.
-
-    Raises:
-        UserError: the slots do not add up to P.
-    """
+    """Returns the size of a plain `{soft}`: the virtual tokens that no other slot takes. The slots
+    have to add up to P."""
     slots = [piece for piece in template.pieces if isinstance(piece, Slot)]
     if not slots and num_virtual_tokens:
         raise UserError(

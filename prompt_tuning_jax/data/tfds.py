@@ -40,9 +40,6 @@ def read_source(config: Any) -> Source:
 
     NAME is its name in TFDS, such as `ag_news`, `glue/sst2` or `glue/sst2:2.0.0`. Without a version
     the newest is taken. The dataset is below `task.data_dir`.
-
-    Raises:
-        UserError: the dataset is missing, damaged, or not in array_record files.
     """
     import tensorflow_datasets as tfds  # which takes a second
 
@@ -90,11 +87,7 @@ class Splits(Mapping[str, list[Record]]):
 
 
 def find_folder(root: pathlib.Path, name: str) -> pathlib.Path:
-    """Returns the folder of a dataset's version below `root`.
-
-    Raises:
-        UserError: there is no such folder, or there are several configs to choose from.
-    """
+    """Returns the folder of a dataset's version below `root`."""
     base, _, version = name.partition(":")
     parts = base.split("/")
     if not all(part.isidentifier() or part.replace(".", "").isalnum() for part in parts) or (
