@@ -14,7 +14,7 @@ from prompt_tuning_jax.data.task import make_task, select_records, training_reco
 from prompt_tuning_jax.data.template import field_names
 from prompt_tuning_jax.run.artifact import load_artifact
 from prompt_tuning_jax.run.report import FORMATS
-from prompt_tuning_jax.run.warnings import other_labels, other_template, trained_on
+from prompt_tuning_jax.run.warnings import other_task, trained_on
 
 
 def evaluate_split(
@@ -41,21 +41,23 @@ def evaluate_split(
             known = artifact.manifest["labels"]
         config = config or from_manifest(artifact.manifest)
     task, split = make_task(config.task, known), split or config.task.test
+    splits = [split] if path is None else [config.task.validation, split]
     prompts, counted = {} if prompt is None else {prompt: "--prompt"}, ""
     if path is not None:
         prompts, counted = read_prompts(path)
-    splits = [split] if path is None else [config.task.validation, split]
     if prompts:
         check_prompts(task, prompts, splits[0])
     if artifact is not None:
-        _warn_of_differences(artifact.manifest, task, config, split)
-    demonstrations = _demonstrations(task, config, splits)
+        for warning in other_task(artifact.manifest, config.task.template, task.labels):
+            say(f"warning: {warning}")
+        if split != config.task.train:
+            warn_of_overlap(task, training_records(task, config.task), split)
     score = functools.partial(
         api.evaluate,
         load_model(config),
         task,
         artifact=artifact,
-        demonstrations=demonstrations,
+        demonstrations=_demonstrations(task, config, splits),
         generation=generate.read_settings(config.generation),
         seed=config.seed,
         max_length=config.task.max_length,
@@ -95,18 +97,6 @@ def warn_of_overlap(task, trained: Sequence[Mapping[str, str]], split: str) -> N
     rows = select_records(task, split)
     if warning := trained_on(rows, trained, field_names(task.template), split):
         say(f"warning: {warning}")
-
-
-def _warn_of_differences(manifest: Mapping[str, Any], task, config, split: str) -> None:
-    """Says what an artifact was trained for that is not what it is evaluated for."""
-    for warning in (
-        other_template(manifest["template"], config.task.template),
-        other_labels(manifest["labels"], task.labels),
-    ):
-        if warning:
-            say(f"warning: {warning}")
-    if split != config.task.train:
-        warn_of_overlap(task, training_records(task, config.task), split)
 
 
 def _demonstrations(task, config, splits: Sequence[str]) -> list[Any]:

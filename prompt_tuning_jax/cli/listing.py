@@ -36,33 +36,38 @@ def find_config(name: str) -> str:
     return str(known[name])
 
 
-def list_configs() -> list[dict[str, Any]]:
-    """Returns name, path, what it does, and the sections of its docstring by name, such as
-    `command` and `expected`, of each config."""
-    return [
-        {"name": name, "path": str(path), **describe_file(path)}
-        for name, path in config_files().items()
-    ]
+# What to do with one of each kind.
+NEXT = {
+    "configs": "--config takes a name; `prompt-tuning copy CONFIG FILE` copies one, to be edited.",
+    "models": "--config.model.path takes one of these, a GGUF file, or a Hugging Face folder.",
+    "methods": "--config.method.name takes one of these.",
+    "tasks": "--config.task.name takes one of these, as tfds:NAME for a dataset.",
+}
 
 
-def list_models() -> list[dict[str, Any]]:
-    """Returns what is known of each packaged model, and its path: None if it is not installed."""
-    paths = {name: find_packaged(name) for name in PACKAGED}
-    return [
-        {"name": name, **PACKAGED[name]._asdict(), "path": None if path is None else str(path)}
-        for name, path in paths.items()
-    ]
+def collect(kind: str | None) -> dict[str, list[dict[str, Any]]]:
+    """Returns the lists by their kind: one, or all if `kind` is None."""
+    if kind is not None and kind not in NEXT:
+        raise UserError(
+            f"list takes one of {', '.join(NEXT)} or nothing, not {kind!r}{nearest(kind, NEXT)}"
+        )
+    return {each: _entries(each) for each in NEXT if kind in (None, each)}
 
 
-def list_methods() -> list[dict[str, Any]]:
-    """Returns name, what it does, and the path of each method."""
-    from prompt_tuning_jax.methods import METHODS
+def _entries(kind: str) -> list[dict[str, Any]]:
+    """Returns name, path, what it does and more, by these names, of each thing of a kind."""
+    if kind == "models":
+        models = {name: (about, find_packaged(name)) for name, about in PACKAGED.items()}
+        return [
+            {"name": name, **about._asdict(), "path": path and str(path)}
+            for name, (about, path) in models.items()
+        ]
+    if kind == "configs":
+        return [_entry(*config) | describe_file(config[1]) for config in config_files().items()]
+    if kind == "methods":
+        from prompt_tuning_jax.methods import METHODS
 
-    return [_entry(name, Path(str(method.__file__))) for name, method in METHODS.items()]
-
-
-def list_tasks() -> list[dict[str, Any]]:
-    """Returns name, what it is, the path and the keys of its own of each kind of task."""
+        return [_entry(name, Path(str(method.__file__))) for name, method in METHODS.items()]
     from prompt_tuning_jax.data.task import KINDS
 
     return [
@@ -75,30 +80,6 @@ def list_tasks() -> list[dict[str, Any]]:
 def _entry(name: str, path: Path) -> dict[str, Any]:
     what = describe_file(path)["what"].removeprefix(f"The task kind `{name}`: ")
     return {"name": name, "what": what, "path": str(path)}
-
-
-LISTS = {
-    "configs": list_configs,
-    "models": list_models,
-    "methods": list_methods,
-    "tasks": list_tasks,
-}
-# What to do with one of each kind.
-NEXT = {
-    "configs": "--config takes a name; `prompt-tuning copy CONFIG FILE` copies one, to be edited.",
-    "models": "--config.model.path takes one of these, a GGUF file, or a Hugging Face folder.",
-    "methods": "--config.method.name takes one of these.",
-    "tasks": "--config.task.name takes one of these, as tfds:NAME for a dataset.",
-}
-
-
-def collect(kind: str | None) -> dict[str, list[dict[str, Any]]]:
-    """Returns the lists by their kind: one, or all if `kind` is None."""
-    if kind is not None and kind not in LISTS:
-        raise UserError(
-            f"list takes one of {', '.join(LISTS)} or nothing, not {kind!r}{nearest(kind, LISTS)}"
-        )
-    return {name: LISTS[name]() for name in LISTS if kind in (None, name)}
 
 
 def print_lists(found: Mapping[str, list[dict[str, Any]]]) -> None:
@@ -114,11 +95,7 @@ def print_lists(found: Mapping[str, list[dict[str, Any]]]) -> None:
 
 
 def copy_config(name: str, target: str, force: bool) -> Path:
-    """Copies a config to a file, to be edited; replaces an existing one only with `force`.
-
-    Raises:
-      UserError: an unknown config, or a file that exists or cannot be written.
-    """
+    """Copies a config to a file, to be edited; replaces an existing one only with `force`."""
     source, path = Path(find_config(name)), Path(target)
     if path.suffix != ".py":
         raise UserError(f"{target!r} has to end in .py, as a config file does")

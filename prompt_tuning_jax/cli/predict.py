@@ -74,21 +74,20 @@ def answers(
     answered = api.predict(
         load_model(config), task, records, artifact, generation=settings, seed=config.seed
     )
-    number = shortened = unfinished = 0
+    found: Counter[str] = Counter()
     for row in with_progress(answered, "records", say):
-        number += 1
-        shortened += "shortened" in row
-        unfinished += not row.get("finished", True)
+        is_cut = not row.get("finished", True)
+        found.update(all=1, shortened=int("shortened" in row), cut=int(is_cut))
         yield row
     for what, count in changes.items():
         say(f"{name}: {count} {what}")
-    if shortened:
-        say(f"warning: {shortened} of {number} records were too long and lost their end")
-    if unfinished:
-        say(
-            f"warning: {unfinished} of {number} texts were cut: config.generation.max_new_tokens is"
-            f" {settings.max_new_tokens}"
-        )
+    lost = {
+        "shortened": "records were too long and lost their end",
+        "cut": f"texts were cut: config.generation.max_new_tokens is {settings.max_new_tokens}",
+    }
+    for change, what in lost.items():
+        if found[change]:
+            say(f"warning: {found[change]} of {found['all']} {what}")
 
 
 def _read(given, as_json, files, changes) -> tuple[Iterator[Row], str, Form]:

@@ -18,6 +18,7 @@ from prompt_tuning_jax.cli.written_prompts import check_prompts, rank_prompts
 from prompt_tuning_jax.data.task import Task, make_task, select_records, training_records
 from prompt_tuning_jax.data.template import parse, plain_slot_size
 from prompt_tuning_jax.errors import RunError, UserError, quote
+from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.run.artifact import TENSORS, write_card
 from prompt_tuning_jax.run.card import CARD, predict_command
@@ -42,10 +43,7 @@ SAVED = 75  # exit status: interrupted, and saved
 def train_and_report(config, folder: str, fresh: bool, command: Sequence[str]) -> int:
     """Tunes, evaluates and writes the report; returns the exit status.
 
-    Args:
-      config: checked.
-      folder: of the run. A run that was stopped goes on, unless `fresh` starts over.
-      command: as it was typed.
+    A run that was stopped goes on in its folder, unless `fresh` starts over.
     """
     with join_processes() as first:
         if first:
@@ -59,9 +57,7 @@ def train_and_report(config, folder: str, fresh: bool, command: Sequence[str]) -
 def prepare(config, run: Path | None, fresh: bool) -> tuple[LanguageModel, Task]:
     """Returns the model and the task of a config, and prints the machine.
 
-    Raises:
-      UserError: a run of another config in the folder `run`, or anything that only the report
-        reads: it would be found only after the training.
+    A fault of what only the report reads is found here, and not after the training.
     """
     if run is not None and not fresh and (run / CONFIG).exists():
         tie_to_config(run, config)
@@ -70,10 +66,10 @@ def prepare(config, run: Path | None, fresh: bool) -> tuple[LanguageModel, Task]
             f"config.demonstrations.number is {config.demonstrations.number}, and training has no"
             " demonstrations: leave it at 0, and give it to evaluate"
         )
-    if config.method.name in ("soft_prompt", "prompt_encoder"):  # whose virtual tokens have slots
+    if getattr(METHODS[config.method.name], "HAS_SLOTS", False):
         plain_slot_size(parse(config.task.template), config.method.num_virtual_tokens)
     task = make_task(config.task)
-    check_prompts(task, _written_prompts(config), config.task.test)
+    check_prompts(task, dict.fromkeys(config.prompts, "config.prompts"), config.task.test)
     warn_of_overlap(task, training_records(task, config.task), config.task.test)
     lm = load_model(config)
     say(describe_machine(lm))
@@ -86,7 +82,10 @@ def _lead(config, folder: str, fresh: bool, command: Sequence[str]) -> int:
         lm, task = prepare(config, run, fresh)
         with enough_memory(config):
             result = tune(lm, task, config, run, say, fresh)
-        program = _program(command[0])
+        typed = command[0]
+        # `python -m` hands over the path of a file that cannot be executed.
+        is_module = typed.endswith(".py") and not os.access(typed, os.X_OK)
+        program = [sys.executable, "-m", "prompt_tuning_jax.cli.main"] if is_module else [typed]
         words = [*program, *(word for word in command[1:] if word != "--fresh")]
         again = " ".join(map(quote, words))
         if not result.finished:
@@ -126,7 +125,7 @@ def _report(lm: LanguageModel, task, config, result: Result, run: Path, again: s
 def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list[Row]:
     """Returns the rows of the report on the test split: no prompt, the best written prompt on the
     validation split, and what was tuned."""
-    prompts = _written_prompts(config)
+    prompts = dict.fromkeys(config.prompts, "config.prompts")
     total = len(select_records(task, config.task.test)) * (3 if prompts else 2)
     progress = Progress("examples scored", say, total)
     score = functools.partial(api.evaluate, lm, task, generation=None)
@@ -154,10 +153,6 @@ def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list
     return rows
 
 
-def _written_prompts(config) -> dict[str, str]:
-    return dict.fromkeys(config.prompts, "config.prompts")
-
-
 def _stopped(result: Result, again: str, start: dict[str, Any]) -> int:
     """Says how to go on with what was trained, and returns the exit status."""
     if not result.saved:
@@ -167,14 +162,6 @@ def _stopped(result: Result, again: str, start: dict[str, Any]) -> int:
     start["outcome"] = "stopped"
     say(f"saved; this goes on from here:\n  {again}")
     return SAVED
-
-
-def _program(typed: str) -> list[str]:
-    """Returns the words that start the program. `python -m` hands over the path of a file that
-    cannot be executed."""
-    if typed.endswith(".py") and not os.access(typed, os.X_OK):
-        return [sys.executable, "-m", "prompt_tuning_jax.cli.main"]
-    return [typed]
 
 
 @contextlib.contextmanager

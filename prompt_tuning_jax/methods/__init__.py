@@ -5,7 +5,8 @@ from types import ModuleType
 from prompt_tuning_jax.methods import prefix, prompt_encoder, soft_prompt
 from prompt_tuning_jax.methods.base import Collections, Method
 
-# Each has `KEYS`, the keys of `config.method` beside its name, and `make(config.method, start)`.
+# Each has `KEYS`, the keys of `config.method` beside its name, and `make(config.method, start)`. It
+# may have `HAS_SLOTS`, if its virtual tokens stand in the template's slots.
 METHODS: dict[str, ModuleType] = {
     "soft_prompt": soft_prompt,
     "prompt_encoder": prompt_encoder,

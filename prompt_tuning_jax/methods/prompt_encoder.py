@@ -18,6 +18,7 @@ from prompt_tuning_jax.methods.network import two_layers
 
 # The width of the network's hidden layer; 0: the model's.
 KEYS = {**TOKEN_KEYS, "hidden_size": whole(0)}
+HAS_SLOTS = True
 
 
 def make(settings, start=None) -> Method:

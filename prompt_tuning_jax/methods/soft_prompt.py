@@ -8,6 +8,7 @@ from prompt_tuning_jax.methods.base import Method
 from prompt_tuning_jax.methods.init import TOKEN_KEYS, first_vectors
 
 KEYS = TOKEN_KEYS
+HAS_SLOTS = True
 
 
 def make(settings, start=None) -> Method:

@@ -25,12 +25,8 @@ def render_card(
 
     Args:
       leaves: dtype and shape of each tensor by its name, such as 'prompt/vectors'.
-      tensors_bytes: the size of the tensors' file.
       folder: the name of the artifact's folder, without its parents.
       rows: of the run's report on the test split, if any.
-
-    Raises:
-      UserError: the manifest's template is not valid.
     """
     task = manifest["config"].get("task", {})
     base = PurePath(manifest["model"]["name"]).name

@@ -28,14 +28,8 @@ _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError,
 
 
 class Restored(NamedTuple):
-    """What a checkpoint held.
-
-    Attributes:
-      step: the step of the save.
-      state: the tree, with numpy leaves.
-      extra: the JSON object that was saved beside it.
-      warning: "", or a sentence about newer checkpoints that were damaged and are deleted.
-    """
+    """What a checkpoint held: a tree with numpy leaves, and the JSON object beside it. `warning` is
+    "", or a sentence about newer checkpoints that were damaged and are deleted."""
 
     step: int
     state: Any
@@ -47,11 +41,7 @@ class Checkpoints:
     """The newest `keep` states of a run, a folder for each step."""
 
     def __init__(self, folder: str | os.PathLike, keep: int = 2):
-        """Opens or makes the folder, and deletes what a kill left unfinished in it.
-
-        Raises:
-          UserError: the folder cannot be made.
-        """
+        """Opens or makes the folder, and deletes what a kill left unfinished in it."""
         import orbax.checkpoint as ocp
 
         self._folder, self._keep = Path(folder).absolute(), keep
@@ -70,10 +60,9 @@ class Checkpoints:
         return sorted(int(name) for name in os.listdir(self._folder) if name.isdecimal())
 
     def save(self, step: int, state: Any, extra: Mapping[str, Any]) -> str:
-        """Saves a tree of arrays and a JSON object; when this returns, they are on disk.
+        """Saves a tree of arrays and a JSON object; when this returns "", they are on disk.
 
-        Returns:
-          "", or a sentence if the disk is full; older checkpoints are kept then.
+        If the disk is full, it returns a sentence, and older checkpoints are kept.
         """
         leaves = list(map(_as_bytes, jax.tree.leaves(state)))
         about = json.dumps({"extra": dict(extra), "sha256": _digest(step, state, extra)})
@@ -85,12 +74,9 @@ class Checkpoints:
             self._orbax.save(self._folder / str(step), {_BYTES: data})
         except (OSError, ValueError) as error:
             code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's
-            if isinstance(error, OSError):
-                reason = error.strerror
-            elif code:
-                reason = os.strerror(int(code[1]))
-            else:
+            if not code and not isinstance(error, OSError):
                 raise
+            reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None)
             self._delete_unfinished()
             return f"the checkpoint of step {step} could not be saved ({reason})."
         finally:
@@ -100,16 +86,10 @@ class Checkpoints:
         return ""
 
     def restore(self, target: Any) -> Restored | None:
-        """Reads the newest state that is whole, and deletes newer ones that are damaged.
+        """Reads the newest state that is whole, bit for bit, and deletes damaged newer ones.
 
-        Args:
-          target: a tree with the structure, shapes and dtypes of what was saved.
-
-        Returns:
-          What was saved, bit for bit, or None if nothing has been saved yet.
-
-        Raises:
-          UserError: there are checkpoints, but none can be used; they are not deleted.
+        The tree `target` has the structure, shapes and dtypes of what was saved. None if nothing
+        was saved yet. If no checkpoint can be used, none is deleted.
         """
         steps = self.steps()[::-1]
         for place, step in enumerate(steps):

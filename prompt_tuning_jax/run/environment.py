@@ -19,16 +19,7 @@ from prompt_tuning_jax.errors import UserError, hide
 from prompt_tuning_jax.run.folder import RUN
 from prompt_tuning_jax.storage import atomic_write, cache_folder
 
-_PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "transformers",
-    "tokenizers",
-    "numpy",
-)
+_PACKAGES = "jax jaxlib flax optax orbax-checkpoint transformers tokenizers numpy".split()
 # Environment variables that change what a run does.
 _VARIABLES = ("CUDA_", "JAX_", "LIBTPU_", "NPROC", "PROMPT_TUNING_", "TPU_", "XLA_")
 _SECRET = re.compile("KEY$|TOKEN|SECRET|PASSW|CREDENTIAL")

@@ -56,12 +56,6 @@ def claim(folder: str | os.PathLike) -> Iterator[Path]:
     """Makes the folder of a run and locks it, so that no other run writes there meanwhile.
 
     The lock ends with the process. A folder that is new and still empty at the end is removed.
-
-    Yields:
-      the folder.
-
-    Raises:
-      UserError: it cannot be written, is not on a local disk, or another run is in progress there.
     """
     check_local(folder)
     folder = Path(folder)
@@ -103,15 +97,9 @@ def _lock(descriptor: int, folder: Path) -> None:
 
 
 def tie_to_config(folder: Path, config: ConfigDict, fresh: bool = False) -> None:
-    """Ties a folder to the config of a run, by its `config.json`.
+    """Ties a folder to the config of a run, by its `config.json`, or says how that config differs.
 
-    Args:
-      folder: from `claim`.
-      config: of the run.
-      fresh: delete what an earlier run left in the folder; other files stay.
-
-    Raises:
-      UserError: the folder belongs to a run of another config; each difference is a line.
+    With `fresh`, the files that an earlier run left in the folder are deleted; others stay.
     """
     path = folder / CONFIG
     with writable(folder):
@@ -130,10 +118,7 @@ def tie_to_config(folder: Path, config: ConfigDict, fresh: bool = False) -> None
         raise UserError(f"'{path}' is damaged: put it back, {again}") from error
     if changes:
         lines = "".join(f"\n  {change}" for change in changes)
-        raise UserError(
-            f"the workdir '{folder}' holds a run of another config: give another --workdir, or "
-            f"--fresh to start over here.{lines}"
-        )
+        raise UserError(f"the workdir '{folder}' holds a run of another config: {again}{lines}")
 
 
 def _delete_run(folder: Path) -> None:

@@ -45,16 +45,9 @@ class RunLog:
         spent: float = 0.0,
         track: Callable[[int, dict], None] = lambda step, values: None,
     ):
-        """Opens the files of a run.
+        """Opens the files of a run in `folder`, if any, after `start` steps in `spent` seconds.
 
-        Args:
-          folder: of the run, or None to write no files.
-          start: the last step that was taken before.
-          spent: the seconds that the steps before took.
-          track: takes a step and its numbers by name; earlier lines are given to it again.
-
-        Raises:
-          UserError: the files cannot be written.
+        `track` takes a step and its numbers by name; earlier lines are given to it again.
         """
         self.lines: list[dict] = []
         self.log, self._track = log, track
@@ -87,11 +80,8 @@ class RunLog:
         self._began = self._said = time.perf_counter()
 
     def add(self, step: int, metrics: dict, batch):
-        """Takes the metrics of an update, still on the device, and reads those of the one before.
-
-        Raises:
-          RunError: too many updates in a row were not finite.
-        """
+        """Takes the metrics of an update, still on the device, and reads those of the one before;
+        raises a RunError if too many updates in a row were not finite."""
         self._read()
         self._unread = step, metrics
         self._tokens += batch.shared.size + int((batch.segments > 0).sum())
@@ -156,7 +146,7 @@ class RunLog:
     def _open(self, folder: Path, start: int):
         path = folder / METRICS
         before = path.read_bytes() if path.exists() else b""
-        lines = _parse_lines(before)
+        lines = read_metrics(path) if before else []
         if damaged := before.count(b"\n") - len(lines):
             self.log(f"warning: {damaged} damaged lines of {METRICS} are left out")
         kept = [line for line in lines if line["step"] <= start]
@@ -201,11 +191,7 @@ class RunLog:
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Reads the lines of a metrics file; damaged ones, and an unfinished last one, are left out."""
-    return _parse_lines(Path(path).read_bytes())
-
-
-def _parse_lines(data: bytes) -> list[dict[str, Any]]:
-    parsed = map(_parse, data.splitlines(keepends=True))
+    parsed = map(_parse, Path(path).read_bytes().splitlines(keepends=True))
     return [line for line in parsed if line is not None]
 
 

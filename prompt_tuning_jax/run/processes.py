@@ -28,13 +28,7 @@ ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PR
 def join_processes() -> Iterator[bool]:
     """Joins the other processes of a run, if the variables name any, and waits for them at the end.
 
-    Call it before jax is asked for devices.
-
-    Yields:
-      whether this is the process that writes.
-
-    Raises:
-      UserError: the variables do not say which process this is.
+    Call it before jax is asked for devices. Yields whether this is the process that writes.
     """
     given = {name: os.environ.get(name, "") for name in (ADDRESS, COUNT, NUMBER)}
     if not any(given.values()):

@@ -17,11 +17,7 @@ SKIPPED = 3  # steps before the trace: the first ones are not typical
 def profiler(count: int, folder: Path | None, log: Callable) -> Iterator[Callable[[Any], None]]:
     """Traces `count` steps into a run folder; 0 traces none. On a full disk it only warns.
 
-    Yields:
-      a function to call before each step with the state.
-
-    Raises:
-      UserError: there are steps to trace, but no folder.
+    Yields a function to call before each step with the state.
     """
     if not count:
         yield lambda state: None

@@ -38,13 +38,8 @@ def with_progress(
     total: int | None = None,
     size: Callable[[Any], int] = lambda part: 1,
 ) -> Iterator[Any]:
-    """Yields the parts of some work, and logs how many are done while they are worked through.
-
-    Args:
-      what: the name of what is counted, in the plural.
-      total: how many there are, if known: then the time left is logged too.
-      size: gives how many a part counts for.
-    """
+    """Yields the parts of some work, and logs how many `what` are done, and the time left if the
+    `total` is known. A part counts for its `size`."""
     progress = log if isinstance(log, Progress) else Progress(what, log, total)
     for part in parts:
         yield part

@@ -24,23 +24,14 @@ TIME = "time to tune"  # the heading of the seconds
 
 
 class Row(NamedTuple):
-    """A way of using the model, and what it gave.
-
-    Attributes:
-      name: of the way.
-      accuracy: the share of right answers, 0 to 1; None for a task without labels.
-      trainable_parameters: how many numbers were trained.
-      bytes: the size of what was trained or written.
-      seconds: the time to find it: training, or ranking the written prompts.
-      loss: in nats an example, if there is no accuracy.
-    """
+    """A way of using the model, and what it gave."""
 
     name: str
-    accuracy: float | None
+    accuracy: float | None  # 0 to 1; None for a task without labels
     trainable_parameters: int
-    bytes: int
-    seconds: float
-    loss: float | None = None
+    bytes: int  # the size of what was trained or written
+    seconds: float  # to find it: training, or ranking the written prompts
+    loss: float | None = None  # in nats an example, if there is no accuracy
 
 
 def cells(rows: Sequence[Row]) -> list[dict[str, str]]:
@@ -95,10 +86,6 @@ def draw_curves(metrics: str | os.PathLike, picture: str | os.PathLike) -> None:
     """Draws loss and accuracy over steps, for training and validation.
 
     Those of training are of single batches, so they are dots, and a line shows their running mean.
-
-    Args:
-      metrics: the file of metrics that `RunLog` writes.
-      picture: the PNG to write.
     """
     # It warns of a home folder that cannot be written, and uses another one.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)

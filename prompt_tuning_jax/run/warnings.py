@@ -68,43 +68,30 @@ def unread_init(settings, tokenizer) -> str:
 
 def odd_settings(config) -> list[str]:
     """Warns of settings of a run that cannot do what they are for."""
-    steps, warmup = config.steps, config.schedule.warmup_steps
+    steps, warmup, patience = config.steps, config.schedule.warmup_steps, config.early_stopping
     validations = -(-steps // (config.evaluate_every or steps))
-    sentences = []
-    if config.early_stopping and config.early_stopping >= validations - 1:
-        sentences.append(
-            f"early_stopping is {config.early_stopping} and the run has {validations} validations, "
-            "too few to end it early: lower early_stopping or evaluate_every"
-        )
-    if warmup >= steps:
-        sentences.append(
-            f"schedule.warmup_steps is {warmup} and the run has {steps} steps, so the rate never "
-            "reaches learning_rate: lower schedule.warmup_steps"
-        )
-    if config.learning_rate > 1:
-        sentences.append(f"learning_rate is {config.learning_rate:g}: above 1 it hardly trains")
-    return sentences
+    found = {
+        f"early_stopping is {patience} and the run has {validations} validations, too few to end "
+        "it early: lower early_stopping or evaluate_every": patience >= max(validations - 1, 1),
+        f"schedule.warmup_steps is {warmup} and the run has {steps} steps, so the rate never "
+        "reaches learning_rate: lower schedule.warmup_steps": warmup >= steps,
+        f"learning_rate is {config.learning_rate:g}: above 1 it hardly trains": (
+            config.learning_rate > 1
+        ),
+    }
+    return [sentence for sentence, is_so in found.items() if is_so]
 
 
-def other_template(artifact: str, config: str) -> str:
-    """Warns of a config whose template differs from the artifact's."""
-    if artifact == config:
-        return ""
-    return (
-        f"the artifact's own template is read, {short(artifact, 80)}, and not the config's, "
-        f"{short(config, 80)}"
-    )
-
-
-def other_labels(artifact: Sequence[Sequence[str]], labels: Sequence[tuple[str, str]]) -> str:
-    """Warns of a config whose labels, or words for them, differ from the artifact's."""
-    own = [tuple(pair) for pair in artifact]
-    if not own or own == list(labels):
-        return ""
-    return (
+def other_task(manifest: Mapping, template: str, labels: Sequence[tuple[str, str]]) -> list[str]:
+    """Warns of a config whose template, labels or words for them differ from the artifact's."""
+    own = [tuple(pair) for pair in manifest["labels"]]
+    found = {
+        f"the artifact's own template is read, {short(manifest['template'], 80)}, and not the "
+        f"config's, {short(template, 80)}": manifest["template"] != template,
         f"the config's labels are used, {short(list(labels), 80)}, but the artifact was trained "
-        f"for {short(own, 80)}: leave task.labels empty to use those"
-    )
+        f"for {short(own, 80)}: leave task.labels empty to use those": own and own != list(labels),
+    }
+    return [sentence for sentence, is_so in found.items() if is_so]
 
 
 def trained_on(
@@ -178,18 +165,13 @@ def same_beginning(labels: Sequence[tuple[str, str]], tails: Sequence[np.ndarray
             whole.append(f"{word!r} in {longer!r}")
         elif tail[0] == other[0]:
             first.append(f"{pair[0][0]!r} and {pair[1][0]!r}")
-    sentences = []
-    if whole:
-        sentences.append(
-            f"a label's word is the beginning of another's, which can then never be ranked above "
-            f"it: {_some(whole)}; choose other words in task.labels, as 'value=word'"
-        )
-    if first:
-        sentences.append(
-            f"labels' words begin with the same token, which does not tell them apart: "
-            f"{_some(first)}; other words in task.labels, as 'value=word', may do better"
-        )
-    return sentences
+    found = {
+        "a label's word is the beginning of another's, which can then never be ranked above it: "
+        f"{_some(whole)}; choose other words in task.labels, as 'value=word'": whole,
+        "labels' words begin with the same token, which does not tell them apart: "
+        f"{_some(first)}; other words in task.labels, as 'value=word', may do better": first,
+    }
+    return [sentence for sentence, pairs in found.items() if pairs]
 
 
 def look_alike(labels: Sequence[tuple[str, str]]) -> str:

@@ -156,8 +156,9 @@ def test_a_start_that_is_ignored_or_does_not_fit_gives_a_warning():
 
 
 def test_a_template_that_differs_from_the_artifacts_gives_a_warning():
-    assert warnings.other_template("{soft}{text}:", "{soft}{text}:") == ""
-    found = warnings.other_template("{soft}{text}:", "{soft}\n" + "x" * 999)
+    manifest = {"template": "{soft}{text}:", "labels": []}
+    assert warnings.other_task(manifest, "{soft}{text}:", ()) == []
+    [found] = warnings.other_task(manifest, "{soft}\n" + "x" * 999, ())
     assert found.startswith("the artifact's own template is read, '{soft}{text}:', and not")
     assert r"{soft}\nxxx" in found and len(found) < 200
 
