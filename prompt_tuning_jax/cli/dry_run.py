@@ -143,16 +143,14 @@ def print_plan(found: dict[str, Any]) -> None:
 
 def _step_seconds(compiled, steps, state, frozen, batches) -> float:
     """Returns the mean seconds of a step, by a second run of a batch of each shape."""
-    counts = Counter(batch.tokens.shape for batch in batches)
-    total = 0.0
+    seconds = {}
     for shape, batch in {batch.tokens.shape: batch for batch in batches}.items():
         for _ in range(2):
             began = time.perf_counter()
             state, metrics = steps[shape](state, frozen, compiled.place_batch(batch))
             jax.block_until_ready(metrics)
-            seconds = time.perf_counter() - began
-        total += counts[shape] * seconds
-    return total / len(batches)
+            seconds[shape] = time.perf_counter() - began
+    return sum(seconds[batch.tokens.shape] for batch in batches) / len(batches)
 
 
 def _validation_seconds(lm: LanguageModel, examples, collections) -> float:

@@ -20,18 +20,11 @@ from prompt_tuning_jax.run.warnings import other_task, trained_on
 def evaluate_split(
     config, folder: str | None, prompt: str | None, path: str | None, split: str | None
 ) -> dict[str, Any]:
-    """Scores an artifact, a written prompt, the best prompt of a file, or the model alone.
+    """Scores the artifact in `folder`, a written prompt, the best prompt of the file `path`, or the
+    model alone on a split, or on `config.task.test`. Without a config the artifact's own counts.
 
-    Args:
-      config: checked; None is the artifact's own.
-      folder: of the artifact, if any.
-      prompt: the written prompt, if any.
-      path: of a file of written prompts, if any. They are ranked on the validation split.
-      split: `config.task.test` unless given.
-
-    Returns:
-      what `api.evaluate` returns. With a file also prompt and split, and `candidates`: each prompt
-      with its metrics on the validation split, the best first.
+    Returns what `api.evaluate` returns. With a file also prompt and split, and `candidates`: each
+    prompt with its metrics on the validation split, the best first.
     """
     artifact, known = None, ()
     if folder is not None:

@@ -104,10 +104,7 @@ def parse(written: str, key: Key) -> Any:
 def faults(keys: Mapping[str, Key], values: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Returns what is wrong with each value by its name or, if nothing is, with several together.
 
-    Args:
-      keys: by name.
-      values: one for each key, from `convert` or `parse`.
-      prefix: stands in front of each name in a fault.
+    There is a value for each key, from `convert` or `parse`. `prefix` begins each name in a fault.
     """
 
     def fault(name: str, expected: str) -> str:

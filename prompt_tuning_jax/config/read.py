@@ -13,11 +13,7 @@ from prompt_tuning_jax.errors import UserError, nearest, nearest_file
 
 
 def read_file(path: str) -> Mapping[str, Any]:
-    """Returns the nested values in a config file.
-
-    Raises:
-        UserError: the file is missing or broken; the line is named.
-    """
+    """Returns the nested values in a config file; the line of a fault is named."""
     if os.path.isdir(path):
         raise UserError(f"config file {path!r} is a folder: give a .py file in it, or a .json")
     if not os.path.isfile(path):

@@ -80,11 +80,8 @@ def commit(folder: Path) -> str | None:
 def record_start(run: Path, command: Sequence[str], log: Callable) -> Iterator[dict[str, Any]]:
     """Appends this start to the `run.json` of a run: command, times, outcome and environment.
 
-    A refused start, and one that is killed, are not recorded. On a full disk it only warns.
-
-    Yields:
-      the entry, to be added to. Its outcome is 'failed', or after Ctrl-C 'stopped', unless it is
-      set.
+    A refused start, and one that is killed, are not recorded. On a full disk it only warns. Yields
+    the entry, to be added to: its outcome is 'failed', or after Ctrl-C 'stopped', unless it is set.
     """
     entry = {"command": shlex.join(command), "outcome": "failed", "began": _now()}
     clock = time.monotonic()
