@@ -20,6 +20,8 @@ from typing import Any
 import inputs
 import measure
 
+from prompt_tuning_jax.models.sites import from_tensors
+
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
@@ -68,7 +70,7 @@ def ours(config: Any, threads: int) -> dict[str, Any]:
     lm = headlines.model(config)
     task = make_task(config.task)
     result = train.tune(lm, task, config, log=lambda line: print(line, file=sys.stderr))
-    found = headlines.accuracies(config, lm, result.artifact.collections)
+    found = headlines.accuracies(config, lm, from_tensors(result.artifact.tensors))
     return {"seconds": result.seconds} | found
 
 
@@ -104,7 +106,7 @@ def peft(config: Any, threads: int) -> dict[str, Any]:
             held = peft_side.mean_loss(wrapped, held_out)
             print(f"step {number}: loss {loss:.4f}, validation {held:.4f}", file=sys.stderr)
             if held < lowest:
-                lowest, best = held, peft_side.collections(wrapped)
+                lowest, best = held, peft_side.trained(wrapped)
     seconds = time.perf_counter() - began
     return {"seconds": seconds} | headlines.accuracies(config, lm, best)
 

@@ -54,15 +54,15 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
     config = headlines.settings(options.config, options.override)
     lm = headlines.model(config)
-    collections = headlines.first(config, lm, options.artifact)
-    examples = headlines.examples(config, lm, collections, options.split)
+    given = headlines.first(config, lm, options.artifact)
+    examples = headlines.examples(config, lm, given, options.split)
     answers = np.array([example.answer for example in examples])
     scores: dict[str, np.ndarray] = {}
     sides = {}
     if not options.skip_peft:
-        score_by_peft = peft_scorer(options, config, lm, collections, examples)
+        score_by_peft = peft_scorer(options, config, lm, given, examples)
         sides["peft"] = lambda _: scores.update(peft=score_by_peft())
-    sides["ours"] = lambda _: scores.update(ours=score(lm, examples, collections))
+    sides["ours"] = lambda _: scores.update(ours=score(lm, examples, given))
     times = measure.interleave(sides, range(options.rounds), warmup=[0])
 
     result: dict[str, Any] = {"examples": len(examples), "threads": options.threads}
@@ -77,7 +77,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     return result | measure.machine()
 
 
-def peft_scorer(options: argparse.Namespace, config, lm, collections, examples):
+def peft_scorer(options: argparse.Namespace, config, lm, given, examples):
     """Returns a function of no arguments that scores the examples with PEFT."""
     import headlines
     import peft_side
@@ -86,7 +86,7 @@ def peft_scorer(options: argparse.Namespace, config, lm, collections, examples):
 
     peft_side.use_threads(options.threads)
     base = peft_side.base(str(find_model(config.model.path)), headlines.dtype(lm))
-    wrapped = peft_side.tuned(base, collections)
+    wrapped = peft_side.tuned(base, given)
     cases, answers = headlines.questions(examples)
     return lambda: peft_side.answer_scores(wrapped, cases, answers, options.batch_size)
 

@@ -88,6 +88,27 @@ def least(
     return 4 * (products + head) + 12 * spec.heads * spec.head_size * pairs
 
 
+def of_trained(spec, given, shared: int, lengths: Sequence[int], targets: Sequence[int]) -> int:
+    """Counts the operations that LoRA or trained weights add to those of `least`.
+
+    LoRA's two products cost 2 operations a weight and position forward, and 4 backward. A trained
+    matrix costs 2 for its gradient. The embedding's rows are only added up; as the head it costs 2
+    at targets.
+    """
+    whole, keys_and_values = layer_weights(spec)
+    positions, read = shared + sum(lengths), sum(targets)
+    total = 0
+    for path, leaf in given.sites.items():
+        if path.startswith("lora/"):
+            last = positions if path.split("/")[3] in ("k", "v") else read
+            total += 6 * math.prod(leaf.shape[1:]) * ((spec.layers - 1) * positions + last)
+    if given.params:
+        total += 2 * (spec.layers - 1) * whole * positions
+        total += 2 * (keys_and_values * positions + (whole - keys_and_values) * read)
+        total += 2 * read * spec.vocabulary * spec.width
+    return total
+
+
 def _pairs(shared: int, lengths: Sequence[int], queries: Sequence[int]) -> int:
     """Counts the causal pairs of the last `queries` positions of each example and their keys."""
     pairs = 0

@@ -17,6 +17,8 @@ from typing import Any
 import inputs
 import measure
 
+from prompt_tuning_jax.models.sites import NOTHING
+
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
@@ -87,7 +89,7 @@ def our_writer(options: argparse.Namespace, lm, cases: Sequence[inputs.Case]):
     lm = lm._replace(tokenizer=endless)
     examples = [Example(np.array(case.ids), (), -1, case.constant, 0) for case in cases]
     settings = Settings(max_new_tokens=options.tokens, batch_size=len(cases))
-    return lambda: [each.ids for each in generate(lm, examples, {}, settings)]
+    return lambda: [each.ids for each in generate(lm, examples, NOTHING, settings)]
 
 
 def transformers_writer(options: argparse.Namespace, config, lm, cases: Sequence[inputs.Case]):

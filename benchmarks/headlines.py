@@ -13,6 +13,7 @@ from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.data.task import make_task, select_records
 from prompt_tuning_jax.methods import make_method
 from prompt_tuning_jax.models.language_model import LanguageModel, load
+from prompt_tuning_jax.models.sites import Given, from_tensors
 from prompt_tuning_jax.run.artifact import check_artifact, load_artifact
 from prompt_tuning_jax.score import encode_for, loss_and_accuracy, score
 
@@ -32,11 +33,11 @@ def dtype(lm: LanguageModel) -> str:
     return str(jax.tree.leaves(lm.params)[0].dtype)
 
 
-def examples(config: Any, lm: LanguageModel, collections, split: str) -> list[Example]:
-    """Returns a split of the config's task as tokens, with all answers, for these collections."""
+def examples(config: Any, lm: LanguageModel, given: Given, split: str) -> list[Example]:
+    """Returns a split of the config's task as tokens, with all answers, for what is given."""
     task = make_task(config.task)
     rows = select_records(task, getattr(config.task, split))
-    return encode_for(lm, task, rows, collections, config.task.max_length)
+    return encode_for(lm, task, rows, given, config.task.max_length)
 
 
 def updates(config: Any, made: Sequence[Example], count: int) -> list[list[inputs.Case]]:
@@ -64,23 +65,23 @@ def questions(made: Sequence[Example]) -> tuple[list[inputs.Case], list[tuple[in
     return [inputs.case(each, answered=False) for each in made], list(*answers)
 
 
-def first(config: Any, lm: LanguageModel, artifact: str | None = None) -> dict[str, Any]:
-    """Returns the collections of an artifact, or those that a run with this config begins with."""
+def first(config: Any, lm: LanguageModel, artifact: str | None = None) -> Given:
+    """Returns what an artifact gives the model, or what a run with this config begins with."""
     if artifact:
         kept = load_artifact(artifact)
         check_artifact(kept, lm)
-        return kept.collections
+        return from_tensors(kept.tensors)
     method = make_method(config.method)
-    trainable = method.init(jax.random.key(config.seed), lm, make_task(config.task))
-    return jax.device_get(method.adapt(trainable, jax.random.key(0), False))
+    trained, fixed = method.init(jax.random.key(config.seed), lm, make_task(config.task))
+    return jax.device_get(method.adapt(trained, fixed, lm.params, jax.random.key(0), False))
 
 
-def accuracies(config: Any, lm: LanguageModel, collections) -> dict[str, float]:
+def accuracies(config: Any, lm: LanguageModel, given: Given) -> dict[str, float]:
     """Returns the accuracy of an adaptation on validation and test, and its validation loss."""
     result = {}
     for split in ("validation", "test"):
-        made = examples(config, lm, collections, split)
-        scores = score(lm, made, collections)
+        made = examples(config, lm, given, split)
+        scores = score(lm, made, given)
         found = loss_and_accuracy(scores, np.array([each.answer for each in made]))
         result[f"{split}_accuracy"] = found["accuracy"]
         if split == "validation":

@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from prompt_tuning_jax.models.sites import PREFIX, Given, sites
+from prompt_tuning_jax.models.weight_names import axis_sizes
+
 QUICKSTART = str(Path(__file__).resolve().parent.parent / "configs" / "quickstart.py")
 
 
@@ -127,11 +130,26 @@ def prompt_ids(num_virtual_tokens: int, vocabulary: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, vocabulary, num_virtual_tokens)
 
 
-def random_prefix(num_virtual_tokens: int, spec) -> dict[str, np.ndarray]:
+def random_prefix(num_virtual_tokens: int, spec) -> Given:
     """Returns the first keys and values of both sides, float32[L, P, K, d] each."""
     rng = np.random.default_rng(1)
     shape = (spec.layers, num_virtual_tokens, spec.kv_heads, spec.head_size)
-    return {name: rng.standard_normal(shape, np.float32) / 10 for name in ("k", "v")}
+    return Given({path: rng.standard_normal(shape, np.float32) / 10 for path in PREFIX.values()})
+
+
+def adapters(method: str, spec) -> Given:
+    """Returns what 'lora' of rank 8 or 'ia3' begins with, on both sides."""
+    rng, size, found = np.random.default_rng(1), axis_sizes(spec), {}
+    scaled = ("attention/k", "attention/v", "feedforward/down")
+    for path, letters in sites(spec).items():
+        shape = [size.get(letter, 8) for letter in letters.split()]
+        if method == "lora" and path.startswith("lora/"):
+            bound = shape[-1] ** -0.5
+            first = rng.uniform(-bound, bound, shape) if path.endswith("/a") else np.zeros(shape)
+            found[path] = first.astype(np.float32)
+        elif method == "ia3" and path.startswith("scale/") and path.endswith(scaled):
+            found[path] = np.ones(shape, np.float32)
+    return Given(found)
 
 
 def case(example, *, answered: bool = True) -> Case:

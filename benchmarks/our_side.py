@@ -10,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import products
+from flax import traverse_util
 
 from prompt_tuning_jax.data.batch import Batch, pack_batch, plan_shapes, shared_length
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.methods.base import Method
 from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.files.weights import read_weights
-from prompt_tuning_jax.models.sites import prefix_length
+from prompt_tuning_jax.models.sites import PROMPT, Given, prefix_length, without_leaves
 from prompt_tuning_jax.score import virtual_tokens
-from prompt_tuning_jax.step import Parts, State, compile_step, gradients, init_state
+from prompt_tuning_jax.step import Frozen, Parts, State, compile_step, gradients, init_state
 
 
 class Model(NamedTuple):
@@ -44,6 +45,7 @@ class Training(NamedTuple):
     Attributes:
       model: frozen.
       parts: of the step.
+      frozen: what it only reads.
       state: before the first update.
       batches: one for each update.
       cases: the same as examples.
@@ -51,6 +53,7 @@ class Training(NamedTuple):
 
     model: Model
     parts: Parts
+    frozen: Frozen
     state: State
     batches: list[Batch]
     cases: list[list[inputs.Case]]
@@ -63,28 +66,41 @@ def load(path: str, dtype: str, remat: str) -> Model:
     return Model(found.spec, module, jax.device_put(found.params))
 
 
-def first(model: Model, method: str, num_virtual_tokens: int) -> dict[str, Any]:
-    """Returns the first values of both sides: a soft prompt, or the keys and values of a prefix."""
+def first(model: Model, method: str, num_virtual_tokens: int) -> Given:
+    """Returns the first values of both sides: a soft prompt, the keys and values of a prefix, LoRA
+    of rank 8 and IA3 as they begin, or the model's own weights."""
+    if method == "fine_tuning":
+        leaves = traverse_util.flatten_dict(model.params, sep="/")
+        # Copies: the step takes the memory of what is trained.
+        return Given(params={path: jnp.array(leaf, copy=True) for path, leaf in leaves.items()})
+    if method in ("lora", "ia3"):
+        return inputs.adapters(method, model.spec)
     if method == "prefix":
-        return {"prefix": inputs.random_prefix(num_virtual_tokens, model.spec)}
+        return inputs.random_prefix(num_virtual_tokens, model.spec)
     ids = inputs.prompt_ids(num_virtual_tokens, model.spec.vocabulary)
     vectors = model.params["embed"]["embedding"][jnp.asarray(ids)].astype(jnp.float32)
-    return {"prompt": {"vectors": vectors}}
+    return Given({PROMPT: vectors})
 
 
 def as_given() -> Method:
-    """Returns a method that trains given collections as they are."""
-    return Method(lambda rng, lm, task: {}, lambda trainable, rng, train: trainable)
+    """Returns a method that trains what the model is given as it is, but for the weights' dtype."""
+
+    def adapt(trained, fixed, frozen, rng, train):
+        # All leaves may be trained: then the dtype is their own.
+        dtype = next(iter(jax.tree.leaves(frozen)), jnp.float32(0)).dtype
+        return trained._replace(params={k: v.astype(dtype) for k, v in trained.params.items()})
+
+    return Method(lambda *_: ({}, {}), adapt)
 
 
 def prepare(
     model: Model,
     updates: Sequence[Sequence[inputs.Case]],
-    collections: dict[str, Any],
+    given: Given,
     learning_rate: float,
 ) -> Training:
-    """Packs the updates of a run that trains `collections`."""
-    slots = virtual_tokens(collections)
+    """Packs the updates of a run that trains `given`."""
+    slots = virtual_tokens(given)
     made = [example(each, slots) for update in updates for each in update]
     chosen = np.arange(len(made)).reshape(len(updates), -1)
     shared = shared_length(made)
@@ -92,9 +108,11 @@ def prepare(
     packed = [
         pack_batch([made[index] for index in row], shared, shapes, ranked=False) for row in chosen
     ]
+    frozen = Frozen(without_leaves(model.params, given.params), {})
     parts = Parts(model.module, as_given(), optax.adamw(learning_rate, weight_decay=0.0))
-    state = init_state(parts, collections)
-    return Training(model, parts, state, packed, [list(update) for update in updates])
+    state = init_state(parts, given)
+    cases = [list(update) for update in updates]
+    return Training(model, parts, frozen, state, packed, cases)
 
 
 def example(case: inputs.Case, num_virtual_tokens: int) -> Example:
@@ -109,7 +127,7 @@ def example(case: inputs.Case, num_virtual_tokens: int) -> Example:
 def stepper(training: Training) -> Callable[[int], float]:
     """Returns a function that runs an update, by its number, on one device and gives its loss."""
     compiled = compile_step(training.parts, "jit", jax.devices()[:1])
-    frozen = compiled.place(training.model.params)
+    frozen = compiled.place(training.frozen)
     placed = [compiled.place_batch(batch) for batch in training.batches]
     state = compiled.place(training.state)
 
@@ -168,11 +186,16 @@ def work(training: Training, numbers: Sequence[int]) -> Work:
 
 def _counted(training: Training, batch: Batch) -> tuple[int, int]:
     """Counts the operations of a step on `batch`, and those that remat repeats."""
-    arguments = (training.state.trainable, training.model.params, batch, jax.random.key(0))
+    arguments = (
+        training.state.trainable,
+        training.frozen,
+        batch,
+        jax.random.key(0),
+    )
 
     def count(remat):
         parts = training.parts._replace(module=training.model.module.clone(remat=remat))
-        return flops.of_function(lambda *given: gradients(*given, parts), *arguments)
+        return flops.of_function(lambda *each: gradients(*each, parts), *arguments)
 
     whole = count(training.model.module.remat)
     return whole, whole - count("none")
@@ -185,7 +208,9 @@ def _least(training: Training, number: int) -> int:
     cases = training.cases[number]
     lengths = [slots + len(case.ids) - 1 - shared for case in cases]
     targets = [case.targets for case in cases]
-    return flops.least(training.model.spec, shared, lengths, targets, prefix)
+    least = flops.least(training.model.spec, shared, lengths, targets, prefix)
+    trained = training.state.trainable
+    return least + flops.of_trained(training.model.spec, trained, shared, lengths, targets)
 
 
 def _kind(batch: Batch) -> tuple[tuple[int, ...], ...]:

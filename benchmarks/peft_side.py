@@ -2,18 +2,30 @@
 
 import copy
 import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import inputs
 import numpy as np
 import torch
-from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
+from peft import (
+    PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging
+
+from prompt_tuning_jax.models.files.peft import write_adapter
+from prompt_tuning_jax.models.sites import NOTHING, PREFIX, PROMPT, Given
+from prompt_tuning_jax.models.spec import spec_from_config
 
 # transformers warns of its own future, which does not concern the numbers.
 logging.disable_progress_bar()
@@ -56,24 +68,37 @@ def save(model, folder: str) -> str:
     return folder
 
 
-def first(model, method: str, num_virtual_tokens: int) -> dict[str, Any]:
-    """Returns the first values of both sides: a soft prompt, or the keys and values of a prefix."""
+def first(model, method: str, num_virtual_tokens: int) -> Given:
+    """Returns the first values of both sides: a soft prompt, the keys and values of a prefix, or
+    LoRA and IA3 as they begin; nothing for fine-tuning, which begins at the model."""
+    if method == "fine_tuning":
+        return NOTHING
+    if method in ("lora", "ia3"):
+        return inputs.adapters(method, spec_from_config(model.config.to_dict(), "PEFT's model"))
     if method == "prefix":
-        return {"prefix": inputs.random_prefix(num_virtual_tokens, _spec(model))}
+        return inputs.random_prefix(num_virtual_tokens, _spec(model))
     table = model.get_input_embeddings().weight
     ids = torch.from_numpy(inputs.prompt_ids(num_virtual_tokens, len(table))).to(table.device)
-    return {"prompt": {"vectors": table[ids].detach().float().cpu().numpy()}}
+    return Given({PROMPT: table[ids].detach().float().cpu().numpy()})
 
 
-def tuned(model, collections: dict[str, Any]):
-    """Wraps `model` with PEFT, starting from the soft prompt or the prefix, in eval mode."""
-    if "prefix" in collections:
+def tuned(model, given: Given):
+    """Wraps `model` with PEFT, starting from what is given, in eval mode; if nothing is given, all
+    of its weights are trained."""
+    if not given.sites:
+        return model.requires_grad_(True)
+    if not given.sites.keys() & {PROMPT, *PREFIX.values()}:
+        spec = spec_from_config(model.config.to_dict(), "PEFT's model")
+        with tempfile.TemporaryDirectory() as folder:
+            write_adapter(Path(folder), spec, given.sites, "")
+            return PeftModel.from_pretrained(model, folder, is_trainable=True).eval()
+    if PROMPT not in given.sites:
         # The row of a virtual token: for each layer the keys of all heads, then the values.
-        prefix = np.stack([collections["prefix"][name] for name in ("k", "v")], axis=1)
+        prefix = np.stack([given.sites[path] for path in PREFIX.values()], axis=1)
         rows = prefix.transpose(2, 0, 1, 3, 4).reshape(prefix.shape[2], -1)
         config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(rows))
     else:
-        rows = collections["prompt"]["vectors"]
+        rows = given.sites[PROMPT]
         config = PromptTuningConfig(
             task_type="CAUSAL_LM", num_virtual_tokens=len(rows), prompt_tuning_init="RANDOM"
         )
@@ -96,15 +121,15 @@ def encoded(model, num_virtual_tokens: int, hidden_size: int, seed: int):
     return get_peft_model(model, config).eval()
 
 
-def collections(wrapped) -> dict[str, Any]:
+def trained(wrapped) -> Given:
     """Returns a copy of the trained values in the form of our side."""
     rows = wrapped.get_prompt_embedding_to_save("default").float().numpy().copy()
     if wrapped.peft_config["default"].peft_type != "PREFIX_TUNING":
-        return {"prompt": {"vectors": rows}}
+        return Given({PROMPT: rows})
     spec = _spec(wrapped)
     prefix = rows.reshape(len(rows), spec.layers, 2, spec.kv_heads, spec.head_size)
     prefix = prefix.transpose(2, 1, 0, 3, 4)
-    return {"prefix": {"k": prefix[0], "v": prefix[1]}}
+    return Given(dict(zip(PREFIX.values(), prefix, strict=True)))
 
 
 def _spec(model) -> Any:

@@ -1,13 +1,14 @@
-"""One training step with PEFT's prompt or prefix tuning on torch, and with ours, in one run.
+"""One training step with PEFT on torch, or with torch alone for fine-tuning, and with ours.
 
     python benchmarks/step_time.py --num_virtual_tokens 20 --batch_size 8 --length 64
     python benchmarks/step_time.py --method prefix --num_virtual_tokens 100
+    python benchmarks/step_time.py --method lora
     python benchmarks/step_time.py --batches real --num_virtual_tokens 16 --batch_size 16
     python benchmarks/step_time.py --layers 4 --width 64 --heads 4 --kv_heads 2 \\
         --feedforward 128 --vocabulary 512 --skip_peft
 
-Both sides get the same token ids and the same first prompt or prefix, run in eval mode and update
-with AdamW. They take turns, so that a slow moment of the machine affects both. With `real` batches,
+Both sides get the same token ids and the same first values, run in eval mode and update with AdamW.
+They take turns in one run, so that a slow moment of the machine affects both. With `real` batches,
 PEFT's are padded to the longest of each batch, as its users do, and ours are packed.
 """
 
@@ -23,6 +24,8 @@ from typing import Any
 import inputs
 import measure
 
+METHODS = ("soft_prompt", "prefix", "lora", "ia3", "fine_tuning")
+RATES = {"prefix": 1e-4, "fine_tuning": 1e-5}  # 0.001 for the others
 SAME_LOSS = 1e-3  # nats, in float32
 PASSED_ON = (
     "method",
@@ -43,7 +46,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--method", choices=("soft_prompt", "prefix"), default="soft_prompt")
+    add("--method", choices=METHODS, default="soft_prompt")
     add("--num_virtual_tokens", type=int, help="20; with real batches 16")
     add("--batch_size", type=int, help="examples in an update: 8; with real batches 16")
     add("--length", type=int, default=64, help="random tokens in a row, targets included")
@@ -71,7 +74,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options.batch_size = options.batch_size or usual_size
     if options.learning_rate is None:
         # Behind random keys and values, at a higher rate rounding grows until the losses differ.
-        options.learning_rate = 1e-4 if options.method == "prefix" else 1e-3
+        options.learning_rate = RATES.get(options.method, 1e-3)
+    if options.method not in ("soft_prompt", "prefix"):
+        options.num_virtual_tokens = 0
     return options
 
 
@@ -118,14 +123,11 @@ def updates(options: argparse.Namespace) -> list[list[inputs.Case]]:
     if options.batches == "real":
         import headlines
 
-        config = headlines.settings(
-            overrides=(
-                f"model.path={options.model}",
-                f"method.name={options.method}",
-                f"method.num_virtual_tokens={options.num_virtual_tokens}",
-                f"batch_size={options.batch_size}",
-            )
-        )
+        given = {"model.path": options.model, "batch_size": options.batch_size}
+        given["method.name"] = options.method
+        if options.num_virtual_tokens:
+            given["method.num_virtual_tokens"] = options.num_virtual_tokens
+        config = headlines.settings(overrides=[f"{name}={each}" for name, each in given.items()])
         lm = headlines.model(config)
         train = headlines.examples(config, lm, headlines.first(config, lm), "train")
         epoch = len(train) // options.batch_size

@@ -19,7 +19,7 @@ from prompt_tuning_jax.data.template import field_names, plain_name, with_prompt
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.generate import DEFAULTS, Settings, check_settings, generate
 from prompt_tuning_jax.models.language_model import LanguageModel
-from prompt_tuning_jax.models.sites import bind, prefix_length
+from prompt_tuning_jax.models.sites import Given, check_given, from_tensors, prefix_length
 from prompt_tuning_jax.run.artifact import Artifact, check_artifact, load_artifact, save_artifact
 from prompt_tuning_jax.run.progress import with_progress
 
@@ -90,7 +90,7 @@ def evaluate(
         found["demonstrations"], generation = count, None
     else:
         examples = _encode(lm, task, rows, use)
-    scores = scoring.score(lm, examples, use.collections, log=log)
+    scores = scoring.score(lm, examples, use.given, log=log)
     scoring.check_finite(lm, scores)
     answers = np.array([example.answer for example in examples])
     found = scoring.loss_and_accuracy(scores, answers) | found
@@ -144,7 +144,7 @@ def predict(
     while chunk := list(islice(rows, PREDICTED_AT_ONCE)):
         examples = _encode(lm, task, chunk, use)
         shape = scoring.next_shape(examples, shape)
-        scores = scoring.score(lm, examples, use.collections, shape=shape)
+        scores = scoring.score(lm, examples, use.given, shape=shape)
         scoring.check_finite(lm, scores)
         for example, row in zip(examples, scoring.probabilities(scores), strict=True):
             shares = [round(float(share), 6) for share in row]
@@ -161,19 +161,21 @@ def save(artifact: Artifact, folder: str | os.PathLike) -> None:
 class _Use(NamedTuple):
     """How the model is used: with what tailors it, a template, and at most so many positions."""
 
-    collections: Any
+    given: Given
     template: str
     max_length: int
+    demonstrations: Sequence[Record] = ()
 
 
 def _use(lm, task, artifact, prompt="", max_length=0) -> _Use:
     if artifact is None:
-        return _Use({}, with_prompt(task.template, prompt), max_length)
+        return _Use(Given(), with_prompt(task.template, prompt), max_length)
     artifact = _read(artifact)
     check_artifact(artifact, lm)
-    bind(lm.spec, artifact.collections)
-    manifest = artifact.manifest
-    return _Use(artifact.collections, manifest["template"], manifest["max_length"])
+    given, manifest = from_tensors(artifact.tensors), artifact.manifest
+    check_given(lm.spec, given)
+    demonstrations = manifest.get("demonstrations", ())
+    return _Use(given, manifest["template"], manifest["max_length"], demonstrations)
 
 
 def _read(artifact) -> Artifact:
@@ -188,7 +190,9 @@ def _read(artifact) -> Artifact:
 
 
 def _encode(lm, task, rows, use):
-    return scoring.encode_for(lm, task, rows, use.collections, use.max_length, use.template)
+    return scoring.encode_for(
+        lm, task, rows, use.given, use.max_length, use.template, use.demonstrations
+    )
 
 
 def _encode_whole(lm, task, template, rows, demonstrations):
@@ -208,7 +212,7 @@ def _encode_whole(lm, task, template, rows, demonstrations):
 def _texts(lm, task, rows, use, settings, seed):
     """Yields the example and the generation of each record, as they are asked for."""
     check_settings(settings, seed)
-    taken = prefix_length(use.collections)
+    taken = prefix_length(use.given)
     room = lm.spec.max_positions - taken - settings.max_new_tokens + 1
     if room < 1:
         raise UserError(
@@ -221,7 +225,7 @@ def _texts(lm, task, rows, use, settings, seed):
     asked = ({k: v for k, v in row.items() if k not in outputs} for row in rows)
     encoded = (example for row in asked for example in _encode(lm, task, [row], use))
     ahead, behind = tee(encoded)
-    yield from zip(behind, generate(lm, ahead, use.collections, settings, seed), strict=True)
+    yield from zip(behind, generate(lm, ahead, use.given, settings, seed), strict=True)
 
 
 def _text_metrics(lm, task, rows, use, settings, seed, log):

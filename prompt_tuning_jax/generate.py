@@ -23,7 +23,7 @@ from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models.cached import bake, decode, prefill, split_layers
 from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.language_model import LanguageModel
-from prompt_tuning_jax.models.sites import prefix_length
+from prompt_tuning_jax.models.sites import Given, bind, prefix_length
 from prompt_tuning_jax.score import not_finite
 
 UNREADABLE = "\ufffd"  # stands for the first bytes of a character that is cut
@@ -115,11 +115,11 @@ class Generation(NamedTuple):
 
 
 class Front(NamedTuple):
-    """What all rows of a batch share: the tokens int32[S], the collections with the keys and values
-    of these tokens as a prefix, and the layers for decoding."""
+    """What all rows of a batch share: the tokens int32[S], what the model is given, with the keys
+    and values of these tokens as a prefix, and the layers for decoding."""
 
     tokens: np.ndarray
-    collections: Any
+    given: Given
     layers: Any
 
 
@@ -158,7 +158,7 @@ class Rule(NamedTuple):
 def generate(
     lm: LanguageModel,
     examples: Iterable[Example],
-    collections,
+    given: Given,
     settings: Settings = DEFAULTS,
     seed: int = 0,
 ) -> Iterator[Generation]:
@@ -167,7 +167,7 @@ def generate(
     Args:
       lm: the frozen model.
       examples: read as texts are asked for, `settings.batch_size` at once.
-      collections: what a method's `adapt` returned, or {} for the model alone.
+      given: what a method's `adapt` returned, or Given() for the model alone.
       settings: how.
       seed: of the draws if `settings.temperature` is not 0. They depend on it and on the number of
         the example alone.
@@ -185,7 +185,7 @@ def generate(
     while batch := list(islice(waiting, settings.batch_size)):
         shared = batch[0].trunk[: shared_length(batch)]
         if front is None or not np.array_equal(front.tokens, shared):
-            front = prepare_front(lm, shared, collections)
+            front = prepare_front(lm, shared, given)
         rows = pack_rows(lm, batch, front, settings, first)
         yield from write_rows(lm, rows, front, settings, rule)[: len(batch)]
         first += len(batch)
@@ -211,10 +211,10 @@ def find_ends(lm: LanguageModel, settings: Settings) -> tuple[Settings, np.ndarr
     return settings._replace(stop=stop), np.array([*lm.tokenizer.end_ids, *named], np.int32)
 
 
-def prepare_front(lm: LanguageModel, shared: np.ndarray, collections) -> Front:
+def prepare_front(lm: LanguageModel, shared: np.ndarray, given: Given) -> Front:
     """Computes the shared positions and splits the layers, for all batches that begin alike."""
-    baked = bake(lm, shared, collections)
-    return Front(shared, baked, split_layers(lm.module, lm.params, baked))
+    baked = bake(lm, shared, given)
+    return Front(shared, baked, split_layers(lm.module, bind(lm.spec, lm.params, baked)))
 
 
 def pack_rows(
@@ -226,7 +226,7 @@ def pack_rows(
     """
     texts = [example.trunk[len(front.tokens) :] for example in batch]
     lengths = np.array([len(text) for text in texts])
-    taken = prefix_length(front.collections)
+    taken = prefix_length(front.given)
     room = lm.spec.max_positions - taken
     if lengths.max() > room:
         raise UserError(
@@ -261,7 +261,7 @@ def write_rows(
     """Returns a generation for each row; those of padding are empty."""
     most = settings.max_new_tokens
     size = round_up(rows.tokens.shape[1] + most)
-    written = _begin(lm.module, size, most, lm.params, front.collections, rows, rule)
+    written = _begin(lm.module, size, most, lm.params, front.given, rows, rule)
     steps = 1
     while True:
         ended, counts = np.array(written.ended), np.asarray(written.counts)
@@ -274,7 +274,7 @@ def write_rows(
         if ended.all() or steps == most:
             return [read_generation(lm, row, settings.stop, rule.ends) for row in ids]
         steps = min(steps + STEPS_AT_ONCE, most) if settings.stop else most
-        written = _go_on(lm.module, lm.params, front.layers, rows, rule, written, steps)
+        written = _go_on(lm.module, lm.params, front, rows, rule, written, steps)
 
 
 def read_text(lm: LanguageModel, ids: Sequence[int], stop: Sequence[str]) -> tuple[str, bool]:
@@ -300,11 +300,10 @@ def read_generation(lm: LanguageModel, ids: list[int], stop: Sequence[str], ends
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _begin(module: Decoder, size: int, most: int, params, collections, rows: Rows, rule: Rule):
+def _begin(module: Decoder, size: int, most: int, params, given: Given, rows: Rows, rule: Rule):
     """Computes the examples' own positions, and the first token of each row."""
-    logits, cache = prefill(
-        module, params, collections, rows.tokens, rows.positions, rows.segments, size
-    )
+    variables = bind(module.spec, params, given)
+    logits, cache = prefill(module, variables, rows.tokens, rows.positions, rows.segments, size)
     height = len(rows.tokens)
     written = Written(
         jnp.zeros((), jnp.int32),
@@ -317,8 +316,9 @@ def _begin(module: Decoder, size: int, most: int, params, collections, rows: Row
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=5)
-def _go_on(module: Decoder, params, layers, rows: Rows, rule: Rule, written: Written, until):
+def _go_on(module: Decoder, params, front: Front, rows: Rows, rule: Rule, written: Written, until):
     """Adds tokens until `until` steps are done or every row has ended."""
+    variables = bind(module.spec, params, front.given)
     length, size = rows.tokens.shape[1], written.cache[0]["v"].shape[2]
     fed = jnp.pad(rows.segments > 0, ((0, 0), (0, size - length)))
     behind = rows.segments.sum(axis=1) - 1
@@ -328,8 +328,9 @@ def _go_on(module: Decoder, params, layers, rows: Rows, rule: Rule, written: Wri
         place = length + written.steps - 1
         columns = jnp.arange(size)
         visible = fed | ((columns >= length) & (columns <= place))
+        positions, layers = behind + written.steps, front.layers
         logits, cache = decode(
-            module, params, layers, written.cache, last, behind + written.steps, visible, place
+            module, variables, layers, written.cache, last, positions, visible, place
         )
         return _append(written._replace(cache=cache), logits, rows, rule)
 

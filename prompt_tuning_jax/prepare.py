@@ -19,6 +19,7 @@ from prompt_tuning_jax.data.task import make_task, select_records, training_reco
 from prompt_tuning_jax.data.template import field_names
 from prompt_tuning_jax.errors import UserError, short
 from prompt_tuning_jax.models.language_model import LanguageModel
+from prompt_tuning_jax.models.sites import Given
 from prompt_tuning_jax.run import warnings
 from prompt_tuning_jax.run.progress import with_progress
 from prompt_tuning_jax.score import encode_for
@@ -64,8 +65,9 @@ def check_task(task, config) -> None:
             )
 
 
-def prepare(lm: LanguageModel, task, config, collections, log: Callable) -> Data:
-    """Reads and tokenises both splits, and chooses the shapes of the batches.
+def prepare(lm: LanguageModel, task, config, given: Given, log: Callable) -> Data:
+    """Reads and tokenises both splits, and chooses the shapes of the batches. Of what is given only
+    the shapes count.
 
     Raises:
       UserError: a split, a record or the template cannot be used.
@@ -75,8 +77,7 @@ def prepare(lm: LanguageModel, task, config, collections, log: Callable) -> Data
     rows = training_records(task, config.task)
     held_out = select_records(task, config.task.validation)
     train, validation = (
-        encode_for(lm, task, split, collections, config.task.max_length)
-        for split in (rows, held_out)
+        encode_for(lm, task, split, given, config.task.max_length) for split in (rows, held_out)
     )
     order = make_order(len(train), config.seed)
     steps = with_progress(range(config.steps), "updates planned", log, config.steps)

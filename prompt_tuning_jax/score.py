@@ -26,27 +26,22 @@ from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.memory import device_bytes, free_bytes
-from prompt_tuning_jax.models.sites import bind, prefix_length
+from prompt_tuning_jax.models.sites import Given, bind, prefix_length, virtual_tokens
 from prompt_tuning_jax.run.progress import with_progress
 from prompt_tuning_jax.step import AXIS, make_mesh, place_rows, row_specs, target_scores
 
 
-def encode_for(lm: LanguageModel, task, rows, collections, max_length=0, template=None):
+def encode_for(
+    lm: LanguageModel, task, rows, given: Given, max_length=0, template=None, demonstrations=()
+):
     """Returns records as the examples that the model asks for: with its tokenizer and BOS, in the
-    positions that a prefix leaves.
-
-    Args:
-      lm: the frozen model.
-      task: whose template and answers are used.
-      rows: records, as `data.encode.encode_examples` takes them.
-      collections: what tailors the model, or {}: its slots and its prefix count.
-      max_length: the most positions that an example may take; 0 is as many as there are.
-      template: another template than the task's.
+    positions that a prefix leaves, or in the first `max_length` of them if that is not 0. The rest
+    is for `encode_examples`.
 
     Raises:
       UserError: the prefix takes all positions, or a record cannot be encoded.
     """
-    taken = prefix_length(collections)
+    taken = prefix_length(given)
     room = lm.spec.max_positions - taken
     if room < 1:
         raise UserError(
@@ -57,22 +52,18 @@ def encode_for(lm: LanguageModel, task, rows, collections, max_length=0, templat
         task,
         rows,
         lm.tokenizer,
-        num_virtual_tokens=virtual_tokens(collections),
+        num_virtual_tokens=virtual_tokens(given),
         add_bos=lm.tokenizer.add_bos,
         max_length=min(max_length or room, room),
         template=template,
+        demonstrations=demonstrations,
     )
-
-
-def virtual_tokens(collections) -> int:
-    """Returns how many slots the collections fill; 0 if they hold no prompt."""
-    return len(collections["prompt"]["vectors"]) if "prompt" in collections else 0
 
 
 def score(
     lm: LanguageModel,
     examples,
-    collections,
+    given: Given,
     devices=None,
     shape: Shape | None = None,
     log: Callable | None = None,
@@ -82,7 +73,7 @@ def score(
     Args:
       lm: the frozen model.
       examples: `data.example.Example`s, all with the same number of answers C.
-      collections: what a method's `adapt` returned, or {} for the model alone.
+      given: what a method's `adapt` returned, or Given() for the model alone.
       devices: to spread the rows over; by default all of this process.
       shape: of the batches, from `next_shape`; by default the best for these examples.
       log: takes a line of text if scoring takes long.
@@ -97,7 +88,7 @@ def score(
     mesh = make_mesh(devices)
     answers = len(examples[0].tails)
     shared = shared_length(examples)
-    front = bake(lm, np.asarray(examples[0].trunk[:shared]), collections)
+    front = bake(lm, np.asarray(examples[0].trunk[:shared]), given)
     compiled = _compile(lm.module, mesh)
     # Placed once, not again for each batch.
     params, front = jax.device_put((lm.params, front), NamedSharding(mesh, PartitionSpec()))
@@ -164,9 +155,8 @@ def _check_memory(lm: LanguageModel, shape: Shape, most: int) -> None:
 
 @functools.cache
 def _compile(module: Decoder, mesh):
-    def scores(params, collections, batch: Batch):
-        variables = {"params": params, **bind(module.spec, collections)}
-        return target_scores(module, variables, batch)[0]
+    def scores(params, given: Given, batch: Batch):
+        return target_scores(module, bind(module.spec, params, given), batch)[0]
 
     everywhere = PartitionSpec()
     mapped = jax.shard_map(

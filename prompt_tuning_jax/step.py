@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -32,6 +31,14 @@ class Parts(NamedTuple):
     optimizer: optax.GradientTransformation
     seed: int = 0
     microbatches: int = 1
+
+
+class Frozen(NamedTuple):
+    """What an update only reads: the model's params without leaves that are trained, and what a
+    method's `init` returned as fixed."""
+
+    params: Any
+    fixed: Any
 
 
 class State(NamedTuple):
@@ -73,16 +80,17 @@ def target_scores(module: Decoder, variables, batch: Batch) -> tuple[jax.Array, 
     return scores, best
 
 
-def loss_fn(trainable, frozen, batch: Batch, rng, parts: Parts) -> tuple[jax.Array, Sums]:
+def loss_fn(trainable, frozen: Frozen, batch: Batch, rng, parts: Parts) -> tuple[jax.Array, Sums]:
     """Returns the summed negative log-likelihood of the targets, and all sums."""
-    collections = bind(parts.module.spec, parts.method.adapt(trainable, rng, True))
-    scores, best = target_scores(parts.module, {"params": frozen, **collections}, batch)
+    given = parts.method.adapt(trainable, frozen.fixed, frozen.params, rng, True)
+    variables = bind(parts.module.spec, frozen.params, given)
+    scores, best = target_scores(parts.module, variables, batch)
     weights = batch.target_weights
     loss = -(scores * weights).sum()
     return loss, Sums(loss, weights.sum(), (best * weights).sum())
 
 
-def gradients(trainable, frozen, batch: Batch, rng, parts: Parts):
+def gradients(trainable, frozen: Frozen, batch: Batch, rng, parts: Parts):
     """Returns the gradient of the summed loss in `trainable`, and the sums; adds up microbatches.
 
     With unequal target counts sums add up to one large batch exactly, and means do not.
@@ -103,14 +111,12 @@ def gradients(trainable, frozen, batch: Batch, rng, parts: Parts):
     return total
 
 
-def train_step(state: State, frozen, batch: Batch, parts: Parts, axis: str | None = None):
-    """Updates `state.trainable`, and only reads the frozen tree.
+def train_step(state: State, frozen: Frozen, batch: Batch, parts: Parts, axis: str | None = None):
+    """Updates `state.trainable`, and only reads what is frozen.
 
     Args:
       state: from `init_state` or an earlier step.
-      frozen: the model's params.
       batch: rows of this device; `shared` is the same on all.
-      parts: the rest.
       axis: name of the mapped axis to sum over, if any.
 
     Returns:
@@ -121,9 +127,8 @@ def train_step(state: State, frozen, batch: Batch, parts: Parts, axis: str | Non
     rng = jax.random.fold_in(jax.random.key(parts.seed), state.step)
     total = gradients(state.trainable, frozen, batch, rng, parts)
     if axis is not None:
-        # One vector, so one collective a step, however many leaves there are.
-        flat, unflatten = jax.flatten_util.ravel_pytree(total)
-        total = unflatten(jax.lax.psum(flat, axis))
+        # XLA makes one collective of the tree, however many leaves it has.
+        total = jax.lax.psum(total, axis)
     gradient, sums = total
     count = jnp.maximum(sums.targets, 1.0)
     gradient = jax.tree.map(lambda leaf: leaf / count, gradient)

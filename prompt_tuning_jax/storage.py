@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from prompt_tuning_jax.errors import UserError
@@ -37,6 +37,28 @@ def atomic_write(path: str | os.PathLike, data: bytes) -> None:
     finally:
         partial.unlink(missing_ok=True)
     sync(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """Yields a folder to fill, which gets its name when it is complete.
+
+    Raises:
+      UserError: the folder exists, or cannot be written.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists():
+        raise UserError(f"'{folder}' exists: give the name of a new folder")
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        os.replace(partial, folder)
+    except OSError as error:
+        raise UserError(f"'{folder}' cannot be written ({error.strerror}): give another") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def sha256(path: str | os.PathLike) -> str:

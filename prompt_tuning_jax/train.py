@@ -20,6 +20,7 @@ from prompt_tuning_jax.data.batch import empty_batch
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.methods import make_method
 from prompt_tuning_jax.models.language_model import LanguageModel
+from prompt_tuning_jax.models.sites import PROMPT, Given, from_tensors, to_tensors, without_leaves
 from prompt_tuning_jax.optimizers import make_optimizer
 from prompt_tuning_jax.prepare import Data, check_task, prepare
 from prompt_tuning_jax.run import warnings
@@ -30,7 +31,9 @@ from prompt_tuning_jax.run.log import RunLog
 from prompt_tuning_jax.run.processes import agreed, check_processes, must_stop, stop_requested
 from prompt_tuning_jax.run.profiling import profiler
 from prompt_tuning_jax.run.tracking import check_tracker, tracker
-from prompt_tuning_jax.step import Compiled, Parts, State, compile_step, init_state
+from prompt_tuning_jax.step import Compiled, Frozen, Parts, State, compile_step, init_state
+
+LARGE = 10**8  # numbers of a tree; of a larger one only the newest checkpoint is kept
 
 
 class Plan(NamedTuple):
@@ -39,13 +42,15 @@ class Plan(NamedTuple):
     Attributes:
       parts: what the step is made of.
       trainable: the first trainable tree.
-      adapt: from a trainable tree to the collections of evaluation.
+      frozen: what an update only reads.
+      adapt: from a trainable tree to what the model is given in an evaluation.
       data: the examples and their batches.
       sources: fingerprints by 'model' and 'data', which are not in the config.
     """
 
     parts: Parts
     trainable: Any
+    frozen: Frozen
     adapt: Callable
     data: Data
     sources: dict[str, str]
@@ -114,7 +119,9 @@ def tune(
             # Not before everything is checked: a config that cannot run must not own the folder.
             tie_to_config(folder, config, fresh)
         stopping = opened.enter_context(stop_requested(log))
-        checkpoints = Checkpoints(folder / CHECKPOINTS) if folder else None
+        # Each holds the newest state and the best tree, which take gigabytes for a whole model.
+        kept_steps = 1 if parameter_count(run.trainable) > LARGE else 2
+        checkpoints = Checkpoints(folder / CHECKPOINTS, kept_steps) if folder else None
         state, best, spent = agreed(restore(checkpoints, run, log))
         start = config.steps if enough(best, config) else int(state.step)
         run_log = RunLog(config, folder, log, int(state.step), spent, track)
@@ -122,7 +129,7 @@ def tune(
         warn_of_norm(run_log, lm, run.adapt(state.trainable))
 
         compiled = compile_step(run.parts, config.parallel)
-        frozen, state = compiled.place(lm.params), compiled.place(state)
+        frozen, state = compiled.place(run.frozen), compiled.place(state)
         steps = executables(compiled, state, frozen, run.data, log) if start < config.steps else {}
         run_log.start_clock()
         saved = start == config.steps
@@ -155,9 +162,9 @@ def tune(
         raise RunError("no validation loss of this run is finite: lower learning_rate.")
     if enough(best, config):
         log(f"stopped early after step {taken}: no better validation loss in the last {best.since}")
-    adaptation = jax.device_get(run.adapt(best.trainable))
+    given = jax.device_get(run.adapt(best.trainable))
     metrics = {"step": best.step, "validation_loss": best.loss}
-    artifact = Artifact(adaptation, make_manifest(lm, task, config, metrics))
+    artifact = Artifact(to_tensors(given), make_manifest(lm, task, config, metrics))
     size = parameter_count(run.trainable)
     return Result(artifact, run_log.lines, finished, size, run_log.seconds(), saved)
 
@@ -167,22 +174,29 @@ def plan(lm: LanguageModel, task, config, log: Callable) -> Plan:
     configs.validate(config)
     check_task(task, config)
     check_tracker(config.tracker)
-    method = make_method(config.method, load_start(config.method))
+    method = make_method(config.method, from_tensors(load_start(config.method)))
     parts = Parts(lm.module, method, make_optimizer(config), config.seed, config.microbatches)
     key = jax.random.key(config.seed)
-    trainable = method.init(key, lm, task)
-    adapt = jax.jit(lambda tree: method.adapt(tree, key, False))
-    trained, frozen = parameter_count(trainable), parameter_count(lm.params)
-    share = trained / (trained + frozen)
-    log(f"{trained:,} trainable parameters, {frozen:,} frozen ({share:.4%} trained)")
+    trainable, fixed = method.init(key, lm, task)
+    # The frozen weights are an argument: what a jitted function closes over is compiled in.
+    run = jax.jit(lambda tree, fixed, params: method.adapt(tree, fixed, params, key, False))
+
+    def adapt(tree):
+        return run(tree, fixed, lm.params)
+
+    given = jax.eval_shape(adapt, trainable)
+    frozen = Frozen(without_leaves(lm.params, given.params), fixed)
+    trained, left = parameter_count(trainable), parameter_count(frozen.params)
+    share = trained / (trained + left)
+    log(f"{trained:,} trainable parameters, {left:,} frozen ({share:.4%} trained)")
     if warning := warnings.unread_init(config.method, lm.tokenizer):
         log(warning)
     for warning in warnings.odd_settings(config):
         log(f"warning: {warning}")
-    data = prepare(lm, task, config, adapt(trainable), log)
+    data = prepare(lm, task, config, given, log)
     sources = {"model": lm.fingerprint, "data": data.fingerprint()}
     check_processes(config, sources)
-    return Plan(parts, trainable, adapt, data, sources)
+    return Plan(parts, trainable, frozen, adapt, data, sources)
 
 
 def better(best: Best, trainable, loss: float, step: int) -> Best:
@@ -265,20 +279,20 @@ def executables(compiled: Compiled, state: State, frozen, data: Data, log: Calla
     return made
 
 
-def validate(lm: LanguageModel, data: Data, collections, step: int, run_log: RunLog) -> float:
+def validate(lm: LanguageModel, data: Data, given: Given, step: int, run_log: RunLog) -> float:
     """Returns the loss on the validation examples, in nats an example, and logs it."""
     began = time.perf_counter()
-    scores = scoring.score(lm, data.validation, collections, log=run_log.log)
+    scores = scoring.score(lm, data.validation, given, log=run_log.log)
     answers = np.array([example.answer for example in data.validation])
     metrics = scoring.loss_and_accuracy(scores, answers)
     run_log.add_validation(step, metrics, time.perf_counter() - began)
     run_log.warn("answers", warnings.one_answer(scores.argmax(1), answers, data.labels))
-    warn_of_norm(run_log, lm, collections)
+    warn_of_norm(run_log, lm, given)
     return agreed(metrics["loss"])
 
 
-def warn_of_norm(run_log: RunLog, lm: LanguageModel, collections) -> None:
+def warn_of_norm(run_log: RunLog, lm: LanguageModel, given: Given) -> None:
     """Warns once of virtual tokens whose norm is far from that of the model's embeddings."""
-    if "prompt" in collections:
+    if PROMPT in given.sites:
         embedding = lm.params["embed"]["embedding"]
-        run_log.warn("norm", warnings.prompt_norm(collections["prompt"]["vectors"], embedding))
+        run_log.warn("norm", warnings.prompt_norm(given.sites[PROMPT], embedding))

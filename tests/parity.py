@@ -8,7 +8,7 @@ import numpy as np
 
 from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.files.weights import read_weights
-from prompt_tuning_jax.models.sites import bind
+from prompt_tuning_jax.models.sites import NOTHING, Given, bind
 
 TOLERANCE = 1e-4
 
@@ -19,14 +19,14 @@ def read_model(path):
     return Decoder(spec, precision="highest"), params
 
 
-def compute_logits(model, tokens, positions, segments, shared=(), collections=None):
+def compute_logits(model, tokens, positions, segments, shared=(), given=NOTHING):
     """float32[R, T, V] at every position of every row."""
-    return _run(*model, np.array(shared, np.int32), tokens, positions, segments, collections or {})
+    return _run(*model, np.array(shared, np.int32), tokens, positions, segments, given)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _run(module, params, shared, tokens, positions, segments, collections):
-    variables = {"params": params, **bind(module.spec, collections)}
+def _run(module, params, shared, tokens, positions, segments, given):
+    variables = bind(module.spec, params, given)
     everywhere = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     branches = jnp.zeros_like(tokens)
     hidden = module.apply(variables, shared, tokens, positions, segments, branches, everywhere)
@@ -79,7 +79,7 @@ def check_prompt(model, kept, shared_slots):
     counted = right_padded(rows_of(kept))[2]
 
     def loss(prompt):
-        given = {"prompt": {"vectors": prompt}}
+        given = Given({"prompt/vectors": prompt})
         found = compute_logits(model, tokens, positions + shared_slots, segments, shared, given)
         scores = jax.nn.log_softmax(found[:, len(own) - 1 : -1])
         chosen = jnp.take_along_axis(scores, kept["tokens"][..., None], axis=-1)[..., 0]

@@ -10,14 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import tiny_models
 from flax import traverse_util
-from jax import tree
 
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.files.tokenizer import Facts, Tokenizer
 from prompt_tuning_jax.models.language_model import LanguageModel
+from prompt_tuning_jax.models.sites import NOTHING, Given, sites
 from prompt_tuning_jax.models.spec import Spec
-from prompt_tuning_jax.models.weight_names import tensor_names
+from prompt_tuning_jax.models.weight_names import axis_sizes, tensor_names
 
 
 class Plain(NamedTuple):
@@ -87,10 +87,11 @@ def activate(x: np.ndarray) -> np.ndarray:
     return x / (1 + np.exp(-x))
 
 
-def attend(x, leaves, spec: Spec, prefix) -> np.ndarray:
-    """Causal attention [n, D]; every position also sees the prefix's keys and values [P, K, d]."""
+def attend(x, leaves, spec: Spec, prefix, begin=None) -> np.ndarray:
+    """Causal attention [n, D]; every position also sees the prefix's keys and values [P, K, d].
+    Positions count from `begin`, which is P if it is not given."""
     front = 0 if prefix is None else len(prefix[0])
-    positions = front + np.arange(len(x))
+    positions = (front if begin is None else begin) + np.arange(len(x))
     hidden = np.triu(np.ones((len(x), front + len(x)), bool), front + 1)
     q, k, v = (
         linear(x, leaves, f"attention/{name}").reshape(len(x), -1, spec.head_size) for name in "qkv"
@@ -114,47 +115,82 @@ def feed_forward(x, leaves) -> np.ndarray:
     return linear(activate(gate) * up, leaves, "feedforward/down")
 
 
-def states(plain: Plain, ids: Sequence[int], collections=None) -> np.ndarray:
+def with_adapters(leaves, given):
+    """The leaves of a layer with LoRA's products and IA3's scales multiplied into its matrices."""
+    made = dict(leaves)
+    for path, array in given.items():
+        name = "/".join([*path.split("/")[2:4], "weight"])
+        if path.endswith("/a"):
+            made[name] = made[name] + given[f"{path[:-1]}b"] @ array
+    for path, array in given.items():
+        name = f"{path.removeprefix('scale/decoder/')}/weight"
+        if path == "scale/decoder/feedforward/down":
+            made[name] = made[name] * array  # of what the layer reads
+        elif path.startswith("scale/"):
+            made[name] = made[name] * array[:, None]
+    return made
+
+
+def with_leaves(plain: Plain, given: Given) -> Plain:
+    """The model with the leaves that are given in place of its own."""
+    outside, layers = dict(plain.outside), [dict(leaves) for leaves in plain.layers]
+    for path, leaf in given.params.items():
+        stack, _, name = path.partition("/")
+        leaf = np.asarray(leaf, np.float64)
+        if stack == "layers":
+            for leaves, part in zip(layers[:-1], leaf, strict=True):
+                leaves[name] = part
+        elif stack == "last":
+            layers[-1][name] = leaf
+        else:
+            outside[path] = leaf
+    return Plain(plain.spec, outside, layers)
+
+
+def states(plain: Plain, ids: Sequence[int], given=NOTHING, begin=None) -> np.ndarray:
     """Hidden states float64[n, D] after the final norm; id -1 - j is vector j of the prompt."""
-    spec, outside, layers = plain
-    given = tree.map(lambda leaf: np.asarray(leaf, np.float64), collections or {})
-    prompt = given.get("prompt", {}).get("vectors")
+    spec, outside, layers = with_leaves(plain, given)
+    arrays = {path: np.asarray(leaf, np.float64) for path, leaf in given.sites.items()}
+    prompt = arrays.get("prompt/vectors")
     x = np.stack([prompt[-1 - i] if i < 0 else outside["embed/embedding"][i] for i in ids])
     for number, leaves in enumerate(layers):
-        prefix = [given["prefix"][name][number] for name in "kv"] if "prefix" in given else None
-        x = x + attend(normalise(x, leaves, "attention_norm", spec), leaves, spec, prefix)
+        held = {path: leaf[number] for path, leaf in arrays.items() if path != "prompt/vectors"}
+        leaves = with_adapters(leaves, held)
+        prefix = [held.get(f"prefix/decoder/attention/{name}") for name in "kv"]
+        prefix = None if prefix[0] is None else prefix
+        x = x + attend(normalise(x, leaves, "attention_norm", spec), leaves, spec, prefix, begin)
         x = x + feed_forward(normalise(x, leaves, "feedforward_norm", spec), leaves)
     return normalise(x, outside, "final_norm", spec)
 
 
-def log_probabilities(plain: Plain, ids: Sequence[int], collections=None) -> np.ndarray:
+def log_probabilities(plain: Plain, ids: Sequence[int], given=NOTHING) -> np.ndarray:
     """float64[n, V] nats: of each token after each position."""
     head = "embed/embedding" if plain.spec.tied_head else "head/weight"
-    logits = states(plain, ids, collections) @ plain.outside[head].T
+    logits = states(plain, ids, given) @ with_leaves(plain, given).outside[head].T
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
-def target_scores(plain: Plain, example: Example, answer: int, collections=None) -> np.ndarray:
+def target_scores(plain: Plain, example: Example, answer: int, given=NOTHING) -> np.ndarray:
     """Log-probability float64[m] of each token of an answer."""
     tail = example.tails[answer]
     ids = [*example.trunk, *tail[:-1]]
-    predictions = log_probabilities(plain, ids, collections)[len(example.trunk) - 1 :]
+    predictions = log_probabilities(plain, ids, given)[len(example.trunk) - 1 :]
     return predictions[np.arange(len(tail)), tail]
 
 
-def answer_scores(plain: Plain, examples: Sequence[Example], collections=None) -> np.ndarray:
+def answer_scores(plain: Plain, examples: Sequence[Example], given=NOTHING) -> np.ndarray:
     """Log-probability float64[N, C] of each answer of each example."""
     return np.array(
         [
-            [target_scores(plain, example, c, collections).sum() for c in range(len(example.tails))]
+            [target_scores(plain, example, c, given).sum() for c in range(len(example.tails))]
             for example in examples
         ]
     )
 
 
-def loss(plain: Plain, examples: Sequence[Example], collections=None) -> float:
+def loss(plain: Plain, examples: Sequence[Example], given=NOTHING) -> float:
     """Summed negative log-likelihood of the right answers, in nats."""
-    right = (target_scores(plain, each, each.answer, collections).sum() for each in examples)
+    right = (target_scores(plain, each, each.answer, given).sum() for each in examples)
     return -float(sum(right))
 
 
@@ -191,12 +227,15 @@ def random_examples(
     return found
 
 
-def random_collections(seed: int, spec: Spec, *names: str, size: int = 3) -> dict:
-    """A prompt, a prefix, or both, of `size` random vectors, float32."""
-    rng = np.random.default_rng(seed)
-    shape = (spec.layers, size, spec.kv_heads, spec.head_size)
-    made = {
-        "prompt": {"vectors": rng.normal(0, 0.3, (size, spec.width))},
-        "prefix": {"k": rng.normal(0, 1, shape), "v": rng.normal(0, 1, shape)},
-    }
-    return tree.map(np.float32, {name: made[name] for name in names})
+def random_given(seed: int, spec: Spec, *names: str, size: int = 3) -> Given:
+    """What a model is given: a 'prompt', a 'prefix', 'lora', 'scale', or several of them. `size` is
+    the number of positions, or the rank."""
+    rng, sizes = np.random.default_rng(seed), axis_sizes(spec)
+    found = {}
+    for path, letters in sites(spec).items():
+        shape = [sizes.get(letter, size) for letter in letters.split()]
+        if path.split("/")[0] in names and not path.endswith("/visible"):
+            spread = 1 if path.startswith("prefix/") else 0.3
+            found[path] = rng.normal(0, spread, shape).astype(np.float32)
+            found[path] += path.startswith("scale/")
+    return Given(found)

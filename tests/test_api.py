@@ -86,9 +86,7 @@ def test_predictions_are_right_as_often_as_evaluate_says(given, made):
 
 def test_scores_that_are_not_finite_are_no_answer(given, made):
     lm, task, _ = given
-    broken = made._replace(
-        collections={"prompt": {"vectors": np.full((4, 24), np.nan, np.float32)}}
-    )
+    broken = made._replace(tensors={"prompt/vectors": np.full((4, 24), np.nan, np.float32)})
     refused = pytest.raises(RunError, match="scores are not finite, with weights in float32")
     with refused:
         api.evaluate(lm, task, broken, split="test[:5]")
@@ -180,7 +178,7 @@ def test_another_model_is_refused(given, made, tmp_path):
 
 def test_an_artifact_with_a_leaf_that_the_model_has_no_place_for_is_refused(given, made):
     lm, task, _ = given
-    misfit = made._replace(collections={"promt": made.collections["prompt"]})
+    misfit = made._replace(tensors={"promt/vectors": made.tensors["prompt/vectors"]})
     with pytest.raises(UserError, match="does not read 'promt/vectors'"):
         api.evaluate(lm, task, misfit)
 
@@ -260,7 +258,7 @@ def test_tuning_in_another_thread_leaves_signals_alone(given, made, tmp_path):
         assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
         thread.join(0.01)
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    vectors = [kept.collections["prompt"]["vectors"] for kept in (results[0].artifact, made)]
+    vectors = [kept.tensors["prompt/vectors"] for kept in (results[0].artifact, made)]
     np.testing.assert_array_equal(*vectors)
 
 

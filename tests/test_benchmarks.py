@@ -197,7 +197,10 @@ def test_every_command_of_the_readme_is_understood():
         importlib.import_module(script).parse(shlex.split(arguments))
 
 
-@pytest.mark.parametrize(("method", "shared"), [("soft_prompt", SLOTS), ("prefix", 0)])
+@pytest.mark.parametrize(
+    ("method", "shared"),
+    [("soft_prompt", SLOTS), ("prefix", 0), ("lora", 0), ("ia3", 0), ("fine_tuning", 0)],
+)
 def test_the_script_prints_our_side_alone(model, capsys, monkeypatch, method, shared):
     monkeypatch.setattr(measure, "use_cores", lambda threads: None)
     sizes = [f"--{name}={value}" for name, value in SHAPE._asdict().items()]

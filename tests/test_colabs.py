@@ -12,6 +12,17 @@ COLABS = Path(__file__).resolve().parents[1] / "colabs"
 NOTEBOOKS = sorted(COLABS.glob("*.ipynb"))
 # What stands in the cell of settings, by notebook.
 SETTINGS = {
+    "compare_methods": """
+repository, steps = {repository!r}, 4
+overrides = ["--config.batch_size=4", "--config.model.path=" + {model!r}]
+methods = {{
+    "soft prompt": {{"name": "soft_prompt", "num_virtual_tokens": 4, "learning_rate": 0.1}},
+    "LoRA": {{"name": "lora", "rank": 2, "learning_rate": 0.01}},
+    "fine-tuning": {{"name": "fine_tuning", "learning_rate": 0.001}},
+}}
+own_file = "own.csv"
+text_column, label_column = "review", "stars"
+""",
     "quickstart": """
 config_file = {config!r}
 overrides = ["--config.steps=6", "--config.evaluate_every=3"]
@@ -121,9 +132,25 @@ def test_the_quickstart_runs_from_top_to_bottom(tmp_path):
     assert (tmp_path / "artifact.zip").exists()
 
 
-def test_the_quickstart_runs_on_a_csv_of_ones_own(tmp_path):
+def write_csv(folder):
     rows = [f"{words} {n},{label}" for n in range(20) for label, words in WORDS.items()]
-    (tmp_path / "own.csv").write_text("\n".join(["review,stars", *rows]))
+    (folder / "own.csv").write_text("\n".join(["review,stars", *rows]))
+
+
+def test_methods_are_compared_on_a_csv_of_ones_own(tmp_path):
+    write_csv(tmp_path)
+    world = tiny_runs.world()
+    settings = SETTINGS["compare_methods"].format(
+        repository=str(COLABS.parent), model=str(world.model)
+    )
+    cells = run("compare_methods", settings, tmp_path)
+    assert has_picture(cells["picture"])
+    names = [line.split("  ")[0] for line in text(cells["table"]).splitlines()[1:]]
+    assert names == ["no prompt", "soft prompt", "LoRA", "fine-tuning"]
+
+
+def test_the_quickstart_runs_on_a_csv_of_ones_own(tmp_path):
+    write_csv(tmp_path)
     world = tiny_runs.world()
     settings = OWN.format(repository=str(COLABS.parent), model=str(world.model))
     cells = run("quickstart", settings, tmp_path)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import plain_model
 import pytest
-from hypothesis import given
+from hypothesis import given as drawn
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from tiny_models import SPEC
@@ -18,28 +18,29 @@ from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.generate import Rule, Settings, generate
 from prompt_tuning_jax.models import cached
+from prompt_tuning_jax.models.sites import NOTHING, Given, bind
 
 MODEL, PLAIN = plain_model.make(precision="highest")
 FRONT = (1, -1, -2, 40)
 EXAMPLES = plain_model.random_examples(5, 6, FRONT, back=(-1, 50))
-COLLECTIONS = plain_model.random_collections(1, SPEC, "prompt", "prefix", size=2)
+GIVEN = plain_model.random_given(1, SPEC, "prompt", "prefix", size=2)
 GREEDY = Settings(max_new_tokens=12)
 SAMPLED = GREEDY._replace(temperature=1.0, top_k=20, top_p=0.9)
 
 
-def write(examples=EXAMPLES, collections=COLLECTIONS, settings=GREEDY, seed=0, lm=MODEL):
-    return list(generate(lm, examples, collections, settings, seed))
+def write(examples=EXAMPLES, given=GIVEN, settings=GREEDY, seed=0, lm=MODEL):
+    return list(generate(lm, examples, given, settings, seed))
 
 
 def ids(*given, **named):
     return [each.ids for each in write(*given, **named)]
 
 
-def plainly(example, collections, most):
+def plainly(example, given, most):
     """The likeliest token again and again, without a cache."""
     trunk = example.trunk.tolist()
     while len(trunk) < len(example.trunk) + most and trunk[-1] != MODEL.tokenizer.eos_id:
-        trunk.append(int(plain_model.log_probabilities(PLAIN, trunk, collections)[-1].argmax()))
+        trunk.append(int(plain_model.log_probabilities(PLAIN, trunk, given)[-1].argmax()))
     return trunk[len(example.trunk) :]
 
 
@@ -52,24 +53,25 @@ def with_eos(token):
 
 @pytest.mark.parametrize("names", [("prompt",), ("prompt", "prefix")])
 def test_the_likeliest_tokens_are_those_of_the_plain_loop(names):
-    collections = {name: COLLECTIONS[name] for name in names}
+    given = plain_model.random_given(1, SPEC, *names, size=2)
     assert len({len(example.trunk) for example in EXAMPLES}) > 3
-    found = write(collections=collections)
-    assert [each.ids for each in found] == [plainly(each, collections, 12) for each in EXAMPLES]
+    found = write(given=given)
+    assert [each.ids for each in found] == [plainly(each, given, 12) for each in EXAMPLES]
     assert not any(each.finished for each in found)
 
 
 def test_nothing_shared_and_nothing_trained():
     examples = plain_model.random_examples(3, 3, ())
-    assert ids(examples, {}) == [plainly(each, {}, 12) for each in examples]
+    assert ids(examples, NOTHING) == [plainly(each, NOTHING, 12) for each in examples]
 
 
 def test_logits_of_every_step_are_those_of_the_whole_read_at_once():
-    front = generation.prepare_front(MODEL, np.array(FRONT), COLLECTIONS)
+    front = generation.prepare_front(MODEL, np.array(FRONT), GIVEN)
     rows = generation.pack_rows(MODEL, EXAMPLES, front, GREEDY, 0)
     length, behind = rows.tokens.shape[1], rows.segments.sum(axis=1)
-    logits, cache = jax.jit(cached.prefill, static_argnums=(0, 6))(
-        MODEL.module, MODEL.params, front.collections, *rows[:3], length + 5
+    variables = bind(SPEC, MODEL.params, front.given)
+    logits, cache = jax.jit(cached.prefill, static_argnums=(0, 5))(
+        MODEL.module, variables, *rows[:3], length + 5
     )
     step = jax.jit(cached.decode, static_argnums=0)
     found, fed = [logits], np.random.default_rng(0).integers(3, 260, (len(behind), 5))
@@ -77,21 +79,25 @@ def test_logits_of_every_step_are_those_of_the_whole_read_at_once():
         visible = np.pad(rows.segments > 0, ((0, 0), (0, 5)))
         visible[:, length : length + n + 1] = True
         logits, cache = step(
-            *(MODEL.module, MODEL.params, front.layers, cache, fed[:, n], behind + n, visible),
+            *(MODEL.module, variables, front.layers, cache, fed[:, n], behind + n, visible),
             length + n,
         )
         found.append(logits)
     found = jax.nn.log_softmax(jnp.stack(found, axis=1))
     for example, row, tokens in zip(EXAMPLES, found, fed, strict=False):
         whole = [*example.trunk, *tokens]
-        wanted = plain_model.log_probabilities(PLAIN, whole, COLLECTIONS)[-6:]
+        wanted = plain_model.log_probabilities(PLAIN, whole, GIVEN)[-6:]
         np.testing.assert_allclose(row, wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["prompt", "prefix"])
 def test_an_adaptation_changes_the_text_cached_or_not(name):
-    given = {**COLLECTIONS, name: jax.tree.map(lambda leaf: leaf[..., ::-1], COLLECTIONS[name])}
-    pairs = list(zip(ids(), ids(collections=given), strict=True))
+    turned = {
+        path: leaf[..., ::-1] if path.startswith(name) else leaf
+        for path, leaf in GIVEN.sites.items()
+    }
+    given = Given(turned)
+    pairs = list(zip(ids(), ids(given=given), strict=True))
     assert all(one != other for one, other in pairs)
     assert plainly(EXAMPLES[0], given, 12) == pairs[0][1]
 
@@ -111,7 +117,7 @@ def test_draws_depend_on_the_seed_and_the_number_alone():
 
 
 def test_padding_on_the_left_equals_padding_on_the_right():
-    front = generation.prepare_front(MODEL, np.array(FRONT), COLLECTIONS)
+    front = generation.prepare_front(MODEL, np.array(FRONT), GIVEN)
     right = generation.pack_rows(MODEL, EXAMPLES, front, GREEDY, 0)
     counts = right.segments.sum(axis=1)
     assert len(set(counts)) > 3
@@ -147,9 +153,10 @@ def test_a_row_ends_at_the_end_of_text_and_leaves_the_others_alone():
 @pytest.mark.parametrize("settings", [GREEDY, SAMPLED, GREEDY._replace(stop=("zz",))])
 @pytest.mark.parametrize("name", ["prompt", "prefix"])
 def test_a_model_whose_scores_are_not_numbers_writes_nothing(settings, name):
-    broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), {name: COLLECTIONS[name]})
+    alone = plain_model.random_given(1, SPEC, name, size=2)
+    broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), alone)
     with pytest.raises(RunError, match="scores are not finite, with weights in float32"):
-        write(collections=broken, settings=settings, lm=with_eos(None))
+        write(given=broken, settings=settings, lm=with_eos(None))
 
 
 def test_a_model_without_an_end_of_text_goes_on():
@@ -249,7 +256,7 @@ def test_no_text_goes_beyond_the_last_position():
 def test_examples_are_read_as_texts_are_asked_for():
     read = itertools.count()
     endless = (EXAMPLES[next(read) % 6] for _ in itertools.repeat(None))
-    answers = generate(MODEL, endless, COLLECTIONS, GREEDY._replace(batch_size=4))
+    answers = generate(MODEL, endless, GIVEN, GREEDY._replace(batch_size=4))
     assert len(list(itertools.islice(answers, 6))) == 6
     assert next(read) == 8
 
@@ -277,7 +284,7 @@ distributions = arrays.arrays(
 ).map(lambda weights: weights / weights.sum(axis=1, keepdims=True))
 
 
-@given(distributions, st.integers(0, 12), st.floats(0.01, 1))
+@drawn(distributions, st.integers(0, 12), st.floats(0.01, 1))
 def test_the_tokens_that_stay_are_those_that_sorting_keeps(probabilities, top_k, top_p):
     found = np.asarray(kept(probabilities, top_k, top_p))
     for row, left_over in zip(probabilities, found, strict=True):

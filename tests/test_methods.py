@@ -18,28 +18,41 @@ from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.batch import Shape, pack_batch
 from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.methods.base import Method
-from prompt_tuning_jax.models.sites import bind
-from prompt_tuning_jax.score import virtual_tokens
-from prompt_tuning_jax.step import Parts, compile_step, init_state
+from prompt_tuning_jax.models.sites import Given, check_given, virtual_tokens, without_leaves
+from prompt_tuning_jax.step import Frozen, Parts, compile_step, init_state
 
 # A method and what it is tried with; a method that has a network only on request has two rows.
 ROWS: dict[str, dict[str, Any]] = {
-    "soft_prompt": {},
-    "prompt_encoder": {"hidden_size": 8},
-    "prefix": {},
-    "prefix, network": {"name": "prefix", "hidden_size": 8},
+    "soft_prompt": {"num_virtual_tokens": 3},
+    "prompt_encoder": {"num_virtual_tokens": 3, "hidden_size": 8},
+    "low rank": {
+        "name": "prompt_encoder",
+        "num_virtual_tokens": 3,
+        "kind": "low_rank",
+        "hidden_size": 4,
+    },
+    "superposition": {
+        "name": "prompt_encoder",
+        "num_virtual_tokens": 3,
+        "kind": "superposition",
+        "hidden_size": 5,
+    },
+    "prefix": {"num_virtual_tokens": 3},
+    "prefix, network": {"name": "prefix", "num_virtual_tokens": 3, "hidden_size": 8},
+    "lora": {"rank": 2},
+    "ia3": {},
+    "fine_tuning": {},
 }
 # As small as still has a scan and grouped heads: compilation is all that takes time here.
 SPEC = changed(layers=2, heads=2, kv_heads=1)
 LM, PLAIN = plain_model.make(SPEC)
-SIZE = 3
 SHAPE = Shape(16, 12, 4, 4)
 EVERY_ROW = pytest.mark.parametrize("row", ROWS)
 
 
 def settings(row) -> dict[str, Any]:
     """The row's section `method` of a config."""
-    return {"name": row, "num_virtual_tokens": SIZE, **ROWS[row]}
+    return {"name": row, **ROWS[row]}
 
 
 class Tried(NamedTuple):
@@ -47,6 +60,7 @@ class Tried(NamedTuple):
 
     parts: Parts
     trainable: Any
+    frozen: Frozen
     examples: list
     shared: int
     traces: list
@@ -54,24 +68,30 @@ class Tried(NamedTuple):
     def batch(self, examples):
         return pack_batch(examples, self.shared, [SHAPE], ranked=False)
 
-    def collections(self, trainable):
-        return jax.device_get(self.parts.method.adapt(trainable, jax.random.key(0), False))
+    def given(self, trainable) -> Given:
+        """What a method gives the model, as numpy."""
+        return jax.device_get(self.adapt(trainable, jax.random.key(0), False))
+
+    def adapt(self, trainable, key, train) -> Given:
+        return self.parts.method.adapt(trainable, self.frozen.fixed, LM.params, key, train)
 
 
 @functools.cache
 def tried(row) -> Tried:
     made, traces = tiny_methods.make(**settings(row)), []
 
-    def adapt(trainable, rng, train):
+    def adapt(trainable, fixed, frozen, rng, train):
         traces.append(train)
-        return made.adapt(trainable, rng, train)
+        return made.adapt(trainable, fixed, frozen, rng, train)
 
     # As numpy: a step takes the memory of what it is given.
-    trainable = jax.device_get(made.init(jax.random.key(0), LM, TASK))
+    trainable, fixed = jax.device_get(made.init(jax.random.key(0), LM, TASK))
     parts = Parts(LM.module, Method(made.init, adapt), optax.adam(0.02))
-    slots = virtual_tokens(made.adapt(trainable, jax.random.key(0), False))
-    front = (1, *(-1 - slot for slot in range(slots)), 40)
-    return Tried(parts, trainable, plain_model.random_examples(0, 11, front), len(front), traces)
+    given = made.adapt(trainable, fixed, LM.params, jax.random.key(0), False)
+    frozen = Frozen(without_leaves(LM.params, given.params), fixed)
+    front = (1, *(-1 - slot for slot in range(virtual_tokens(given))), 40)
+    examples = plain_model.random_examples(0, 11, front)
+    return Tried(parts, trainable, frozen, examples, len(front), traces)
 
 
 @functools.cache
@@ -80,7 +100,7 @@ def after(row, parallel, devices, microbatches=1):
     given = tried(row)
     parts = given.parts._replace(microbatches=microbatches)
     compiled = compile_step(parts, parallel, jax.devices()[:devices])
-    frozen, state = compiled.place(LM.params), compiled.place(init_state(parts, given.trainable))
+    frozen, state = compiled.place(given.frozen), compiled.place(init_state(parts, given.trainable))
     batches = [compiled.place_batch(given.batch(part)) for part in cut(given.examples)]
     run = compiled.step.lower(state, frozen, batches[0]).compile()
     losses = []
@@ -103,14 +123,14 @@ def test_its_two_functions(row):
     given, key = tried(row), jax.random.key(0)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(given.trainable))
     again = given.parts.method.init(key, LM, TASK)
-    assert_same(again, given.trainable)
+    assert_same(again, (given.trainable, given.frozen.fixed))
     given.traces.clear()
-    adapt = jax.jit(lambda tree, key: given.parts.method.adapt(tree, key, True))
-    collections = adapt(given.trainable, key)
-    bind(SPEC, collections)
+    adapt = jax.jit(lambda tree, key: given.adapt(tree, key, True))
+    first = adapt(given.trainable, key)
+    check_given(SPEC, first)
     moved = adapt(jax.tree.map(lambda leaf: leaf + 1, given.trainable), jax.random.key(1))
     assert given.traces == [True], "compiled twice"
-    for new, old in zip(*map(jax.tree.leaves, (moved, collections)), strict=True):
+    for new, old in zip(*map(jax.tree.leaves, (moved, first)), strict=True):
         assert (new != old).any()
 
 
@@ -118,15 +138,15 @@ def test_its_two_functions(row):
 def test_only_what_is_trained_moves_and_it_changes_the_scores(row):
     given = tried(row)
     state, losses, frozen = after(row, "jit", 8)
-    assert_same(frozen, LM.params)
+    assert_same(frozen, given.frozen)
     for new, old in zip(*map(jax.tree.leaves, (state.trainable, given.trainable)), strict=True):
         assert np.abs(new - old).max() > 1e-3
     assert state.refused == 0 and losses[2] < losses[0]
     before, now = (
-        scoring.score(LM, given.examples, given.collections(tree), jax.devices()[:1])
+        scoring.score(LM, given.examples, given.given(tree), jax.devices()[:1])
         for tree in (given.trainable, state.trainable)
     )
-    wanted = plain_model.answer_scores(PLAIN, given.examples, given.collections(state.trainable))
+    wanted = plain_model.answer_scores(PLAIN, given.examples, given.given(state.trainable))
     np.testing.assert_allclose(now, wanted, rtol=0, atol=2e-5)
     assert np.abs(now - before).max() > 1e-2
 
@@ -145,7 +165,8 @@ def test_devices_and_microbatches_change_nothing(row, how):
 def test_a_half_precision_model_is_compiled_once_and_trains_in_float32(row):
     given = tried(row)
     compiled = compile_step(given.parts, "jit", jax.devices()[:1])
-    frozen = compiled.place(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), LM.params))
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), given.frozen)
+    frozen = compiled.place(half)
     state, losses, traces = compiled.place(init_state(given.parts, given.trainable)), [], []
     for part in cut(given.examples):
         state, metrics = compiled.step(state, frozen, compiled.place_batch(given.batch(part)))

@@ -23,7 +23,7 @@ SMALL = (
     "task.validation=validation[:16]",
     "task.test=test[:16]",
 )
-NEEDS_CONFIG = ("train", "evaluate")
+NEEDS_CONFIG = ("train", "evaluate", "import")
 
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

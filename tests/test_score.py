@@ -17,6 +17,7 @@ from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.data.task import Source, Task
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models import cached
+from prompt_tuning_jax.models.sites import NOTHING
 
 MODEL, PLAIN = plain_model.make()
 FRONT = (1, -1, -2, 40)
@@ -44,11 +45,11 @@ def seen(monkeypatch):
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("names", [("prompt",), ("prompt", "prefix")])
 def test_scores_are_those_of_each_answer_alone(seen, names, devices):
-    collections = plain_model.random_collections(1, SPEC, *names, size=2)
+    given = plain_model.random_given(1, SPEC, *names, size=2)
     examples = plain_model.random_examples(2, COUNT, FRONT, back=(-1, 50), answers=4)
-    found = scoring.score(MODEL, examples, collections, jax.devices()[:devices])
+    found = scoring.score(MODEL, examples, given, jax.devices()[:devices])
     assert found.shape == (COUNT, 4) and found.dtype == np.float32
-    wanted = plain_model.answer_scores(PLAIN, examples, collections)
+    wanted = plain_model.answer_scores(PLAIN, examples, given)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
     assert len(seen) >= 2 and len({len(index) for index in seen}) > 1
     assert sorted(np.concatenate(seen)) == list(range(COUNT))
@@ -61,14 +62,14 @@ def test_words_of_several_tokens_score_as_one_label_at_a_time():
     arguments = {"num_virtual_tokens": 2, "add_bos": True, "max_length": 99}
     examples = encode_examples(task, rows, MODEL.tokenizer, **arguments)
     assert [example.answer for example in examples] == [2, 0, -1]
-    collections = plain_model.random_collections(1, SPEC, "prompt", size=2)
-    found = scoring.score(MODEL, examples, collections, jax.devices()[:1])
+    given = plain_model.random_given(1, SPEC, "prompt", size=2)
+    found = scoring.score(MODEL, examples, given, jax.devices()[:1])
     for row, scores in zip(rows, found, strict=True):
         for label, score in zip(labels, scores, strict=True):
             # The whole text of one label, tokenised and scored on its own.
             ids = [MODEL.tokenizer.bos_id, -1, -2]
             ids += MODEL.tokenizer.encode(f"Is {row['text']} it? {label[1]}")[0]
-            likely = plain_model.log_probabilities(PLAIN, ids[:-1], collections)
+            likely = plain_model.log_probabilities(PLAIN, ids[:-1], given)
             begin = len(ids) - len(MODEL.tokenizer.encode(f" {label[1]}")[0])
             wanted = sum(likely[place - 1, ids[place]] for place in range(begin, len(ids)))
             assert score == pytest.approx(wanted, abs=1e-4)
@@ -79,7 +80,7 @@ def test_answers_larger_than_memory_are_refused_before_any_is_taken():
     answers = tuple(np.array([1], np.int32) for _ in range(60_000))
     examples = [Example(np.arange(5, dtype=np.int32), answers, 0, 2, 0)]
     with pytest.raises(UserError, match=r"\d+,\d+ positions, for which .* GB .* fewer or shorter"):
-        scoring.score(MODEL, examples, {}, jax.devices()[:1], scoring.Shape(4, 100_000, 1, 1))
+        scoring.score(MODEL, examples, NOTHING, jax.devices()[:1], scoring.Shape(4, 100_000, 1, 1))
 
 
 def test_a_single_answer_has_a_loss_and_no_accuracy():
@@ -91,37 +92,37 @@ def test_a_single_answer_has_a_loss_and_no_accuracy():
 
 def test_examples_may_share_nothing_and_nothing_be_trained(seen):
     examples = plain_model.random_examples(3, 9, (), answers=2)
-    found = scoring.score(MODEL, examples, {}, jax.devices()[:1])
+    found = scoring.score(MODEL, examples, NOTHING, jax.devices()[:1])
     wanted = plain_model.answer_scores(PLAIN, examples)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
 def test_one_example_over_more_devices_than_rows(seen):
     examples = plain_model.random_examples(4, 1, FRONT, back=(-1, 50), answers=4)
-    collections = plain_model.random_collections(1, SPEC, "prompt", size=2)
-    found = scoring.score(MODEL, examples, collections)
-    wanted = plain_model.answer_scores(PLAIN, examples, collections)
+    given = plain_model.random_given(1, SPEC, "prompt", size=2)
+    found = scoring.score(MODEL, examples, given)
+    wanted = plain_model.answer_scores(PLAIN, examples, given)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
 def test_the_order_of_the_examples_does_not_change_their_scores(seen):
-    collections = plain_model.random_collections(1, SPEC, "prompt", size=2)
+    given = plain_model.random_given(1, SPEC, "prompt", size=2)
     examples = plain_model.random_examples(2, COUNT, FRONT, back=(-1, 50), answers=4)
-    found = scoring.score(MODEL, examples, collections)
-    turned = scoring.score(MODEL, examples[::-1], collections)
+    found = scoring.score(MODEL, examples, given)
+    turned = scoring.score(MODEL, examples[::-1], given)
     np.testing.assert_allclose(turned[::-1], found, rtol=0, atol=1e-5)
-    again = scoring.score(MODEL, examples, collections)
+    again = scoring.score(MODEL, examples, given)
     np.testing.assert_array_equal(again, found)
 
 
 def test_the_same_shape_is_compiled_once(seen):
-    collections = plain_model.random_collections(1, SPEC, "prompt", size=2)
+    given = plain_model.random_given(1, SPEC, "prompt", size=2)
     examples = plain_model.random_examples(2, COUNT, FRONT, back=(-1, 50), answers=4)
-    scoring.score(MODEL, examples, collections)
+    scoring.score(MODEL, examples, given)
     compiled = scoring._compile(MODEL.module, scoring.make_mesh(jax.devices()))
     before = compiled._cache_size(), cached._bake._cache_size()
     assert min(before) > 0
-    others = jax.tree.map(lambda leaf: leaf + 1, collections)
+    others = jax.tree.map(lambda leaf: leaf + 1, given)
     scoring.score(MODEL, examples, others)
     assert (compiled._cache_size(), cached._bake._cache_size()) == before
 

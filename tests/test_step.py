@@ -15,8 +15,10 @@ from tiny_models import SPEC, changed
 
 from prompt_tuning_jax.data.batch import Shape, empty_batch, pack_batch
 from prompt_tuning_jax.methods.base import Method
+from prompt_tuning_jax.models.sites import PROMPT, Given, bind
 from prompt_tuning_jax.step import (
     Compiled,
+    Frozen,
     Parts,
     compile_step,
     init_state,
@@ -30,13 +32,13 @@ RATE = 0.05
 TRACES = []
 
 
-def counted(trainable, rng, train):
+def counted(trainable, fixed, frozen, rng, train):
     """Hands over what is trained as it is, and counts how often the step is traced."""
     TRACES.append(train)
     return trainable
 
 
-def noisy(trainable, rng, train):
+def noisy(trainable, fixed, frozen, rng, train):
     return jax.tree.map(lambda leaf: leaf + jax.random.normal(rng, leaf.shape), trainable)
 
 
@@ -45,8 +47,9 @@ EXAMPLES = plain_model.random_examples(0, 11, FRONT, back=(-2,))
 SHAPE = Shape(16, 12, 4, 4)
 BATCH = pack_batch(EXAMPLES, len(FRONT), [SHAPE], ranked=False)
 PARTS = Parts(MODEL.module, Method(lambda *_: None, counted), optax.sgd(RATE, 0.9))
-ONE_LEAF = plain_model.random_collections(1, SPEC, "prompt", size=2)
-THREE_LEAVES = plain_model.random_collections(1, SPEC, "prompt", "prefix", size=2)
+ONE_LEAF = plain_model.random_given(1, SPEC, "prompt", size=2)
+THREE_LEAVES = plain_model.random_given(1, SPEC, "prompt", "prefix", size=2)
+FROZEN = Frozen(MODEL.params, {})
 
 one_step = jax.jit(train_step, static_argnames=("parts", "axis"))
 
@@ -66,7 +69,7 @@ class Placed(NamedTuple):
 def over(parallel="jit", devices=8, microbatches=1) -> Placed:
     parts = PARTS._replace(microbatches=microbatches)
     made = compile_step(parts, parallel, jax.devices()[:devices])
-    frozen, state = made.place(MODEL.params), made.place(init_state(PARTS, THREE_LEAVES))
+    frozen, state = made.place(FROZEN), made.place(init_state(PARTS, THREE_LEAVES))
     lowered = made.step.lower(state, frozen, made.place_batch(BATCH))
     return Placed(made, frozen, lowered.compile())
 
@@ -101,9 +104,9 @@ def test_the_batch_is_uneven():
 @pytest.mark.parametrize("rows", [1, 3])
 def test_targets_score_as_in_one_sequence_at_a_time(rows):
     examples = plain_model.random_examples(3, 5, FRONT)
-    collections = ONE_LEAF
+    given = ONE_LEAF
     scored = jax.jit(
-        lambda params, batch: target_scores(MODEL.module, {"params": params, **collections}, batch),
+        lambda params, batch: target_scores(MODEL.module, bind(SPEC, params, given), batch),
     )
     shape = Shape(rows, 72 // rows, 72 // rows, 48 // rows)
     for ranked in (False, True):
@@ -115,10 +118,10 @@ def test_targets_score_as_in_one_sequence_at_a_time(rows):
             for c in range(3) if ranked else [example.answer]:
                 key = number * 3 + c if ranked else number
                 mine = real & (batch.target_example == key)
-                wanted = plain_model.target_scores(PLAIN, example, c, collections)
+                wanted = plain_model.target_scores(PLAIN, example, c, given)
                 np.testing.assert_allclose(scores[mine], wanted, rtol=0, atol=1e-5)
                 ids = [*example.trunk, *example.tails[c][:-1]]
-                full = plain_model.log_probabilities(PLAIN, ids, collections)
+                full = plain_model.log_probabilities(PLAIN, ids, given)
                 likeliest = full[len(example.trunk) - 1 :].argmax(axis=1)
                 np.testing.assert_array_equal(best[mine], likeliest == example.tails[c])
 
@@ -135,22 +138,22 @@ def test_the_likeliest_tokens_are_counted():
         tail = np.array(said, np.int32) if number else np.array([said[0], 250], np.int32)
         examples.append(example._replace(tails=(tail,), answer=0))
     batch = pack_batch(examples, len(FRONT), [SHAPE], ranked=False)
-    _, metrics = one_step(init_state(PARTS, THREE_LEAVES), MODEL.params, batch, parts=PARTS)
+    _, metrics = one_step(init_state(PARTS, THREE_LEAVES), FROZEN, batch, parts=PARTS)
     assert (metrics["targets"], metrics["accuracy"]) == (8, 7 / 8)
 
 
 def test_a_step_follows_the_gradient_of_the_plain_model():
     tree = THREE_LEAVES
-    state, metrics = one_step(init_state(PARTS, tree), MODEL.params, BATCH, parts=PARTS)
+    state, metrics = one_step(init_state(PARTS, tree), FROZEN, BATCH, parts=PARTS)
     targets = sum(len(each.tails[each.answer]) for each in EXAMPLES)
     taken = jax.tree.map(lambda new, old: np.asarray(old - new) / RATE, state.trainable, tree)
 
     def with_prompt(vectors):
-        return plain_model.loss(PLAIN, EXAMPLES, tree | {"prompt": {"vectors": vectors}})
+        return plain_model.loss(PLAIN, EXAMPLES, Given({**tree.sites, PROMPT: vectors}))
 
-    slope = plain_model.slope(with_prompt, tree["prompt"]["vectors"]) / targets
+    slope = plain_model.slope(with_prompt, tree.sites[PROMPT]) / targets
     assert np.abs(slope).min(axis=1).max() > 1e-4
-    np.testing.assert_allclose(taken["prompt"]["vectors"], slope, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(taken.sites[PROMPT], slope, rtol=0, atol=1e-5)
 
     # A prefix has too many numbers to move each, so all leaves move in some directions.
     sizes = [leaf.size for leaf in jax.tree.leaves(tree)]
@@ -168,7 +171,7 @@ def test_a_step_follows_the_gradient_of_the_plain_model():
 
     assert (state.step, state.refused, state.refused_in_a_row) == (1, 0, 0)
     wanted = {
-        "loss": with_prompt(tree["prompt"]["vectors"]) / targets,
+        "loss": with_prompt(tree.sites[PROMPT]) / targets,
         "accuracy": 0.0,
         "targets": targets,
         "gradient_norm": np.linalg.norm(ravel_pytree(taken)[0]),
@@ -181,8 +184,8 @@ def test_a_step_follows_the_gradient_of_the_plain_model():
 
 def test_microbatches_are_one_batch():
     state = init_state(PARTS, THREE_LEAVES)
-    whole = one_step(state, MODEL.params, BATCH, parts=PARTS)
-    cut = one_step(state, MODEL.params, BATCH, parts=PARTS._replace(microbatches=4))
+    whole = one_step(state, FROZEN, BATCH, parts=PARTS)
+    cut = one_step(state, FROZEN, BATCH, parts=PARTS._replace(microbatches=4))
     assert_near(cut, whole, 1e-6)
 
 
@@ -216,7 +219,7 @@ def test_a_step_of_three_leaves_has_one_collective(how):
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
 def test_a_shape_is_compiled_once_with_one_collective_for_one_leaf(parallel):
     made = compile_step(PARTS, parallel)
-    frozen, state = made.place(MODEL.params), made.place(init_state(PARTS, ONE_LEAF))
+    frozen, state = made.place(FROZEN), made.place(init_state(PARTS, ONE_LEAF))
     lowered = made.step.lower(state, frozen, made.place_batch(BATCH))
     # With this option the program is, before code is made of it, the one that users run.
     assert_one_collective(lowered.compile(compiler_options={"xla_cpu_use_fusion_emitters": True}))
@@ -243,7 +246,7 @@ def test_steps_change_the_trainable_tree_and_nothing_else(how):
         state, _ = run(state, frozen, batch)
         # The old state's memory is reused; the weights and the batch are only read.
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given.trainable))
-    assert_same(made.fetch(frozen), before)
+    assert_same(made.fetch(frozen).params, before)
     assert_same(MODEL.params, before)
     assert_same(kept, copies)
     moved = jax.tree.map(np.subtract, made.fetch(state).trainable, THREE_LEAVES)
@@ -284,7 +287,7 @@ def test_a_bad_gradient_on_one_device_is_skipped_by_all_and_counted(how):
 def test_a_gradient_that_is_too_large_is_skipped_too(weight):
     state = init_state(PARTS, THREE_LEAVES)
     bad = BATCH._replace(target_weights=np.where(BATCH.target_weights, np.float32(weight), 0))
-    new, metrics = one_step(state, MODEL.params, bad, parts=PARTS)
+    new, metrics = one_step(state, FROZEN, bad, parts=PARTS)
     assert not np.isfinite(metrics["loss"])
     assert_same(new[1:3], state[1:3])
     assert (new.step, new.refused, new.refused_in_a_row) == (1, 1, 1)
@@ -300,7 +303,7 @@ def test_chance_is_a_function_of_seed_and_step():
     def loss(seed, step):
         parts = Parts(small.module, PARTS.method._replace(adapt=noisy), PARTS.optimizer, seed)
         state = init_state(parts, ONE_LEAF)._replace(step=jnp.int32(step))
-        return float(one_step(state, small.params, BATCH, parts=parts)[1]["loss"])
+        return float(one_step(state, Frozen(small.params, {}), BATCH, parts=parts)[1]["loss"])
 
     losses = {(seed, step): loss(seed, step) for seed in (0, 1) for step in (0, 1)}
     assert len(set(losses.values())) == 4

@@ -18,6 +18,7 @@ from prompt_tuning_jax.data.task import Task
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.generate import Generation, Settings, generate
 from prompt_tuning_jax.models.language_model import load
+from prompt_tuning_jax.models.sites import from_tensors, to_tensors
 from prompt_tuning_jax.run.artifact import Artifact, make_manifest
 
 TEMPLATE = "{soft}Facts: {facts}\nText:"
@@ -41,8 +42,8 @@ def lm(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(lm):
-    collections = plain_model.random_collections(0, lm.spec, "prompt", size=3)
-    return Artifact(collections, make_manifest(lm, TASK, configs.build({}), {}))
+    given = plain_model.random_given(0, lm.spec, "prompt", size=3)
+    return Artifact(to_tensors(given), make_manifest(lm, TASK, configs.build({}), {}))
 
 
 def texts(lm, records, made=None, settings=SETTINGS, **named):
@@ -53,8 +54,8 @@ def texts(lm, records, made=None, settings=SETTINGS, **named):
 
 def test_a_text_for_each_record_is_what_is_generated(lm, made):
     rows = [{"facts": fact} for fact in FACTS]
-    examples = scoring.encode_for(lm, TASK, rows, made.collections)
-    wanted = [each.text for each in generate(lm, examples, made.collections, SETTINGS)]
+    examples = scoring.encode_for(lm, TASK, rows, from_tensors(made.tensors))
+    wanted = [each.text for each in generate(lm, examples, from_tensors(made.tensors), SETTINGS)]
     assert texts(lm, FACTS, made) == wanted
     assert len(set(wanted)) > 1
 

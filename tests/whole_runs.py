@@ -131,7 +131,7 @@ def left_behind(run):
     lm, task = load_model(config), make_task(config.task)
     method = make_method(config.method)
     parts = Parts(lm.module, method, make_optimizer(config), config.seed, config.microbatches)
-    trainable = method.init(jax.random.key(config.seed), lm, task)
+    trainable, _ = method.init(jax.random.key(config.seed), lm, task)
     kept = Checkpoints(run / workdir.CHECKPOINTS).restore((init_state(parts, trainable), trainable))
     assert kept is not None and (kept.step, kept.warning) == (config.steps, "")
     state = {

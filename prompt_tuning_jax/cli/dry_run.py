@@ -24,6 +24,7 @@ from prompt_tuning_jax.data.task import select_records
 from prompt_tuning_jax.models.files.tokenizer import Tokenizer
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.memory import device_bytes, host_bytes
+from prompt_tuning_jax.models.sites import Given
 from prompt_tuning_jax.run.folder import check_local
 from prompt_tuning_jax.run.report import duration, size
 from prompt_tuning_jax.score import score
@@ -52,7 +53,7 @@ def measure(lm: LanguageModel, task, config, log) -> dict[str, Any]:
     batches = [data.batch(update) for update in updates.tolist()]
     untrained = plan.adapt(plan.trainable)  # before a step takes its memory
     compiled = compile_step(plan.parts, config.parallel)
-    frozen = compiled.place(lm.params)
+    frozen = compiled.place(plan.frozen)
     state = compiled.place(init_state(plan.parts, plan.trainable))
     began = time.perf_counter()
     steps = train.executables(compiled, state, frozen, data, log)
@@ -78,7 +79,7 @@ def measure(lm: LanguageModel, task, config, log) -> dict[str, Any]:
         "batches": _shapes(batches) | {"shared_positions": data.shared},
         "parameters": {
             "trainable": train.parameter_count(plan.trainable),
-            "frozen": train.parameter_count(lm.params),
+            "frozen": train.parameter_count(plan.frozen.params),
         },
         "memory": memory,
         "advice": advice(memory, config),
@@ -153,12 +154,12 @@ def _step_seconds(compiled, steps, state, frozen, batches) -> float:
     return sum(seconds[batch.tokens.shape] for batch in batches) / len(batches)
 
 
-def _validation_seconds(lm: LanguageModel, examples, collections) -> float:
+def _validation_seconds(lm: LanguageModel, examples, given: Given) -> float:
     """Returns the seconds to score all examples, by a second run of a part of them."""
     part = examples[:SCORED]
     for _ in range(2):
         began = time.perf_counter()
-        score(lm, part, collections)
+        score(lm, part, given)
         seconds = time.perf_counter() - began
     return seconds * len(examples) / len(part)
 

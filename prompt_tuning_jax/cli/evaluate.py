@@ -4,7 +4,8 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prompt_tuning_jax import api, generate
+from prompt_tuning_jax import api, exchange, generate
+from prompt_tuning_jax.cli.exchange import keep
 from prompt_tuning_jax.cli.machine import find_artifact, load_model
 from prompt_tuning_jax.cli.show import print_facts, print_table, say
 from prompt_tuning_jax.cli.written_prompts import check_prompts, rank_prompts, read_prompts
@@ -18,13 +19,19 @@ from prompt_tuning_jax.run.warnings import other_task, trained_on
 
 
 def evaluate_split(
-    config, folder: str | None, prompt: str | None, path: str | None, split: str | None
+    config,
+    folder: str | None,
+    prompt: str | None,
+    path: str | None,
+    split: str | None,
+    out: str | None,
 ) -> dict[str, Any]:
     """Scores the artifact in `folder`, a written prompt, the best prompt of the file `path`, or the
     model alone on a split, or on `config.task.test`. Without a config the artifact's own counts.
 
     Returns what `api.evaluate` returns. With a file also prompt and split, and `candidates`: each
-    prompt with its metrics on the validation split, the best first.
+    prompt with its metrics on the validation split, the best first. The written prompt is kept in
+    the folder `out`, if any, as an artifact.
     """
     artifact, known = None, ()
     if folder is not None:
@@ -41,16 +48,14 @@ def evaluate_split(
     if prompts:
         check_prompts(task, prompts, splits[0])
     if artifact is not None:
-        for warning in other_task(artifact.manifest, config.task.template, task.labels):
-            say(f"warning: {warning}")
-        if split != config.task.train:
-            warn_of_overlap(task, training_records(task, config.task), split)
+        _warn_of_differences(artifact.manifest, task, config, split)
+    demonstrations, lm = _demonstrations(task, config, splits), load_model(config)
     score = functools.partial(
         api.evaluate,
-        load_model(config),
+        lm,
         task,
         artifact=artifact,
-        demonstrations=_demonstrations(task, config, splits),
+        demonstrations=demonstrations,
         generation=generate.read_settings(config.generation),
         seed=config.seed,
         max_length=config.task.max_length,
@@ -65,6 +70,9 @@ def evaluate_split(
         result = {"candidates": ranking, "prompt": prompt, "split": split}
     result |= score(split=split, prompt=prompt)
     say(f"scored {split}")
+    if out is not None:
+        chosen = demonstrations[: result.get("demonstrations", 0)]
+        keep(exchange.keep_prompt(lm, task, config, str(prompt), chosen), out)
     for note in task.load().notes:
         say(note)
     return result
@@ -90,6 +98,13 @@ def warn_of_overlap(task, trained: Sequence[Mapping[str, str]], split: str) -> N
     rows = select_records(task, split)
     if warning := trained_on(rows, trained, field_names(task.template), split):
         say(f"warning: {warning}")
+
+
+def _warn_of_differences(manifest: Mapping[str, Any], task, config, split: str) -> None:
+    for warning in other_task(manifest, config.task.template, task.labels):
+        say(f"warning: {warning}")
+    if split != config.task.train:
+        warn_of_overlap(task, training_records(task, config.task), split)
 
 
 def _demonstrations(task, config, splits: Sequence[str]) -> list[Any]:

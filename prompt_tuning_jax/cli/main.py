@@ -119,6 +119,7 @@ def train(
     "--split",
     help="train, validation, test or a part, as 'test[:100]'. The default is config.task.test.",
 )
+@click.option("--out", metavar="DIR", help="Keep the written prompt in DIR, as an artifact.")
 @_json
 @click.pass_obj
 def evaluate(
@@ -129,6 +130,7 @@ def evaluate(
     demonstrations: str | None,
     config: str | None,
     split: str | None,
+    out: str | None,
     as_json: bool,
 ) -> None:
     """Scores an artifact, written prompts, or the model alone on a split.
@@ -137,6 +139,9 @@ def evaluate(
     """
     _at_most_one({"--artifact DIR": artifact, "--prompt TEXT": prompt, "--prompts FILE": prompts})
     _at_most_one({"--artifact DIR": artifact, "--demonstrations K": demonstrations})
+    if out and not (prompt or prompts):
+        raise UserError("--out keeps a written prompt: give --prompt TEXT or --prompts FILE")
+    _check_new(out)
     is_own = artifact is not None and config is None
     if is_own and overrides:
         raise UserError(
@@ -150,7 +155,7 @@ def evaluate(
         from prompt_tuning_jax.config import load
     settings = None if is_own else load(config, overrides)
     with _stdout_to_stderr():
-        result = evaluate_split(settings, artifact, prompt, prompts, split)
+        result = evaluate_split(settings, artifact, prompt, prompts, split, out)
     _print(result, as_json, print_result)
 
 
@@ -187,6 +192,51 @@ def predict(
     with _uninterrupted():
         from prompt_tuning_jax.cli.predict import write_answers
     write_answers(artifact, given, as_json, output, overrides)
+
+
+@program.command(options_metavar="--artifact DIR --to hf|peft|npy TARGET [OPTIONS]")
+@_artifact
+@click.option(
+    "--to",
+    "kind",
+    metavar="hf|peft|npy",
+    help="hf: a folder of transformers, for what can be merged into the weights; peft: an adapter"
+    " of PEFT; npy: the vectors of a soft prompt and of the text around it.",
+)
+@click.argument("target", required=False)
+@click.pass_obj
+def export(
+    overrides: list[str], artifact: str | None, kind: str | None, target: str | None
+) -> None:
+    """Writes an artifact for another program."""
+    if not (artifact and kind and target):
+        raise UserError("export needs --artifact DIR, --to hf|peft|npy and the TARGET to write")
+    with _uninterrupted():
+        from prompt_tuning_jax.cli.exchange import export_artifact
+    export_artifact(artifact, kind, target, overrides)
+
+
+@program.command("import", options_metavar="--from peft FOLDER --config FILE --out DIR [OPTIONS]")
+@click.option("--from", "kind", metavar="peft", help="The program that wrote FOLDER.")
+@click.argument("folder", required=False)
+@_config
+@click.option("--out", metavar="DIR", help="The artifact to write.")
+@click.pass_obj
+def import_(
+    overrides: list[str],
+    kind: str | None,
+    folder: str | None,
+    config: str | None,
+    out: str | None,
+) -> None:
+    """Makes an artifact of an adapter of PEFT, for the task of a config."""
+    if not (kind and folder and config and out):
+        raise UserError("import needs --from peft FOLDER, --config FILE and --out DIR")
+    _check_new(out)
+    with _uninterrupted():
+        from prompt_tuning_jax.cli.exchange import import_adapter
+        from prompt_tuning_jax.config import load
+    import_adapter(load(config, overrides), kind, folder, out)
 
 
 @program.command("list", options_metavar="[OPTIONS]")
@@ -329,6 +379,11 @@ def _uninterrupted() -> Iterator[None]:
 def _stdout_to_stderr(is_quiet: bool = True) -> contextlib.redirect_stdout:
     """Sends what is printed to stderr, so that stdout holds the result alone."""
     return contextlib.redirect_stdout(sys.stderr if is_quiet else sys.stdout)
+
+
+def _check_new(folder: str | None) -> None:
+    if folder and os.path.exists(folder):
+        raise UserError(f"{folder!r} exists: give the name of a new folder")
 
 
 def _at_most_one(given: dict[str, Any]) -> None:

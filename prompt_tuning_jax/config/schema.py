@@ -85,6 +85,7 @@ def complete(
       for each other key that was given. A key that only others have is ignored at its default,
       unless it is one of `typed`: configs that earlier versions saved have the keys of all.
     """
+    from prompt_tuning_jax.methods import METHODS
     from prompt_tuning_jax.optimizers import RENAMED
 
     owners, given = collect(), dict(given)
@@ -95,6 +96,9 @@ def complete(
         # A kind of task may have more behind it, as in tfds:ag_news.
         chosen[section] = str(name).partition(":")[0]
         keys |= owners.get((section, chosen[section]), {})
+    method = METHODS.get(chosen["method"])
+    for name, default in getattr(method, "DEFAULTS", {}).items():
+        keys[name] = keys[name]._replace(default=default)
     for old, new in RENAMED.get(chosen["optimizer"], {}).items():
         if old in given and new not in given:
             given[new] = given.pop(old)

@@ -2,23 +2,29 @@
 
 from types import ModuleType
 
-from prompt_tuning_jax.methods import prefix, prompt_encoder, soft_prompt
-from prompt_tuning_jax.methods.base import Collections, Method
+from prompt_tuning_jax.methods import (
+    fine_tuning,
+    ia3,
+    lora,
+    prefix,
+    prompt_encoder,
+    soft_prompt,
+)
+from prompt_tuning_jax.methods.base import NOTHING, Given, Method
 
 # Each has `KEYS`, the keys of `config.method` beside its name, and `make(config.method, start)`. It
-# may have `HAS_SLOTS`, if its virtual tokens stand in the template's slots.
+# may have `HAS_SLOTS`, if its virtual tokens stand in the template's slots, and `DEFAULTS`, its own
+# defaults for other keys of a config, such as `learning_rate`.
 METHODS: dict[str, ModuleType] = {
     "soft_prompt": soft_prompt,
     "prompt_encoder": prompt_encoder,
     "prefix": prefix,
+    "lora": lora,
+    "ia3": ia3,
+    "fine_tuning": fine_tuning,
 }
 
 
-def make_method(settings, start: Collections | None = None) -> Method:
-    """Returns the method that `config.method` describes.
-
-    Args:
-      settings: the section `method` of a config.
-      start: the tensors in `method.init_file`, where `method.init` is 'file'.
-    """
+def make_method(settings, start: Given = NOTHING) -> Method:
+    """Returns the method of a section `method`; `start` is what is in `method.init_file`."""
     return METHODS[settings.name].make(settings, start)

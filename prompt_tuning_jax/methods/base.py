@@ -1,21 +1,26 @@
-"""What a method is: the way in which a frozen model is tailored."""
+"""The seam: what a way of tailoring a frozen model is."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-Trainable = Any  # a tree of float32 arrays: all that the optimizer sees
-Collections = dict[str, dict[str, Any]]  # collection -> leaf -> array, see `models.sites`
+from prompt_tuning_jax.models.sites import NOTHING, Given
+
+__all__ = ("NOTHING", "Given", "Method")
+
+Trained = Any  # a tree of float32 arrays: all that the optimizer sees
+Fixed = Any  # a tree of arrays that are drawn from the seed and not trained
 
 
 class Method(NamedTuple):
     """Two pure functions.
 
     Attributes:
-      init: `(rng, lm, task) -> trainable`; may read the model's weights and the task's words.
-      adapt: `(trainable, rng, train) -> collections`, which the model reads beside `params`. It
-        runs inside the step. A network that makes the prompt runs here; the artifact stores only
-        its output.
+      init: `(rng, lm, task) -> trained, fixed`; may read the model's weights and the task's words.
+        `fixed` is in no gradient, checkpoint or artifact: a run that goes on draws it again.
+      adapt: `(trained, fixed, frozen, rng, train) -> Given`, what the model is handed beside the
+        frozen weights. It runs inside the step; a network that makes a prompt runs here. The
+        artifact stores what it returns, so that loading one needs no method.
     """
 
-    init: Callable[..., Trainable]
-    adapt: Callable[..., Collections]
+    init: Callable[..., tuple[Trained, Fixed]]
+    adapt: Callable[..., Given]

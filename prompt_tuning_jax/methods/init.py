@@ -10,17 +10,12 @@ import numpy as np
 
 from prompt_tuning_jax.config.key import among, number, string, whole
 from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.models.sites import PROMPT
 
 
-def first_vectors(rng, settings, lm, task, start=None):
-    """Returns the virtual tokens that `method.init` names, float32[P, D].
-
-    Args:
-      rng: what is drawn depends on.
-      settings: the section `method` of a config, with `TOKEN_KEYS`.
-      lm: the frozen model.
-      task: whose labels may be read.
-      start: the tensors in `method.init_file`.
+def first_vectors(rng, settings, lm, task, start):
+    """Returns the virtual tokens that `method.init` names, float32[P, D]. `settings` is the section
+    `method` of a config with `TOKEN_KEYS`, and `start` what is in `method.init_file`.
 
     Raises:
       UserError: more virtual tokens than positions, or something that the init needs is missing.
@@ -50,16 +45,19 @@ def from_uniform(rng, settings, lm, task):
 def from_vocabulary(rng, settings, lm, task):
     """Draws embeddings without repetition from the `method.init_vocabulary` lowest ids (0: all).
     Ids are roughly in order of frequency; special tokens are left out."""
-    size = settings.init_vocabulary or lm.spec.vocabulary
+    size, tokens = settings.init_vocabulary or lm.spec.vocabulary, settings.num_virtual_tokens
+    wanted = f"{tokens} virtual tokens: give a larger one, or 0 for all"
+    return draw_embeddings(rng, tokens, lm, size, f"init_vocabulary is {size}", wanted)
+
+
+def draw_embeddings(rng, count, lm, below, given, wanted):
+    """Returns float32[count, D] embeddings of different tokens with ids below a number, or raises a
+    UserError with the setting that was `given` and what was `wanted`, if there are too few."""
     # Others are special, or rows behind the vocabulary that no text was trained on.
-    ids = np.array([index for index in lm.tokenizer.text_ids if index < size])
-    if len(ids) < settings.num_virtual_tokens:
-        raise UserError(
-            f"config.method.init_vocabulary is {size}, which leaves {len(ids)} tokens for "
-            f"{settings.num_virtual_tokens} virtual tokens: give a larger one, or 0 for all."
-        )
-    chosen = jax.random.choice(rng, ids, (settings.num_virtual_tokens,), replace=False)
-    return _embeddings(lm, chosen)
+    ids = np.array([index for index in lm.tokenizer.text_ids if index < below])
+    if len(ids) < count:
+        raise UserError(f"config.method.{given}, which leaves {len(ids)} tokens for {wanted}.")
+    return _embeddings(lm, jax.random.choice(rng, ids, (count,), replace=False))
 
 
 def from_labels(rng, settings, lm, task):
@@ -90,7 +88,7 @@ def _word_ids(tokenizer, word):
 def _given(settings, lm, start):
     """Returns the soft prompt in the tensors to start from."""
     path, wanted = settings.init_file, (settings.num_virtual_tokens, lm.spec.width)
-    vectors = (start or {}).get("prompt", {}).get("vectors")
+    vectors = start.sites.get(PROMPT)
     if vectors is None:
         raise UserError(f"config.method.init_file is '{path}', which holds no soft prompt.")
     real = vectors.dtype != bool and np.can_cast(vectors.dtype, np.float64)

@@ -18,22 +18,25 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from prompt_tuning_jax.config.key import among, whole
+from prompt_tuning_jax.config.key import among, number, whole
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.methods.base import Method
+from prompt_tuning_jax.methods.base import NOTHING, Given, Method
 from prompt_tuning_jax.methods.init import INITS, TOKEN_KEYS, check_positions, first_vectors
 from prompt_tuning_jax.methods.network import two_layers
 from prompt_tuning_jax.models.cached import bake
+from prompt_tuning_jax.models.sites import PREFIX, PROMPT, VISIBLE
 
 KEYS = {
     **TOKEN_KEYS,
     "init": among("vocabulary", (*INITS, "file", "random", "zero")),
     # The width of the network's hidden layer; 0: there is no network.
     "hidden_size": whole(0),
+    # The share of the positions that an update does not see.
+    "dropout": number(0.0, below=1.0),
 }
 
 
-def make(settings, start=None) -> Method:
+def make(settings, start=NOTHING) -> Method:
     """Returns the method for `config.method` and the tensors in its `init_file`."""
 
     def network(shape):
@@ -43,24 +46,28 @@ def make(settings, start=None) -> Method:
     def init(rng, lm, task):
         prefix = _first(rng, settings, lm, task, start)
         if not settings.hidden_size:
-            return prefix
+            return prefix, {}
         embedding, weights = jax.random.split(jax.random.fold_in(rng, 1))
         shape = (settings.num_virtual_tokens, settings.hidden_size)
         inputs = jax.random.normal(embedding, shape, jnp.float32)
         weights = network(prefix["k"].shape).init(weights, inputs)
-        return {**prefix, "inputs": inputs, "network": weights["params"]}
+        return {**prefix, "inputs": inputs, "network": weights["params"]}, {}
 
-    def adapt(trainable, rng, train):
-        prefix = {name: trainable[name] for name in ("k", "v")}
-        if "network" in trainable:
+    def adapt(trained, fixed, frozen, rng, train):
+        prefix = {name: trained[name] for name in ("k", "v")}
+        if "network" in trained:
             layers, tokens, heads, size = shape = prefix["k"].shape
-            made = network(shape).apply({"params": trainable["network"]}, trainable["inputs"])
+            made = network(shape).apply({"params": trained["network"]}, trained["inputs"])
             made = made.reshape(tokens, 2, layers, heads, size)
             prefix = {
                 name: prefix[name] + made[:, number].swapaxes(0, 1)
                 for number, name in enumerate(("k", "v"))
             }
-        return {"prefix": prefix}
+        sites = {PREFIX[name]: prefix[name] for name in prefix}
+        if train and settings.dropout:
+            shape = prefix["k"].shape[1:2]
+            sites[VISIBLE] = jax.random.bernoulli(rng, 1 - settings.dropout, shape).astype(float)
+        return Given(sites)
 
     return Method(init, adapt)
 
@@ -75,21 +82,20 @@ def _first(rng, settings, lm, task, start):
     if settings.init == "random":
         pair = jax.random.normal(rng, (2, *shape), jnp.float32) * settings.init_scale
         return dict(zip(("k", "v"), pair, strict=True))
-    prefix = _earlier(settings, shape, start or {}) if settings.init == "file" else None
-    if prefix is None:
+    found = _earlier(settings, shape, start) if settings.init == "file" else None
+    if found is None:
         vectors = first_vectors(rng, settings, lm, task, start)
         slots = -1 - np.arange(len(vectors), dtype=np.int32)
-        prefix = bake(lm, slots, {"prompt": {"vectors": vectors}})["prefix"]
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), prefix)
+        found = bake(lm, slots, Given({PROMPT: vectors}))
+    return {name: jnp.asarray(found.sites[path], jnp.float32) for name, path in PREFIX.items()}
 
 
 def _earlier(settings, shape, start):
-    """Returns the prefix in the tensors to start from, or None if they hold no prefix."""
-    prefix = start.get("prefix")
-    found = {name: leaf.shape for name, leaf in (prefix or {}).items()}
-    if prefix is not None and found != {"k": shape, "v": shape}:
+    """Returns what to start from, or None if it holds no prefix."""
+    found = {name: start.sites[path].shape for name, path in PREFIX.items() if path in start.sites}
+    if found and found != {"k": shape, "v": shape}:
         raise UserError(
             f"config.method.init_file is '{settings.init_file}', which holds a prefix of {found}: "
             f"expected 'k' and 'v' of {shape} (layers, num_virtual_tokens, key heads, their size)."
         )
-    return prefix
+    return start if found else None

@@ -1,39 +1,93 @@
-"""A prompt encoder: a small network over learned inputs makes the P virtual tokens.
+"""A prompt encoder: something small that is trained makes the P virtual tokens, and is thrown away.
 
-All tokens share the network. They stand where the template has `{soft}`, and the artifact holds the
-tokens alone. This is residual prompt tuning (Razdaibiedina et al. 2023), vectors = inputs +
-network(inputs), after P-tuning (Liu et al. 2021), which has no inputs to add.
+The tokens stand where the template has `{soft}`, and the artifact holds them alone. They begin
+exactly at `method.init`. `method.kind` is
 
-Departures: the network ends in a linear layer that starts at zero and not in a layer norm, so that
-training begins exactly at `method.init`. It is as wide as the model, or `method.hidden_size`.
+- `residual` (Razdaibiedina et al. 2023): inputs + network(inputs), after P-tuning (Liu et al.
+  2021), which adds no inputs. Departure: the network ends in a linear layer that starts at zero
+  and not in a layer norm.
+- `low_rank` (ULPT, 2025): codes [P, r] times a fixed random matrix [r, D], scaled and shifted.
+  Departure: what the codes make is added to the first tokens, and codes start at zero.
+- `superposition` (SuperPos, SadraeiJavaeri et al. 2024): sums of fixed embeddings of drawn words
+  with trained weights. Departure: the first P words are the first tokens themselves.
 """
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
-from prompt_tuning_jax.config.key import whole
-from prompt_tuning_jax.methods.base import Method
-from prompt_tuning_jax.methods.init import TOKEN_KEYS, first_vectors
+from prompt_tuning_jax.config.key import among, whole
+from prompt_tuning_jax.methods.base import NOTHING, Given, Method
+from prompt_tuning_jax.methods.init import TOKEN_KEYS, draw_embeddings, first_vectors
 from prompt_tuning_jax.methods.network import two_layers
+from prompt_tuning_jax.models.sites import PROMPT
 
-# The width of the network's hidden layer; 0: the model's.
-KEYS = {**TOKEN_KEYS, "hidden_size": whole(0)}
 HAS_SLOTS = True
 
 
-def make(settings, start=None) -> Method:
-    """Returns the method for `config.method` and the tensors in its `init_file`."""
+def _network(size, width):
+    return two_layers(size, width, nn.relu)
 
-    def network(width):
-        return two_layers(settings.hidden_size or width, width, nn.relu)
+
+def _begin_residual(rng, size, first, lm):
+    weights = _network(size, first.shape[1]).init(jax.random.fold_in(rng, 1), first)
+    return {"inputs": first, "network": weights["params"]}, {}
+
+
+def _make_residual(trained, fixed, size):
+    inputs, weights = trained["inputs"], {"params": trained["network"]}
+    width = inputs.shape[1]
+    return inputs + _network(size or width, width).apply(weights, inputs)
+
+
+def _begin_low_rank(rng, size, first, lm):
+    tokens, width = first.shape
+    random = jax.random.normal(jax.random.fold_in(rng, 1), (size, width)) / size**0.5
+    trained = {"codes": jnp.zeros((tokens, size)), "scale": jnp.ones(width)}
+    return {**trained, "shift": jnp.zeros(width)}, {"first": first, "random": random}
+
+
+def _make_low_rank(trained, fixed, size):
+    made = jnp.matmul(trained["codes"], fixed["random"], precision="highest")
+    return fixed["first"] + made * trained["scale"] + trained["shift"]
+
+
+def _begin_superposition(rng, size, first, lm):
+    given, wanted = f"hidden_size is {size}", "as many words: give fewer"
+    key = jax.random.fold_in(rng, 1)
+    drawn = draw_embeddings(key, size, lm, lm.spec.vocabulary, given, wanted)
+    weights = jnp.eye(len(first), len(first) + size)
+    return {"weights": weights}, {"words": jnp.concatenate([first, drawn])}
+
+
+def _make_superposition(trained, fixed, size):
+    return jnp.matmul(trained["weights"], fixed["words"], precision="highest")
+
+
+# The size that `method.hidden_size` 0 stands for (0: the model's width), what begins, what makes.
+KINDS = {
+    "residual": (0, _begin_residual, _make_residual),
+    "low_rank": (64, _begin_low_rank, _make_low_rank),
+    "superposition": (128, _begin_superposition, _make_superposition),
+}
+KEYS = {
+    **TOKEN_KEYS,
+    "kind": among("residual", KINDS),
+    # The width of the network, the rank r, or the number of words; 0: the model's, 64, or 128.
+    "hidden_size": whole(0),
+}
+
+
+def make(settings, start=NOTHING) -> Method:
+    """Returns the method for `config.method` and the tensors in its `init_file`."""
+    usual, begin, made = KINDS[settings.kind]
+    size = settings.hidden_size or usual
 
     def init(rng, lm, task):
-        inputs = first_vectors(rng, settings, lm, task, start)
-        weights = network(lm.spec.width).init(jax.random.fold_in(rng, 1), inputs)
-        return {"inputs": inputs, "network": weights["params"]}
+        first = first_vectors(rng, settings, lm, task, start)
+        return begin(rng, size or lm.spec.width, first, lm)
 
-    def adapt(trainable, rng, train):
-        inputs, weights = trainable["inputs"], {"params": trainable["network"]}
-        return {"prompt": {"vectors": inputs + network(inputs.shape[1]).apply(weights, inputs)}}
+    def adapt(trained, fixed, frozen, rng, train):
+        return Given({PROMPT: made(trained, fixed, size)})
 
     return Method(init, adapt)

@@ -15,8 +15,8 @@ from jax.ad_checkpoint import checkpoint_name
 MASKED = -1e30  # finite, so that a row of padding alone does not turn into NaN
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def attend(query, front, own, mask, shared, precision):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def attend(query, front, own, mask, front_mask, shared, precision):
     """Returns what every query sees: the front, and the keys of its own row that its mask shows.
 
     Args:
@@ -26,6 +26,8 @@ def attend(query, front, own, mask, shared, precision):
       front: keys and values `[F, K, d]`, those of the shared positions last. F may be 0.
       own: keys and values `[R, T, K, d]`.
       mask: additive float32[R, Tq, T]; every query sees at least one key.
+      front_mask: additive float32[S + R*Tq, F], or None if nothing of the front is hidden from
+        anybody but by the order of the shared positions.
       shared: S, or 0 if nothing reads the shared positions.
       precision: of the products.
 
@@ -33,22 +35,22 @@ def attend(query, front, own, mask, shared, precision):
       `[S + R*Tq, K, G, d]`; the softmax is float32. The backward pass needs this, named "attended"
       for remat, and "normalizer", float32[K, (S + R*Tq) * G, 1].
     """
-    return _forward(query, front, own, mask, shared, precision)[0]
+    return _forward(query, front, own, mask, front_mask, shared, precision)[0]
 
 
-def _forward(query, front, own, mask, shared, precision):
-    front_mask, row_mask = _masks(query, front, mask, shared)
-    head = functools.partial(_head_forward, front_mask, row_mask, precision)
+def _forward(query, front, own, mask, front_mask, shared, precision):
+    hidden, row_mask = _masks(query, front, mask, front_mask, shared)
+    head = functools.partial(_head_forward, hidden, row_mask, precision)
     seen, normalizer = _each_head(head, *_by_head(query, front, own))
     seen = checkpoint_name(_join_heads(seen, query.shape), "attended")
     normalizer = checkpoint_name(normalizer, "normalizer")
-    return seen, (query, front, own, mask, seen, normalizer)
+    return seen, (query, front, own, mask, front_mask, seen, normalizer)
 
 
 def _backward(shared, precision, kept, given):
-    query, front, own, mask, seen, normalizer = kept
-    front_mask, row_mask = _masks(query, front, mask, shared)
-    head = functools.partial(_head_backward, front_mask, row_mask, precision)
+    query, front, own, mask, front_mask, seen, normalizer = kept
+    hidden, row_mask = _masks(query, front, mask, front_mask, shared)
+    head = functools.partial(_head_backward, hidden, row_mask, precision)
     stacks = *_by_head(query, front, own), _split_heads(seen), normalizer, _split_heads(given)
     to_query, to_front, to_own = _each_head(head, *stacks)
     return (
@@ -56,13 +58,14 @@ def _backward(shared, precision, kept, given):
         tuple(part.swapaxes(0, 1) for part in to_front),
         tuple(part.transpose(1, 2, 0, 3) for part in to_own),
         None,
+        None,
     )
 
 
 attend.defvjp(_forward, _backward)
 
 
-def attend_cached(query, front, cache, mask, precision):
+def attend_cached(query, front, cache, mask, front_mask, precision):
     """Returns what one query a row sees of keys that were kept. It has no gradient.
 
     Args:
@@ -70,13 +73,16 @@ def attend_cached(query, front, cache, mask, precision):
       front: keys and values `[F, K, d]` that all rows see.
       cache: keys `[R, K, d, C]` and values `[R, K, C, d]`, as the two products read them fastest.
       mask: additive float32[R, 1, C].
+      front_mask: additive float32[R, F], or None.
 
     Returns:
       `[R, K, G, d]`.
     """
     product = functools.partial(_product, precision)
     own = product("rkgd,rkdc->rkgc", query, cache[0]) + mask[:, None]
-    scores = jnp.concatenate([product("rkgd,fkd->rkgf", query, front[0]), own], axis=-1)
+    before = product("rkgd,fkd->rkgf", query, front[0])
+    before = before if front_mask is None else before + front_mask[:, None, None]
+    scores = jnp.concatenate([before, own], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1)
     size = front[0].shape[0]
     seen = product("rkgc,rkcd->rkgd", weights[..., size:], cache[1])
@@ -152,15 +158,18 @@ def _each_head(function, *stacks):
     return jax.tree.map(lambda *parts: jnp.stack(parts), *results)
 
 
-def _masks(query, front, mask, shared):
+def _masks(query, front, mask, front_mask, shared):
     """Additive masks for the queries of one key head: float32[M, F] for the front, or None if all
     see all of it, and float32[R, Tq*G, T] for the rows."""
     positions, group, size = query.shape[0], query.shape[2], front[0].shape[0]
     mask = jnp.repeat(mask, group, axis=1)
+    if front_mask is not None:
+        front_mask = jnp.repeat(front_mask, group, axis=0)
     if not shared:
-        return None, mask
+        return front_mask, mask
     last = size - shared + jnp.arange(positions * group) // group
-    return jnp.where(jnp.arange(size) <= last[:, None], 0.0, MASKED), mask
+    causal = jnp.where(jnp.arange(size) <= last[:, None], 0.0, MASKED)
+    return causal if front_mask is None else jnp.minimum(causal, front_mask), mask
 
 
 def _rows(flat, mask):

@@ -1,9 +1,10 @@
 """A frozen decoder-only language model (the Llama family) as a Flax linen module.
 
 Its weights are the collection `params`. What a method trains reaches it as further collections
-(`sites.py`): `prompt`, vectors that stand where a token id is negative, and `prefix`, keys and
-values in front of every layer's own. All layers but the last are a scan over weights `[L-1, ...]`.
-The last one stands apart: it is computed only at the positions that are read.
+(`sites.py`): `prompt`, vectors that stand where a token id is negative; `prefix`, keys and values
+in front of every layer's own; `lora` and `scale`, which change what a linear layer gives. All
+layers but the last are a scan over weights `[L-1, ...]`. The last one stands apart: it is computed
+only at the positions that are read.
 """
 
 import jax
@@ -12,7 +13,7 @@ from flax import linen as nn
 
 from prompt_tuning_jax.models.layers import Block, Context, Linear, row_mask, times
 from prompt_tuning_jax.models.positions import rotary_tables
-from prompt_tuning_jax.models.sites import prefix_length
+from prompt_tuning_jax.models.sites import LAYERED
 from prompt_tuning_jax.models.spec import Spec
 
 # What the backward pass keeps of a layer. Named values beat "every matrix product": the attention's
@@ -44,7 +45,7 @@ class Decoder(nn.Module):
         self.embed = nn.Embed(spec.vocabulary, spec.width)
         self.layers = nn.scan(
             nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False),
-            variable_axes={"params": 0, "prefix": 0, "baked": 0, "cache": 0},
+            variable_axes=dict.fromkeys(("params", *LAYERED, "baked", "cache"), 0),
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=spec.layers - 1,
@@ -66,7 +67,8 @@ class Decoder(nn.Module):
           `[R, Q, D]` in the dtype of the weights.
         """
         places = jnp.concatenate([jnp.arange(shared.shape[0]), positions.reshape(-1)])
-        places = places + prefix_length(self.variables)
+        if "prefix" in self.variables:
+            places = places + len(self.variables["prefix"]["last"]["attention"]["k"])
         context = Context(*rotary_tables(self.spec, places), row_mask(segments, branches))
         x = self.vectors(jnp.concatenate([shared, tokens.reshape(-1)]))
         x, _ = self.layers(x, context)

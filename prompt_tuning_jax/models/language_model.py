@@ -14,7 +14,9 @@ from prompt_tuning_jax.models.decoder import REMAT, Decoder
 from prompt_tuning_jax.models.files.tokenizer import Tokenizer, read_tokenizer
 from prompt_tuning_jax.models.files.weights import DTYPES, read_weights
 from prompt_tuning_jax.models.memory import device_bytes
+from prompt_tuning_jax.models.sites import sites
 from prompt_tuning_jax.models.spec import Spec
+from prompt_tuning_jax.models.weight_names import axis_sizes
 
 KEYS = {
     # A packaged model's name, a GGUF file, or a Hugging Face folder with safetensors.
@@ -34,7 +36,7 @@ class LanguageModel(NamedTuple):
     Attributes:
       settings: what it was loaded with, by the names in `KEYS`.
       spec: sizes and options.
-      module: the linen module; `module.apply({"params": params, **collections}, ...)`.
+      module: the linen module; `module.apply(sites.bind(spec, params, given), ...)`.
       params: the frozen tree (`models/decoder.py`), on the default device.
       tokenizer: text to ids and back.
       fingerprint: hex digest of the source files, whatever the dtype.
@@ -51,6 +53,16 @@ class LanguageModel(NamedTuple):
     def name(self) -> str:
         """The path or name that it was loaded by."""
         return self.settings["path"]
+
+    @property
+    def sites(self) -> dict[str, str]:
+        """The letters of the axes of every site by its path, see `models.sites`."""
+        return sites(self.spec)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes of the model's axes by their letters."""
+        return axis_sizes(self.spec)
 
 
 def load(

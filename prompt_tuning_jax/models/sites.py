@@ -1,76 +1,163 @@
-"""What a method can hand to the model beside the frozen weights: the table, and its layout inside.
+"""What a method can give to the model beside the frozen weights, and how the module reads it.
 
-A method makes collections such as `{"prefix": {"k": [L, P, K, d], "v": [L, P, K, d]}}`. `bind`
-checks each leaf against the table and refuses every other one: the model would ignore it silently.
+A site is a path `collection/stack/module/leaf`. `sites` is the table of all of them, with the
+letters of their axes: shapes and checks come from it. `bind` lays out what is given, and refuses
+what the model does not read: it would be ignored silently.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Container, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from prompt_tuning_jax.errors import UserError, nearest
 from prompt_tuning_jax.models.spec import Spec
+from prompt_tuning_jax.models.weight_names import axis_sizes, linear_layers, param_shapes
+
+PROMPT = "prompt/vectors"
+PREFIX = {name: f"prefix/decoder/attention/{name}" for name in ("k", "v")}
+VISIBLE = "prefix/decoder/attention/visible"
+LAYERED = ("prefix", "lora", "scale")  # collections that hold something for every layer
+SCALED_INPUT = "feedforward/down"  # IA3 scales what this layer reads, and what the others give
 
 
-def sites(spec: Spec) -> dict[tuple[str, str], tuple[int | None, ...]]:
-    """Returns the shape of every (collection, leaf) that the model reads; None is any size."""
-    stack = (spec.layers, None, spec.kv_heads, spec.head_size)
-    return {
-        ("prompt", "vectors"): (None, spec.width),
-        ("prefix", "k"): stack,
-        ("prefix", "v"): stack,
-    }
+class Given(NamedTuple):
+    """What a method hands to the model.
 
-
-def bind(spec: Spec, collections: Mapping[str, Mapping[str, jax.Array]]) -> dict[str, Any]:
-    """Lays out a method's collections (`[L, ...]`) as the module reads them.
-
-    Raises:
-      UserError: the model does not read a leaf, or reads it in another shape.
+    Attributes:
+      sites: arrays by their path in `sites`.
+      params: arrays that take the place of leaves of the frozen weights, by the leaf's path, such
+        as 'layers/attention/q/weight'.
     """
-    table = sites(spec)
-    for collection, leaves in collections.items():
-        for leaf, array in leaves.items():
-            _check_site(table, collection, leaf, array)
-    bound: dict[str, Any] = {name: dict(leaves) for name, leaves in collections.items()}
-    if "prefix" in bound:
-        prefix = bound["prefix"]
-        if len({array.shape for array in prefix.values()}) != 1 or len(prefix) != 2:
-            raise UserError("a prefix needs 'k' and 'v' of the same shape [L, P, K, d].")
-        bound["prefix"] = {
-            "layers": {"attention": {name: part[:-1] for name, part in prefix.items()}},
-            "last": {"attention": {name: part[-1] for name, part in prefix.items()}},
-        }
-    return bound
+
+    sites: Mapping[str, jax.Array] = {}
+    params: Mapping[str, jax.Array] = {}
 
 
-def _check_site(table, collection, leaf, array):
-    path = f"{collection}/{leaf}"
-    if (collection, leaf) not in table or isinstance(array, Mapping):
-        names = [f"{first}/{second}" for first, second in table]
-        raise UserError(
-            f"the model does not read '{path}'{nearest(path, names)}; it reads {', '.join(names)}."
-        )
-    wanted, shape = table[collection, leaf], array.shape
-    if len(shape) != len(wanted) or any(
-        given == 0 or size not in (None, given) for size, given in zip(wanted, shape, strict=True)
-    ):
-        free = tuple("1 or more" if size is None else size for size in wanted)
-        raise UserError(f"'{path}' has shape {tuple(shape)}; the model reads {free}.")
+NOTHING = Given()
+
+
+def sites(spec: Spec) -> dict[str, str]:
+    """Returns the letters of the axes of every site by its path.
+
+    P (virtual tokens) and r (rank) are free; the other sizes are the model's (`axis_sizes`).
+    """
+    table = {PROMPT: "P D", **dict.fromkeys(PREFIX.values(), "L P K d"), VISIBLE: "P"}
+    for module, leaf in linear_layers(spec).items():
+        outputs, inputs = leaf.axes.split(",")
+        table[f"lora/decoder/{module}/a"] = f"L r {inputs}"
+        table[f"lora/decoder/{module}/b"] = f"L {outputs} r"
+        scaled = inputs if module == SCALED_INPUT else outputs
+        table[f"scale/decoder/{module}"] = f"L {scaled}"
+    return table
+
+
+def bind(spec: Spec, params: Mapping[str, Any], given: Given) -> dict[str, Any]:
+    """Returns the variables of the module: the frozen tree, which may lack the leaves that are
+    given, with all that a method's `adapt` gives; raises what `check_given` raises."""
+    check_given(spec, given)
+    table, variables = sites(spec), dict[tuple[str, ...], Any]()
+    for path, array in given.sites.items():
+        collection, stack, *module = path.split("/")
+        if stack != "decoder":
+            variables[collection, stack] = array
+            continue
+        # A scale stands in the module of its linear layer.
+        place = (*module, "scale") if collection == "scale" else module
+        if not table[path].startswith("L"):
+            array = jnp.broadcast_to(array, (spec.layers, *array.shape))
+        variables[collection, "layers", *place] = array[:-1]
+        variables[collection, "last", *place] = array[-1]
+    if given.params:
+        flat = traverse_util.flatten_dict(params, sep="/")
+        params = traverse_util.unflatten_dict({**flat, **given.params}, sep="/")
+    return {**traverse_util.unflatten_dict(variables), "params": params}
+
+
+def without_leaves(params: Mapping[str, Any], paths: Container[str]) -> dict[str, Any]:
+    """Returns the frozen tree without the leaves at some paths, which are trained."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    kept = {path: leaf for path, leaf in flat.items() if path not in paths}
+    return traverse_util.unflatten_dict(kept, sep="/")
+
+
+def check_given(spec: Spec, given: Given) -> None:
+    """Raises a UserError for the first array that the model does not read, or reads in another
+    shape: it would be ignored silently."""
+    table, sizes, shapes = sites(spec), axis_sizes(spec), param_shapes(spec)
+    free: dict[str, int] = {}
+    for path, array in given.sites.items():
+        if path not in table:
+            raise UserError(_unread(path, table))
+        letters = table[path].split()
+        # One P for all of a prefix, and one r for both factors of a layer.
+        names = [path.rpartition("/")[0] + each if each in "Pr" else each for each in letters]
+        wanted = [free.get(name, sizes.get(name, 0)) for name in names]
+        if len(array.shape) != len(wanted) or not all(
+            size > 0 and expected in (0, size)
+            for size, expected in zip(array.shape, wanted, strict=True)
+        ):
+            shown = [size or letter for size, letter in zip(wanted, letters, strict=True)]
+            raise UserError(
+                f"'{path}' has shape {tuple(array.shape)}; the model reads"
+                f" [{', '.join(map(str, shown))}]."
+            )
+        free |= dict(zip(names, array.shape, strict=True))
+        missing = [other for other in _partners(path) if other not in given.sites]
+        if missing:
+            raise UserError(f"'{path}' needs '{missing[0]}' beside it.")
+    for path, leaf in given.params.items():
+        if path not in shapes:
+            raise UserError(_unread(path, shapes))
+        if leaf.shape != shapes[path]:
+            raise UserError(f"'{path}' has shape {leaf.shape}; the model reads {shapes[path]}.")
+
+
+def _unread(path: str, known: Collection[str]) -> str:
+    alike = [name for name in known if name.split("/")[0] == path.split("/")[0]]
+    names = alike or dict.fromkeys(name.split("/")[0] for name in known)
+    return f"the model does not read '{path}'{nearest(path, known)}; it reads {', '.join(names)}."
+
+
+def _partners(path: str) -> list[str]:
+    """Returns the sites without which one has no meaning."""
+    if path.startswith("prefix/"):
+        return list(PREFIX.values())
+    if path.startswith("lora/"):
+        return [f"{path[:-1]}{factor}" for factor in "ab"]
+    return []
+
+
+def to_tensors(given: Given) -> dict[str, jax.Array]:
+    """Returns what a method gave as an artifact holds it: the model's own leaves have 'params/' in
+    front of their path."""
+    return {**given.sites, **{f"params/{path}": leaf for path, leaf in given.params.items()}}
+
+
+def from_tensors(tensors: Mapping[str, jax.Array]) -> Given:
+    """Returns what an artifact gives to the model, see `to_tensors`."""
+    own = {path for path in tensors if path.startswith("params/")}
+    return Given(
+        {path: leaf for path, leaf in tensors.items() if path not in own},
+        {path.removeprefix("params/"): tensors[path] for path in own},
+    )
 
 
 def unbind_baked(baked) -> dict[str, jax.Array]:
-    """Returns the collection `baked` of a call as a prefix: keys and values `[L, F, K, d]`."""
+    """Returns the collection `baked` of a call as the sites of a prefix: `[L, F, K, d]` each."""
     layers, last = baked["layers"]["attention"], baked["last"]["attention"]
-    return {name: jnp.concatenate([layers[name], last[name][None]]) for name in ("k", "v")}
+    return {
+        path: jnp.concatenate([layers[name], last[name][None]]) for name, path in PREFIX.items()
+    }
 
 
-def prefix_length(collections) -> int:
-    """Returns how many positions a prefix takes: a text's own begin after them.
+def prefix_length(given: Given) -> int:
+    """Returns how many positions the prefix takes: a text's own begin after them."""
+    return given.sites[PREFIX["k"]].shape[1] if PREFIX["k"] in given.sites else 0
 
-    Takes collections as a method made them, as `bind` laid them out, or those of one layer.
-    """
-    leaves = jax.tree.leaves(collections.get("prefix", {}))
-    return leaves[0].shape[-3] if leaves else 0
+
+def virtual_tokens(given: Given) -> int:
+    """Returns P, how many slots of a template have a vector."""
+    return given.sites[PROMPT].shape[0] if PROMPT in given.sites else 0

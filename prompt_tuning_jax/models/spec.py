@@ -115,7 +115,6 @@ def spec_from_gguf(
     Args:
       tied_head: whether the file has no head of its own.
       factors: float32[d/2], what frequencies are divided by (`rope_freqs.weight`), if anything.
-      source: how errors name the file.
 
     Raises:
       UserError: a family, option or value is not supported, or a size is missing.

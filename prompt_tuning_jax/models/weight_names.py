@@ -68,13 +68,39 @@ def tensor_names(spec: Spec, source: str) -> Iterator[tuple[str, Leaf, int | Non
             yield name.format(layer), leaf, layer
 
 
-def leaf_shape(spec: Spec, leaf: Leaf) -> tuple[int, ...]:
-    """Returns the sizes of a leaf's axes in one layer."""
-    sizes = {
+def linear_layers(spec: Spec) -> dict[str, Leaf]:
+    """Returns the matrices of a block, each by the name of its layer, such as 'attention/q'."""
+    layered = (leaf for leaf in table(spec) if leaf.layered and leaf.path.endswith("/weight"))
+    return {leaf.path.removesuffix("/weight"): leaf for leaf in layered}
+
+
+def axis_sizes(spec: Spec) -> dict[str, int]:
+    """Returns the sizes of the model's axes by their letters."""
+    return {
+        "L": spec.layers,
         "V": spec.vocabulary,
         "D": spec.width,
         "F": spec.feedforward,
+        "K": spec.kv_heads,
+        "d": spec.head_size,
         "Hd": spec.heads * spec.head_size,
         "Kd": spec.kv_heads * spec.head_size,
     }
+
+
+def leaf_shape(spec: Spec, leaf: Leaf) -> tuple[int, ...]:
+    """Returns the sizes of a leaf's axes in one layer."""
+    sizes = axis_sizes(spec)
     return tuple(sizes[letter] for letter in leaf.axes.split(","))
+
+
+def param_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every leaf of the frozen tree by its path: the matrices of all layers
+    but the last are one stack, those of the last layer stand on their own."""
+    shapes = {}
+    for leaf in table(spec):
+        shape = leaf_shape(spec, leaf)
+        if leaf.layered:
+            shapes[f"layers/{leaf.path}"] = (spec.layers - 1, *shape)
+        shapes[f"last/{leaf.path}" if leaf.layered else leaf.path] = shape
+    return shapes

@@ -1,8 +1,8 @@
 """Artifacts: an adaptation on disk, with a manifest that says what it belongs to.
 
-An artifact is a folder. `adaptation.safetensors` holds the collections, each leaf under the name
-`collection/leaf`. `manifest.json` is data and names no code to run. Each has a SHA-256, as
-safetensors has none. Reading checks sizes before it takes memory, and opens nothing outside the
+An artifact is a folder. `adaptation.safetensors` holds what the model is given, each tensor under
+its path (`models/sites.py`). `manifest.json` is data and names no code to run. Each has a SHA-256,
+as safetensors has none. Reading checks sizes before it takes memory, and opens nothing outside the
 folder. `README.md` is for people and is never read.
 """
 
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax import traverse_util
 
 from prompt_tuning_jax import __version__
 from prompt_tuning_jax.errors import UserError, nearest, short
@@ -57,7 +56,11 @@ _KINDS: dict[str, type] = {
     "metrics": dict,
     "versions": dict,
     "tensors_sha256": str,
+    "demonstrations": list,
 }
+PROMPTED = "demonstrations"  # an artifact of a written prompt alone has them, if only as []
+# Names of earlier versions.
+_RENAMED = {f"prefix/{name}": f"prefix/decoder/attention/{name}" for name in ("k", "v")}
 _MODEL = {"name": str, "fingerprint": str, "spec": dict}
 _AGAIN = "copy the artifact again, or train it again"
 # A full or broken disk; any other error of a write is the fault of the folder that was given.
@@ -69,11 +72,12 @@ class Artifact(NamedTuple):
     """An adaptation and its manifest.
 
     Attributes:
-      collections: what `Method.adapt` returned: nested dicts of arrays of finite numbers.
+      tensors: arrays of finite numbers by their path, such as 'prompt/vectors'; none for a written
+        prompt.
       manifest: JSON values by the names in `make_manifest`.
     """
 
-    collections: dict[str, Any]
+    tensors: dict[str, Any]
     manifest: dict[str, Any]
 
 
@@ -117,9 +121,8 @@ def save_artifact(artifact: Artifact, folder: str | os.PathLike) -> None:
       OSError: the disk is full; an earlier artifact is still there.
     """
     folder = Path(folder).resolve()
-    leaves = traverse_util.flatten_dict(artifact.collections, sep="/")
-    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()}
-    _check_arrays(arrays, folder)
+    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in artifact.tensors.items()}
+    _check_arrays(arrays, folder, PROMPTED in artifact.manifest)
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         _check_replaceable(folder)
@@ -152,8 +155,7 @@ def write_card(artifact: Artifact, folder: str | os.PathLike, rows: Iterable[Row
 
 
 def _card(artifact: Artifact, written: Path, name: str, rows: Iterable[Row] = ()) -> str:
-    flat = traverse_util.flatten_dict(artifact.collections, sep="/")
-    leaves = {path: (str(leaf.dtype), leaf.shape) for path, leaf in flat.items()}
+    leaves = {path: (str(leaf.dtype), leaf.shape) for path, leaf in artifact.tensors.items()}
     tensors_bytes = (written / TENSORS).stat().st_size
     return render_card(artifact.manifest, leaves, tensors_bytes, name, rows)
 
@@ -200,7 +202,8 @@ def load_artifact(folder: str | os.PathLike) -> Artifact:
         raise UserError(f"the artifact '{folder}' does not exist: give the folder of an artifact.")
     try:
         manifest = _read_manifest(folder / MANIFEST)
-        arrays = _read_tensors(folder / TENSORS, manifest.pop("tensors_sha256"))
+        digest, prompted = manifest.pop("tensors_sha256"), PROMPTED in manifest
+        arrays = _read_tensors(folder / TENSORS, digest, prompted)
     except OSError as error:
         inside = folder / ARTIFACT
         hint = inside if (inside / MANIFEST).is_file() else "the folder of an artifact"
@@ -208,26 +211,27 @@ def load_artifact(folder: str | os.PathLike) -> Artifact:
             f"{error.filename} cannot be read ({error.strerror}), so '{folder}' is not an artifact:"
             f" give {hint}."
         ) from error
-    return Artifact(traverse_util.unflatten_dict(arrays, sep="/"), manifest)
+    return Artifact({_RENAMED.get(name, name): leaf for name, leaf in arrays.items()}, manifest)
 
 
-def load_start(settings: Any) -> dict[str, Any] | None:
+def load_start(settings: Any) -> dict[str, Any]:
     """Reads the tensors in `method.init_file`: an artifact's, or [P, D] numbers in a .npy file.
 
     Args:
-      settings: the section `method` of a config. Only the init 'file' reads a file.
+      settings: the section `method` of a config. Only the init 'file' reads a file; any other gives
+        no tensors.
 
     Raises:
       UserError: the file or artifact is missing or damaged.
     """
     if settings.get("init") != "file":
-        return None
+        return {}
     path = Path(settings.init_file)
     if path.suffix != ".npy":
-        return load_artifact(path).collections
+        return load_artifact(path).tensors
     try:
         # Mapped, so that its size is checked before memory is taken.
-        return {"prompt": {"vectors": np.load(path, mmap_mode="r", allow_pickle=False)}}
+        return {"prompt/vectors": np.load(path, mmap_mode="r", allow_pickle=False)}
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"config.method.init_file is '{path}', which is not a .npy array of numbers."
@@ -237,7 +241,7 @@ def load_start(settings: Any) -> dict[str, Any] | None:
 def check_artifact(artifact: Artifact, lm: Any) -> None:
     """Checks that an artifact was made for a `LanguageModel`, before anything is compiled.
 
-    Whether the model has a place for each leaf is the model's to say (`decoder.bind`).
+    Whether the model has a place for each tensor is the model's to say (`sites.check_given`).
 
     Raises:
       UserError: the artifact is for another model or tokenizer.
@@ -327,12 +331,13 @@ def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield f"it is nested more than {_DEPTH} deep"
     yield from _unknown(manifest, _KINDS)
     for name, kind in _KINDS.items():
-        if type(manifest.get(name)) is not kind:
+        if type(manifest.get(name, [] if name == PROMPTED else None)) is not kind:
             yield f"{name!r} is {short(manifest.get(name))}, expected a {kind.__name__}"
     if not _METHOD.fullmatch(manifest["method"]):
         yield f"'method' is {short(manifest['method'])}, expected the name of one"
     if {name: type(value) for name, value in manifest["model"].items()} != _MODEL:
         yield f"'model' is {short(manifest['model'])}, expected {', '.join(_MODEL)}"
+    yield from _odd_demonstrations(manifest.get(PROMPTED, ()))
     for pair in manifest["labels"]:
         if not isinstance(pair, list) or list(map(type, pair)) != [str, str]:
             yield f"'labels' has {short(pair)}, expected pairs of texts"
@@ -340,6 +345,12 @@ def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield "'labels' has a value or a word twice"
     if manifest["max_length"] < 0:
         yield f"'max_length' is {short(manifest['max_length'])}, expected at least 0"
+
+
+def _odd_demonstrations(rows: Iterable[Any]) -> Iterator[str]:
+    for row in rows:
+        if not isinstance(row, dict) or {*map(type, row.values())} - {str}:
+            yield f"'demonstrations' has {short(row)}, expected texts by field"
 
 
 def _unknown(given: Iterable[str], known: Iterable[str]) -> Iterator[str]:
@@ -354,7 +365,7 @@ def _shallow(value: Any, depth: int) -> bool:
     return depth > 0 and all(_shallow(item, depth - 1) for item in inside)
 
 
-def _read_tensors(path: Path, digest: str) -> dict[str, np.ndarray]:
+def _read_tensors(path: Path, digest: str, prompted: bool) -> dict[str, np.ndarray]:
     _check_file(path, math.inf)
     entries = read_header(path)
     for name, entry in entries.items():
@@ -364,7 +375,7 @@ def _read_tensors(path: Path, digest: str) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path} is damaged or belongs to another manifest: its checksum is wrong; {_AGAIN}."
         )
-    _check_arrays(arrays, path)
+    _check_arrays(arrays, path, prompted)
     return arrays
 
 
@@ -379,9 +390,10 @@ def _check_leaf(name: str, dtype: str, shape: Sequence[int], path: Path) -> None
         raise UserError(f"{path}: '{name}' has the impossible shape {short(list(shape))}.")
 
 
-def _check_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    if not arrays:
-        raise UserError(f"{path} holds no tensor, expected at least one.")
+def _check_arrays(arrays: Mapping[str, np.ndarray], path: Path, prompted: bool) -> None:
+    if prompted == bool(arrays):
+        wanted = "none for a written prompt" if prompted else "at least one"
+        raise UserError(f"{path} holds {len(arrays)} tensors, expected {wanted}.")
     names = {dtype: name for name, dtype in DTYPES.items()}
     for name, array in arrays.items():
         _check_leaf(name, names.get(array.dtype, str(array.dtype)), array.shape, path)

@@ -16,6 +16,7 @@ from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.cli import main
 from prompt_tuning_jax.cli.machine import load_model
 from prompt_tuning_jax.data.task import make_task
+from prompt_tuning_jax.models.sites import to_tensors
 from prompt_tuning_jax.run import artifact
 
 TASK = (
@@ -37,10 +38,10 @@ def writer(tmp_path_factory):
     words += [f"--config.{word}" for word in SETTINGS]
     config = configs.load(str(tiny_runs.world().config), words)
     lm = load_model(config)
-    collections = plain_model.random_collections(0, tiny_models.SPEC, "prompt", size=3)
+    given = plain_model.random_given(0, tiny_models.SPEC, "prompt", size=3)
     manifest = artifact.make_manifest(lm, make_task(config.task), config, {})
     folder = tmp_path_factory.mktemp("writer") / "artifact"
-    artifact.save_artifact(artifact.Artifact(collections, manifest), folder)
+    artifact.save_artifact(artifact.Artifact(to_tensors(given), manifest), folder)
     return folder
 
 

@@ -36,7 +36,7 @@ def test_a_saved_config_means_what_was_typed(name):
 
 def test_an_artifact_loads_with_its_config():
     made = load_artifact(EARLIER)
-    assert made.collections["prompt"]["vectors"].shape[0] == 1
+    assert made.tensors["prompt/vectors"].shape[0] == 1
     config = configs.from_manifest(made.manifest, ["--config.generation.top_k=0"])
     assert (config.method.name, config.method.hidden_size) == ("prompt_encoder", 2)
     assert (config.optimizer.name, config.optimizer.momentum) == ("sgd", 0.5)

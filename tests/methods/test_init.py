@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import plain_model
 import pytest
-from tiny_methods import LM, TASK, keep, make
+from tiny_methods import LM, TASK, first, keep, make
 from tiny_models import SPACED_TOKENS, SPEC, SPECIALS, VOCABULARY, changed, write_spaced_folder
 
 from prompt_tuning_jax.errors import UserError
@@ -25,7 +25,7 @@ def vectors(size, kind, seed=0, task=TASK, lm=LM, **settings):
     """The first vectors of `size` virtual tokens, checked for what they always are."""
     settings = {f"init_{name}": value for name, value in settings.items()}
     made = make(num_virtual_tokens=size, init=kind, **settings)
-    trainable = made.init(jax.random.key(seed), lm, task)
+    trainable = first(made, jax.random.key(seed), lm, task)
     assert trainable.keys() == {"vectors"}
     found = trainable["vectors"]
     assert found.shape == (size, SPEC.width) and found.dtype == jnp.float32
@@ -111,15 +111,15 @@ def test_a_file_of_numbers(tmp_path, dtype):
 
 
 def test_an_earlier_artifact(tmp_path):
-    collections = plain_model.random_collections(0, SPEC, "prompt", size=3)
-    found = vectors(3, "file", file=keep(tmp_path / "earlier", collections))
-    np.testing.assert_array_equal(found, collections["prompt"]["vectors"])
+    given = plain_model.random_given(0, SPEC, "prompt", size=3)
+    found = vectors(3, "file", file=keep(tmp_path / "earlier", given))
+    np.testing.assert_array_equal(found, given.sites["prompt/vectors"])
 
 
 def test_an_artifact_without_a_prompt_and_a_missing_file_are_refused(tmp_path):
-    collections = plain_model.random_collections(0, SPEC, "prefix", size=3)
+    given = plain_model.random_given(0, SPEC, "prefix", size=3)
     with pytest.raises(UserError, match="which holds no soft prompt"):
-        vectors(3, "file", file=keep(tmp_path / "prefix", collections))
+        vectors(3, "file", file=keep(tmp_path / "prefix", given))
     for name in ("none.npy", "none"):
         with pytest.raises(UserError, match=name):
             vectors(3, "file", file=str(tmp_path / name))
@@ -187,7 +187,12 @@ def test_the_first_vectors_of_a_half_precision_model_are_float32():
 @pytest.mark.parametrize(
     ("size", "kind", "settings", "message"),
     [
-        (8, "vocabulary", {"vocabulary": 10}, "is 10, which leaves 7 tokens for 8 virtual tokens"),
+        (
+            8,
+            "vocabulary",
+            {"vocabulary": 10},
+            "is 10, which leaves 7 tokens for 8 virtual tokens",
+        ),
         (3, "labels", {"task": TASK._replace(labels=())}, "the task has none: write 'vocabulary'"),
         # Refused before they take memory.
         (128, "uniform", {}, "tokens is 128: expected fewer than the 128 positions of 'tiny'"),

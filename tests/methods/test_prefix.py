@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import plain_model
 import pytest
-from tiny_methods import LM, PLAIN, TASK, keep, make
+from tiny_methods import LM, PLAIN, TASK, adapt, first, keep, make
 from tiny_models import SPEC
 
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models.cached import bake
+from prompt_tuning_jax.models.sites import PREFIX, Given
 from prompt_tuning_jax.score import encode_for
 
 SIZE, HIDDEN = 4, 5
@@ -21,13 +22,18 @@ KEY = jax.random.key(0)
 def made(seed=0, lm=LM, size=SIZE, **settings):
     """What the model is handed first."""
     method = make(name="prefix", num_virtual_tokens=size, **settings)
-    return method.adapt(method.init(jax.random.key(seed), lm, TASK), KEY, True)
+    return adapt(method, first(method, jax.random.key(seed), lm), lm=lm)
+
+
+def pair(given):
+    """The keys and the values."""
+    return {name: given.sites[path] for name, path in PREFIX.items()}
 
 
 def trained(seed=0, **settings):
     """A method with a network, and a tree all of whose leaves are random."""
     method = make(name="prefix", num_virtual_tokens=SIZE, hidden_size=HIDDEN, **settings)
-    tree = method.init(KEY, LM, TASK)
+    tree = first(method)
     rng = np.random.default_rng(seed)
     return method, jax.tree.map(lambda leaf: jnp.float32(rng.normal(size=leaf.shape)), tree)
 
@@ -37,50 +43,50 @@ def trained(seed=0, **settings):
 def test_a_text_becomes_its_own_keys_and_values(text, hidden_size):
     """Repeated or cut to P, and read by the model that knows no prefix but the numpy one."""
     ids = np.resize(LM.tokenizer.encode(text)[0], SIZE).tolist()
-    collections = made(init="text", init_text=text, hidden_size=hidden_size)
+    given = made(init="text", init_text=text, hidden_size=hidden_size)
     wanted = plain_model.states(PLAIN, ids + REST)[SIZE:]
-    found = plain_model.states(PLAIN, REST, collections)
+    found = plain_model.states(PLAIN, REST, given)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
 def test_every_init_of_virtual_tokens_is_a_prefix_too():
-    prompt = make(num_virtual_tokens=SIZE, init="labels").init(KEY, LM, TASK)
+    prompt = first(make(num_virtual_tokens=SIZE, init="labels"))["vectors"]
     slots = [-1 - slot for slot in range(SIZE)]
-    wanted = plain_model.states(PLAIN, slots + REST, {"prompt": prompt})[SIZE:]
+    wanted = plain_model.states(PLAIN, slots + REST, Given({"prompt/vectors": prompt}))[SIZE:]
     found = plain_model.states(PLAIN, REST, made(init="labels"))
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
 def test_random_has_the_deviation_that_was_asked_for():
-    pair = made(size=100, init="random", init_scale=0.3)["prefix"]
-    for leaf in pair.values():
+    found = pair(made(size=100, init="random", init_scale=0.3))
+    for leaf in found.values():
         assert leaf.mean() == pytest.approx(0, abs=0.02)
         assert leaf.std() == pytest.approx(0.3, rel=0.05)
-    assert (pair["k"] != pair["v"]).all()
+    assert (found["k"] != found["v"]).all()
 
 
 def test_zero_is_zero_with_a_network_too():
     for hidden_size in (0, HIDDEN):
-        for leaf in made(init="zero", hidden_size=hidden_size)["prefix"].values():
+        for leaf in pair(made(init="zero", hidden_size=hidden_size)).values():
             assert leaf.shape == SHAPE and not leaf.any()
 
 
 def test_another_seed_is_another_prefix():
     for init in ("random", "vocabulary"):
-        first, again, other = (made(seed, init=init)["prefix"]["k"] for seed in (0, 0, 1))
+        first, again, other = (pair(made(seed, init=init))["k"] for seed in (0, 0, 1))
         assert (first == again).all() and (first != other).any()
 
 
 def test_the_first_prefix_of_a_half_precision_model_is_float32():
     half = LM._replace(params=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), LM.params))
-    found, wanted = (made(lm=lm, init="text", init_text="ab the")["prefix"] for lm in (half, LM))
+    found, wanted = (pair(made(lm=lm, init="text", init_text="ab the")) for lm in (half, LM))
     for name, leaf in found.items():
         assert leaf.dtype == jnp.float32
         np.testing.assert_allclose(leaf, wanted[name], atol=0.1)
 
 
 def test_an_earlier_prefix_is_where_training_goes_on(tmp_path):
-    earlier = plain_model.random_collections(0, SPEC, "prefix", size=SIZE)
+    earlier = plain_model.random_given(0, SPEC, "prefix", size=SIZE)
     folder = keep(tmp_path / "earlier", earlier)
     jax.tree.map(np.testing.assert_array_equal, made(init="file", init_file=folder), earlier)
     message = r"a prefix of {'k': \(3, 4, 2, 10\).*}: expected 'k' and 'v' of \(3, 2, 2, 10\)"
@@ -90,14 +96,14 @@ def test_an_earlier_prefix_is_where_training_goes_on(tmp_path):
 
 @pytest.mark.parametrize("kind", ["artifact", "npy"])
 def test_an_earlier_soft_prompt_becomes_a_prefix(tmp_path, kind):
-    prompt = plain_model.random_collections(0, SPEC, "prompt", size=SIZE)
+    prompt = plain_model.random_given(0, SPEC, "prompt", size=SIZE)
     if kind == "npy":
         path = str(tmp_path / "prompt.npy")
-        np.save(path, prompt["prompt"]["vectors"])
+        np.save(path, prompt.sites["prompt/vectors"])
     else:
         path = keep(tmp_path / "prompt", prompt)
-    wanted = bake(LM, -1 - np.arange(SIZE), prompt)["prefix"]
-    found = made(init="file", init_file=path)["prefix"]
+    wanted = pair(bake(LM, -1 - np.arange(SIZE), prompt))
+    found = pair(made(init="file", init_file=path))
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
@@ -110,10 +116,10 @@ def test_a_prefix_that_leaves_no_position_is_refused_before_it_takes_memory():
 def test_the_network_adds_to_what_is_trained_beside_it():
     method, tree = trained()
     weights = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
-    first, last = weights["network"]["layers_0"], weights["network"]["layers_2"]
-    found = method.adapt(tree, KEY, True)["prefix"]
+    inner, last = weights["network"]["layers_0"], weights["network"]["layers_2"]
+    found = pair(adapt(method, tree))
     for token in range(SIZE):
-        hidden = np.tanh(weights["inputs"][token] @ first["kernel"] + first["bias"])
+        hidden = np.tanh(weights["inputs"][token] @ inner["kernel"] + inner["bias"])
         keys, values = np.split(hidden @ last["kernel"] + last["bias"], 2)
         for name, part in (("k", keys), ("v", values)):
             for layer, of_layer in enumerate(np.split(part, SPEC.layers)):
@@ -124,31 +130,31 @@ def test_the_network_adds_to_what_is_trained_beside_it():
 
 def test_an_input_of_the_network_moves_its_own_position_alone():
     method, tree = trained()
-    before = method.adapt(tree, KEY, True)["prefix"]
+    before = pair(adapt(method, tree))
     moved = {**tree, "inputs": tree["inputs"].at[2].add(1)}
-    for name, leaf in method.adapt(moved, KEY, True)["prefix"].items():
+    for name, leaf in pair(adapt(method, moved)).items():
         same = (leaf == before[name]).all(axis=(0, 2, 3))
         assert same.tolist() == [True, True, False, True]
 
 
 def test_a_prefix_of_zeros_stays_one_position_unless_a_network_makes_it_several():
     def loss(tree, method):
-        given = method.adapt(tree, KEY, True)["prefix"]
+        given = pair(adapt(method, tree))
         return sum((leaf**2).sum() + leaf.sum() for leaf in given.values())
 
     for hidden_size in (0, HIDDEN):
         method = make(name="prefix", num_virtual_tokens=SIZE, init="zero", hidden_size=hidden_size)
-        tree = method.init(KEY, LM, TASK)
+        tree = first(method)
         for _ in range(3):
             slope = jax.grad(loss)(tree, method)
             tree = jax.tree.map(lambda leaf, by: leaf - 0.1 * by, tree, slope)
-        keys = method.adapt(tree, KEY, True)["prefix"]["k"]
+        keys = pair(adapt(method, tree))["k"]
         assert (keys == keys[:, :1]).all() == (hidden_size == 0)
 
 
 def encoded(size, text="a", max_length=0):
     """The example of a text behind a prefix."""
-    prefix = plain_model.random_collections(0, SPEC, "prefix", size=size)
+    prefix = plain_model.random_given(0, SPEC, "prefix", size=size)
     return encode_for(LM, TASK, [{"text": text}], prefix, max_length)[0]
 
 

@@ -24,23 +24,28 @@ def inputs(seed, shared, rows, queries, length, before, heads=2, group=3, size=4
     own = normal(rows, length, heads, size), normal(rows, length, heads, size)
     visible = rng.random((rows, queries, length)) < 0.6
     visible[..., 0] = True
-    return query, front, own, np.where(visible, 0.0, MASKED).astype(np.float32), shared
+    mask = np.where(visible, 0.0, MASKED).astype(np.float32)
+    seen = rng.random((shared + rows * queries, before + shared)) < 0.6
+    # Every query sees a key.
+    hidden = np.where(seen, 0.0, MASKED).astype(np.float32) if before and not shared else None
+    return query, front, own, mask, hidden, shared
 
 
-def plain(query, front, own, mask, shared):
+def plain(query, front, own, mask, hidden, shared):
     """One query of one head at a time, in float64."""
     queries = mask.shape[1]
     seen = np.zeros(query.shape)
     for place, head, member in np.ndindex(*query.shape[:3]):
+        ahead = front if hidden is None else [part[hidden[place] == 0] for part in front]
         if place < shared:
             stop = len(front[0]) - shared + place + 1
-            keys, values = (part[:stop, head] for part in front)
+            keys, values = (part[:stop, head] for part in ahead)
         else:
             row, index = divmod(place - shared, queries)
             chosen = mask[row, index] == 0
             keys, values = (
-                np.concatenate([ahead[:, head], inside[row, chosen, head]])
-                for ahead, inside in zip(front, own, strict=True)
+                np.concatenate([first[:, head], inside[row, chosen, head]])
+                for first, inside in zip(ahead, own, strict=True)
             )
         scores = keys.astype(np.float64) @ query[place, head, member]
         weights = np.exp(scores - scores.max())
@@ -61,10 +66,10 @@ def test_it_is_the_plain_softmax(chosen, before, seed):
 
 @pytest.mark.parametrize(("shared", "before"), [(3, 0), (3, 2), (0, 2), (0, 0)])
 def test_the_gradient_is_the_slope(shared, before):
-    *arrays, mask, size = inputs(0, shared, 2, 3, 4, before)
+    *arrays, mask, hidden, size = inputs(0, shared, 2, 3, 4, before)
 
     def of(query, front, own):
-        return attend(query, front, own, mask, size, None)
+        return attend(query, front, own, mask, hidden, size, None)
 
     check_grads(of, jax.tree.map(jnp.asarray, arrays), order=1, modes=["rev"], atol=2e-2, rtol=2e-2)
 
@@ -73,10 +78,10 @@ def test_the_gradient_is_the_slope(shared, before):
 def test_heads_side_by_side_equal_a_batch_of_heads(monkeypatch, shared):
     *given, size = inputs(1, shared, 2, 3, 4, 2)
     # jax 0.7 hands numpy's arrays to the gradient as something else.
-    *arrays, mask = jax.tree.map(jnp.asarray, given)
+    *arrays, mask, hidden = jax.tree.map(jnp.asarray, given)
 
     def of(query, front, own):
-        seen = attend(query, front, own, mask, size, None)
+        seen = attend(query, front, own, mask, hidden, size, None)
         return (seen**2).sum(), seen
 
     apart = jax.value_and_grad(of, argnums=(0, 1, 2), has_aux=True)(*arrays)
@@ -86,10 +91,12 @@ def test_heads_side_by_side_equal_a_batch_of_heads(monkeypatch, shared):
 
 
 def test_half_precision_keeps_its_dtype_and_sums_in_float32():
-    *arrays, mask, size = inputs(2, 3, 2, 3, 4, 2)
+    *arrays, mask, hidden, size = inputs(2, 3, 2, 3, 4, 2)
     half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), arrays)
-    seen, pull = jax.vjp(lambda *given: attend(*given, mask, size, None), *half)
+    seen, pull = jax.vjp(lambda *given: attend(*given, mask, hidden, size, None), *half)
     assert seen.dtype == jnp.bfloat16
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(pull(seen)))
-    wanted = plain(*jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), half), mask, size)
+    wanted = plain(
+        *jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), half), mask, hidden, size
+    )
     np.testing.assert_allclose(np.asarray(seen, np.float32), wanted, atol=2e-2)

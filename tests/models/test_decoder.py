@@ -17,11 +17,13 @@ from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.models.decoder import REMAT
 from prompt_tuning_jax.models.positions import rotary_tables
-from prompt_tuning_jax.models.sites import bind, sites
+from prompt_tuning_jax.models.sites import NOTHING, PREFIX, PROMPT, VISIBLE, Given, bind, sites
 
 # One shape of rows for all tests, so that little is compiled.
 ROWS, LENGTH, SLOTS = 2, 16, 3
 FRONT = (1, -1, 77)
+K, V = PREFIX.values()
+Q = "lora/decoder/attention/q"
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +32,9 @@ def model():
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def run(module, params, collections, batch):
+def run(module, params, given, batch):
     """Hidden states [R, Q, D] where `batch` reads, and their logits float32[R, Q, V]."""
-    variables = {"params": params, **bind(module.spec, collections)}
+    variables = bind(module.spec, params, given)
     hidden = module.apply(variables, *batch[:6])
     return hidden, module.apply(variables, hidden, method="logits")
 
@@ -47,9 +49,9 @@ def one_row(ids, shared=0):
     return Batch(ids[:shared], tokens, reads + shared, segments, 0 * tokens, reads, *[tokens] * 4)
 
 
-def hidden_of(lm, collections, ids, shared=0):
+def hidden_of(lm, given, ids, shared=0):
     """Hidden states [n - S, D] of one sequence."""
-    hidden = run(lm.module, lm.params, collections, one_row(ids, shared))[0]
+    hidden = run(lm.module, lm.params, given, one_row(ids, shared))[0]
     return np.asarray(hidden[0, : len(ids) - shared])
 
 
@@ -98,25 +100,25 @@ class Filled:
 @given(rows=layouts(), front=st.sampled_from([(), FRONT]), seed=st.integers(0, 2**32 - 1))
 def test_packed_padded_branched_and_shared_is_one_sequence_at_a_time(model, rows, front, seed):
     lm, plain = model
-    collections = plain_model.random_collections(0, SPEC, "prompt", "prefix", size=SLOTS)
+    given = plain_model.random_given(0, SPEC, "prompt", "prefix", size=SLOTS)
     filled = Filled(seed)
     for row, examples in enumerate(rows):
         place = 0
         for segment, (padding, length, tails) in enumerate(examples, 1):
             place += padding
             trunk = filled.write(row, place, length, front, segment, 0)
-            found = plain_model.states(plain, trunk, collections)
+            found = plain_model.states(plain, trunk, given)
             filled.expected[row, place : place + length] = found[len(front) :]
             place += length
             for branch, size in enumerate(tails, 1):
                 whole = filled.write(row, place, size, trunk, segment, branch)
-                found = plain_model.states(plain, whole, collections)
+                found = plain_model.states(plain, whole, given)
                 filled.expected[row, place : place + size] = found[len(trunk) :]
                 place += size
     reads = np.tile(np.arange(LENGTH), (ROWS, 1))
     arrays = (filled.tokens, filled.positions, filled.segments, filled.branches, reads)
     batch = Batch(np.array(front, np.int32), *arrays, *[reads] * 4)
-    ours = np.asarray(run(lm.module, lm.params, collections, batch)[0])
+    ours = np.asarray(run(lm.module, lm.params, given, batch)[0])
     assert np.isfinite(ours).all()
     real = filled.segments > 0
     close(ours[real], filled.expected[real])
@@ -128,76 +130,78 @@ def test_logits_of_every_position_are_those_of_one_sequence(name, shared):
     spec = SPECS[name]
     lm, plain = plain_model.make(spec)
     ids = np.random.default_rng(0).integers(0, spec.vocabulary, 12)
-    collections = plain_model.random_collections(1, spec, "prefix")
-    logits = run(lm.module, lm.params, collections, one_row(ids, shared))[1]
+    given = plain_model.random_given(1, spec, "prefix")
+    logits = run(lm.module, lm.params, given, one_row(ids, shared))[1]
     assert logits.dtype == jnp.float32
-    wanted = plain_model.log_probabilities(plain, ids, collections)[shared:]
+    wanted = plain_model.log_probabilities(plain, ids, given)[shared:]
     close(jax.nn.log_softmax(logits[0, : len(wanted)]), wanted)
 
 
 def test_the_last_layer_at_some_positions_is_the_whole_layer_there(model):
     lm, plain = model
-    collections = plain_model.random_collections(3, SPEC, "prompt", "prefix")
+    given = plain_model.random_given(3, SPEC, "prompt", "prefix")
     ids = [*FRONT, *range(90, 101)]
     batch = one_row(ids, len(FRONT))
-    whole = plain_model.states(plain, ids, collections)[len(FRONT) :]
+    whole = plain_model.states(plain, ids, given)[len(FRONT) :]
     for some in ([10], [0, 3, 10], [7, 7, 2, 0]):
         reads = np.resize(some, (ROWS, LENGTH))
-        found = run(lm.module, lm.params, collections, batch._replace(reads=reads))[0]
+        found = run(lm.module, lm.params, given, batch._replace(reads=reads))[0]
         close(found[0], whole[reads[0]])
 
 
 def test_a_text_is_a_soft_prompt_of_its_embeddings_is_a_prefix_of_its_keys_and_values(model):
     lm, plain = model
     text, slots, rest = [1, 60, 61], [-1, -2, -3], [99, 98, 97, 96]
-    prompt = {"prompt": {"vectors": lm.params["embed"]["embedding"][np.array(text)]}}
-    prefix = bake(lm, np.array(text, np.int32), {})
+    prompt = Given({PROMPT: lm.params["embed"]["embedding"][np.array(text)]})
+    prefix = bake(lm, np.array(text, np.int32), NOTHING)
     baked_prompt = bake(lm, np.array(slots, np.int32), prompt)
-    assert prefix["prefix"]["k"].shape == (SPEC.layers, len(text), SPEC.kv_heads, SPEC.head_size)
+    assert prefix.sites[K].shape == (SPEC.layers, len(text), SPEC.kv_heads, SPEC.head_size)
     wanted = plain_model.states(plain, text + rest)
     for shared in (0, 3):
-        close(hidden_of(lm, {}, text + rest, shared), wanted[shared:])
+        close(hidden_of(lm, NOTHING, text + rest, shared), wanted[shared:])
         close(hidden_of(lm, prompt, slots + rest, shared), wanted[shared:])
     close(hidden_of(lm, prefix, rest), wanted[3:])
-    close(hidden_of(lm, {"prefix": baked_prompt["prefix"]}, rest), wanted[3:])
+    close(
+        hidden_of(lm, Given({path: baked_prompt.sites[path] for path in (K, V)}), rest), wanted[3:]
+    )
     close(plain_model.states(plain, rest, prefix), wanted[3:])
 
 
 def test_baked_shared_positions_are_the_unbaked_behind_a_prefix_too(model):
     lm, plain = model
-    collections = plain_model.random_collections(4, SPEC, "prompt", "prefix")
+    given = plain_model.random_given(4, SPEC, "prompt", "prefix")
     ids = [*FRONT, 120, 121, -3, 50]
-    baked = bake(lm, np.array(FRONT, np.int32), collections)
-    assert baked["prefix"]["k"].shape[1] == 3 + len(FRONT)
+    baked = bake(lm, np.array(FRONT, np.int32), given)
+    assert baked.sites[K].shape[1] == 3 + len(FRONT)
     after = hidden_of(lm, baked, ids[len(FRONT) :])
-    close(after, hidden_of(lm, collections, ids, len(FRONT)), 2e-6)
-    close(after, plain_model.states(plain, ids, collections)[len(FRONT) :])
-    assert bake(lm, np.zeros(0, np.int32), collections) is collections
+    close(after, hidden_of(lm, given, ids, len(FRONT)), 2e-6)
+    close(after, plain_model.states(plain, ids, given)[len(FRONT) :])
+    assert bake(lm, np.zeros(0, np.int32), given) is given
 
 
 def test_a_prompt_of_one_vector_acts_wherever_its_slot_stands(model):
     lm, plain = model
-    collections = plain_model.random_collections(5, SPEC, "prompt", size=1)
+    given = plain_model.random_given(5, SPEC, "prompt", size=1)
     for ids in ([-1, 50, 51], [50, -1, 51], [50, 51, -1]):
-        close(hidden_of(lm, collections, ids), plain_model.states(plain, ids, collections))
+        close(hidden_of(lm, given, ids), plain_model.states(plain, ids, given))
 
 
 @pytest.fixture(scope="module")
 def by_remat():
     """For each policy: value and gradient, and the bytes that the backward pass works in."""
     spec = changed(layers=8, feedforward=200)
-    collections = plain_model.random_collections(6, spec, "prompt", "prefix")
+    given = plain_model.random_given(6, spec, "prompt", "prefix")
     batch = one_row([*FRONT, *range(50, 60)], len(FRONT))
     found = {}
     for remat in REMAT:
         lm, _ = plain_model.make(spec, remat=remat)
 
-        def value(collections, params, module=lm.module):
-            variables = {"params": params, **bind(spec, collections)}
+        def value(given, params, module=lm.module):
+            variables = bind(spec, params, given)
             return jnp.sin(module.apply(variables, *batch[:6])).sum()
 
-        compiled = jax.jit(jax.value_and_grad(value)).lower(collections, lm.params).compile()
-        made = jax.device_get(compiled(collections, lm.params))
+        compiled = jax.jit(jax.value_and_grad(value)).lower(given, lm.params).compile()
+        made = jax.device_get(compiled(given, lm.params))
         found[remat] = made, compiled.memory_analysis().temp_size_in_bytes
     return found
 
@@ -233,19 +237,19 @@ def test_llama3_scaling_is_its_published_formula():
 def test_a_half_precision_model_reads_a_float32_prompt(model):
     lm, plain = model
     half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), lm.params)
-    collections = plain_model.random_collections(7, SPEC, "prompt", "prefix")
+    given = plain_model.random_given(7, SPEC, "prompt", "prefix")
     ids = [*FRONT, 90, 91, 92]
-    hidden, logits = run(lm.module, half, collections, one_row(ids, 3))
+    hidden, logits = run(lm.module, half, given, one_row(ids, 3))
     assert (hidden.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
-    wanted = plain_model.log_probabilities(plain, ids, collections)[3:]
+    wanted = plain_model.log_probabilities(plain, ids, given)[3:]
     close(jax.nn.log_softmax(logits[0, :3]), wanted, 0.2)
 
 
 def test_a_matmul_precision_reaches_every_product():
     lm, _ = plain_model.make(changed(tied_head=False), precision="highest")
-    collections = plain_model.random_collections(8, SPEC, "prefix")
+    given = plain_model.random_given(8, SPEC, "prefix")
     made = jax.make_jaxpr(run.__wrapped__, static_argnums=0)(
-        lm.module, lm.params, collections, one_row([1, 50, 51, 52], 3)
+        lm.module, lm.params, given, one_row([1, 50, 51, 52], 3)
     )
     products = str(made).count("dot_general[")
     assert products > 20  # two bodies of seven weights and some of attention, and the head
@@ -253,51 +257,67 @@ def test_a_matmul_precision_reaches_every_product():
 
 
 @pytest.mark.parametrize(
-    ("collections", "message"),
+    ("shapes", "message"),
     [
-        ({"promt": {"vectors": (3, 24)}}, r"'promt/vectors' \(did you mean 'prompt/vectors'\?\)"),
-        ({"prompt": {"vector": (3, 24)}}, r"'prompt/vector' \(did you mean 'prompt/vectors'\?\)"),
-        ({"prefix": {"key": (3, 2, 2, 10)}}, r"'prefix/key'.*prefix/k, prefix/v"),
-        ({"lora": {"a": (3, 24, 4)}}, r"does not read 'lora/a'"),
-        (
-            {"prompt": {"vectors": (3, 25)}},
-            r"'prompt/vectors' has shape \(3, 25\).*\('1 or more', 24\)",
-        ),
-        ({"prompt": {"vectors": (24,)}}, r"shape \(24,\)"),
-        ({"prompt": {"vectors": (0, 24)}}, r"shape \(0, 24\)"),
-        (
-            {"prefix": {"k": (2, 5, 2, 10), "v": (2, 5, 2, 10)}},
-            r"'prefix/k' has shape \(2, 5, 2, 10\).*\(3, '1 or more', 2, 10\)",
-        ),
-        ({"prefix": {"k": (3, 5, 2, 10)}}, r"'k' and 'v' of the same shape"),
-        ({"prefix": {"k": (3, 5, 2, 10), "v": (3, 4, 2, 10)}}, r"'k' and 'v' of the same shape"),
+        ({"promt/vectors": (3, 24)}, r"'promt/vectors' \(did you mean 'prompt/vectors'\?\)"),
+        ({"prompt/vector": (3, 24)}, r"'prompt/vector' \(did you mean 'prompt/vectors'\?\)"),
+        ({"prompt/vectors": (3, 25)}, r"'prompt/vectors' has shape \(3, 25\).* \[P, 24\]"),
+        ({"prompt/vectors": (24,)}, r"shape \(24,\)"),
+        ({"prompt/vectors": (0, 24)}, r"shape \(0, 24\)"),
+        ({K: (2, 5, 2, 10), V: (2, 5, 2, 10)}, r"/k' has shape \(2, 5, 2, 10\).*\[3, P, 2, 10\]"),
+        ({K: (3, 5, 2, 10)}, f"'{K}' needs '{V}' beside it"),
+        ({K: (3, 5, 2, 10), V: (3, 4, 2, 10)}, r"/v' has shape \(3, 4, 2, 10\).*\[3, 5, 2, 10\]"),
+        ({"prefix/decoder/attention/key": (3, 2, 2, 10)}, f"reads {K}, {V}"),
+        ({"lora/a": (3, 24, 4)}, r"does not read 'lora/a'.*lora/decoder/attention/q/a"),
+        ({f"{Q}/a": (3, 4, 24)}, f"'{Q}/a' needs '{Q}/b' beside it"),
+        ({f"{Q}/a": (3, 4, 24), f"{Q}/b": (3, 40, 5)}, r"/b' has shape \(3, 40, 5\).*\[3, 40, 4\]"),
+        ({"scale/decoder/feedforward/down": (3, 24)}, r"shape \(3, 24\).*\[3, 36\]"),
     ],
 )
-def test_a_leaf_that_the_model_does_not_read_is_refused_by_name(collections, message):
-    arrays = {
-        name: {leaf: np.zeros(shape, np.float32) for leaf, shape in leaves.items()}
-        for name, leaves in collections.items()
-    }
+def test_a_site_that_the_model_does_not_read_is_refused_by_name(shapes, message):
+    arrays = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
     with pytest.raises(UserError, match=message):
-        bind(SPEC, arrays)
+        bind(SPEC, {}, Given(arrays))
+
+
+def test_weights_that_the_model_does_not_have_are_refused_by_name():
+    for path, shape, message in (
+        ("layers/attention/x/weight", (2, 40, 24), "does not read 'layers/attention/x/weight'"),
+        ("layers/attention/q/weight", (3, 40, 24), r"has shape \(3, 40, 24\); .* \(2, 40, 24\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            bind(SPEC, {}, Given(params={path: np.zeros(shape, np.float32)}))
 
 
 def test_every_site_changes_the_answer(model):
-    lm, _ = model
+    lm, plain = model
     ids = [*FRONT, 90, 91]
-    collections = plain_model.random_collections(9, SPEC, "prompt", "prefix")
-    assert {(name, leaf) for name in collections for leaf in collections[name]} == set(sites(SPEC))
-    before = hidden_of(lm, collections, ids, 3)
-    for name, leaf in sites(SPEC):
-        moved = {key: dict(value) for key, value in collections.items()}
-        moved[name][leaf] = moved[name][leaf] + 0.5
-        assert np.abs(hidden_of(lm, moved, ids, 3) - before).max() > 1e-2, (name, leaf)
+    given = plain_model.random_given(9, SPEC, "prompt", "prefix", "lora", "scale")
+    assert given.sites.keys() == sites(SPEC).keys() - {VISIBLE}
+    before = hidden_of(lm, given, ids, 3)
+    close(before, plain_model.states(plain, ids, given)[3:], 5e-5)
+    for path, leaf in given.sites.items():
+        moved = Given({**given.sites, path: leaf + 0.5})
+        assert np.abs(hidden_of(lm, moved, ids, 3) - before).max() > 1e-3, path
+
+
+def test_a_hidden_position_of_a_prefix_is_as_if_it_were_not_there(model):
+    lm, plain = model
+    ids = [*FRONT[:1], 77, 90, 91]
+    for size, shared in ((4, 0), (4, 2)):
+        given = plain_model.random_given(11, SPEC, "prefix", size=size)
+        hidden = np.array([1, 0, 1, 0], np.float32)
+        found = hidden_of(lm, Given({**given.sites, VISIBLE: hidden}), ids, shared)
+        # The positions of the text stay where they are.
+        short = {path: leaf[:, hidden > 0] for path, leaf in given.sites.items()}
+        wanted = plain_model.states(plain, ids, Given(short), begin=size)
+        close(found, wanted[shared:])
 
 
 @pytest.mark.parametrize("names", [(), ("prefix",), ("prompt",)])
 @pytest.mark.parametrize("shared", [0, 3])
 def test_a_slot_without_a_vector_is_never_read_as_another_token(model, names, shared):
     lm, _ = model
-    collections = plain_model.random_collections(10, SPEC, *names)
-    found = hidden_of(lm, collections, [1, 40, -4, 41, 42, 43], shared)
+    given = plain_model.random_given(10, SPEC, *names)
+    found = hidden_of(lm, given, [1, 40, -4, 41, 42, 43], shared)
     assert np.isnan(found[-1]).all()

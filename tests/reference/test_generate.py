@@ -13,6 +13,7 @@ from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.generate import Settings, generate
 from prompt_tuning_jax.models.files.find import find_model
 from prompt_tuning_jax.models.language_model import load
+from prompt_tuning_jax.models.sites import NOTHING, PROMPT, Given
 
 SMOLLM2 = "smollm2-135m-instruct"
 SLOTS, TOKENS = 4, 16
@@ -32,9 +33,9 @@ def ours(lm, cases, vectors=None, tokens=TOKENS):
     examples = [
         Example(np.array([*slots, *case.ids], np.int32), (), -1, len(slots), 0) for case in cases
     ]
-    collections = {} if vectors is None else {"prompt": {"vectors": vectors}}
+    given = NOTHING if vectors is None else Given({PROMPT: vectors})
     settings = Settings(max_new_tokens=tokens)
-    written = generate(lm._replace(tokenizer=endless), examples, collections, settings)
+    written = generate(lm._replace(tokenizer=endless), examples, given, settings)
     return [each.ids for each in written]
 
 
@@ -58,7 +59,7 @@ def test_a_random_model_with_a_prompt_in_peft(tmp_path):
     vectors = np.random.default_rng(0).normal(0, 0.2, (SLOTS, tiny_models.SPEC.width))
     vectors = vectors.astype(np.float32)
     cases, lm = random_cases(1), load(folder, dtype="float32", matmul_precision="highest")
-    wrapped = peft_side.tuned(peft_side.base(folder, "float32"), {"prompt": {"vectors": vectors}})
+    wrapped = peft_side.tuned(peft_side.base(folder, "float32"), Given({PROMPT: vectors}))
     theirs = one_by_one(wrapped, cases, TOKENS)
     assert ours(lm, cases, vectors) == theirs != ours(lm, cases)
 
@@ -76,6 +77,6 @@ def test_smollm2_alone_and_with_a_prompt_in_peft():
     assert ours(lm, cases, tokens=24) == theirs
     words = jnp.array(lm.tokenizer.encode("In plain words:")[0])
     vectors = np.asarray(lm.params["embed"]["embedding"][words])
-    wrapped = peft_side.tuned(base, {"prompt": {"vectors": vectors}})
+    wrapped = peft_side.tuned(base, Given({PROMPT: vectors}))
     prompted = one_by_one(wrapped, cases, 24)
     assert ours(lm, cases, vectors, tokens=24) == prompted != theirs

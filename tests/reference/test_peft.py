@@ -16,6 +16,7 @@ from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.models.files.find import find_model
 from prompt_tuning_jax.models.language_model import LanguageModel, load
+from prompt_tuning_jax.models.sites import NOTHING, PROMPT, Given
 from prompt_tuning_jax.score import virtual_tokens
 
 SLOTS = 4
@@ -34,9 +35,9 @@ def lm(folder):
     return load(folder, dtype="float32")
 
 
-def random_collections(spec, kind):
+def random_given(spec, kind):
     """A prompt or a prefix of vectors as large as those of a model."""
-    return plain_model.random_collections(0, spec, kind, size=SLOTS)
+    return plain_model.random_given(0, spec, kind, size=SLOTS)
 
 
 def random_cases(seed, lengths=(12, 5, 9), targets=2):
@@ -44,11 +45,11 @@ def random_cases(seed, lengths=(12, 5, 9), targets=2):
     return [inputs.Case(rng.integers(3, VOCABULARY, n).tolist(), targets) for n in lengths]
 
 
-def our_logits(lm: LanguageModel, collections, ids):
+def our_logits(lm: LanguageModel, given, ids):
     """float32[T, V] behind a prompt or a prefix."""
-    slots = -1 - np.arange(virtual_tokens(collections))
+    slots = -1 - np.arange(virtual_tokens(given))
     tokens, positions, segments = parity.right_padded([ids])
-    inputs = tokens, positions + len(slots), segments, slots, collections
+    inputs = tokens, positions + len(slots), segments, slots, given
     return np.asarray(parity.compute_logits((lm.module, lm.params), *inputs))[0]
 
 
@@ -60,27 +61,27 @@ def peft_logits(wrapped, cases):
     return [found[: len(case.ids)] for found, case in zip(logits, cases, strict=True)]
 
 
-def largest_difference(lm, wrapped, collections, cases):
+def largest_difference(lm, wrapped, given, cases):
     found = peft_logits(wrapped, cases)
     return max(
-        np.abs(our_logits(lm, collections, case.ids) - theirs).max()
+        np.abs(our_logits(lm, given, case.ids) - theirs).max()
         for case, theirs in zip(cases, found, strict=True)
     )
 
 
 @KINDS
 def test_peft_with_our_prompt_gives_our_logits(lm, folder, kind):
-    collections = random_collections(lm.spec, kind)
-    wrapped = peft_side.tuned(peft_side.base(folder, "float32"), collections)
-    jax.tree.map(np.testing.assert_array_equal, peft_side.collections(wrapped), collections)
-    assert largest_difference(lm, wrapped, collections, random_cases(0)) < 1e-4
+    given = random_given(lm.spec, kind)
+    wrapped = peft_side.tuned(peft_side.base(folder, "float32"), given)
+    jax.tree.map(np.testing.assert_array_equal, peft_side.trained(wrapped), given)
+    assert largest_difference(lm, wrapped, given, random_cases(0)) < 1e-4
 
 
 def trained(lm, wrapped, before):
-    """The collections after five steps of PEFT."""
+    """The given after five steps of PEFT."""
     step, batch = peft_side.trainer(wrapped, 0.05), peft_side.batch(random_cases(1))
     losses = [step(batch) for _ in range(5)]
-    after = peft_side.collections(wrapped)
+    after = peft_side.trained(wrapped)
     assert losses[-1] < losses[0]
     for leaf, first in zip(*map(jax.tree.leaves, (after, before)), strict=True):
         assert np.abs(leaf - first).max() > 0.1
@@ -90,7 +91,7 @@ def trained(lm, wrapped, before):
 
 @KINDS
 def test_we_give_the_logits_of_peft_with_what_it_trained(lm, folder, kind):
-    before = random_collections(lm.spec, kind)
+    before = random_given(lm.spec, kind)
     wrapped = peft_side.tuned(peft_side.base(folder, "float32"), before)
     after = trained(lm, wrapped, before)
     assert largest_difference(lm, wrapped, after, random_cases(2)) < 1e-4
@@ -98,7 +99,7 @@ def test_we_give_the_logits_of_peft_with_what_it_trained(lm, folder, kind):
 
 def test_we_give_the_logits_of_peft_with_the_prompt_of_its_encoder(lm, folder):
     wrapped = peft_side.encoded(peft_side.base(folder, "float32"), SLOTS, 8, seed=0)
-    before = peft_side.collections(wrapped)
+    before = peft_side.trained(wrapped)
     assert largest_difference(lm, wrapped, before, random_cases(2)) < 1e-4
     after = trained(lm, wrapped, before)
     assert largest_difference(lm, wrapped, after, random_cases(2)) < 1e-4
@@ -120,11 +121,11 @@ def test_both_train_alike(folder, kind):
 
 @KINDS
 def test_both_score_answers_alike(lm, folder, kind):
-    collections = random_collections(lm.spec, kind)
-    wrapped = peft_side.tuned(peft_side.base(folder, "float32"), collections)
+    given = random_given(lm.spec, kind)
+    wrapped = peft_side.tuned(peft_side.base(folder, "float32"), given)
     cases = random_cases(3, range(3, 24), targets=0)
     answers = [[7], [8], [30]]
-    slots = [-1 - slot for slot in range(virtual_tokens(collections))]
+    slots = [-1 - slot for slot in range(virtual_tokens(given))]
     examples = [
         Example(
             np.array([*slots, *case.ids], np.int32),
@@ -135,7 +136,7 @@ def test_both_score_answers_alike(lm, folder, kind):
         )
         for case in cases
     ]
-    ours = scoring.score(lm, examples, collections, jax.devices()[:1])
+    ours = scoring.score(lm, examples, given, jax.devices()[:1])
     theirs = peft_side.answer_scores(wrapped, cases, answers, size=4)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
@@ -147,11 +148,11 @@ def test_peft_gives_our_logits_on_smollm2(kind):
     headline = "Headline: Ink helps drive democracy in Asia\nTopic: politics"
     words = lm.tokenizer.encode("business, politics or")[0]
     assert len(words) == SLOTS
-    collections = {"prompt": {"vectors": lm.params["embed"]["embedding"][jnp.array(words)]}}
+    given = Given({PROMPT: lm.params["embed"]["embedding"][jnp.array(words)]})
     if kind == "prefix":
-        collections = bake(lm, np.array(words), {})
-    collections = jax.device_get(collections)
+        given = bake(lm, np.array(words), NOTHING)
+    given = jax.device_get(given)
     base = peft_side.base(str(find_model(SMOLLM2)), "float32")
-    wrapped = peft_side.tuned(base, collections)
+    wrapped = peft_side.tuned(base, given)
     cases = [inputs.Case(lm.tokenizer.encode(headline)[0], 1)]
-    assert largest_difference(lm, wrapped, collections, cases) < 1e-4
+    assert largest_difference(lm, wrapped, given, cases) < 1e-4

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import traverse_util
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
@@ -40,7 +41,7 @@ FILES = (MANIFEST, TENSORS)
 def make(vectors=None, **changes):
     vectors = np.linspace(-1, 1, 24, dtype=np.float32).reshape(3, 8) if vectors is None else vectors
     manifest = artifacts.make_manifest(MODEL, TASK, CONFIG, {"validation": {"loss": 0.5}})
-    return Artifact({"prompt": {"vectors": vectors}}, {**manifest, **changes})
+    return Artifact({"prompt/vectors": vectors}, {**manifest, **changes})
 
 
 def seal(manifest):
@@ -96,28 +97,35 @@ NAMES = st.text("abkv_0", min_size=1, max_size=5)
 @given(st.dictionaries(NAMES, st.dictionaries(NAMES, LEAVES, min_size=1), min_size=1))
 def test_loading_gives_what_was_saved(tmp_path_factory, collections):
     folder = tmp_path_factory.mktemp("a") / "artifact"
-    saved = make()._replace(collections=collections)
-    artifacts.save_artifact(saved, folder)
+    tensors = traverse_util.flatten_dict(collections, sep="/")
+    artifacts.save_artifact(make()._replace(tensors=tensors), folder)
     loaded = artifacts.load_artifact(folder)
-    assert loaded.collections.keys() == collections.keys()
-    for collection, leaves in collections.items():
-        assert loaded.collections[collection].keys() == leaves.keys()
-        for leaf, array in leaves.items():
-            again = loaded.collections[collection][leaf]
-            assert (again.dtype, again.shape) == (array.dtype, array.shape)
-            assert again.tobytes() == array.tobytes()
+    assert loaded.tensors.keys() == tensors.keys()
+    for path, array in tensors.items():
+        again = loaded.tensors[path]
+        assert (again.dtype, again.shape) == (array.dtype, array.shape)
+        assert again.tobytes() == array.tobytes()
 
 
-def test_jax_arrays_nested_leaves_and_the_manifest_come_back(tmp_path):
-    collections = {
-        "prompt": {"vectors": jnp.arange(6, dtype=jnp.float32).reshape(2, 3)[:, ::-1]},
-        "lora": {"attention": {"q": {"a": jnp.ones((2, 3), jnp.bfloat16)}}},
+def test_a_prefix_of_earlier_versions_has_its_new_name(tmp_path):
+    keys = np.ones((2, 3, 1, 4), np.float32)
+    saved = make()._replace(tensors={"prefix/k": keys, "prefix/v": 2 * keys})
+    artifacts.save_artifact(saved, tmp_path / "a")
+    tensors = artifacts.load_artifact(tmp_path / "a").tensors
+    names = "prefix/decoder/attention/k", "prefix/decoder/attention/v"
+    assert sorted(tensors) == [*names] and (tensors[names[1]] == 2).all()
+
+
+def test_jax_arrays_long_paths_and_the_manifest_come_back(tmp_path):
+    tensors = {
+        "prompt/vectors": jnp.arange(6, dtype=jnp.float32).reshape(2, 3)[:, ::-1],
+        "lora/decoder/attention/q/a": jnp.ones((2, 3), jnp.bfloat16),
     }
-    saved = make()._replace(collections=collections)
+    saved = make()._replace(tensors=tensors)
     artifacts.save_artifact(saved, tmp_path / "a b ü")
     loaded = artifacts.load_artifact(tmp_path / "a b ü")
-    np.testing.assert_array_equal(loaded.collections["prompt"]["vectors"], [[2, 1, 0], [5, 4, 3]])
-    assert loaded.collections["lora"]["attention"]["q"]["a"].dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(loaded.tensors["prompt/vectors"], [[2, 1, 0], [5, 4, 3]])
+    assert loaded.tensors["lora/decoder/attention/q/a"].dtype == ml_dtypes.bfloat16
     for name, value in loaded.manifest.items():
         assert value == json.loads(json.dumps(saved.manifest[name])), name
     assert loaded.manifest.keys() == saved.manifest.keys()
@@ -283,4 +291,4 @@ def test_a_full_disk_leaves_the_artifact_that_was_there(tmp_path, monkeypatch, f
         with pytest.raises(OSError, match="No space left"):
             artifacts.save_artifact(make(np.ones((3, 8), np.float32)), tmp_path / "a")
     assert os.listdir(tmp_path) == ["a"]
-    assert artifacts.load_artifact(tmp_path / "a").collections["prompt"]["vectors"][0, 0] == -1
+    assert artifacts.load_artifact(tmp_path / "a").tensors["prompt/vectors"][0, 0] == -1

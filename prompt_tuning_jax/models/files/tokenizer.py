@@ -73,6 +73,7 @@ class Tokenizer:
       more_ends: further ids that end a text which the model writes.
       add_bos: whether the model's own tokenizer puts BOS in front of a text.
       chat_template: the jinja source, if any.
+      vocabulary: as a `tokenizer.json` has it.
       fingerprint: SHA-256 of all that decides about ids, the same on every version of the library.
     """
 
@@ -85,6 +86,7 @@ class Tokenizer:
         if isinstance(words, dict) and words.get("dropout") is not None:
             # Left from the tokenizer's training: merges are skipped at random.
             vocabulary = {**vocabulary, "model": {**words, "dropout": None}}
+        self.vocabulary = vocabulary
         self.library = tokenizers.Tokenizer.from_str(json.dumps(vocabulary))
         self.library.no_truncation()
         self.library.no_padding()
@@ -140,24 +142,41 @@ class Tokenizer:
     @property
     def end_ids(self) -> list[int]:
         """The ids that end a text which the model writes."""
-        return sorted({self.eos_id, *self.more_ends} - {None})
+        return sorted({*self.more_ends, *([] if self.eos_id is None else [self.eos_id])})
 
     def encode(
         self, text: str, *, continues: bool = False
     ) -> tuple[list[int], list[tuple[int, int]]]:
         """Returns the ids of a text, and where each begins and ends in it, in characters.
 
-        If several tokens make one character, each has that character's offsets.
-
-        Args:
-          text: what to cut.
-          continues: whether it follows another text or a special token: some tokenizers put a space
-            in front of the first text alone.
+        If several tokens make one character, each has that character's offsets. `continues` says
+        whether the text follows another one or a special token: some tokenizers put a space in
+        front of the first text alone.
         """
         library = self.inside if continues else self.library
         with _panics(f"a text of {len(text)} characters cannot be cut by the tokenizer.json"):
             encoding = library.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
+
+    def write(self, folder: Path) -> None:
+        """Writes `tokenizer.json` and `tokenizer_config.json`, as transformers reads them."""
+        library = tokenizers.Tokenizer.from_str(json.dumps(self.vocabulary))
+        tokens = {
+            f"{name}_token": library.id_to_token(number)
+            for name in ("bos", "eos", "pad")
+            if (number := getattr(self, f"{name}_id")) is not None
+        }
+        if self.add_bos and self.bos_id not in library.encode("a").ids:
+            bos = tokens["bos_token"]
+            library.post_processor = processors.TemplateProcessing(
+                single=[bos, "$A"], pair=[bos, "$A", "$B"], special_tokens=[(bos, self.bos_id)]
+            )
+        library.save(str(folder / "tokenizer.json"))
+        named = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens}
+        if self.chat_template:
+            named["chat_template"] = self.chat_template
+        text = json.dumps(named, indent=2, ensure_ascii=False)
+        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids, special ones too; bytes that are not UTF-8 become U+FFFD."""
@@ -200,10 +219,7 @@ def _growth(part: Any) -> int:
 
 
 def read_tokenizer(path: str) -> Tokenizer:
-    """Reads the tokenizer of a model.
-
-    Args:
-      path: as for `read_weights`.
+    """Reads the tokenizer of a model; `path` is as for `read_weights`.
 
     Raises:
       UserError: the model is missing, or its tokenizer is missing, damaged or not supported.

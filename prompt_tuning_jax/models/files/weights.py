@@ -25,7 +25,7 @@ from prompt_tuning_jax.models.weight_names import (
     HEAD,
     Leaf,
     leaf_shape,
-    table,
+    param_shapes,
     tensor_names,
 )
 from prompt_tuning_jax.safetensors_file import DTYPES as STORED
@@ -84,7 +84,8 @@ def _read_folder(folder: Path, dtype: np.dtype, most: float) -> Weights:
     ignored = {name for name in shapes if name.endswith(BUFFERS) or name in twins}
     _check_shapes(spec, "folder", shapes, ignored, folder)
     _check_size(spec, dtype, most, folder)
-    leaves, digests, ties = _allocate(spec, dtype), [], set()
+    digests, ties = [], set()
+    leaves = _allocate(spec, dtype)
     places = {
         name: _place(leaves, spec, leaf, layer)
         for name, leaf, layer in tensor_names(spec, "folder")
@@ -173,7 +174,7 @@ def _check_shapes(
 
 def _check_size(spec: Spec, dtype: np.dtype, most: float, path: Path) -> None:
     """Refuses a model that takes more than `most` bytes, before any are taken."""
-    numbers = sum(math.prod(leaf_shape(spec, leaf)) for _, leaf, _ in tensor_names(spec, "folder"))
+    numbers = sum(map(math.prod, param_shapes(spec).values()))
     needed, half = numbers * dtype.itemsize, numbers * DTYPES["bfloat16"].itemsize
     if needed > most:
         other = "give --config.model.dtype=bfloat16" if half <= most else "give a smaller model"
@@ -184,14 +185,8 @@ def _check_size(spec: Spec, dtype: np.dtype, most: float, path: Path) -> None:
 
 
 def _allocate(spec: Spec, dtype: np.dtype) -> dict[str, np.ndarray]:
-    """Returns empty leaves by path: all layers but the last stacked, the rest on their own."""
-    leaves = {}
-    for leaf in table(spec):
-        shape = leaf_shape(spec, leaf)
-        if leaf.layered:
-            leaves[f"layers/{leaf.path}"] = np.empty((spec.layers - 1, *shape), dtype)
-        leaves[f"last/{leaf.path}" if leaf.layered else leaf.path] = np.empty(shape, dtype)
-    return leaves
+    """Returns empty leaves by path."""
+    return {path: np.empty(shape, dtype) for path, shape in param_shapes(spec).items()}
 
 
 def _place(leaves: Mapping[str, np.ndarray], spec: Spec, leaf: Leaf, layer: int | None):

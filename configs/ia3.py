@@ -1,0 +1,32 @@
+"""IA3 for SmolLM2-135M-Instruct and the BBC headlines: scales of keys, values and activations.
+
+Command: prompt-tuning train --config configs/ia3.py --workdir runs/ia3
+  (or make quickstart METHOD=ia3)
+Hardware and time: as for configs/lora.py.
+Expected: not run here yet.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.steps = 250
+    config.learning_rate = 0.01
+    config.evaluate_every = 85
+    config.save_every = 85
+
+    config.method = ConfigDict()
+    config.method.name = "ia3"
+
+    config.task = ConfigDict()
+    config.task.labels = (
+        "business",
+        "entertainment",
+        "politics",
+        "sport=sports",
+        "tech=technology",
+    )
+
+    config.prompts = ("BBC News: {text}\nThis story is about",)
+    return config

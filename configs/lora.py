@@ -1,0 +1,35 @@
+"""LoRA for SmolLM2-135M-Instruct and the BBC headlines: thin matrices beside every linear layer.
+
+Command: prompt-tuning train --config configs/lora.py --workdir runs/lora
+  (or make quickstart METHOD=lora)
+Hardware and time: 2 CPU cores, float32, beside other work: 15 min.
+Expected: 89.3 % on the validation split, 89.2 % on the 500 test headlines (seed 0; run here at this
+  learning rate alone).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.steps = 250
+    config.learning_rate = 0.001
+    config.evaluate_every = 85
+    config.save_every = 85
+
+    config.method = ConfigDict()
+    config.method.name = "lora"
+    config.method.rank = 8
+    config.method.alpha = 16.0
+
+    config.task = ConfigDict()
+    config.task.labels = (
+        "business",
+        "entertainment",
+        "politics",
+        "sport=sports",
+        "tech=technology",
+    )
+
+    config.prompts = ("BBC News: {text}\nThis story is about",)
+    return config

@@ -1,0 +1,57 @@
+"""The commands `export` and `import`: artifacts for other programs, and from PEFT."""
+
+from typing import Any
+
+from prompt_tuning_jax import exchange
+from prompt_tuning_jax.cli.machine import find_artifact, load_model
+from prompt_tuning_jax.cli.show import say
+from prompt_tuning_jax.config import from_manifest
+from prompt_tuning_jax.data.task import make_task
+from prompt_tuning_jax.errors import UserError, nearest
+from prompt_tuning_jax.run.artifact import load_artifact, save_artifact
+from prompt_tuning_jax.run.card import predict_command
+
+KINDS = ("hf", "peft", "npy")
+
+
+def export_artifact(folder: str, kind: str, target: str, overrides: list[str]) -> None:
+    """Writes an artifact for another program: 'hf', 'peft' or 'npy'.
+
+    Raises:
+      UserError: the kind is unknown, the artifact has no such form, or the target exists.
+    """
+    if kind not in KINDS:
+        raise UserError(f"--to takes one of {', '.join(KINDS)}, not {kind!r}{nearest(kind, KINDS)}")
+    artifact = load_artifact(find_artifact(folder))
+    config = from_manifest(artifact.manifest, overrides)
+    task = make_task(config.task, artifact.manifest["labels"])
+    lm = load_model(config)
+    if kind == "hf":
+        exchange.export_model(lm, artifact, target)
+        say(f"{target}: load it with transformers' AutoModelForCausalLM and AutoTokenizer")
+    elif kind == "peft":
+        name = exchange.export_adapter(lm, task, artifact, target)
+        say(f"{target}: an adapter of the kind {name}, for the model {lm.name}")
+    else:
+        ids = exchange.export_front(lm, task, artifact, target)
+        own = lm.tokenizer.decode([number for number in ids.tolist() if number >= 0])
+        say(f"{target}: {len(ids)} vectors, of the virtual tokens and of the text {own!r}")
+
+
+def import_adapter(config: Any, kind: str, folder: str, out: str) -> None:
+    """Makes an artifact of an adapter of PEFT.
+
+    Raises:
+      UserError: the kind is unknown, or the adapter cannot be used.
+    """
+    if kind != "peft":
+        raise UserError(f"--from takes 'peft', not {kind!r}")
+    task = make_task(config.task)
+    keep(exchange.import_adapter(load_model(config), task, config, folder), out)
+
+
+def keep(artifact, out: str) -> None:
+    """Writes an artifact, and says how to use it."""
+    save_artifact(artifact, out)
+    say(f"{out}: an artifact, to use with evaluate and predict")
+    say(f"next:   {predict_command(artifact.manifest['template'], 'prompt-tuning', out)}")

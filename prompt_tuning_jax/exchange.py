@@ -1,0 +1,149 @@
+"""Exchange with other programs: artifacts as a folder of transformers, as an adapter of PEFT or as
+embeddings; adapters of PEFT and written prompts as artifacts."""
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.data.batch import shared_length
+from prompt_tuning_jax.data.records import PLACE, Record
+from prompt_tuning_jax.data.task import Task, check_fields, output_fields
+from prompt_tuning_jax.data.template import field_names, with_prompt
+from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.models.files.folder import merge, write_model
+from prompt_tuning_jax.models.files.peft import read_adapter, write_adapter
+from prompt_tuning_jax.models.language_model import LanguageModel
+from prompt_tuning_jax.models.sites import PROMPT, Given, check_given, from_tensors, to_tensors
+from prompt_tuning_jax.run.artifact import Artifact, check_artifact, make_manifest
+from prompt_tuning_jax.score import encode_for
+from prompt_tuning_jax.storage import atomic_write, new_folder
+
+
+def export_model(lm: LanguageModel, artifact: Artifact, folder: str | os.PathLike) -> None:
+    """Writes the model with the artifact merged into its weights, as a folder of transformers.
+
+    Raises:
+      UserError: the artifact does not fit the model or cannot be merged, or the folder exists.
+    """
+    merged = merge(lm.spec, lm.params, _checked(lm, artifact))
+    with new_folder(folder) as partial:
+        write_model(partial, lm.spec, merged, lm.tokenizer)
+
+
+def export_adapter(
+    lm: LanguageModel, task: Task, artifact: Artifact, folder: str | os.PathLike
+) -> str:
+    """Writes an artifact as a folder that PEFT loads, and returns PEFT's name of its kind.
+
+    A soft prompt takes everything up to the template's last slot with it, BOS too: PEFT is then to
+    read the text behind it, without BOS.
+
+    Raises:
+      UserError: the artifact does not fit the model, PEFT has none like it, or the folder exists.
+    """
+    given, sites = _checked(lm, artifact), dict(artifact.tensors)
+    if PROMPT in sites:
+        ids = front_ids(lm, task, artifact)
+        sites[PROMPT] = embed(lm, given, ids[: np.flatnonzero(ids < 0)[-1] + 1])
+    with new_folder(folder) as partial:
+        return write_adapter(partial, lm.spec, sites, lm.name)
+
+
+def export_front(
+    lm: LanguageModel, task: Task, artifact: Artifact, path: str | os.PathLike
+) -> np.ndarray:
+    """Writes the vectors of all positions that the same text and slots begin every input with, as
+    float32[S, D] in a .npy file, and returns their ids.
+
+    Raises:
+      UserError: the artifact does not fit the model or is no soft prompt, or the file exists.
+    """
+    if artifact.tensors.keys() != {PROMPT}:
+        raise UserError("the artifact is no soft prompt: only one can be written as embeddings")
+    ids, data = front_ids(lm, task, artifact), io.BytesIO()
+    np.save(data, embed(lm, from_tensors(artifact.tensors), ids), allow_pickle=False)
+    if Path(path).exists():
+        raise UserError(f"'{path}' exists: give the name of a new file")
+    try:
+        atomic_write(path, data.getvalue())
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be written ({error.strerror}): give another") from error
+    return ids
+
+
+def front_ids(lm: LanguageModel, task: Task, artifact: Artifact) -> np.ndarray:
+    """Returns int32[S] ids that every input begins with; slot j is -1 - j.
+
+    Raises:
+      UserError: a slot stands behind a field.
+    """
+    given, template = _checked(lm, artifact), artifact.manifest["template"]
+    # Texts that begin with another kind of token each: what they share belongs to the template.
+    rows = [dict.fromkeys(field_names(template), text) for text in ("a", "1", "Z", "(")]
+    examples = encode_for(lm, task, rows, given, template=template)
+    trunk, shared = examples[0].trunk, shared_length(examples)
+    if (trunk[shared:] < 0).any():
+        raise UserError(
+            f"the template {template!r} has a slot behind a field, and other programs have virtual"
+            " tokens in front alone: train with the slots in front of all fields"
+        )
+    return trunk[:shared]
+
+
+def _checked(lm: LanguageModel, artifact: Artifact) -> Given:
+    check_artifact(artifact, lm)
+    given = from_tensors(artifact.tensors)
+    check_given(lm.spec, given)
+    return given
+
+
+def embed(lm: LanguageModel, given: Given, ids: np.ndarray) -> np.ndarray:
+    """Returns float32[N, D], what the model reads at int32[N] ids."""
+    variables = {"params": lm.params, "prompt": {"vectors": given.sites[PROMPT]}}
+    return np.asarray(lm.module.apply(variables, ids, method="vectors"), np.float32)
+
+
+def import_adapter(
+    lm: LanguageModel, task: Task, config: Any, folder: str | os.PathLike
+) -> Artifact:
+    """Returns an adapter of PEFT as an artifact for the task of a config.
+
+    Raises:
+      UserError: the adapter is damaged, of a kind that is not supported, or for another model.
+    """
+    adapter = read_adapter(Path(folder), lm.spec)
+    values = config.to_dict() | {"method": {"name": adapter.method}}
+    if PROMPT in adapter.sites:
+        values["method"]["num_virtual_tokens"] = len(adapter.sites[PROMPT])
+        # PEFT's virtual tokens come first, before BOS.
+        specials, first = lm.tokenizer.specials.items(), lm.tokenizer.bos_id
+        bos = [text for text, number in specials if number == first and lm.tokenizer.add_bos]
+        template = "".join(["{soft}", *bos[:1], with_prompt(task.template, "")])
+        task, values["task"]["template"] = task._replace(template=template), template
+    given = from_tensors(adapter.sites)
+    check_given(lm.spec, given)
+    manifest = make_manifest(lm, task, configs.build(values), {})
+    return Artifact(to_tensors(given), manifest)
+
+
+def keep_prompt(
+    lm: LanguageModel, task: Task, config: Any, prompt: str, demonstrations: Sequence[Record] = ()
+) -> Artifact:
+    """Returns a written prompt as an artifact without tensors: its template, the labels, and the
+    demonstrations in front of every record.
+
+    Raises:
+      UserError: the prompt does not fit the task.
+    """
+    template = with_prompt(task.template, prompt)
+    check_fields(template, task.fields, output_fields(task))
+    values = config.to_dict()
+    values["task"]["template"], values["demonstrations"]["number"] = template, 0
+    manifest = make_manifest(lm, task._replace(template=template), configs.build(values), {})
+    fields = [{name: text for name, text in row.items() if name != PLACE} for row in demonstrations]
+    return Artifact({}, manifest | {"method": "written_prompt", "demonstrations": fields})

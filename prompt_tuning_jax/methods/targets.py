@@ -1,0 +1,40 @@
+"""Patterns for the parts of the model that a method changes."""
+
+import fnmatch
+
+from prompt_tuning_jax.errors import UserError, nearest
+
+
+def select_layers(sites, collection: str, patterns) -> list[str]:
+    """Returns the linear layers that patterns name, as 'decoder/attention/q'; all without patterns.
+
+    A pattern is a whole path or its end, with * for anything: 'q', 'attention/*'.
+
+    Raises:
+      UserError: a pattern that matches no layer.
+    """
+    paths = (path.split("/") for path in sites if path.startswith(f"{collection}/"))
+    layers = list(dict.fromkeys("/".join(path[1:4]) for path in paths))
+    return match_paths(layers, patterns, "config.method.targets", "linear layers")
+
+
+def match_paths(paths, patterns, key: str, what: str) -> list[str]:
+    """Returns the paths that patterns match, wholly or at their end; all without patterns.
+
+    Raises:
+      UserError: a pattern that matches none; names the key and what the paths are.
+    """
+    found = []
+    for pattern in patterns or ("*",):
+        matched = [
+            path
+            for path in paths
+            if fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"*/{pattern}")
+        ]
+        if not matched:
+            raise UserError(
+                f"{key} has {pattern!r}, which matches none of the {what}"
+                f"{nearest(pattern, paths)}: {', '.join(paths)}"
+            )
+        found += matched
+    return [path for path in paths if path in found]

@@ -1,0 +1,166 @@
+"""Artifacts for other programs and from them, without the other programs: see tests/reference."""
+
+import json
+
+import numpy as np
+import plain_model
+import pytest
+import tiny_models
+from tiny_methods import TASK
+from tiny_models import SPEC
+
+from prompt_tuning_jax import config as configs
+from prompt_tuning_jax import exchange, load
+from prompt_tuning_jax.data.example import Example
+from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.models.sites import PROMPT, Given, from_tensors, to_tensors
+from prompt_tuning_jax.run.artifact import Artifact, load_artifact, make_manifest, save_artifact
+from prompt_tuning_jax.score import score
+
+KINDS = {"PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix", "LORA": "lora", "IA3": "scale"}
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory):
+    return load(str(tiny_models.write_folder(tmp_path_factory.mktemp("tiny") / "model")))
+
+
+def artifact(lm, given, task=TASK):
+    return Artifact(to_tensors(given), make_manifest(lm, task, configs.build({}), {}))
+
+
+def scores(lm, given):
+    """Of some texts behind a slot for each virtual token."""
+    slots = [-1 - slot for slot in range(len(given.sites.get(PROMPT, ())))]
+    examples = [
+        Example(np.array([1, *slots, *text], np.int32), (np.array([9]), np.array([8, 7])), 0, 1, 0)
+        for text in ([40, 41], [50, 51, 52])
+    ]
+    return score(lm, examples, given)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_comes_back_as_it_was(lm, tmp_path, kind):
+    given = plain_model.random_given(0, SPEC, KINDS[kind], size=4)
+    task = TASK._replace(template="{soft}<|bos|>{text}")  # where PEFT has its virtual tokens
+    assert exchange.export_adapter(lm, task, artifact(lm, given, task), tmp_path / "a") == kind
+    again = exchange.import_adapter(lm, TASK, configs.build({}), tmp_path / "a")
+    assert again.manifest["config"]["method"]["name"]
+    found = from_tensors(again.tensors)
+    assert found.sites.keys() == given.sites.keys()
+    for path, leaf in given.sites.items():
+        np.testing.assert_array_equal(found.sites[path], leaf)
+    if kind == "PROMPT_TUNING":
+        assert again.manifest["template"] == task.template
+
+
+@pytest.mark.parametrize("names", [("lora",), ("scale",), ("lora", "scale"), ()])
+def test_merged_weights_are_a_folder_with_the_same_scores(lm, tmp_path, names):
+    given = plain_model.random_given(1, SPEC, *names)
+    if not names:
+        leaves = {"last/attention/q/weight": lm.params["last"]["attention"]["q"]["weight"] + 0.1}
+        given = Given(params=leaves)
+    exchange.export_model(lm, artifact(lm, given), tmp_path / "merged")
+    again = load(str(tmp_path / "merged"))
+    np.testing.assert_allclose(scores(again, Given()), scores(lm, given), rtol=0, atol=1e-5)
+    assert np.abs(scores(lm, given) - scores(lm, Given())).max() > 1e-3
+    text = "the end <|eos|> 12"
+    assert again.tokenizer.encode(text) == lm.tokenizer.encode(text)
+    words = again.tokenizer, lm.tokenizer
+    for name in ("bos_id", "eos_id", "pad_id", "add_bos", "end_ids", "specials"):
+        assert getattr(words[0], name) == getattr(words[1], name), name
+
+
+def test_a_gguf_becomes_a_folder(tmp_path):
+    lm = load(str(tiny_models.write_gguf(tmp_path / "model.gguf")))
+    given = Given(params={"final_norm/scale": lm.params["final_norm"]["scale"] * 1.5})
+    exchange.export_model(lm, artifact(lm, given), tmp_path / "folder")
+    again = load(str(tmp_path / "folder"))
+    np.testing.assert_allclose(scores(again, Given()), scores(lm, given), rtol=0, atol=1e-5)
+    assert again.tokenizer.encode("in the end 12") == lm.tokenizer.encode("in the end 12")
+    assert again.tokenizer.add_bos == lm.tokenizer.add_bos
+
+
+def test_the_front_is_written_as_the_model_reads_it(lm, tmp_path):
+    given = plain_model.random_given(2, SPEC, "prompt", size=2)
+    task = TASK._replace(template="ab{soft} the:{text}")
+    ids = exchange.export_front(lm, task, artifact(lm, given, task), tmp_path / "front.npy")
+    found = np.load(tmp_path / "front.npy")
+    assert found.shape == (len(ids), SPEC.width) and found.dtype == np.float32
+    table, vectors = lm.params["embed"]["embedding"], given.sites[PROMPT]
+    wanted = [vectors[-1 - i] if i < 0 else table[i] for i in ids]
+    np.testing.assert_array_equal(found, wanted)
+    assert lm.tokenizer.decode([i for i in ids if i >= 0]) == "<|bos|>ab the:"
+
+
+def test_what_another_program_cannot_hold_is_refused(lm, tmp_path):
+    prompt = plain_model.random_given(3, SPEC, "prompt", size=2)
+    behind = TASK._replace(template="{text}{soft}")
+    for write, made, message in (
+        (exchange.export_model, artifact(lm, prompt), "'prompt/vectors', which cannot be merged"),
+        (
+            exchange.export_model,
+            artifact(lm, plain_model.random_given(3, SPEC, "prefix")),
+            "cannot be merged into weights: export it to peft",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            write(lm, made, tmp_path / "out")
+    with pytest.raises(UserError, match="has a slot behind a field"):
+        exchange.export_adapter(lm, behind, artifact(lm, prompt, behind), tmp_path / "out")
+    both = plain_model.random_given(3, SPEC, "lora", "scale")
+    with pytest.raises(UserError, match="lora, scale: PEFT's adapters are of one kind"):
+        exchange.export_adapter(lm, TASK, artifact(lm, both), tmp_path / "out")
+    leaves = Given(params={"final_norm/scale": lm.params["final_norm"]["scale"]})
+    with pytest.raises(UserError, match="hf"):
+        exchange.export_adapter(lm, TASK, artifact(lm, leaves), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="exists: give the name of a new folder"):
+        exchange.export_adapter(lm, TASK, artifact(lm, prompt), tmp_path / "out")
+
+
+BAD = {
+    "another kind": ({"peft_type": "ADALORA"}, "peft_type is 'ADALORA'; supported: PROMPT_TUNING"),
+    "code": ({"peft_type": "os.system"}, "peft_type is 'os.system'"),
+    "a list": ({"peft_type": ["LORA"]}, "peft_type is"),
+    "DoRA": ({"use_dora": True}, "use_dora is True; supported: False"),
+    "ranks by pattern": ({"rank_pattern": {"q": 2}}, "rank_pattern is"),
+    "whole modules": ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
+    "no rank": ({"r": 0}, "r is 0 and lora_alpha 4, and the matrices"),
+    "another rank": ({"r": 5}, r"r is 5 .* have the ranks \[4\]"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_adapters_that_cannot_be_held_are_refused_by_name(lm, tmp_path, what):
+    given = plain_model.random_given(4, SPEC, "lora", size=4)
+    exchange.export_adapter(lm, TASK, artifact(lm, given), tmp_path / "a")
+    path = tmp_path / "a" / "adapter_config.json"
+    change, message = BAD[what]
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        exchange.import_adapter(lm, TASK, configs.build({}), tmp_path / "a")
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"[" * 90_000, b"\xff", b"{"])
+def test_a_damaged_adapter_is_refused(lm, tmp_path, raw):
+    given = plain_model.random_given(4, SPEC, "scale")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        exchange.export_adapter(lm, TASK, artifact(lm, given), tmp_path / name / "a")
+        (tmp_path / name / "a" / name).write_bytes(raw)
+        with pytest.raises(UserError, match=name):
+            exchange.import_adapter(lm, TASK, configs.build({}), tmp_path / name / "a")
+    with pytest.raises(UserError, match=r"adapter_config\.json cannot be read"):
+        exchange.import_adapter(lm, TASK, configs.build({}), tmp_path)
+
+
+def test_a_written_prompt_is_an_artifact(lm, tmp_path):
+    rows = [{"text": "in", "label": "1"}, {"text": "{the} end", "label": "0"}]
+    config = configs.build({"task": {"template": TASK.template}})
+    kept = exchange.keep_prompt(lm, TASK, config, "Say: {text} is", rows)
+    save_artifact(kept, tmp_path / "a")
+    again = load_artifact(tmp_path / "a")
+    assert again.tensors == {} and again.manifest["template"] == "Say: {text} is"
+    assert again.manifest["demonstrations"] == rows
+    assert again.manifest["config"]["task"]["template"] == "Say: {text} is"
