@@ -32,11 +32,7 @@ class Entry(NamedTuple):
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """Reads the types and shapes of the tensors, by name and in their order in the file.
-
-    Raises:
-      UserError: the file is missing, cut short, or not safetensors.
-    """
+    """Reads the types and shapes of the tensors, by name and in their order in the file."""
     with _opened(path) as file:
         parts = {name: file.get_slice(name) for name in file.offset_keys()}
         return {name: Entry(part.get_dtype(), (*part.get_shape(),)) for name, part in parts.items()}

@@ -15,11 +15,7 @@ from prompt_tuning_jax.models.sites import PROMPT
 
 def first_vectors(rng, settings, lm, task, start):
     """Returns the virtual tokens that `method.init` names, float32[P, D]. `settings` is the section
-    `method` of a config with `TOKEN_KEYS`, and `start` what is in `method.init_file`.
-
-    Raises:
-      UserError: more virtual tokens than positions, or something that the init needs is missing.
-    """
+    `method` of a config with `TOKEN_KEYS`, and `start` what is in `method.init_file`."""
     check_positions(settings, lm)
     if settings.init == "file":
         return _given(settings, lm, start)

@@ -7,12 +7,7 @@ from prompt_tuning_jax.errors import UserError, nearest
 
 def select_layers(sites, collection: str, patterns) -> list[str]:
     """Returns the linear layers that patterns name, as 'decoder/attention/q'; all without patterns.
-
-    A pattern is a whole path or its end, with * for anything: 'q', 'attention/*'.
-
-    Raises:
-      UserError: a pattern that matches no layer.
-    """
+    A pattern is a whole path or its end, with * for anything: 'q', 'attention/*'."""
     paths = (path.split("/") for path in sites if path.startswith(f"{collection}/"))
     layers = list(dict.fromkeys("/".join(path[1:4]) for path in paths))
     return match_paths(layers, patterns, "config.method.targets", "linear layers")
@@ -20,10 +15,7 @@ def select_layers(sites, collection: str, patterns) -> list[str]:
 
 def match_paths(paths, patterns, key: str, what: str) -> list[str]:
     """Returns the paths that patterns match, wholly or at their end; all without patterns.
-
-    Raises:
-      UserError: a pattern that matches none; names the key and what the paths are.
-    """
+    Raises a UserError for a pattern that matches none, with the key and `what` the paths are."""
     found = []
     for pattern in patterns or ("*",):
         matched = [

@@ -66,7 +66,7 @@ attend.defvjp(_forward, _backward)
 
 
 def attend_cached(query, front, cache, mask, front_mask, precision):
-    """Returns what one query a row sees of keys that were kept. It has no gradient.
+    """Returns `[R, K, G, d]`, what one query a row sees of keys that were kept. Has no gradient.
 
     Args:
       query: `[R, K, G, d]`, scaled.
@@ -74,9 +74,6 @@ def attend_cached(query, front, cache, mask, front_mask, precision):
       cache: keys `[R, K, d, C]` and values `[R, K, C, d]`, as the two products read them fastest.
       mask: additive float32[R, 1, C].
       front_mask: additive float32[R, F], or None.
-
-    Returns:
-      `[R, K, G, d]`.
     """
     product = functools.partial(_product, precision)
     own = product("rkgd,rkdc->rkgc", query, cache[0]) + mask[:, None]
@@ -136,13 +133,8 @@ def _head_backward(front_mask, mask, precision, query, front, own, seen, normali
 
 def _product(precision, axes, left, right):
     """An einsum whose sums are float32; `left` takes the dtype of `right`."""
-    return jnp.einsum(
-        axes,
-        left.astype(right.dtype),
-        right,
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
+    left = left.astype(right.dtype)
+    return jnp.einsum(axes, left, right, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _each_head(function, *stacks):

@@ -13,7 +13,7 @@ from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.layers import POSITIONS_AXIS, Block, Context
 from prompt_tuning_jax.models.positions import rotary_tables
-from prompt_tuning_jax.models.sites import LAYERED, VISIBLE, Given, bind, unbind_baked
+from prompt_tuning_jax.models.sites import LAYERED, PREFIX, VISIBLE, Given, bind
 
 
 def bake(lm: LanguageModel, shared: np.ndarray, given: Given) -> Given:
@@ -29,7 +29,10 @@ def _bake(module: Decoder, params, given: Given, shared):
     row = jnp.zeros((1, 1), jnp.int32)
     variables = bind(module.spec, params, given)
     _, out = module.apply(variables, shared, row, row, row, row, row, mutable=["baked"])
-    baked = unbind_baked(out["baked"])
+    layers, last = (out["baked"][stack]["attention"] for stack in ("layers", "last"))
+    baked = {
+        path: jnp.concatenate([layers[name], last[name][None]]) for name, path in PREFIX.items()
+    }
     if VISIBLE in given.sites:
         visible = given.sites[VISIBLE]
         baked[VISIBLE] = jnp.pad(visible, (0, len(shared)), constant_values=1)
@@ -57,16 +60,13 @@ def _unstack(stacks, length: int) -> list:
 
 
 def prefill(module: Decoder, variables, tokens, positions, segments, size: int):
-    """Runs whole rows, of which only the end is read: the first call of a generation.
+    """Runs whole rows, the first call of a generation. Returns float32[R, V] logits of what follows
+    the highest position, and the cache: each layer's keys `[R, K, d, C]` and values `[R, K, C, d]`.
 
     Args:
       variables: from `bind`; the shared positions are in the prefix.
       tokens, positions, segments: int32[R, T], one example a row; segment 0 is padding.
       size: C, the positions that the cache has, those of the rows first.
-
-    Returns:
-      float32[R, V] logits of what follows the highest position, and the cache: for each layer keys
-      `[R, K, d, C]` and values `[R, K, C, d]`.
     """
     ends = jnp.argmax(jnp.where(segments > 0, positions, -1), axis=1)[:, None]
     shared, branches = jnp.zeros((0,), jnp.int32), jnp.zeros_like(tokens)
@@ -86,7 +86,8 @@ def prefill(module: Decoder, variables, tokens, positions, segments, size: int):
 
 
 def decode(module: Decoder, variables, layers, cache, tokens, positions, visible, place):
-    """Runs one more token in each row, behind what the cache holds.
+    """Runs one more token in each row, behind what the cache holds. Returns float32[R, V] logits of
+    what follows, and the cache.
 
     Args:
       variables: from `bind`, for what is in no layer; `layers` are from `split_layers`.
@@ -94,9 +95,6 @@ def decode(module: Decoder, variables, layers, cache, tokens, positions, visible
       tokens, positions: int32[R].
       visible: bool[R, C], the positions of the cache that a row sees, the token's own among them.
       place: int32[], where in the cache the tokens go.
-
-    Returns:
-      float32[R, V] logits of what follows, and the cache.
     """
     mask = jnp.where(visible, 0.0, MASKED)[:, None]
     if "prefix" in layers[-1]:

@@ -56,15 +56,13 @@ class Decoder(nn.Module):
             self.head = Linear(spec.vocabulary, self.precision, jnp.float32)
 
     def __call__(self, shared, tokens, positions, segments, branches, reads):
-        """Returns hidden states after the final norm at the positions that are read.
+        """Returns hidden states after the final norm at the positions that are read, `[R, Q, D]` in
+        the dtype of the weights.
 
         Args:
           shared: int32[S], the front of the input that all rows share; negative ids are slots.
           tokens, positions, segments, branches: int32[R, T] (`data.batch.Batch`).
           reads: int32[R, Q], the positions of each row that are needed.
-
-        Returns:
-          `[R, Q, D]` in the dtype of the weights.
         """
         places = jnp.concatenate([jnp.arange(shared.shape[0]), positions.reshape(-1)])
         if "prefix" in self.variables:

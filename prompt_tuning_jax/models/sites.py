@@ -105,9 +105,11 @@ def check_given(spec: Spec, given: Given) -> None:
                 f" [{', '.join(map(str, shown))}]."
             )
         free |= dict(zip(names, array.shape, strict=True))
-        missing = [other for other in _partners(path) if other not in given.sites]
-        if missing:
-            raise UserError(f"'{path}' needs '{missing[0]}' beside it.")
+        # The sites without which this one has no meaning.
+        partners = {"prefix": [*PREFIX.values()], "lora": [path[:-1] + factor for factor in "ab"]}
+        for other in partners.get(path.split("/")[0], ()):
+            if other not in given.sites:
+                raise UserError(f"'{path}' needs '{other}' beside it.")
     for path, leaf in given.params.items():
         if path not in shapes:
             raise UserError(_unread(path, shapes))
@@ -119,15 +121,6 @@ def _unread(path: str, known: Collection[str]) -> str:
     alike = [name for name in known if name.split("/")[0] == path.split("/")[0]]
     names = alike or dict.fromkeys(name.split("/")[0] for name in known)
     return f"the model does not read '{path}'{nearest(path, known)}; it reads {', '.join(names)}."
-
-
-def _partners(path: str) -> list[str]:
-    """Returns the sites without which one has no meaning."""
-    if path.startswith("prefix/"):
-        return list(PREFIX.values())
-    if path.startswith("lora/"):
-        return [f"{path[:-1]}{factor}" for factor in "ab"]
-    return []
 
 
 def to_tensors(given: Given) -> dict[str, jax.Array]:
@@ -143,14 +136,6 @@ def from_tensors(tensors: Mapping[str, jax.Array]) -> Given:
         {path: leaf for path, leaf in tensors.items() if path not in own},
         {path.removeprefix("params/"): tensors[path] for path in own},
     )
-
-
-def unbind_baked(baked) -> dict[str, jax.Array]:
-    """Returns the collection `baked` of a call as the sites of a prefix: `[L, F, K, d]` each."""
-    layers, last = baked["layers"]["attention"], baked["last"]["attention"]
-    return {
-        path: jnp.concatenate([layers[name], last[name][None]]) for name, path in PREFIX.items()
-    }
 
 
 def prefix_length(given: Given) -> int:

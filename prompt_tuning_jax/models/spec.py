@@ -72,11 +72,7 @@ class Spec:
 
 
 def spec_from_config(config: Mapping[str, Any], source: str) -> Spec:
-    """Returns the spec that a Hugging Face `config.json` describes; errors name it `source`.
-
-    Raises:
-      UserError: a family, option or value is not supported, or a size is missing.
-    """
+    """Returns the spec that a Hugging Face `config.json` describes; a UserError names `source`."""
     _check(source, "model_type", config.get("model_type"), *FAMILIES)
     width = _positive(config, "hidden_size", int, source)
     heads = _positive(config, "num_attention_heads", int, source)
@@ -110,15 +106,8 @@ def spec_from_config(config: Mapping[str, Any], source: str) -> Spec:
 def spec_from_gguf(
     fields: Mapping[str, Any], tied_head: bool, factors: np.ndarray | None, source: str
 ) -> Spec:
-    """Returns the spec that a GGUF file's metadata describes.
-
-    Args:
-      tied_head: whether the file has no head of its own.
-      factors: float32[d/2], what frequencies are divided by (`rope_freqs.weight`), if anything.
-
-    Raises:
-      UserError: a family, option or value is not supported, or a size is missing.
-    """
+    """Returns the spec that a GGUF file's metadata describes. The head is tied if the file has none
+    of its own. Frequencies are divided by float32[d/2] `factors` (`rope_freqs.weight`), if any."""
     family = fields.get("general.architecture")
     _check(source, "general.architecture", family, *FAMILIES)
 

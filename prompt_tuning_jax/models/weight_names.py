@@ -3,8 +3,8 @@
 A new family is a table here, a row in `FAMILIES`, and what `spec.py` reads for it.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from prompt_tuning_jax.models.spec import Spec
 
@@ -66,6 +66,14 @@ def tensor_names(spec: Spec, source: str) -> Iterator[tuple[str, Leaf, int | Non
         name = getattr(leaf, source)
         for layer in range(spec.layers) if leaf.layered else [None]:
             yield name.format(layer), leaf, layer
+
+
+def part_of(leaves: Mapping[str, Any], spec: Spec, leaf: Leaf, layer: int | None) -> Any:
+    """Returns the array of a leaf, or the part of its stack that belongs to a layer."""
+    if layer is None:
+        return leaves[leaf.path]
+    last = layer == spec.layers - 1
+    return leaves[f"last/{leaf.path}"] if last else leaves[f"layers/{leaf.path}"][layer]
 
 
 def linear_layers(spec: Spec) -> dict[str, Leaf]:

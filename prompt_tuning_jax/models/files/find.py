@@ -13,11 +13,7 @@ FOLDER = "a folder with config.json and safetensors"
 
 
 def find_model(path: str) -> Path:
-    """Returns the GGUF file or the folder of a model.
-
-    Raises:
-      UserError: it does not exist, or is neither.
-    """
+    """Returns the GGUF file or the folder of a model; raises a UserError for anything else."""
     if path in PACKAGED:
         found = find_packaged(path)
         if found is None:
@@ -48,11 +44,7 @@ def _is_plain(path: Path) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object from a file.
-
-    Raises:
-      UserError: the file is missing or holds something else.
-    """
+    """Reads a JSON object from a file; raises a UserError for anything else."""
     try:
         value = json.loads(path.read_bytes())
     except OSError as error:

@@ -13,16 +13,12 @@ from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models.files.tokenizer import Tokenizer
 from prompt_tuning_jax.models.sites import SCALED_INPUT, Given
 from prompt_tuning_jax.models.spec import Spec
-from prompt_tuning_jax.models.weight_names import linear_layers, tensor_names
+from prompt_tuning_jax.models.weight_names import linear_layers, part_of, tensor_names
 
 
 def merge(spec: Spec, params: Mapping[str, Any], given: Given) -> dict[str, np.ndarray]:
     """Returns the leaves of the model by path, in its dtype, with what is given merged into them:
-    other leaves, LoRA's products and IA3's scales.
-
-    Raises:
-      UserError: a soft prompt or a prefix, which no weights can stand for.
-    """
+    other leaves, LoRA's products, IA3's scales. Raises a UserError for a soft prompt or prefix."""
     whole = [path for path in given.sites if path.split("/")[0] not in ("lora", "scale")]
     if whole:
         raise UserError(
@@ -50,16 +46,11 @@ def write_model(
     folder: Path, spec: Spec, leaves: Mapping[str, np.ndarray], tokenizer: Tokenizer
 ) -> None:
     """Writes `config.json`, `model.safetensors`, and the files of the tokenizer."""
-    tensors = {}
-    for name, leaf, layer in tensor_names(spec, "folder"):
-        if layer is None:
-            tensors[name] = leaves[leaf.path]
-        elif layer == spec.layers - 1:
-            tensors[name] = leaves[f"last/{leaf.path}"]
-        else:
-            tensors[name] = leaves[f"layers/{leaf.path}"][layer]
-    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
+    tensors = {
+        name: np.ascontiguousarray(part_of(leaves, spec, leaf, layer))
+        for name, leaf, layer in tensor_names(spec, "folder")
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     dtype = next(iter(tensors.values())).dtype.name
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
     _write(folder / "config.json", {**_config(spec), **ids, "torch_dtype": dtype})

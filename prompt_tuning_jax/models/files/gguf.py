@@ -36,7 +36,6 @@ class Tensor(NamedTuple):
 class Gguf(NamedTuple):
     """Metadata by key, as plain values and lists of them, and tensors by name."""
 
-    path: Path
     fields: dict[str, Any]
     tensors: dict[str, Tensor]
 
@@ -97,11 +96,8 @@ def is_gguf(path: Path) -> bool:
 
 
 def read_gguf(path: Path) -> Gguf:
-    """Reads the metadata and the places of the tensors, but no tensor.
-
-    Raises:
-      UserError: the file is not GGUF, of another version or byte order, cut short, or damaged.
-    """
+    """Reads the metadata and the places of the tensors, but no tensor. Raises a UserError for a
+    file that is damaged, or of another version or byte order."""
     with path.open("rb") as file:
         cursor = Cursor(file, path)
         cursor.take(len(MAGIC))  # checked by `find_model`
@@ -127,7 +123,7 @@ def read_gguf(path: Path) -> Gguf:
             if name in tensors:
                 cursor.refuse(f"the tensor {short(name)} twice")
             tensors[name] = _read_entry(cursor, f"the tensor {short(name)}")
-        return Gguf(path, fields, _place(cursor, tensors, fields.get("general.alignment", 32)))
+        return Gguf(fields, _place(cursor, tensors, fields.get("general.alignment", 32)))
 
 
 def _read_entry(cursor: Cursor, what: str) -> Tensor:
@@ -164,11 +160,7 @@ def _place(cursor: Cursor, tensors: dict[str, Tensor], alignment: Any) -> dict[s
 
 
 def dequantize(file: BinaryIO, name: str, tensor: Tensor) -> np.ndarray:
-    """Reads one tensor as float32.
-
-    Raises:
-      UserError: the gguf package cannot undo its quantisation.
-    """
+    """Reads one tensor as float32, or raises a UserError if its quantisation is not supported."""
     from gguf import quants
     from gguf.constants import GGMLQuantizationType
 

@@ -6,17 +6,9 @@ from typing import NamedTuple
 
 
 class Packaged(NamedTuple):
-    """A model's file in a package that is found and never imported.
+    """A model's file in the folder of a Python package, which is found and never imported.
 
-    Attributes:
-      package: its name as it would be imported.
-      file: in the package's folder.
-      install: how to install it, as the end of a sentence.
-      what: one line for people.
-      parameters: how many numbers the model has.
-      bytes: of the file.
-      licence: of the model.
-      source: where it comes from.
+    `install` ends a sentence, `what` is a line for people, and `bytes` is the size of the file.
     """
 
     package: str

@@ -49,11 +49,7 @@ class Adapter(NamedTuple):
 
 def write_adapter(folder: Path, spec: Spec, sites: Mapping[str, Any], base: str) -> str:
     """Writes arrays by site as a folder that PEFT loads, and returns PEFT's name of their kind. All
-    of a soft prompt stands in front of the text. `base` names the model, for people.
-
-    Raises:
-      UserError: arrays of several kinds, or of one that PEFT does not have.
-    """
+    of a soft prompt stands in front of the text. `base` names the model, for people."""
     kinds = {path.partition("/")[0] for path in sites}
     if len(kinds) != 1 or not kinds <= _WRITERS.keys():
         held = ", ".join(sorted(kinds)).replace("params", "weights of the model") or "no tensors"
@@ -72,11 +68,7 @@ def write_adapter(folder: Path, spec: Spec, sites: Mapping[str, Any], base: str)
 
 
 def read_adapter(folder: Path, spec: Spec) -> Adapter:
-    """Reads a folder that PEFT wrote. Whether its shapes are the model's is not checked.
-
-    Raises:
-      UserError: it is damaged, or of a kind or with an option that is not supported.
-    """
+    """Reads a folder that PEFT wrote. Whether its shapes are the model's is not checked."""
     config, path = _read_config(folder / CONFIG), folder / TENSORS
     kind = config.get("peft_type")
     if not isinstance(kind, str) or kind not in _READERS:

@@ -219,11 +219,8 @@ def _growth(part: Any) -> int:
 
 
 def read_tokenizer(path: str) -> Tokenizer:
-    """Reads the tokenizer of a model; `path` is as for `read_weights`.
-
-    Raises:
-      UserError: the model is missing, or its tokenizer is missing, damaged or not supported.
-    """
+    """Reads the tokenizer of a model; `path` is as for `read_weights`. Raises a UserError if the
+    tokenizer is missing, damaged or not supported."""
     found = find_model(path)
     vocabulary, facts = _read_folder(found) if found.is_dir() else _read_gguf(found)
     with _panics(f"the tokenizer of '{path}' cannot be read", Exception):
@@ -234,19 +231,13 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], Facts]:
     """Reads `tokenizer.json`, `tokenizer_config.json`, `config.json`, `generation_config.json`, and
     what earlier versions wrote, `special_tokens_map.json`."""
     vocabulary = read_json(folder / "tokenizer.json")
-    named, model, earlier, written = (
-        read_json(folder / file) if (folder / file).exists() else {}
-        for file in (
-            *("tokenizer_config.json", "config.json"),
-            *("special_tokens_map.json", "generation_config.json"),
-        )
-    )
+    files = "tokenizer_config", "config", "special_tokens_map", "generation_config"
+    paths = (folder / f"{name}.json" for name in files)
+    named, model, earlier, written = (read_json(path) if path.exists() else {} for path in paths)
     if "added_tokens_decoder" not in named:
         named = {**named, **earlier}
-    kind, words = (
-        named.get("tokenizer_class") or model.get("tokenizer_class"),
-        vocabulary.get("model"),
-    )
+    kind = named.get("tokenizer_class") or model.get("tokenizer_class")
+    words = vocabulary.get("model")
     merged = kind in REBUILT and isinstance(words, dict) and {"vocab", "merges"} <= words.keys()
     if merged and b'"ByteLevel"' not in (folder / "tokenizer.json").read_bytes():
         vocabulary = _as_llama(vocabulary, named)

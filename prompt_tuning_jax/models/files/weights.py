@@ -23,9 +23,9 @@ from prompt_tuning_jax.models.weight_names import (
     EMBEDDING,
     FAMILIES,
     HEAD,
-    Leaf,
     leaf_shape,
     param_shapes,
+    part_of,
     tensor_names,
 )
 from prompt_tuning_jax.safetensors_file import DTYPES as STORED
@@ -49,20 +49,12 @@ class Weights(NamedTuple):
 
 
 def read_weights(path: str, dtype: str, most: float = math.inf) -> Weights:
-    """Reads a model.
+    """Reads a packaged model ('smollm2-135m-instruct'), a GGUF file, or a Hugging Face folder.
 
-    Args:
-      path: a packaged name ('smollm2-135m-instruct'), a GGUF file, or a Hugging Face folder.
-      dtype: of every leaf: 'float32', 'bfloat16' or 'float16'.
-      most: bytes that the device has for the model.
-
-    Returns:
-      Spec, params and fingerprint. Matrices are `[out, in]`. Those of all layers but the last are
-      stacked: `layers/attention/q/weight [L-1, H*d, D]`, `last/attention/q/weight [H*d, D]`.
-
-    Raises:
-      UserError: the model does not exist, is damaged, is not supported, or is larger than the free
-        memory.
+    Every leaf has the `dtype`: 'float32', 'bfloat16' or 'float16'. Matrices are `[out, in]`. Those
+    of all layers but the last are stacked: `layers/attention/q/weight [L-1, H*d, D]`,
+    `last/attention/q/weight [H*d, D]`. Raises a UserError for a model that is damaged, not
+    supported, or larger than the free memory or than `most` bytes.
     """
     found = find_model(path)
     most = min(most, free_bytes())
@@ -87,7 +79,7 @@ def _read_folder(folder: Path, dtype: np.dtype, most: float) -> Weights:
     digests, ties = [], set()
     leaves = _allocate(spec, dtype)
     places = {
-        name: _place(leaves, spec, leaf, layer)
+        name: part_of(leaves, spec, leaf, layer)
         for name, leaf, layer in tensor_names(spec, "folder")
     }
     for file, entries in headers.items():
@@ -140,7 +132,7 @@ def _read_gguf(path: Path, dtype: np.dtype, most: float) -> Weights:
             array = dequantize(data, name, file.tensors[name])
             if leaf.rotary:
                 array = unpermute(array, array.shape[0] // spec.head_size)
-            _fill(_place(leaves, spec, leaf, layer), array, f"{path}: the tensor '{name}'")
+            _fill(part_of(leaves, spec, leaf, layer), array, f"{path}: the tensor '{name}'")
     return Weights(spec, _finish(leaves), sha256(path))
 
 
@@ -187,14 +179,6 @@ def _check_size(spec: Spec, dtype: np.dtype, most: float, path: Path) -> None:
 def _allocate(spec: Spec, dtype: np.dtype) -> dict[str, np.ndarray]:
     """Returns empty leaves by path."""
     return {path: np.empty(shape, dtype) for path, shape in param_shapes(spec).items()}
-
-
-def _place(leaves: Mapping[str, np.ndarray], spec: Spec, leaf: Leaf, layer: int | None):
-    """Returns the array, or the part of a stack, where a layer's tensor goes."""
-    if layer is None:
-        return leaves[leaf.path]
-    last = layer == spec.layers - 1
-    return leaves[f"last/{leaf.path}"] if last else leaves[f"layers/{leaf.path}"][layer]
 
 
 def _fill(place: np.ndarray, array: np.ndarray, what: str) -> None:
