@@ -77,11 +77,8 @@ def export_front(
 
 
 def front_ids(lm: LanguageModel, task: Task, artifact: Artifact) -> np.ndarray:
-    """Returns int32[S] ids that every input begins with; slot j is -1 - j.
-
-    Raises:
-      UserError: a slot stands behind a field.
-    """
+    """Returns int32[S] ids that every input begins with; slot j is -1 - j. Raises a UserError
+    for a slot behind a field."""
     given, template = _checked(lm, artifact), artifact.manifest["template"]
     # Texts that begin with another kind of token each: what they share belongs to the template.
     rows = [dict.fromkeys(field_names(template), text) for text in ("a", "1", "Z", "(")]

@@ -21,11 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def atomic_write(path: str | os.PathLike, data: bytes) -> None:
-    """Writes a file whole or not at all: after a kill or on a full disk, the old file is there.
-
-    Raises:
-      OSError: the file cannot be written; nothing new is left behind.
-    """
+    """Writes a file whole or not at all: after a kill or on a full disk, the old file is there."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -41,11 +37,8 @@ def atomic_write(path: str | os.PathLike, data: bytes) -> None:
 
 @contextlib.contextmanager
 def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
-    """Yields a folder to fill, which gets its name when it is complete.
-
-    Raises:
-      UserError: the folder exists, or cannot be written.
-    """
+    """Yields a folder to fill, which gets its name when it is complete. Raises a UserError if
+    the folder exists or cannot be written."""
     folder = Path(folder).absolute()
     if folder.exists():
         raise UserError(f"'{folder}' exists: give the name of a new folder")
@@ -77,13 +70,8 @@ def sync(path: str | os.PathLike) -> None:
 
 
 def cache_folder() -> Path:
-    """Returns the folder in PROMPT_TUNING_CACHE, or else ~/.cache/prompt_tuning_jax.
-
-    It may not exist yet.
-
-    Raises:
-      UserError: the user has no home folder.
-    """
+    """Returns the folder in PROMPT_TUNING_CACHE, or else ~/.cache/prompt_tuning_jax. It may not
+    exist yet. Raises a UserError if the user has no home folder."""
     given = os.environ.get("PROMPT_TUNING_CACHE")
     try:
         return Path(given or "~/.cache/prompt_tuning_jax").expanduser()
@@ -111,9 +99,6 @@ def publish(folder: Path, build: Callable[[Path], None]) -> Path:
     `build` fills a temporary folder beside it, which is then renamed, so a killed process leaves no
     half-filled `folder`. If two processes build at once, the first one's folder stays. If the cache
     cannot be written, a warning says so, and the result lasts as long as the process.
-
-    Raises:
-      UserError: neither the cache nor a temporary folder can be written.
     """
     if folder.is_dir():
         return folder

@@ -15,11 +15,7 @@ KINDS = ("hf", "peft", "npy")
 
 
 def export_artifact(folder: str, kind: str, target: str, overrides: list[str]) -> None:
-    """Writes an artifact for another program: 'hf', 'peft' or 'npy'.
-
-    Raises:
-      UserError: the kind is unknown, the artifact has no such form, or the target exists.
-    """
+    """Writes an artifact for another program: 'hf', 'peft' or 'npy'."""
     if kind not in KINDS:
         raise UserError(f"--to takes one of {', '.join(KINDS)}, not {kind!r}{nearest(kind, KINDS)}")
     artifact = load_artifact(find_artifact(folder))
@@ -39,11 +35,7 @@ def export_artifact(folder: str, kind: str, target: str, overrides: list[str]) -
 
 
 def import_adapter(config: Any, kind: str, folder: str, out: str) -> None:
-    """Makes an artifact of an adapter of PEFT.
-
-    Raises:
-      UserError: the kind is unknown, or the adapter cannot be used.
-    """
+    """Makes an artifact of an adapter of PEFT."""
     if kind != "peft":
         raise UserError(f"--from takes 'peft', not {kind!r}")
     task = make_task(config.task)

@@ -82,23 +82,14 @@ class Artifact(NamedTuple):
 
 
 def make_manifest(lm: Any, task: Any, config: Any, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Makes the manifest of an adaptation.
-
-    Args:
-      lm: the `LanguageModel` that it was trained on.
-      task: the `Task` that it was trained for.
-      config: of the run; in its place of the model goes what `lm` was loaded with.
-      metrics: numbers by name, or by split and name.
-    """
-    model = {
-        "name": lm.name,
-        "fingerprint": lm.fingerprint,
-        "spec": dataclasses.asdict(lm.spec),
-    }
+    """Makes the manifest of what was trained on a `LanguageModel` for a `Task`. The settings that
+    `lm` was loaded with take the place of the config's own. `metrics` are numbers by name, or by
+    split and name."""
+    spec = dataclasses.asdict(lm.spec)
     return {
         "format": FORMAT,
         "method": config.method.name,
-        "model": model,
+        "model": {"name": lm.name, "fingerprint": lm.fingerprint, "spec": spec},
         "tokenizer": lm.tokenizer.fingerprint,
         "template": task.template,
         "labels": [list(label) for label in task.labels],
@@ -114,12 +105,8 @@ def make_manifest(lm: Any, task: Any, config: Any, metrics: Mapping[str, Any]) -
 
 
 def save_artifact(artifact: Artifact, folder: str | os.PathLike) -> None:
-    """Writes an artifact whole or not at all, in place of an earlier one in the folder.
-
-    Raises:
-      UserError: the values are not finite, or the folder cannot be written or holds other files.
-      OSError: the disk is full; an earlier artifact is still there.
-    """
+    """Writes an artifact whole or not at all, in place of an earlier one in the folder. That one
+    stays if there is an error: an OSError if the disk is full, or else a UserError."""
     folder = Path(folder).resolve()
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in artifact.tensors.items()}
     _check_arrays(arrays, folder, PROMPTED in artifact.manifest)
@@ -145,11 +132,7 @@ def save_artifact(artifact: Artifact, folder: str | os.PathLike) -> None:
 
 
 def write_card(artifact: Artifact, folder: str | os.PathLike, rows: Iterable[Row]) -> None:
-    """Writes the card of a saved artifact again, with the rows of a report.
-
-    Raises:
-      OSError: the card cannot be written; the earlier one is still there.
-    """
+    """Writes the card of a saved artifact again, with the rows of a report."""
     folder = Path(folder).resolve()
     atomic_write(folder / CARD, _card(artifact, folder, folder.name, rows).encode())
 
@@ -192,11 +175,8 @@ def _move(partial: Path, folder: Path) -> None:
 
 
 def load_artifact(folder: str | os.PathLike) -> Artifact:
-    """Reads an artifact; the code of its method is not needed.
-
-    Raises:
-      UserError: it is missing, damaged, hostile, or of a later version; the file is named.
-    """
+    """Reads an artifact, without the code of its method. Raises a UserError that names the file if
+    it is missing, damaged, hostile, or of a later version."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"the artifact '{folder}' does not exist: give the folder of an artifact.")
@@ -216,14 +196,7 @@ def load_artifact(folder: str | os.PathLike) -> Artifact:
 
 def load_start(settings: Any) -> dict[str, Any]:
     """Reads the tensors in `method.init_file`: an artifact's, or [P, D] numbers in a .npy file.
-
-    Args:
-      settings: the section `method` of a config. Only the init 'file' reads a file; any other gives
-        no tensors.
-
-    Raises:
-      UserError: the file or artifact is missing or damaged.
-    """
+    There are none if `method.init` in the section `method` of a config is not 'file'."""
     if settings.get("init") != "file":
         return {}
     path = Path(settings.init_file)
@@ -239,12 +212,9 @@ def load_start(settings: Any) -> dict[str, Any]:
 
 
 def check_artifact(artifact: Artifact, lm: Any) -> None:
-    """Checks that an artifact was made for a `LanguageModel`, before anything is compiled.
+    """Raises a UserError if an artifact was made for another `LanguageModel`.
 
     Whether the model has a place for each tensor is the model's to say (`sites.check_given`).
-
-    Raises:
-      UserError: the artifact is for another model or tokenizer.
     """
     made_for = artifact.manifest["model"]
     theirs, ours = made_for["spec"], dataclasses.asdict(lm.spec)
@@ -329,7 +299,8 @@ def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
     """Yields the faults in order: each check relies on those before it."""
     if not _shallow(manifest, _DEPTH):
         yield f"it is nested more than {_DEPTH} deep"
-    yield from _unknown(manifest, _KINDS)
+    unknown = sorted(manifest.keys() - _KINDS)
+    yield from (f"{short(key)} is not a known key{nearest(key[:99], _KINDS)}" for key in unknown)
     for name, kind in _KINDS.items():
         if type(manifest.get(name, [] if name == PROMPTED else None)) is not kind:
             yield f"{name!r} is {short(manifest.get(name))}, expected a {kind.__name__}"
@@ -351,11 +322,6 @@ def _odd_demonstrations(rows: Iterable[Any]) -> Iterator[str]:
     for row in rows:
         if not isinstance(row, dict) or {*map(type, row.values())} - {str}:
             yield f"'demonstrations' has {short(row)}, expected texts by field"
-
-
-def _unknown(given: Iterable[str], known: Iterable[str]) -> Iterator[str]:
-    for name in sorted(set(given) - set(known)):
-        yield f"{short(name)} is not a known key{nearest(name[:99], known)}"
 
 
 def _shallow(value: Any, depth: int) -> bool:
