@@ -53,7 +53,6 @@ class Settings(NamedTuple):
 
 DEFAULTS = Settings()
 
-
 _DRAWS = "config.generation.temperature above 0 beside it, because 0 takes the likeliest token"
 KEYS = {
     "max_new_tokens": whole(DEFAULTS.max_new_tokens, 1),
@@ -66,11 +65,9 @@ KEYS = {
         _DRAWS, lambda value, settings: value == DEFAULTS.top_k or settings["temperature"] > 0
     ),
     "top_p": Key(
-        DEFAULTS.top_p,
-        "a number above 0 and at most 1",
-        lambda value: 0 < value <= 1,
-        beside=_DRAWS,
-        fits=lambda value, settings: value == DEFAULTS.top_p or settings["temperature"] > 0,
+        DEFAULTS.top_p, "a number above 0 and at most 1", lambda value: 0 < value <= 1
+    ).if_fits(
+        _DRAWS, lambda value, settings: value == DEFAULTS.top_p or settings["temperature"] > 0
     ),
     "stop": strings(),
     "batch_size": whole(DEFAULTS.batch_size, 1),
@@ -78,11 +75,7 @@ KEYS = {
 
 
 def check_settings(settings: Settings, seed: int) -> None:
-    """Refuses settings that a config could not have.
-
-    Raises:
-      UserError: the settings or the seed are not valid.
-    """
+    """Raises a UserError for settings or a seed that a config could not have."""
     if not isinstance(settings, Settings):
         raise UserError(
             f"generation is a {type(settings).__name__}: give prompt_tuning_jax.generate.Settings"
@@ -162,18 +155,13 @@ def generate(
     settings: Settings = DEFAULTS,
     seed: int = 0,
 ) -> Iterator[Generation]:
-    """Writes a text after the trunk of each example.
+    """Yields the text that the model writes after the trunk of each example, in order.
 
     Args:
-      lm: the frozen model.
       examples: read as texts are asked for, `settings.batch_size` at once.
       given: what a method's `adapt` returned, or Given() for the model alone.
-      settings: how.
       seed: of the draws if `settings.temperature` is not 0. They depend on it and on the number of
         the example alone.
-
-    Yields:
-      A `Generation` for each example, in order.
 
     Raises:
       UserError: an example leaves no position for a token.
@@ -193,11 +181,8 @@ def generate(
 
 def find_ends(lm: LanguageModel, settings: Settings) -> tuple[Settings, np.ndarray]:
     """Returns the settings without stop strings that are special tokens, and int32[E] ids that end
-    a text: the tokenizer's, and those of these special tokens.
-
-    Raises:
-      UserError: a stop string has a special token among other text, which is never found.
-    """
+    a text: the tokenizer's, and those of these special tokens. Raises a UserError for a special
+    token among other text, which is never found."""
     specials = lm.tokenizer.specials
     for text in settings.stop:
         inside = [markup for markup in specials if markup in text and text not in specials]
@@ -354,13 +339,8 @@ def _append(written: Written, logits, rows: Rows, rule: Rule) -> Written:
 def choose(logits, numbers, step, rule: Rule):
     """Returns the next token of each row, int32[R]: at temperature 0 the likeliest, else a draw.
 
-    It is -1 if the logits are not finite.
-
-    Args:
-      logits: float32[R, V].
-      numbers: int32[R], of the examples.
-      step: int32[], how many tokens were written before.
-      rule: how.
+    It is -1 if the logits float32[R, V] are not finite. A draw depends on int32[R] numbers of the
+    examples, and on int32[], how many tokens were written before (`step`).
     """
 
     def draw():

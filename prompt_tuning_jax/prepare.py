@@ -67,11 +67,7 @@ def check_task(task, config) -> None:
 
 def prepare(lm: LanguageModel, task, config, given: Given, log: Callable) -> Data:
     """Reads and tokenises both splits, and chooses the shapes of the batches. Of what is given only
-    the shapes count.
-
-    Raises:
-      UserError: a split, a record or the template cannot be used.
-    """
+    the shapes count."""
     for note in task.load().notes:
         log(note)
     rows = training_records(task, config.task)

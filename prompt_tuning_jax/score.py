@@ -36,11 +36,7 @@ def encode_for(
 ):
     """Returns records as the examples that the model asks for: with its tokenizer and BOS, in the
     positions that a prefix leaves, or in the first `max_length` of them if that is not 0. The rest
-    is for `encode_examples`.
-
-    Raises:
-      UserError: the prefix takes all positions, or a record cannot be encoded.
-    """
+    is for `encode_examples`."""
     taken = prefix_length(given)
     room = lm.spec.max_positions - taken
     if room < 1:
@@ -68,18 +64,14 @@ def score(
     shape: Shape | None = None,
     log: Callable | None = None,
 ) -> np.ndarray:
-    """Returns the log-probability of each answer of each example.
+    """Returns float32[N, C] nats, the log-probability of each answer of each example, in order.
 
     Args:
-      lm: the frozen model.
       examples: `data.example.Example`s, all with the same number of answers C.
       given: what a method's `adapt` returned, or Given() for the model alone.
       devices: to spread the rows over; by default all of this process.
       shape: of the batches, from `next_shape`; by default the best for these examples.
       log: takes a line of text if scoring takes long.
-
-    Returns:
-      float32[N, C] nats, in the order of the examples.
 
     Raises:
       UserError: the answers of an example, which share a row, take more than the free memory.
@@ -113,21 +105,15 @@ def score(
 
 
 def next_shape(examples, before: Shape | None) -> Shape:
-    """Returns the shape for the next part of a stream of examples, on all devices of this process.
-
-    `before` is the shape of the part before, None for the first part.
-    """
+    """Returns the shape for the next part of a stream of examples, on all devices of this process;
+    `before` is that of the part before, if any."""
     return stream_shape(
         examples, shared_length(examples), before, row_multiple=jax.local_device_count()
     )
 
 
 def check_finite(lm: LanguageModel, scores: np.ndarray) -> None:
-    """Refuses scores that are not numbers: some answer would still be the best of them.
-
-    Raises:
-      RunError: a score is not finite.
-    """
+    """Refuses scores that are not finite: some answer would still be the best of them."""
     if not np.isfinite(scores).all():
         raise not_finite(lm)
 

@@ -222,11 +222,8 @@ def parameter_count(tree) -> int:
 
 
 def restore(checkpoints: Checkpoints | None, run: Plan, log) -> tuple[State, Best, float]:
-    """Returns the newest state of a run, the best tree so far and the seconds spent.
-
-    Raises:
-      UserError: the state was trained with another model or other data.
-    """
+    """Returns the newest state of a run, the best tree so far and the seconds spent. Raises a
+    UserError if the state was trained with another model or other data."""
     state = init_state(run.parts, run.trainable)
     best = Best(jax.tree.map(np.array, state.trainable), math.inf, 0, 0)
     kept = checkpoints.restore((state, best.trainable)) if checkpoints else None
