@@ -5,8 +5,8 @@ Hardware and time: 2 CPU cores, float32: 2 min 2 s at 483 GFLOP/s in matrix prod
   208.
 Expected: 85.0 % on the validation split, 85.8 % on the 500 test headlines (seed 0, split seed 0;
   run here). With gradients added in another order 85.7 % and 85.0 %, and a mean of 84.7 % on the
-  test headlines over seeds 0, 1 and 2. Prompt length, text, steps, batch size and learning rate were
-  chosen by the validation loss.
+  test headlines over seeds 0, 1 and 2. Prompt length, text, steps, batch size and learning rate
+  were chosen by the validation loss.
 """
 
 from ml_collections import ConfigDict
