@@ -30,6 +30,8 @@ def export_model(lm: LanguageModel, artifact: Artifact, folder: str | os.PathLik
     Raises:
       UserError: the artifact does not fit the model or cannot be merged, or the folder exists.
     """
+    if not artifact.tensors:
+        raise UserError("the artifact is a written prompt, which no weights hold: use its template")
     merged = merge(lm.spec, lm.params, _checked(lm, artifact))
     with new_folder(folder) as partial:
         write_model(partial, lm.spec, merged, lm.tokenizer)
@@ -114,6 +116,8 @@ def import_adapter(
       UserError: the adapter is damaged, of a kind that is not supported, or for another model.
     """
     adapter = read_adapter(Path(folder), lm.spec)
+    given = from_tensors(adapter.sites)
+    check_given(lm.spec, given)
     values = config.to_dict() | {"method": {"name": adapter.method}}
     if PROMPT in adapter.sites:
         values["method"]["num_virtual_tokens"] = len(adapter.sites[PROMPT])
@@ -122,8 +126,6 @@ def import_adapter(
         bos = [text for text, number in specials if number == first and lm.tokenizer.add_bos]
         template = "".join(["{soft}", *bos[:1], with_prompt(task.template, "")])
         task, values["task"]["template"] = task._replace(template=template), template
-    given = from_tensors(adapter.sites)
-    check_given(lm.spec, given)
     manifest = make_manifest(lm, task, configs.build(values), {})
     return Artifact(to_tensors(given), manifest)
 

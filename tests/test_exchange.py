@@ -1,11 +1,13 @@
 """Artifacts for other programs and from them, without the other programs: see tests/reference."""
 
 import json
+import os
 
 import numpy as np
 import plain_model
 import pytest
 import tiny_models
+from safetensors.numpy import load_file, save_file
 from tiny_methods import TASK
 from tiny_models import SPEC
 
@@ -128,6 +130,7 @@ BAD = {
     "ranks by pattern": ({"rank_pattern": {"q": 2}}, "rank_pattern is"),
     "whole modules": ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
     "no rank": ({"r": 0}, "r is 0 and lora_alpha 4, and the matrices"),
+    "an endless alpha": ({"lora_alpha": 10**400}, "r is 4 and lora_alpha 1000"),
     "another rank": ({"r": 5}, r"r is 5 .* have the ranks \[4\]"),
 }
 
@@ -153,6 +156,35 @@ def test_a_damaged_adapter_is_refused(lm, tmp_path, raw):
             exchange.import_adapter(lm, TASK, configs.build({}), tmp_path / name / "a")
     with pytest.raises(UserError, match=r"adapter_config\.json cannot be read"):
         exchange.import_adapter(lm, TASK, configs.build({}), tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(), (2,), (1, 2, 3, 4)])
+def test_tensors_of_odd_shapes_are_refused(lm, tmp_path, kind, shape):
+    given = plain_model.random_given(4, SPEC, KINDS[kind], size=4)
+    task = TASK._replace(template="{soft}<|bos|>{text}")
+    exchange.export_adapter(lm, task, artifact(lm, given, task), tmp_path / "a")
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    save_file({name: np.ones(shape, np.float32) for name in load_file(path)}, path)
+    with pytest.raises(UserError):
+        exchange.import_adapter(lm, TASK, configs.build({}), tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_pipe_in_an_adapter_is_not_waited_for(lm, tmp_path, name):
+    given = plain_model.random_given(4, SPEC, "scale")
+    exchange.export_adapter(lm, TASK, artifact(lm, given), tmp_path / "a")
+    (tmp_path / "a" / name).unlink()
+    os.mkfifo(tmp_path / "a" / name)
+    with pytest.raises(UserError, match=f"{name} cannot be read"):
+        exchange.import_adapter(lm, TASK, configs.build({}), tmp_path / "a")
+
+
+def test_a_written_prompt_is_no_model(lm, tmp_path):
+    kept = exchange.keep_prompt(lm, TASK, configs.build({}), "Say: {text} is")
+    with pytest.raises(UserError, match="a written prompt, which no weights hold"):
+        exchange.export_model(lm, kept, tmp_path / "merged")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_written_prompt_is_an_artifact(lm, tmp_path):

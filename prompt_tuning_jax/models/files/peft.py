@@ -91,13 +91,10 @@ def read_adapter(folder: Path, spec: Spec) -> Adapter:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}): give a folder that PEFT wrote"
-        ) from error
-    if size > MOST_BYTES:
+    for each in (path, path.with_name(TENSORS)):
+        if not each.is_file():  # a pipe would be waited for
+            raise UserError(f"{each} cannot be read, as it is no file: give a folder of PEFT")
+    if path.stat().st_size > MOST_BYTES:
         raise UserError(f"{path} has more than {MOST_BYTES:,} bytes: save the adapter again")
     return read_json(path)
 
@@ -195,11 +192,13 @@ def _write_lora(spec: Spec, arrays):
 def _read_lora(path: Path, spec: Spec, arrays, config):
     sites = _read_layers(path, spec, arrays, "lora")
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    ranks = {stack.shape[1] for site, stack in sites.items() if site.endswith("/a")}
-    if type(rank) is not int or ranks != {rank} or type(alpha) not in (int, float):
+    ranks = {stack.shape[1:2] for site, stack in sites.items() if site.endswith("/a")}
+    real = type(alpha) in (int, float) and abs(alpha) < 1e9
+    if type(rank) is not int or ranks != {(rank,)} or not real:
+        shown = sorted(size for sizes in ranks for size in sizes)
         raise UserError(
             f"{path.with_name(CONFIG)}: r is {short(rank)} and lora_alpha {short(alpha)}, and the"
-            f" matrices have the ranks {sorted(ranks)}: save the adapter again"
+            f" matrices have the ranks {shown}: save the adapter again"
         )
     scale = np.float32(alpha / (rank**0.5 if config.get("use_rslora") else rank))
     return {site: stack * scale if site.endswith("/b") else stack for site, stack in sites.items()}
