@@ -14,7 +14,7 @@ setup(
     # Installed inside the package, where `list` and `copy` find them.
     package_dir={"prompt_tuning_jax.configs": "configs"},
     python_requires=">=3.11",
-    # What the package imports, and two exceptions.
+    # What the package imports, and an exception.
     install_requires=[
         "click>=8.1.8,<9",
         "flax>=0.11.2,<0.13",
@@ -38,7 +38,6 @@ setup(
         "tensorboardX>=2.6.4,<3",
         "tensorflow-datasets>=4.9.9,<5",
         "tokenizers>=0.22.2,<0.24",
-        # Tokenizers of Hugging Face folders will come from it.
         "transformers>=5,<6",
     ],
     extras_require={

@@ -19,13 +19,16 @@ MODULES = {
     *("urllib", "http", "requests", "httpx", "aiohttp", "ftplib", "smtplib", "asyncio", "ssl"),
     *("huggingface_hub", "transformers", "jinja2", "wandb", "trackio", "sentry_sdk", "ctypes"),
 }
-# What runs code that is named at run time, and the files that may: for a config file, the table of
-# tasks, a tracker, the commit in the environment's report.
+# The files that may all the same: run code that is named at run time (a config file, the table of
+# tasks, a tracker, the commit in the environment's report), and ask transformers for a tokenizer.
 PLACES = {
     "runpy": {"config/read.py"},
     "import_module": {"__init__.py", "data/task.py", "run/tracking.py"},
     "subprocess": {"run/environment.py"},
     "socket": {"run/folder.py"},
+    "transformers": {"models/files/tokenizer.py"},
+    "from_pretrained": {"models/files/tokenizer.py"},
+    "trust_remote_code": {"models/files/tokenizer.py"},
 }
 
 
@@ -47,9 +50,11 @@ def faults(source, name):
                 found = {path[-1], ".".join(path[-2:])} & {*ATTRIBUTES, *PLACES}
             given = {keyword.arg: keyword.value for keyword in node.keywords}
             found |= given.keys() & KEYWORDS
-            pickles = given.get("allow_pickle")
-            if pickles is not None and ast.unparse(pickles) != "False":
-                found.add("allow_pickle")
+            found |= {
+                f"{setting} that is not False"  # which is permitted nowhere
+                for setting in ("allow_pickle", "trust_remote_code")
+                if setting in given and ast.unparse(given[setting]) != "False"
+            }
         for what in sorted(found):
             if name not in PLACES.get(what, ()):
                 yield node.lineno, what
@@ -90,6 +95,22 @@ def test_the_package_does_nothing_of_what_is_banned():
 )
 def test_what_is_banned_is_found(source):
     assert list(faults(source, "models/other.py"))
+
+
+def test_transformers_reads_tokenizers_without_code_and_without_the_network():
+    name = "models/files/tokenizer.py"
+    source = (PACKAGE / name).read_text(encoding="utf-8")
+    call = "local_files_only=True, trust_remote_code=False"
+    assert source.count(call) == source.count("from_pretrained(") == 1
+    assert source.count("import tokenization_auto as auto") == source.count("transformers.") == 1
+    for other in (
+        source.replace("code=False", "code=True"),
+        source.replace("code=False", "code=x"),
+    ):
+        assert [what for _, what in faults(other, name)] == ["trust_remote_code that is not False"]
+    assert [what for _, what in faults(source, "models/other.py")] == [
+        *("transformers", "from_pretrained", "trust_remote_code")
+    ]
 
 
 def test_a_socket_is_asked_for_a_name_only():

@@ -191,8 +191,10 @@ def test_chat_templates_are_read(folder):
     named, own = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     rewrite(named, chat_template="{{ a }}")
     assert found() == "{{ a }}"
-    listed = [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}, 3]
-    rewrite(named, chat_template=[{"name": ["default"], "template": "e"}, *listed])
+    rewrite(named, chat_template=[{"name": "tool", "template": "t"}])
+    assert found() is None
+    listed = [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}]
+    rewrite(named, chat_template=listed)
     assert found() == "d"
     own.mkdir()
     assert found() == "d"

@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,33 +18,39 @@ from prompt_tuning_jax.models.files.find import find_model, read_json
 from prompt_tuning_jax.models.files.gguf import read_gguf
 
 MOST_GROWTH = 1000  # characters that a file's replacements may make of one
-CONTROL, USER_DEFINED = 3, 4  # GGUF's types of tokens that are matched whole in a text
+MOST_BYTES = 1 << 28  # in a file
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # GGUF's types; the last two are matched whole in a text
+LONGEST = 1000  # characters in a token of SentencePiece
+HIGHEST = 1 << 22  # id
 
-REBUILT = ("LlamaTokenizer", "LlamaTokenizerFast")  # by transformers 5, from their vocabulary
+# What transformers gets of a folder; one of the first is needed.
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
+SETTINGS = ("tokenizer_config.json", "config.json", "special_tokens_map.json")
+FILES = (*VOCABULARIES, *SETTINGS, "added_tokens.json", "merges.txt", "chat_template.jinja")
+SAFE = ("model_type", "transformers_version", "chat_template", "added_tokens_decoder")
 SPACE = "\u2581"  # how SentencePiece writes a space
 
 
-class Splitting(NamedTuple):
-    """How a byte-level vocabulary cuts text before merging, whether a word in the vocabulary is
-    taken whole, and whether BOS is added if the file does not say."""
-
-    steps: list[dict[str, Any]]  # as `tokenizer.json` spells them
-    whole_words: bool = False
-    add_bos: bool = False
-
-
-LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 OFF = dict.fromkeys(("add_prefix_space", "trim_offsets"), False)
 BYTE_LEVEL = {"type": "ByteLevel", **OFF, "use_regex": True}
-SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
-LLAMA3_SPLIT = {**SPLIT, "pattern": {"Regex": LLAMA3_PATTERN}}
-SPLITTINGS = {  # by `tokenizer.ggml.pre`
-    "smollm": Splitting([{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]),
-    "gpt-2": Splitting([BYTE_LEVEL]),
-    "llama-bpe": Splitting([LLAMA3_SPLIT, {**BYTE_LEVEL, "use_regex": False}], True, True),
+
+
+def _split_words(digits: str) -> list[dict[str, Any]]:
+    """Returns the steps that split text as Llama 3 does, and numbers by the pattern `digits`."""
+    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+    others = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    split = {"type": "Split", "behavior": "Isolated", "invert": False}
+    pattern = {"Regex": f"{words}|{digits}|{others}"}
+    return [{**split, "pattern": pattern}, {**BYTE_LEVEL, "use_regex": False}]
+
+
+LLAMA3, QWEN2 = "llama-bpe", "qwen2"
+# How a byte-level vocabulary splits text before merging, by `tokenizer.ggml.pre`.
+SPLITTINGS = {
+    "smollm": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL],
+    "gpt-2": [BYTE_LEVEL],
+    LLAMA3: _split_words(r"\p{N}{1,3}"),
+    QWEN2: _split_words(r"\p{N}"),
 }
 
 
@@ -72,6 +80,7 @@ class Tokenizer:
       bos_id, eos_id, pad_id: None if the model has none.
       more_ends: further ids that end a text which the model writes.
       add_bos: whether the model's own tokenizer puts BOS in front of a text.
+      behind: the ids that it puts behind a text. A prompt does not get them: it goes on.
       chat_template: the jinja source, if any.
       vocabulary: as a `tokenizer.json` has it.
       fingerprint: SHA-256 of all that decides about ids, the same on every version of the library.
@@ -79,9 +88,6 @@ class Tokenizer:
 
     def __init__(self, vocabulary: Mapping[str, Any], facts: Facts):
         """Takes a parsed `tokenizer.json` and the facts beside it."""
-        for step in ("normalizer", "decoder"):
-            if _growth(vocabulary.get(step)) > MOST_GROWTH:
-                raise ValueError(f"its {step} makes over {MOST_GROWTH} characters of one")
         words = vocabulary.get("model")
         if isinstance(words, dict) and words.get("dropout") is not None:
             # Left from the tokenizer's training: merges are skipped at random.
@@ -96,7 +102,7 @@ class Tokenizer:
             self.library.token_to_id(token) if isinstance(token, str) else token
             for token in (facts.bos, facts.eos, facts.pad)
         )
-        front = _front(self.library) if facts.add_bos is None else []
+        front, self.behind = _added(self.library) if facts.add_bos is None else ([], [])
         if len(front) == 1 and (self.bos_id is None or isinstance(facts.bos, int)):
             self.bos_id = front[0]  # transformers ignores config.json here too
         if front not in ([], [self.bos_id]):
@@ -113,6 +119,7 @@ class Tokenizer:
         self.chat_template = template if isinstance(template, str) else None
         added = self.library.get_added_tokens_decoder().items()
         self.specials = {token.content: number for number, token in added if token.special}
+        self.special_ids = {*self.specials.values()}
         self.particular = {
             token.content: token
             for _, token in added
@@ -156,6 +163,12 @@ class Tokenizer:
         library = self.inside if continues else self.library
         with _panics(f"a text of {len(text)} characters cannot be cut by the tokenizer.json"):
             encoding = library.encode(text, add_special_tokens=False)
+        for number in self.special_ids.intersection(encoding.ids):
+            markup = str(library.id_to_token(number))
+            if markup in text:  # and not for an unknown character
+                raise UserError(
+                    f"a text has {markup!r}, which the model reads as a special token: remove it."
+                )
         return encoding.ids, encoding.offsets
 
     def write(self, folder: Path) -> None:
@@ -192,17 +205,19 @@ def _panics(what: str, known: type[Exception] | tuple[()] = ()) -> Iterator[None
         yield
     except BaseException as error:  # the class of a panic cannot be imported
         library = type(error).__name__ in ("Exception", "PanicException")
-        if not library and not isinstance(error, known):
+        if isinstance(error, UserError) or not (library or isinstance(error, known)):
             raise
         # Cut: the library may quote all of a damaged file.
         raise UserError(f"{what}: {repr(str(error)[:200])[1:-1]}.") from error
 
 
-def _front(library: tokenizers.Tokenizer) -> list[int]:
-    """Returns what a tokenizer's processor puts in front of a text."""
+def _added(library: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+    """Returns what a tokenizer's processor puts in front of a text and behind it."""
     encoding = library.encode("a")
     added = encoding.special_tokens_mask
-    return encoding.ids[: added.index(0)] if 0 in added else []
+    if 0 not in added:
+        return [], []
+    return encoding.ids[: added.index(0)], encoding.ids[len(added) - added[::-1].index(0) :]
 
 
 def _growth(part: Any) -> int:
@@ -222,94 +237,140 @@ def read_tokenizer(path: str) -> Tokenizer:
     """Reads the tokenizer of a model; `path` is as for `read_weights`. Raises a UserError if the
     tokenizer is missing, damaged or not supported."""
     found = find_model(path)
-    vocabulary, facts = _read_folder(found) if found.is_dir() else _read_gguf(found)
     with _panics(f"the tokenizer of '{path}' cannot be read", Exception):
-        return Tokenizer(vocabulary, facts)
+        return Tokenizer(*(_read_folder(found) if found.is_dir() else _read_gguf(found)))
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], Facts]:
-    """Reads `tokenizer.json`, `tokenizer_config.json`, `config.json`, `generation_config.json`, and
-    what earlier versions wrote, `special_tokens_map.json`."""
-    vocabulary = read_json(folder / "tokenizer.json")
-    files = "tokenizer_config", "config", "special_tokens_map", "generation_config"
-    paths = (folder / f"{name}.json" for name in files)
-    named, model, earlier, written = (read_json(path) if path.exists() else {} for path in paths)
-    if "added_tokens_decoder" not in named:
-        named = {**named, **earlier}
-    kind = named.get("tokenizer_class") or model.get("tokenizer_class")
-    words = vocabulary.get("model")
-    merged = kind in REBUILT and isinstance(words, dict) and {"vocab", "merges"} <= words.keys()
-    if merged and b'"ByteLevel"' not in (folder / "tokenizer.json").read_bytes():
-        vocabulary = _as_llama(vocabulary, named)
-    bos, eos, pad = (_special(named, model, kind) for kind in ("bos", "eos", "pad"))
+    """Reads a tokenizer as transformers does, from checked copies of its files."""
+    files: dict[str, Any] = {}  # JSON objects, or bytes
+    for name in (*FILES, "generation_config.json"):
+        path = folder / name
+        if path.is_file() and path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{path} is larger than {MOST_BYTES:,} bytes.")
+        if path.is_file():
+            files[name] = read_json(path) if path.suffix == ".json" else path.read_bytes()
+    if not files.keys() & {*VOCABULARIES}:
+        read_json(folder / VOCABULARIES[0])  # which raises
+    named, model = files.get("tokenizer_config.json", {}), files["config.json"]
+    if "auto_map" in named or "AutoTokenizer" in dict(model.get("auto_map") or {}):
+        raise UserError(
+            f"{folder} names code for its tokenizer (auto_map), which is never run: save it as a"
+            " tokenizer.json, and remove auto_map."
+        )
+    whole = files.get("tokenizer.json")
+    for step in ("normalizer", "decoder"):
+        if whole and _growth(whole.get(step)) > MOST_GROWTH:
+            raise ValueError(f"its {step} makes over {MOST_GROWTH} characters of one")
+    made = _ask_transformers({name: files[name] for name in files.keys() & {*FILES}})
+    template = made.chat_template
+    template = template.get("default") if isinstance(template, dict) else template
+    bos, eos, pad = (
+        getattr(made, f"{kind}_token") or _first_id(model, kind) for kind in ("bos", "eos", "pad")
+    )
+    written = files.get("generation_config.json", {})
     ends = model.get("eos_token_id"), written.get("eos_token_id")
-    # transformers ignores what tokenizer_config.json says of adding BOS.
-    return vocabulary, Facts(bos, eos, pad, None, _read_chat_template(folder, named), ends)
+    return _changed(whole, made.backend_tokenizer), Facts(bos, eos, pad, None, template, ends)
 
 
-def _as_llama(vocabulary: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
-    """Gives a `tokenizer.json` the steps of transformers' LlamaTokenizer: it puts a space in front
-    of a text, and if it is `legacy`, of what follows a special token too."""
-    spaced = named.get("add_prefix_space")
-    scheme = "always" if named.get("legacy") else "first"
-    scheme = scheme if spaced or spaced is None else "never"
-    spaces = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
-    decoders = [spaces, {"type": "ByteFallback"}, {"type": "Fuse"}]
-    if scheme != "never":
-        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    words = {key: vocabulary["model"][key] for key in ("vocab", "merges")}
-    return {
-        **vocabulary,
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Metaspace",
-            "replacement": SPACE,
-            "prepend_scheme": scheme,
-            "split": False,
-        },
-        "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": {"type": "BPE", "fuse_unk": True, "byte_fallback": True, **words},
-    }
+def _ask_transformers(files: Mapping[str, Any]) -> Any:
+    """Returns the tokenizer that transformers makes of files."""
+    off = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # of libraries that are missing, and of old settings
+    try:
+        from transformers.models.auto import tokenization_auto as auto
+
+        known = {str(name).removesuffix("Fast") for name in auto.TOKENIZER_MAPPING_NAMES.values()}
+        with tempfile.TemporaryDirectory() as copy:
+            for name, content in files.items():
+                content = _safe(name, content, known) if name in SETTINGS else content
+                raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+                Path(copy, name).write_bytes(raw)
+            return auto.AutoTokenizer.from_pretrained(
+                copy, local_files_only=True, trust_remote_code=False
+            )
+    finally:
+        logging.disable(off)
 
 
-def _special(named: Mapping[str, Any], model: Mapping[str, Any], kind: str) -> str | int | None:
-    """Returns BOS, EOS or padding: the token in the tokenizer's config, or the model's id."""
-    token = named.get(f"{kind}_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    if isinstance(token, str):
-        return token
-    number = model.get(f"{kind}_token_id")
+def _safe(name: str, content: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
+    """Returns the settings that name no path: numbers, tokens, and names that are known."""
+    given = {key: value for key, value in content.items() if key in SAFE}
+    for key, value in content.items() if name != "config.json" else ():
+        if key.endswith(("_token", "_tokens")) or isinstance(value, int | float):
+            given[key] = value
+    if kind := content.get("tokenizer_class"):
+        # Its name for one that it does not know.
+        own = isinstance(kind, str) and kind.removesuffix("Fast") in known
+        given["tokenizer_class"] = kind if own else "TokenizersBackend"
+    return given
+
+
+def _changed(whole: Mapping[str, Any] | None, made: tokenizers.Tokenizer) -> dict[str, Any]:
+    """Returns a `tokenizer.json` with what transformers changed, and all else as it stands there,
+    so that its fingerprint is the same on every version of the libraries.
+
+    A byte-level file keeps its own steps: transformers 5 would split SmolLM2's text as GPT-2's.
+    """
+    plain = tokenizers.Tokenizer.from_str(json.dumps(whole)) if whole else made
+    for library in (plain, made):
+        library.no_truncation()
+        library.no_padding()
+        if max(library.get_vocab().values(), default=0) > HIGHEST:  # each would be written below
+            raise ValueError(f"it has an id above {HIGHEST}")
+    if _added(plain) == _added(made):
+        made.post_processor = plain.post_processor
+    before, after = json.loads(plain.to_str()), json.loads(made.to_str())
+    whole = whole or after
+    own = whole is not after and '"ByteLevel"' in json.dumps(whole.get("pre_tokenizer"))
+    keys = ("added_tokens", "post_processor") if own else after
+    changed = {key: after[key] for key in keys if before[key] != after[key]}
+    if "model" in changed:
+        old, words = before["model"], whole["model"]
+        changed["model"] = {
+            key: words.get(key, value) if old.get(key) == value else value
+            for key, value in after["model"].items()
+            if value is not None and value is not False
+        }
+    return {**whole, **changed}
+
+
+def _first_id(fields: Mapping[str, Any], kind: str) -> int | None:
+    """Returns the model's own id of BOS, EOS or padding, the first of several."""
+    number = fields.get(f"{kind}_token_id")
     number = number[0] if isinstance(number, list) and number else number
     return number if type(number) is int and number >= 0 else None
-
-
-def _read_chat_template(folder: Path, named: Mapping[str, Any]) -> Any:
-    """Reads it from its own file, or takes the config's: a string, or 'default' in a list."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
-    template = named.get("chat_template")
-    if isinstance(template, list):
-        entries = [entry for entry in template if isinstance(entry, dict)]
-        defaults = [entry for entry in entries if entry.get("name") == "default"]
-        template = defaults[-1].get("template") if defaults else None
-    return template
 
 
 def _read_gguf(path: Path) -> tuple[dict[str, Any], Facts]:
     """Makes a `tokenizer.json` of a GGUF file's fields."""
     fields = read_gguf(path).fields
-    model, cut = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
-    splitting = SPLITTINGS.get(cut) if isinstance(cut, str) else None
-    if model != "gpt2" or splitting is None:
-        raise UserError(
-            f"{path} has a tokenizer {short(model)} that splits as {short(cut)}; supported: 'gpt2' "
-            f"that splits as {', '.join(SPLITTINGS)}; use the Hugging Face folder."
-        )
-    tokens, merges, kinds = (
-        fields.get(f"tokenizer.ggml.{key}", []) for key in ("tokens", "merges", "token_type")
+    tokens, kinds, merges, scores = (
+        fields.get(f"tokenizer.ggml.{key}", [])
+        for key in ("tokens", "token_type", "merges", "scores")
     )
-    if not all(isinstance(part, list) for part in (tokens, merges, kinds)) or not tokens:
+    if not all(isinstance(part, list) for part in (tokens, kinds, merges, scores)) or not tokens:
         raise UserError(f"{path} has a tokenizer without a list of tokens, merges or token types.")
+    model, cut = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
+    words: dict[str, Any] = {"ignore_merges": cut == LLAMA3}
+    if model == "llama":
+        if not len(tokens) == len(kinds) == len(scores) or max(map(len, tokens)) > LONGEST:
+            raise UserError(
+                f"{path} has a tokenizer of {len(tokens)} tokens, {len(kinds)} types and"
+                f" {len(scores)} scores: expected as many, and at most {LONGEST} characters each."
+            )
+        merges = _make_merges(tokens, kinds, scores)
+        steps = _write_spaces(int(bool(fields.get("tokenizer.ggml.add_space_prefix", True))))
+        words = {"fuse_unk": True, "byte_fallback": True}
+    elif model != "gpt2" or not isinstance(cut, str) or cut not in SPLITTINGS:
+        raise UserError(
+            f"{path} has a tokenizer {short(model)} that splits as {short(cut)}; supported: 'gpt2'"
+            f" that splits as {', '.join(SPLITTINGS)}, and 'llama'; use the Hugging Face folder."
+        )
+    else:
+        pieces = {"type": "Sequence", "pretokenizers": SPLITTINGS[cut]}
+        steps = {"normalizer": {"type": "NFC"}} if cut == QWEN2 else {}
+        steps |= {"pre_tokenizer": pieces, "decoder": BYTE_LEVEL}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     vocabulary = {
         "version": "1.0",
@@ -318,19 +379,50 @@ def _read_gguf(path: Path) -> tuple[dict[str, Any], Facts]:
             for number, (token, kind) in enumerate(zip(tokens, kinds, strict=False))
             if kind in (CONTROL, USER_DEFINED)
         ],
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": splitting.steps},
-        "decoder": BYTE_LEVEL,
+        **steps,
         "model": {
             "type": "BPE",
-            "ignore_merges": splitting.whole_words,
+            **words,
             "vocab": {token: number for number, token in enumerate(tokens)},
             "merges": merges,
         },
     }
     bos, eos, pad = (
-        _special({}, fields, f"tokenizer.ggml.{kind}") for kind in ("bos", "eos", "padding")
+        _first_id(fields, f"tokenizer.ggml.{kind}") for kind in ("bos", "eos", "padding")
     )
-    add_bos = bool(fields.get("tokenizer.ggml.add_bos_token", splitting.add_bos))
+    add_bos = bool(fields.get("tokenizer.ggml.add_bos_token", model == "llama" or cut == LLAMA3))
     # The ends of a turn and of a message, for models that were tuned for chats.
     ends = tuple(fields.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eot", "eom"))
     return vocabulary, Facts(bos, eos, pad, add_bos, fields.get("tokenizer.chat_template"), ends)
+
+
+def _write_spaces(more: int) -> dict[str, Any]:
+    """Returns the steps that write a space as a sign, with `more` of them in front of a text."""
+    written = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    read = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
+    strip = {"type": "Strip", "content": " ", "start": more, "stop": 0}
+    normalizers = [*[{"type": "Prepend", "prepend": SPACE}] * more, written]
+    decoders = [read, {"type": "ByteFallback"}, {"type": "Fuse"}, strip]
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "decoder": {"type": "Sequence", "decoders": decoders},
+    }
+
+
+def _make_merges(
+    tokens: Sequence[str], kinds: Sequence[int], scores: Sequence[float]
+) -> list[list[str]]:
+    """Returns every split of a token into two tokens, those of the best score first: SentencePiece
+    joins the two neighbours that make the best token. Special tokens and bytes are no parts."""
+    usual = {
+        token: float(score)
+        for token, kind, score in zip(tokens, kinds, scores, strict=True)
+        if kind in (NORMAL, USER_DEFINED)
+    }
+    splits = sorted(
+        (-score, -place, token)
+        for token, score in usual.items()
+        for place in range(1, len(token))
+        if token[:place] in usual and token[place:] in usual
+    )
+    return [[token[:-place], token[-place:]] for _, place, token in splits]
