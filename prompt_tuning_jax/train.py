@@ -7,7 +7,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,13 +57,14 @@ class Plan(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The trainable tree with the lowest validation loss so far, that loss, its step, and the
-    number of validations since."""
+    """The best trainable tree so far, its validation loss, its step, the number of validations
+    since, and its accuracy (0 if the task has no labels)."""
 
     trainable: Any
     loss: float
     step: int
     since: int
+    accuracy: float = 0.0
 
 
 class Result(NamedTuple):
@@ -145,8 +146,8 @@ def tune(
             if last or (stop and not kept) or due(step + 1, config.evaluate_every):
                 run_log.flush()
                 current = compiled.fetch(state.trainable)
-                loss = validate(lm, run.data, run.adapt(current), step + 1, run_log)
-                best = better(best, current, loss, step + 1)
+                found = validate(lm, run.data, run.adapt(current), step + 1, run_log)
+                best = better(best, current, found, step + 1, config.best_by)
             ended = stop or last or enough(best, config)
             if checkpoints is not None and (ended or due(step + 1, config.save_every)):
                 run_log.flush()
@@ -161,7 +162,7 @@ def tune(
     if finished and not math.isfinite(best.loss):
         raise RunError("no validation loss of this run is finite: lower learning_rate.")
     if enough(best, config):
-        log(f"stopped early after step {taken}: no better validation loss in the last {best.since}")
+        log(f"stopped early after step {taken}: no better validation in the last {best.since}")
     given = jax.device_get(run.adapt(best.trainable))
     metrics = {"step": best.step, "validation_loss": best.loss}
     artifact = Artifact(to_tensors(given), make_manifest(lm, task, config, metrics))
@@ -199,11 +200,14 @@ def plan(lm: LanguageModel, task, config, log: Callable) -> Plan:
     return Plan(parts, trainable, frozen, adapt, data, sources)
 
 
-def better(best: Best, trainable, loss: float, step: int) -> Best:
+def better(best: Best, trainable, found: Mapping[str, float], step: int, by: str) -> Best:
     """Returns the better of two trees, or the earlier one if they are equal."""
-    if loss < best.loss:
-        return Best(trainable, loss, step, 0)
-    return best._replace(since=best.since + 1)
+    new = Best(trainable, found["loss"], step, 0, found.get("accuracy", 0.0))
+    if by == "accuracy" and math.isfinite(new.loss) and new.accuracy != best.accuracy:
+        better = new.accuracy > best.accuracy
+    else:
+        better = new.loss < best.loss
+    return new if better else best._replace(since=best.since + 1)
 
 
 def enough(best: Best, config) -> bool:
@@ -242,7 +246,8 @@ def restore(checkpoints: Checkpoints | None, run: Plan, log) -> tuple[State, Bes
     for warning in filter(None, (kept.warning, devices)):
         log(f"warning: {warning}")
     log(f"going on after step {kept.step}")
-    best = Best(trainable, extra["best_loss"], extra["best_step"], extra["since_best"])
+    step, since = extra["best_step"], extra["since_best"]
+    best = Best(trainable, extra["best_loss"], step, since, extra.get("best_accuracy", 0.0))
     return state, best, extra["seconds"]
 
 
@@ -252,6 +257,7 @@ def save(
     """Saves all that a run needs to go on; on a full disk it only warns, and returns False."""
     extra = {
         "best_loss": best.loss,
+        "best_accuracy": best.accuracy,
         "best_step": best.step,
         "since_best": best.since,
         "seconds": seconds,
@@ -276,8 +282,8 @@ def executables(compiled: Compiled, state: State, frozen, data: Data, log: Calla
     return made
 
 
-def validate(lm: LanguageModel, data: Data, given: Given, step: int, run_log: RunLog) -> float:
-    """Returns the loss on the validation examples, in nats an example, and logs it."""
+def validate(lm: LanguageModel, data: Data, given: Given, step: int, run_log: RunLog) -> Any:
+    """Returns loss (nats an example) and accuracy on the validation examples, and logs them."""
     began = time.perf_counter()
     scores = scoring.score(lm, data.validation, given, log=run_log.log)
     answers = np.array([example.answer for example in data.validation])
@@ -285,7 +291,7 @@ def validate(lm: LanguageModel, data: Data, given: Given, step: int, run_log: Ru
     run_log.add_validation(step, metrics, time.perf_counter() - began)
     run_log.warn("answers", warnings.one_answer(scores.argmax(1), answers, data.labels))
     warn_of_norm(run_log, lm, given)
-    return agreed(metrics["loss"])
+    return agreed(metrics)
 
 
 def warn_of_norm(run_log: RunLog, lm: LanguageModel, given: Given) -> None:

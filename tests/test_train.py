@@ -163,7 +163,7 @@ def test_an_earlier_best_is_kept_when_validation_gets_worse(monkeypatch):
 
     def validate(lm, data, given, step, run_log):
         seen[step] = np.array(given.sites["prompt/vectors"])
-        return {4: 2.0, 8: 1.0, 12: 3.0}[step]
+        return {"loss": {4: 2.0, 8: 1.0, 12: 3.0}[step]}
 
     monkeypatch.setattr(train, "validate", validate)
     result, _ = tune("--config.evaluate_every=4")
@@ -244,7 +244,7 @@ def test_an_update_that_is_not_finite_is_left_out(monkeypatch):
 
 
 def test_a_run_without_a_finite_validation_loss_is_refused(monkeypatch):
-    monkeypatch.setattr(train, "validate", lambda *given: float("nan"))
+    monkeypatch.setattr(train, "validate", lambda *given: {"loss": float("nan")})
     with pytest.raises(RunError, match="no validation loss of this run is finite"):
         tune()
 

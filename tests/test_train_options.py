@@ -41,10 +41,14 @@ def stop_at(monkeypatch):
 
 @pytest.fixture
 def validated(monkeypatch):
-    """Makes the validation losses of some steps those that a test says."""
+    """Makes losses and accuracies of the validations at some steps those that a test says."""
 
-    def say(losses):
-        monkeypatch.setattr(train, "validate", lambda *given: losses[given[3]])
+    def say(losses, accuracies=None):
+        def validate(*given):
+            found = {"loss": losses[given[3]]}
+            return found | ({"accuracy": accuracies[given[3]]} if accuracies else {})
+
+        monkeypatch.setattr(train, "validate", validate)
 
     return say
 
@@ -70,7 +74,7 @@ def test_it_ends_after_validations_without_a_better_loss(plain, validated, tmp_p
         result, log = tune(*SOON, folder=run)
         assert sorted(os.listdir(run / workdir.CHECKPOINTS)) == ["4", "8"]
         again, more = tune(*SOON, folder=run)
-    said = "stopped early after step 8: no better validation loss in the last 2"
+    said = "stopped early after step 8: no better validation in the last 2"
     for ended, lines in ((result, log), (again, more)):
         assert ended.finished and lines[-1] == said
         assert ended.artifact.manifest["metrics"] == {"step": 4, "validation_loss": 1.0}
@@ -86,6 +90,19 @@ def test_it_goes_on_while_the_loss_gets_better(validated):
     result, log = tune("--config.evaluate_every=2", "--config.early_stopping=3")
     assert result.history[-1]["step"] == 12 and not any("early" in line for line in log)
     assert result.artifact.manifest["metrics"] == {"step": 10, "validation_loss": 0.5}
+
+
+def test_the_result_is_chosen_by_accuracy_and_then_by_loss(validated, stop_at, tmp_path):
+    accuracies = {2: 0.5, 4: 0.6, 6: 0.7, 8: 0.7, 10: 0.6, 12: 0.7}
+    validated(LOSSES | {12: 1.5}, accuracies)
+    by = ("--config.evaluate_every=2", "--config.best_by=accuracy")
+    with workdir.claim(tmp_path / "run") as run:
+        stop_at(8)
+        tune(*by, folder=run)
+        result, _ = tune(*by, folder=run)
+    assert result.artifact.manifest["metrics"] == {"step": 6, "validation_loss": 1.0}
+    chosen, _ = tune("--config.evaluate_every=2")
+    assert chosen.artifact.manifest["metrics"] == {"step": 10, "validation_loss": 0.5}
 
 
 def test_validations_before_a_stop_count_after_it(validated, stop_at, tmp_path):

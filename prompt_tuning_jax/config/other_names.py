@@ -11,10 +11,11 @@ lr:learning_rate max_steps:steps num_steps:steps num_training_steps:steps iterat
 per_device_train_batch_size:batch_size train_batch_size:batch_size random_seed:seed data_seed:seed
 gradient_accumulation_steps:microbatches eval_steps:evaluate_every save_steps:save_every
 logging_steps:log_every early_stopping_patience:early_stopping patience:early_stopping
-report_to:tracker model:model.path model_name:model.path model_name_or_path:model.path
-base_model_name_or_path:model.path torch_dtype:model.dtype bf16:model.dtype=bfloat16
-fp16:model.dtype=float16 gradient_checkpointing:model.remat=full task:task.name
-dataset_name:task.name train_file:task.files.train validation_file:task.files.validation
+metric_for_best_model:best_by report_to:tracker model:model.path model_name:model.path
+model_name_or_path:model.path base_model_name_or_path:model.path torch_dtype:model.dtype
+bf16:model.dtype=bfloat16 fp16:model.dtype=float16 gradient_checkpointing:model.remat=full
+task:task.name dataset_name:task.name train_file:task.files.train
+validation_file:task.files.validation
 test_file:task.files.test max_seq_length:task.max_length max_seq_len:task.max_length
 max_source_length:task.max_length model_max_length:task.max_length method:method.name
 peft_type:method.name prompt_tuning_init:method.init prompt_tuning_init_text:method.init_text

@@ -29,7 +29,9 @@ LOOP = {
     "evaluate_every": whole(50),
     "save_every": whole(50),
     "log_every": whole(10, 1),
-    # Validations in a row without a lower loss, after which a run ends; 0: all steps are taken.
+    # What the validations choose the result by; equal accuracies by their loss.
+    "best_by": among("loss", ("loss", "accuracy")),
+    # Validations in a row without a better result, after which a run ends; 0: all steps are taken.
     "early_stopping": whole(0).if_fits(
         "config.evaluate_every of at least 1 beside it, because it counts validations",
         lambda value, loop: not value or loop["evaluate_every"] > 0,
