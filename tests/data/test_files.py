@@ -332,6 +332,25 @@ def test_a_header_that_is_read_as_a_record_gives_a_warning(tmp_path):
     assert not any("looks like" in note for note in notes(path, COLUMNS))
 
 
+def test_a_first_line_that_is_lost_as_a_header_gives_a_warning(tmp_path):
+    named = numbered(20)
+    path = write(tmp_path, named.partition("\n")[2])
+    warning = (
+        f"warning: {path}: columns are given by number, and the first line is taken as their names:"
+        " if it is a record, give --config.task.files.header=false"
+    )
+    assert warning in notes(path, COLUMNS)
+    assert warning in notes(path, "columns=('text=sentence','text=1','label=2')")
+    assert not any("by number" in note for note in notes(path, "files.header=false", COLUMNS))
+    for header, columns in (
+        ("text,", "'label=2'"),
+        ("1,2", "'text=1','label=2'"),
+        ("text,y", "'label=y','label=2'"),
+    ):
+        other = write(tmp_path, named.replace("text,label", header), "other.csv")
+        assert not any("by number" in note for note in notes(other, f"columns=({columns},)"))
+
+
 def test_keys_that_nothing_reads_are_said(tmp_path):
     rows = [{"text": str(n), "label": n % 2} for n in range(9)]
     path = write(tmp_path, "\n".join(map(json.dumps, rows)), "data.jsonl")
