@@ -76,14 +76,16 @@ def first(config: Any, lm: LanguageModel, artifact: str | None = None) -> Given:
     return jax.device_get(method.adapt(trained, fixed, lm.params, jax.random.key(0), False))
 
 
-def accuracies(config: Any, lm: LanguageModel, given: Given) -> dict[str, float]:
-    """Returns the accuracy of an adaptation on validation and test, and its validation loss."""
-    result = {}
+def accuracies(config: Any, lm: LanguageModel, given: Given) -> dict[str, Any]:
+    """Returns the accuracy of an adaptation on validation and test, its validation loss, and for
+    each test example 1 if it is right, else 0, as a text."""
+    result: dict[str, Any] = {}
     for split in ("validation", "test"):
         made = examples(config, lm, given, split)
-        scores = score(lm, made, given)
-        found = loss_and_accuracy(scores, np.array([each.answer for each in made]))
+        scores, answers = score(lm, made, given), np.array([each.answer for each in made])
+        found = loss_and_accuracy(scores, answers)
         result[f"{split}_accuracy"] = found["accuracy"]
         if split == "validation":
             result["validation_loss"] = found["loss"]
+    result["test_right"] = "".join(map(str, (scores.argmax(axis=1) == answers).astype(int)))
     return result

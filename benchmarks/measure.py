@@ -118,7 +118,7 @@ def machine() -> dict[str, Any]:
 def show(title: str, result: Mapping[str, Any], as_json: bool) -> None:
     """Prints a flat result: one JSON object on a line, or a table of two columns."""
     if as_json:
-        print(json.dumps(result))
+        print(json.dumps(result), flush=True)
         return
     from rich.console import Console
     from rich.table import Table

@@ -1,4 +1,5 @@
-"""PEFT's side: prompt tuning, prefix tuning and P-tuning on torch, as its users run them."""
+"""PEFT's side on torch: prompt tuning, prefix tuning, P-tuning, LoRA and IA3, and fine-tuning on
+torch alone."""
 
 import copy
 import os
@@ -7,25 +8,27 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import inputs
 import numpy as np
 import torch
+from flax import traverse_util
 from peft import (
+    PeftConfig,
     PeftModel,
-    PrefixTuningConfig,
     PromptEncoderConfig,
-    PromptTuningConfig,
     get_peft_model,
+    load_peft_weights,
+    set_peft_model_state_dict,
 )
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging
 
-from prompt_tuning_jax.models.files.peft import write_adapter
-from prompt_tuning_jax.models.sites import NOTHING, PREFIX, PROMPT, Given
-from prompt_tuning_jax.models.spec import spec_from_config
+from prompt_tuning_jax.models.files.peft import read_adapter, write_adapter
+from prompt_tuning_jax.models.files.weights import read_weights
+from prompt_tuning_jax.models.sites import NOTHING, PROMPT, Given
+from prompt_tuning_jax.models.spec import Spec, spec_from_config
 
 # transformers warns of its own future, which does not concern the numbers.
 logging.disable_progress_bar()
@@ -49,6 +52,8 @@ def base(path: str, dtype: str):
         folder, name = os.path.split(path)
         where = {"pretrained_model_name_or_path": folder, "gguf_file": name}
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=getattr(torch, dtype))
+    # Its weights are plain numbers here, also from a GGUF file.
+    model.config.__dict__.pop("quantization_config", None)
     # Training generates nothing, so a cache would only slow PEFT's side down.
     model.config.use_cache = False
     return model.to(device()).eval()
@@ -60,9 +65,7 @@ def save(model, folder: str) -> str:
     transformers does not save a model from a GGUF file, so the weights move to another of the same
     shape.
     """
-    config = copy.deepcopy(model.config)
-    config.__dict__.pop("quantization_config", None)
-    plain = type(model)(config).to(model.dtype)
+    plain = type(model)(copy.deepcopy(model.config)).to(model.dtype)
     plain.load_state_dict(model.state_dict())
     plain.save_pretrained(folder)
     return folder
@@ -74,7 +77,7 @@ def first(model, method: str, num_virtual_tokens: int) -> Given:
     if method == "fine_tuning":
         return NOTHING
     if method in ("lora", "ia3"):
-        return inputs.adapters(method, spec_from_config(model.config.to_dict(), "PEFT's model"))
+        return inputs.adapters(method, _spec(model))
     if method == "prefix":
         return inputs.random_prefix(num_virtual_tokens, _spec(model))
     table = model.get_input_embeddings().weight
@@ -82,31 +85,22 @@ def first(model, method: str, num_virtual_tokens: int) -> Given:
     return Given({PROMPT: table[ids].detach().float().cpu().numpy()})
 
 
-def tuned(model, given: Given):
-    """Wraps `model` with PEFT, starting from what is given, in eval mode; if nothing is given, all
-    of its weights are trained."""
+def tuned(model, given: Given, **options):
+    """Wraps `model` with PEFT, starting from what is given, in eval mode; if no sites are given,
+    all of its weights are trained.
+
+    `options` take the place of those that PEFT's config has, such as `lora_alpha`.
+    """
     if not given.sites:
         return model.requires_grad_(True)
-    if not given.sites.keys() & {PROMPT, *PREFIX.values()}:
-        spec = spec_from_config(model.config.to_dict(), "PEFT's model")
-        with tempfile.TemporaryDirectory() as folder:
-            write_adapter(Path(folder), spec, given.sites, "")
-            return PeftModel.from_pretrained(model, folder, is_trainable=True).eval()
-    if PROMPT not in given.sites:
-        # The row of a virtual token: for each layer the keys of all heads, then the values.
-        prefix = np.stack([given.sites[path] for path in PREFIX.values()], axis=1)
-        rows = prefix.transpose(2, 0, 1, 3, 4).reshape(prefix.shape[2], -1)
-        config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(rows))
-    else:
-        rows = given.sites[PROMPT]
-        config = PromptTuningConfig(
-            task_type="CAUSAL_LM", num_virtual_tokens=len(rows), prompt_tuning_init="RANDOM"
-        )
-    wrapped = get_peft_model(model, config)
-    weight = wrapped.prompt_encoder["default"].embedding.weight
-    with torch.no_grad():
-        weight.copy_(torch.from_numpy(np.array(rows, np.float32)))
-    return wrapped.eval()
+    with tempfile.TemporaryDirectory() as folder:
+        write_adapter(Path(folder), _spec(model), given.sites, "")
+        config = PeftConfig.from_pretrained(folder)
+        for name, value in {**options, "inference_mode": False}.items():
+            setattr(config, name, value)
+        wrapped = get_peft_model(model, config)
+        set_peft_model_state_dict(wrapped, load_peft_weights(folder, device="cpu"))
+        return wrapped.eval()
 
 
 def encoded(model, num_virtual_tokens: int, hidden_size: int, seed: int):
@@ -123,23 +117,16 @@ def encoded(model, num_virtual_tokens: int, hidden_size: int, seed: int):
 
 def trained(wrapped) -> Given:
     """Returns a copy of the trained values in the form of our side."""
-    rows = wrapped.get_prompt_embedding_to_save("default").float().numpy().copy()
-    if wrapped.peft_config["default"].peft_type != "PREFIX_TUNING":
-        return Given({PROMPT: rows})
-    spec = _spec(wrapped)
-    prefix = rows.reshape(len(rows), spec.layers, 2, spec.kv_heads, spec.head_size)
-    prefix = prefix.transpose(2, 1, 0, 3, 4)
-    return Given(dict(zip(PREFIX.values(), prefix, strict=True)))
+    with tempfile.TemporaryDirectory() as folder:
+        if isinstance(wrapped, PeftModel):
+            wrapped.save_pretrained(folder, save_embedding_layers=False)
+            return Given(read_adapter(Path(folder), _spec(wrapped)).sites)
+        params = read_weights(save(wrapped, folder), "float32").params
+        return Given(params=traverse_util.flatten_dict(params, sep="/"))
 
 
-def _spec(model) -> Any:
-    """Returns the sizes of a prefix of `model`, by our names."""
-    config = model.config
-    return SimpleNamespace(
-        layers=config.num_hidden_layers,
-        kv_heads=config.num_key_value_heads,
-        head_size=config.head_dim,
-    )
+def _spec(model) -> Spec:
+    return spec_from_config(model.config.to_dict(), "PEFT's model")
 
 
 def batch(cases: Sequence[inputs.Case]) -> dict[str, torch.Tensor]:

@@ -20,7 +20,9 @@ from prompt_tuning_jax.models.spec import Spec
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 # Scripts that import each other by name, not a package.
 sys.path.insert(0, str(FOLDER))
-flops, inputs, measure = map(importlib.import_module, ("flops", "inputs", "measure"))
+accuracy, flops, inputs, measure = map(
+    importlib.import_module, ("accuracy", "flops", "inputs", "measure")
+)
 our_side, products, step_time = map(importlib.import_module, ("our_side", "products", "step_time"))
 
 SHAPE = inputs.Shape(3, width=24, heads=4, kv_heads=2, feedforward=36, vocabulary=50)
@@ -227,3 +229,45 @@ def test_the_script_fails_if_the_losses_differ(difference, status, monkeypatch):
 
 def test_peak_memory_is_that_of_this_process():
     assert 2**20 < measure.peak_host_bytes() < 2**40
+
+
+def lines(path, seeds, side, shares, count=400):
+    """Writes what a run prints with --json; right answers are drawn with the shares."""
+    rng, rows = np.random.default_rng(len(side)), []
+    for seed, share in zip(seeds, shares, strict=True):
+        right = rng.random(count) < share
+        row = {"side": side, "seed": seed, "test_right": "".join(map(str, right.astype(int)))}
+        names = ("validation_accuracy", "test_accuracy", "seconds")
+        rows.append(row | dict.fromkeys(names, right.mean()))
+    path.write_text("\n".join(map(json.dumps, [*rows, {"side": side, "test_accuracy": 0}])))
+    return np.array([[int(each) for each in row["test_right"]] for row in rows])
+
+
+def test_two_sides_are_compared_example_by_example_on_the_seeds_of_both(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(measure, "use_cores", lambda threads: None)
+    ours = lines(tmp_path / "ours", (0, 1, 2), "ours", (0.9, 0.9, 0.9))
+    theirs = lines(tmp_path / "theirs", (3, 2, 0), "peft", (0.1, 0.8, 0.8))
+
+    def run(one, other):
+        flags = ["--side=ours", f"--read={tmp_path / one}", f"--against={tmp_path / other}"]
+        monkeypatch.setattr(sys, "argv", ["accuracy.py", *flags, "--json"])
+        assert accuracy.main() == 0
+        return json.loads(capsys.readouterr().out)
+
+    found = run("ours", "theirs")
+    assert found["seeds"] == [0, 2]
+    difference = (ours[0] - theirs[2] + ours[2] - theirs[1]) / 2
+    assert found["difference"] == pytest.approx(difference.mean())
+    # The normal interval, which a bootstrap of so many examples comes close to.
+    half = 1.96 * difference.std() / np.sqrt(len(difference))
+    wanted = difference.mean() - half, difference.mean() + half
+    np.testing.assert_allclose((found["low"], found["high"]), wanted, atol=0.1 * half)
+    alike = run("ours", "ours")
+    assert (alike["low"], alike["difference"], alike["high"]) == (0, 0, 0)
+    lines(tmp_path / "short", (0,), "peft", (0.8,), count=399)
+    lines(tmp_path / "apart", (7,), "peft", (0.8,))
+    for other in ("short", "apart"):
+        with pytest.raises(SystemExit, match="no seed in common, or other test examples"):
+            run("ours", other)

@@ -1,5 +1,6 @@
 """Live against PEFT on torch: with one prompt or prefix both give the same logits."""
 
+import accuracy
 import inputs
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import peft_side
 import plain_model
 import pytest
 import tiny_models
+import tiny_runs
 
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.example import Example
@@ -117,6 +119,31 @@ def test_both_train_alike(folder, kind):
     ours = our_side.stepper(our_side.prepare(model, updates, first, 0.02))
     losses = [(ours(n), step(peft_side.batch(update))) for n, update in enumerate(updates)]
     np.testing.assert_allclose(*zip(*losses, strict=True), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ["name=lora", "rank=2", "alpha=7"],
+        ["name=lora", "rank=4", "rank_stabilised=true", "targets=('attention/q',)"],
+        ["name=ia3"],
+        ["name=fine_tuning"],
+    ],
+    ids=" ".join,
+)
+def test_both_sides_of_the_accuracy_run_the_same_recipe(method, monkeypatch):
+    keys = [f"--config.method.{each}" for each in method]
+    with tiny_runs.at_home(monkeypatch):
+        _, _, config = tiny_runs.tiny(*keys, "--config.learning_rate=0.01")
+        ours, theirs = (side(config, 1) for side in (accuracy.ours, accuracy.peft))
+    assert ours["validation_loss"] == pytest.approx(theirs["validation_loss"], abs=1e-4)
+    assert ours["test_right"] == theirs["test_right"]
+
+
+def test_a_key_that_only_our_side_has_is_refused(monkeypatch):
+    _, _, config = tiny_runs.tiny("--config.method.name=lora", "--config.method.dropout=0.1")
+    with pytest.raises(SystemExit, match=r"PEFT's side has no method.dropout: it has to be 0.0"):
+        accuracy.wrap(config, None, NOTHING)
 
 
 @KINDS
