@@ -94,7 +94,7 @@ def tuned(model, given: Given, **options):
     if not given.sites:
         return model.requires_grad_(True)
     with tempfile.TemporaryDirectory() as folder:
-        write_adapter(Path(folder), _spec(model), given.sites, "")
+        write_adapter(Path(folder), _spec(model), given.sites, model.name_or_path)
         config = PeftConfig.from_pretrained(folder)
         for name, value in {**options, "inference_mode": False}.items():
             setattr(config, name, value)
