@@ -20,6 +20,7 @@ setup(
         "flax>=0.11.2,<0.13",
         "gguf>=0.17,<0.20",
         "grain>=0.2.15,<0.3",
+        "huggingface_hub>=1.20.1,<3",
         # Some versions of etils import it without asking for it.
         "importlib_resources>=6,<8",
         "jax>=0.7.2,<0.13",

@@ -15,6 +15,7 @@ from prompt_tuning_jax.data.records import PLACE, Record
 from prompt_tuning_jax.data.task import Task, check_fields, output_fields
 from prompt_tuning_jax.data.template import field_names, with_prompt
 from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.models.files.find import hub_name
 from prompt_tuning_jax.models.files.folder import merge, write_model
 from prompt_tuning_jax.models.files.peft import read_adapter, write_adapter
 from prompt_tuning_jax.models.language_model import LanguageModel
@@ -53,7 +54,7 @@ def export_adapter(
         ids = front_ids(lm, task, artifact)
         sites[PROMPT] = embed(lm, given, ids[: np.flatnonzero(ids < 0)[-1] + 1])
     with new_folder(folder) as partial:
-        return write_adapter(partial, lm.spec, sites, lm.name)
+        return write_adapter(partial, lm.spec, sites, hub_name(lm.name) or lm.name)
 
 
 def export_front(

@@ -19,6 +19,8 @@ if "PROMPT_TUNING_TEST_FOLDER" not in os.environ:
 
 _FOLDER = os.environ["PROMPT_TUNING_TEST_FOLDER"]
 os.environ["PROMPT_TUNING_CACHE"] = os.path.join(_FOLDER, "cache")
+os.environ["HF_HOME"] = os.path.join(_FOLDER, "huggingface")
+os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_FOLDER, "compiled")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 # The tests spend most of their time compiling. Code that is not optimized compiles three times as

@@ -39,7 +39,7 @@ def find_config(name: str) -> str:
 # What to do with one of each kind.
 NEXT = {
     "configs": "--config takes a name; `prompt-tuning copy CONFIG FILE` copies one, to be edited.",
-    "models": "--config.model.path takes one of these, a GGUF file, or a Hugging Face folder.",
+    "models": "--config.model.path takes one of these, a GGUF file, a folder or a name of the hub.",
     "methods": "--config.method.name takes one of these.",
     "tasks": "--config.task.name takes one of these, as tfds:NAME for a dataset.",
 }

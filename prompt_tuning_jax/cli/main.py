@@ -194,23 +194,27 @@ def predict(
     write_answers(artifact, given, as_json, output, overrides)
 
 
-@program.command(options_metavar="--artifact DIR --to hf|peft|npy TARGET [OPTIONS]")
+@program.command(options_metavar="--artifact DIR --to hf|peft|npy|hub:USER/NAME [TARGET] [OPTIONS]")
 @_artifact
 @click.option(
     "--to",
     "kind",
-    metavar="hf|peft|npy",
+    metavar="hf|peft|npy|hub:USER/NAME",
     help="hf: a folder of transformers, for what can be merged into the weights; peft: an adapter"
-    " of PEFT; npy: the vectors of a soft prompt and of the text around it.",
+    " of PEFT; npy: the vectors of a soft prompt and of the text around it; hub:USER/NAME: the"
+    " artifact itself, in a repository of that name on the Hugging Face hub.",
 )
 @click.argument("target", required=False)
 @click.pass_obj
 def export(
     overrides: list[str], artifact: str | None, kind: str | None, target: str | None
 ) -> None:
-    """Writes an artifact for another program."""
+    """Writes an artifact for another program, or pushes it to the hub."""
+    if kind and kind.startswith("hub:") and not target:
+        kind, target = kind.split(":", 1)
     if not (artifact and kind and target):
-        raise UserError("export needs --artifact DIR, --to hf|peft|npy and the TARGET to write")
+        places = "--to hf|peft|npy and the TARGET to write, or --to hub:USER/NAME"
+        raise UserError(f"export needs --artifact DIR, {places}")
     with _uninterrupted():
         from prompt_tuning_jax.cli.exchange import export_artifact
     export_artifact(artifact, kind, target, overrides)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from prompt_tuning_jax.config.key import among, faults, string
 from prompt_tuning_jax.errors import UserError, nearest
 from prompt_tuning_jax.models.decoder import REMAT, Decoder
+from prompt_tuning_jax.models.files.find import pin
 from prompt_tuning_jax.models.files.tokenizer import Tokenizer, read_tokenizer
 from prompt_tuning_jax.models.files.weights import DTYPES, read_weights
 from prompt_tuning_jax.models.memory import device_bytes
@@ -19,7 +20,8 @@ from prompt_tuning_jax.models.spec import Spec
 from prompt_tuning_jax.models.weight_names import axis_sizes
 
 KEYS = {
-    # A packaged model's name, a GGUF file, or a Hugging Face folder with safetensors.
+    # A packaged model's name, a GGUF file, a Hugging Face folder with safetensors, or a name on the
+    # hub, USER/NAME or USER/NAME@REVISION. A path that exists goes in front.
     "path": string("smollm2-135m-instruct", least=1),
     # 'auto' is float32 on a CPU and bfloat16 elsewhere.
     "dtype": among("auto", ("auto", *DTYPES)),
@@ -72,8 +74,9 @@ def load(
     """Reads a frozen language model and places it on the default device, once.
 
     Args:
-      model: `config.model`, or the path alone: a packaged model's name, a `.gguf` file, or a
-        Hugging Face folder with `config.json` and safetensors.
+      model: `config.model`, or the path alone: a packaged model's name, a `.gguf` file, a Hugging
+        Face folder with `config.json` and safetensors, or a name on the hub, such as
+        'HuggingFaceTB/SmolLM2-360M-Instruct', whose commit the settings then name.
       changes: other values than those of `model` or the defaults, by the names in `KEYS`.
 
     Raises:
@@ -91,6 +94,7 @@ def load(
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     source = read_weights(path, dtype, device_bytes() or math.inf)
     words = read_tokenizer(path)
+    settings["path"] = pin(path)
     if words.highest >= source.spec.vocabulary:
         # The embedding of such an id would be NaN, and so would every score.
         raise UserError(

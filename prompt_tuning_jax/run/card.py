@@ -29,7 +29,7 @@ def render_card(
       rows: of the run's report on the test split, if any.
     """
     task = manifest["config"].get("task", {})
-    base = PurePath(manifest["model"]["name"]).name
+    base = PurePath(manifest["model"]["name"]).name.partition("@")[0]  # of a commit
     commands = [predict_command(manifest["template"], "prompt-tuning", folder)]
     if "test" in task:
         words = ["prompt-tuning", "evaluate", "--artifact", folder, "--split", task["test"]]

@@ -1,7 +1,8 @@
-"""Finds the files of a model by its path or packaged name, and reads the JSON among them."""
+"""Finds the files of a model by its path or name, and reads the JSON among them."""
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ from prompt_tuning_jax.models.files.gguf import is_gguf
 from prompt_tuning_jax.models.files.packaged_models import PACKAGED, find_packaged
 
 FOLDER = "a folder with config.json and safetensors"
+# A name on the hub, USER/NAME, and a revision behind @ if any; no part begins with a dot.
+HUB = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?<!\.gguf)(?:@(\w[\w.-]*(?:/\w[\w.-]*)*))?", re.ASCII)
 
 
 def find_model(path: str) -> Path:
-    """Returns the GGUF file or the folder of a model; raises a UserError for anything else."""
+    """Returns the GGUF file or the folder of a model; raises a UserError for anything else. A name
+    on the hub, which is not a path here, is downloaded into the cache if it is not there."""
     if path in PACKAGED:
         found = find_packaged(path)
         if found is None:
@@ -23,6 +27,10 @@ def find_model(path: str) -> Path:
         return found
     found, expected = Path(os.path.expanduser(path)), f"a GGUF file, {FOLDER}"
     try:
+        if (named := HUB.fullmatch(path)) and not found.exists():
+            from prompt_tuning_jax.models.files.hub import fetch  # takes a while
+
+            found = fetch(named[1], named[2] or "main")
         if found.is_dir():
             problem = "" if (found / "config.json").exists() else "is a folder without config.json"
             if odd := [inside for inside in found.iterdir() if not _is_plain(inside)]:
@@ -30,12 +38,26 @@ def find_model(path: str) -> Path:
         elif found.exists():
             problem = "" if _is_plain(found) and is_gguf(found) else "is not a GGUF file"
         else:
-            problem, expected = "does not exist", f"{expected} or {', '.join(PACKAGED)}"
+            from prompt_tuning_jax.models.files.hub import nearest_model
+
+            problem = f"does not exist{nearest_model(path)}"
+            expected = f"{expected}, {', '.join(PACKAGED)} or a name on the hub, USER/NAME"
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
     if problem:
         raise UserError(f"the model {short(path, 200)} {problem}; expected {expected}.")
     return found
+
+
+def pin(path: str) -> str:
+    """Returns a name on the hub with the commit of its files, and any other path as it is."""
+    named, found = HUB.fullmatch(path), find_model(path)
+    return f"{named[1]}@{found.name}" if named and found != Path(path) else path
+
+
+def hub_name(pinned: str) -> str:
+    """Returns the name on the hub in what `pin` returned, or "" for another path."""
+    return pinned[:-41] if re.fullmatch(r".+/.+@[0-9a-f]{40}", pinned) else ""
 
 
 def _is_plain(path: Path) -> bool:

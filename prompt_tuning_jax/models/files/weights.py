@@ -33,6 +33,7 @@ from prompt_tuning_jax.safetensors_file import read_header, read_tensors
 from prompt_tuning_jax.storage import sha256
 
 DTYPES = {dtype.name: dtype for dtype in STORED.values()}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"[A-Za-z0-9_. -]{1,200}\.safetensors")  # what an index may name
 BUFFERS = (".rotary_emb.inv_freq",)  # tables in some files that the spec already says
 ROPE_FACTORS = "rope_freqs.weight"
@@ -64,7 +65,7 @@ def read_weights(path: str, dtype: str, most: float = math.inf) -> Weights:
 def _read_folder(folder: Path, dtype: np.dtype, most: float) -> Weights:
     """Reads `config.json`, and safetensors in one file or in the files that an index names."""
     spec = spec_from_config(read_json(folder / "config.json"), str(folder / "config.json"))
-    headers = {file: read_header(file) for file in _weight_files(folder)}
+    headers = {file: read_header(file) for file in weight_files(folder)}
     shapes: dict[str, tuple[int, ...]] = {}
     for file, entries in headers.items():
         for name in entries.keys() & shapes.keys():
@@ -99,15 +100,15 @@ def _read_folder(folder: Path, dtype: np.dtype, most: float) -> Weights:
     return Weights(spec, _finish(leaves), whole.hexdigest())
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """Returns the safetensors files of a folder in the order of their names."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index = folder / SINGLE, folder / INDEX
     if single.exists():
         return [single]
     if not index.exists():
         raise UserError(
-            f"the model folder '{folder}' holds neither model.safetensors nor "
-            "model.safetensors.index.json; expected weights as safetensors."
+            f"the model folder '{folder}' holds neither {SINGLE} nor {INDEX}; expected weights as "
+            "safetensors."
         )
     weight_map = read_json(index).get("weight_map")
     names = weight_map.values() if isinstance(weight_map, dict) else ()

@@ -1,0 +1,180 @@
+"""Models by their names on a Hugging Face hub, and files that are pushed to it.
+
+Only files of known names are downloaded. A file gets its place in the cache that all programs share
+(HF_HOME) once it has the hash that the hub says. A download that was cut or stopped is continued.
+"""
+
+import functools
+import hashlib
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi, constants, errors, get_token, hf_hub_url
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
+from prompt_tuning_jax.errors import UserError, hide, nearest
+from prompt_tuning_jax.models.files.packaged_models import PACKAGED
+from prompt_tuning_jax.models.files.weights import INDEX, SINGLE, weight_files
+from prompt_tuning_jax.storage import atomic_write
+
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+FILES = (
+    *(INDEX, "config.json", "generation_config.json", "tokenizer_config.json", *VOCABULARIES),
+    *("merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja"),
+)
+BUSY = (408, 429, 500, 502, 503, 504)  # statuses after which the hub is asked again
+FAILURES = (errors.HTTPError, OSError, ValueError, TypeError, LookupError)
+LOGIN = "log in with `hf auth login` or set HF_TOKEN"
+
+log = logging.getLogger(__name__)
+constants.HF_HUB_DISABLE_TELEMETRY = True  # it looks for the program that started this one
+
+
+@functools.cache
+def fetch(repo: str, revision: str) -> Path:
+    """Returns the folder of a model in the cache, and downloads what is missing there. If the hub
+    cannot be used, an earlier download will do. Raises a UserError if there is none."""
+    hub, hint, this = hide(constants.ENDPOINT), nearest_model(repo), f"the model '{repo}'"
+    store = _cache() / f"models--{repo.replace('/', '--')}"
+    try:
+        return _download(repo, revision, store)
+    except errors.GatedRepoError:
+        wrong = f"{this} is gated: ask for access at {hub}/{repo}, then {LOGIN}"
+    except errors.RepositoryNotFoundError:
+        wrong = f"{this} does not exist here or on {hub}{hint}: correct it; if private, {LOGIN}"
+    except errors.RevisionNotFoundError:
+        wrong = f"{this} has no revision '{revision}' on {hub}: give a branch, a tag or a commit"
+    except FAILURES as error:
+        folder, reason = store / "snapshots" / _commit(store, revision), _reason(error)
+        if _is_whole(folder):
+            if not constants.HF_HUB_OFFLINE:
+                log.warning("warning: %s cannot be used (%s), so %s is", hub, reason, folder)
+            return folder
+        wrong = f"{this} does not exist here or, whole, in {_cache()}, and {hub} cannot be used"
+        wrong = f"{wrong} ({reason}){hint}: check the name, then type the same again"
+    raise UserError(f"{wrong}.")
+
+
+def _download(repo: str, revision: str, store: Path) -> Path:
+    """Completes the snapshot of a revision; asks again if the hub is busy."""
+    for seconds in (1, 2, 4):
+        try:
+            return _complete(repo, revision, store)
+        except errors.HfHubHTTPError as error:
+            if error.response.status_code not in BUSY:
+                raise
+        time.sleep(seconds)
+    return _complete(repo, revision, store)
+
+
+def _complete(repo: str, revision: str, store: Path) -> Path:
+    wait = constants.HF_HUB_ETAG_TIMEOUT
+    info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=wait)
+    listed: dict[str, Any] = {each.rfilename: each for each in info.siblings or ()}
+    if "config.json" not in listed or not {SINGLE, INDEX} & listed.keys():
+        lacks = f"no config.json or no {SINGLE}, and other weights are not read"
+        raise UserError(f"the model '{repo}' has {lacks}: give another model.")
+    folder = store / "snapshots" / _hash(info.sha)
+    for name in listed.keys() & set(FILES):
+        _get(repo, listed[name], folder)
+    weights = [SINGLE] if SINGLE in listed else [path.name for path in weight_files(folder)]
+    left = sum(listed[name].size for name in weights if not (folder / name).exists())
+    left -= sum(path.stat().st_size for path in store.glob("blobs/*.incomplete"))
+    if left > (free := shutil.disk_usage(folder).free):
+        lacks = f"takes {left:,} bytes more and {_cache()} has {free:,} left"
+        raise UserError(f"the model '{repo}' {lacks}: set HF_HOME to a folder on another disk.")
+    for name in weights:
+        _get(repo, listed[name], folder)
+    if _commit(store, revision) != folder.name:
+        ref = store / "refs" / revision
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(ref, folder.name.encode())
+    return folder
+
+
+def _get(repo: str, file: Any, folder: Path) -> None:
+    """Downloads a file that the hub lists into a snapshot, unless it is there."""
+    store, place = folder.parents[1], folder / file.rfilename
+    digest = _hash(file.lfs.sha256 if file.lfs else file.blob_id)
+    blob, partial = (store / "blobs" / f"{digest}{end}" for end in ("", ".incomplete"))
+    lock = store.parent / ".locks" / store.name / f"{digest}.lock"
+    if place.exists():
+        return
+    for path in (place, blob, lock):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        if not blob.exists():
+            url = hf_hub_url(repo, place.name, revision=folder.name, endpoint=constants.ENDPOINT)
+            headers = build_hf_headers() | {"Accept-Encoding": "identity"}
+            with partial.open("ab") as data:
+                if (done := data.tell()) < file.size:
+                    http_get(url, data, resume_size=done, headers=headers)
+            # Git's hash, or that of large storage.
+            begun = hashlib.sha256() if file.lfs else hashlib.sha1(b"blob %d\0" % file.size)
+            with partial.open("rb") as data:
+                found = hashlib.file_digest(data, lambda: begun).hexdigest()
+            if found != digest:
+                partial.unlink()
+                raise ValueError(f"{place.name} arrived with another hash than it should have")
+            os.replace(partial, blob)
+        try:
+            place.symlink_to(os.path.relpath(blob, folder))
+        except OSError:  # a disk without links
+            os.replace(blob, place)
+
+
+def _hash(value: Any) -> str:
+    """Returns a hash that the hub says, which becomes the name of a file here."""
+    if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", str(value)):
+        raise ValueError("a file has no hash")
+    return str(value)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        files = [folder / "config.json", *weight_files(folder)]
+    except UserError:
+        return False
+    return all(map(Path.exists, files)) and any((folder / name).exists() for name in VOCABULARIES)
+
+
+def _commit(store: Path, revision: str) -> str:
+    """Returns the commit of a revision when it was last downloaded."""
+    ref = store / "refs" / revision
+    return ref.read_text() if ref.is_file() else revision
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+
+
+def _cache() -> Path:
+    return Path(constants.HF_HUB_CACHE).expanduser()
+
+
+def nearest_model(name: str) -> str:
+    """Returns what `nearest` does for a model, among packaged ones and those in the cache."""
+    cached = (each.name[8:].replace("--", "/") for each in _cache().glob("models--*"))
+    return nearest(name, sorted({*PACKAGED, *cached} - {name}))
+
+
+def push(repo: str, files: Mapping[str, bytes]) -> str:
+    """Writes files to a model's repository on the hub, which is made if it does not exist, in one
+    commit, and returns its address. Raises a UserError if the hub does not take them."""
+    if not get_token():
+        raise UserError(f"the hub takes files only with a token that may write: {LOGIN}.")
+    added = [CommitOperationAdd(name, data) for name, data in files.items()]
+    try:
+        HfApi().create_repo(repo, exist_ok=True)
+        HfApi().create_commit(repo, added, commit_message="Upload an artifact of prompt-tuning-jax")
+    except FAILURES as error:
+        wrong = f"{constants.ENDPOINT} does not take '{repo}' ({_reason(error)})"
+        raise UserError(f"{wrong}: give USER/NAME, and a token that may write there.") from error
+    return hide(f"{constants.ENDPOINT}/{repo}")
