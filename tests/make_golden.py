@@ -49,7 +49,9 @@ def trajectory(row: str) -> dict[str, list[float]]:
     given = {**RUN, **{f"method.{name}": value for name, value in settings(row).items()}}
     overrides = [f"--config.{name}={value}" for name, value in given.items()]
     with pytest.MonkeyPatch.context() as patch, tiny_runs.at_home(patch):
-        patch.setattr(train, "validate", lambda *_: {"loss": 0.0})  # compiles, and changes no update
+        patch.setattr(
+            train, "validate", lambda *_: {"loss": 0.0}
+        )  # compiles, and changes no update
         history = train.tune(*tiny_runs.tiny(*overrides), log=lambda line: None).history
     found = {
         name: [line[key] for line in history if line.get(key) is not None]

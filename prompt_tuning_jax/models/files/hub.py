@@ -21,14 +21,10 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from prompt_tuning_jax.errors import UserError, hide, nearest
 from prompt_tuning_jax.models.files.packaged_models import PACKAGED
+from prompt_tuning_jax.models.files.tokenizer import FILES, VOCABULARIES
 from prompt_tuning_jax.models.files.weights import INDEX, SINGLE, weight_files
 from prompt_tuning_jax.storage import atomic_write
 
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-FILES = (
-    *(INDEX, "config.json", "generation_config.json", "tokenizer_config.json", *VOCABULARIES),
-    *("merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja"),
-)
 BUSY = (408, 429, 500, 502, 503, 504)  # statuses after which the hub is asked again
 FAILURES = (errors.HTTPError, OSError, ValueError, TypeError, LookupError)
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
@@ -82,7 +78,7 @@ def _complete(repo: str, revision: str, store: Path) -> Path:
         lacks = f"no config.json or no {SINGLE}, and other weights are not read"
         raise UserError(f"the model '{repo}' has {lacks}: give another model.")
     folder = store / "snapshots" / _hash(info.sha)
-    for name in listed.keys() & set(FILES):
+    for name in listed.keys() & {INDEX, "config.json", "generation_config.json", *FILES}:
         _get(repo, listed[name], folder)
     weights = [SINGLE] if SINGLE in listed else [path.name for path in weight_files(folder)]
     left = sum(listed[name].size for name in weights if not (folder / name).exists())
