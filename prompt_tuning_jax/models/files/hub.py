@@ -38,7 +38,7 @@ def fetch(repo: str, revision: str) -> Path:
     """Returns the folder of a model in the cache, and downloads what is missing there. If the hub
     cannot be used, an earlier download will do. Raises a UserError if there is none."""
     hub, hint, this = hide(constants.ENDPOINT), nearest_model(repo), f"the model '{repo}'"
-    store = _cache() / f"models--{repo.replace('/', '--')}"
+    store = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
     try:
         return _download(repo, revision, store)
     except errors.GatedRepoError:
@@ -51,10 +51,12 @@ def fetch(repo: str, revision: str) -> Path:
         folder, reason = store / "snapshots" / _commit(store, revision), _reason(error)
         if _is_whole(folder):
             if not constants.HF_HUB_OFFLINE:
-                log.warning("warning: %s cannot be used (%s), so %s is", hub, reason, folder)
+                log.warning("warning: no download from %s (%s): %s is used", hub, reason, folder)
             return folder
-        wrong = f"{this} does not exist here or, whole, in {_cache()}, and {hub} cannot be used"
-        wrong = f"{wrong} ({reason}){hint}: check the name, then type the same again"
+        wrong = (
+            f"{this} does not exist here, is not whole in {store.parent}, and was not downloaded"
+        )
+        wrong = f"{wrong} from {hub} ({reason}){hint}: check the name, then type the same again"
     raise UserError(f"{wrong}.")
 
 
@@ -84,7 +86,7 @@ def _complete(repo: str, revision: str, store: Path) -> Path:
     left = sum(listed[name].size for name in weights if not (folder / name).exists())
     left -= sum(path.stat().st_size for path in store.glob("blobs/*.incomplete"))
     if left > (free := shutil.disk_usage(folder).free):
-        lacks = f"takes {left:,} bytes more and {_cache()} has {free:,} left"
+        lacks = f"takes {left:,} bytes more and {store.parent} has {free:,} left"
         raise UserError(f"the model '{repo}' {lacks}: set HF_HOME to a folder on another disk.")
     for name in weights:
         _get(repo, listed[name], folder)
@@ -151,14 +153,11 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".partition("\n")[0][:200]
 
 
-def _cache() -> Path:
-    return Path(constants.HF_HUB_CACHE).expanduser()
-
-
 def nearest_model(name: str) -> str:
     """Returns what `nearest` does for a model, among packaged ones and those in the cache."""
-    cached = (each.name[8:].replace("--", "/") for each in _cache().glob("models--*"))
-    return nearest(name, sorted({*PACKAGED, *cached} - {name}))
+    cached = Path(constants.HF_HUB_CACHE).glob("models--*")
+    names = {*PACKAGED, *(path.name[8:].replace("--", "/") for path in cached)}
+    return nearest(name, sorted(names - {name}))
 
 
 def push(repo: str, files: Mapping[str, bytes]) -> str:
