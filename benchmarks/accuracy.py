@@ -128,6 +128,8 @@ def peft(config: Any, threads: int) -> dict[str, Any]:
 
     if config.optimizer.name != "adamw" or config.optimizer.weight_decay:
         raise SystemExit("PEFT's side knows AdamW without decay only")
+    if config.best_by != "loss":
+        raise SystemExit("PEFT's side keeps the values with the lowest loss: best_by=loss")
     peft_side.use_threads(threads)
     lm = headlines.model(config)
     path = str(find_model(config.model.path))
