@@ -14,7 +14,7 @@ setup(
     # Installed inside the package, where `list` and `copy` find them.
     package_dir={"prompt_tuning_jax.configs": "configs"},
     python_requires=">=3.11",
-    # What the package imports, and an exception.
+    # What the package imports, and two exceptions.
     install_requires=[
         "click>=8.1.8,<9",
         "flax>=0.11.2,<0.13",
@@ -24,6 +24,8 @@ setup(
         # Some versions of etils import it without asking for it.
         "importlib_resources>=6,<8",
         "jax>=0.7.2,<0.13",
+        # transformers renders chat templates with it, and does not ask for it.
+        "jinja2>=3.1.6,<4",
         "jaxlib>=0.7.2,<0.13",
         "matplotlib>=3.9,<4",
         "ml-collections>=1.0,<2",

@@ -11,6 +11,7 @@ import numpy as np
 
 from prompt_tuning_jax import metrics
 from prompt_tuning_jax import score as scoring
+from prompt_tuning_jax.data.chat import read_chat
 from prompt_tuning_jax.data.demonstrations import fit_demonstrations
 from prompt_tuning_jax.data.encode import count_shortened, encode_examples, group_by_input
 from prompt_tuning_jax.data.records import LABEL, PLACE, Record, require_text
@@ -164,18 +165,21 @@ class _Use(NamedTuple):
     given: Given
     template: str
     max_length: int
+    chat: str | None
     demonstrations: Sequence[Record] = ()
 
 
 def _use(lm, task, artifact, prompt="", max_length=0) -> _Use:
     if artifact is None:
-        return _Use(Given(), with_prompt(task.template, prompt), max_length)
+        return _Use(Given(), with_prompt(task.template, prompt), max_length, task.chat)
     artifact = _read(artifact)
     check_artifact(artifact, lm)
     given, manifest = from_tensors(artifact.tensors), artifact.manifest
     check_given(lm.spec, given)
     demonstrations = manifest.get("demonstrations", ())
-    return _Use(given, manifest["template"], manifest["max_length"], demonstrations)
+    own = manifest["config"].get("task")  # an earlier version's says nothing of chats
+    chat = str(own.get("system", "")) if isinstance(own, dict) and own.get("as_chat") else None
+    return _Use(given, manifest["template"], manifest["max_length"], chat, demonstrations)
 
 
 def _read(artifact) -> Artifact:
@@ -191,7 +195,13 @@ def _read(artifact) -> Artifact:
 
 def _encode(lm, task, rows, use):
     return scoring.encode_for(
-        lm, task, rows, use.given, use.max_length, use.template, use.demonstrations
+        lm,
+        task._replace(chat=use.chat),
+        rows,
+        use.given,
+        use.max_length,
+        use.template,
+        use.demonstrations,
     )
 
 
@@ -220,6 +230,8 @@ def _texts(lm, task, rows, use, settings, seed):
             f" {lm.spec.max_positions} positions, {taken} of them taken by a prefix: give fewer"
         )
     use = use._replace(max_length=min(use.max_length or room, room))
+    end = None if use.chat is None else read_chat(lm.tokenizer, use.chat).end
+    settings = settings._replace(stop=(*settings.stop, end.markup)) if end else settings
     # Without its target, so that the target takes no room.
     outputs = field_names(task.target)
     asked = ({k: v for k, v in row.items() if k not in outputs} for row in rows)

@@ -121,6 +121,11 @@ def import_adapter(
     check_given(lm.spec, given)
     values = config.to_dict() | {"method": {"name": adapter.method}}
     if PROMPT in adapter.sites:
+        if task.chat is not None:
+            raise UserError(
+                "PEFT's virtual tokens come before BOS, which a chat has itself: give"
+                " config.task.as_chat=false and the chat's markup in config.task.template"
+            )
         values["method"]["num_virtual_tokens"] = len(adapter.sites[PROMPT])
         # PEFT's virtual tokens come first, before BOS.
         specials, first = lm.tokenizer.specials.items(), lm.tokenizer.bos_id

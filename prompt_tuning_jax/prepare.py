@@ -57,7 +57,7 @@ def check_task(task, config) -> None:
     """Raises a UserError if a config describes another task: the artifact would state that one."""
     # If the config lists no labels, the task's are taken, and no data is read again.
     stated = make_task(config.task, () if config.task.labels else task.labels)
-    for name in ("name", "template", "target", "labels", "metrics"):
+    for name in ("name", "template", "target", "labels", "metrics", "chat"):
         if (given := getattr(task, name)) != (described := getattr(stated, name)):
             raise UserError(
                 f"the task's {name} is {short(given)}, and config.task describes"

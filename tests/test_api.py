@@ -364,3 +364,29 @@ def test_paths_are_texts_or_paths(given, tmp_path):
     # The artifact names the model that was given, and what it was loaded with.
     assert result.artifact.manifest["config"]["model"] == read.settings
     assert read.settings == {**config.model, "dtype": "float32"}
+
+
+def test_the_chat_of_an_artifact_is_its_own_and_ends_its_texts(given, made, monkeypatch):
+    lm, task, config = given
+    source = (
+        "{% for m in messages %}<|bos|>{{ m.role }}: {{ m.content }}<|pad|>{% endfor %}<|bos|>it:"
+    )
+    monkeypatch.setattr(lm.tokenizer, "chat_template", source)
+    plain = prompt_tuning_jax.evaluate(lm, task, made)
+    section = made.manifest["config"]["task"] | {"as_chat": True, "system": "Be brief"}
+    manifest = made.manifest | {"config": made.manifest["config"] | {"task": section}}
+    chat = artifact.Artifact(made.tensors, manifest)
+    found = prompt_tuning_jax.evaluate(lm, task, chat)
+    assert found["loss"] != plain["loss"]
+    other = task._replace(chat="Be brief")
+    assert prompt_tuning_jax.evaluate(lm, other, chat)["loss"] == found["loss"]
+    with pytest.raises(UserError, match=r"the task's chat is 'Be brief', and config\.task"):
+        check_task(other, config)
+    stops = []
+    monkeypatch.setattr(
+        api, "generate", lambda lm, asked, given, settings, seed: stops.append(settings.stop) or ()
+    )
+    written = task._replace(target="{label}", labels=())
+    for trained in (chat, made):
+        list(prompt_tuning_jax.predict(lm, written, [], trained))
+    assert stops == [("<|pad|>",), ()]

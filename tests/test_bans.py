@@ -20,14 +20,14 @@ MODULES = {
     *("transformers", "jinja2", "wandb", "trackio", "sentry_sdk", "ctypes"),
 }
 # The files that may all the same: run code that is named at run time (a config file, the table of
-# tasks, a tracker, the commit in the environment's report), and ask transformers for a tokenizer or
-# a hub for a model.
+# tasks, a tracker, the commit in the environment's report, the process of a chat template), and ask
+# transformers for a tokenizer or a chat, or a hub for a model.
 PLACES = {
     "runpy": {"config/read.py"},
     "import_module": {"__init__.py", "data/task.py", "run/tracking.py"},
-    "subprocess": {"run/environment.py"},
+    "subprocess": {"run/environment.py", "data/chat.py"},
     "socket": {"run/folder.py"},
-    "transformers": {"models/files/tokenizer.py"},
+    "transformers": {"models/files/tokenizer.py", "data/render_chat.py"},
     "from_pretrained": {"models/files/tokenizer.py"},
     "trust_remote_code": {"models/files/tokenizer.py"},
     "huggingface_hub": {"models/files/hub.py"},

@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 # Names of modules that differ from the name of their package.
 PACKAGES = {"google": "protobuf", "orbax": "orbax-checkpoint"}
 # Required and not imported; `setup.py` says why.
-EXCEPTIONS = {"importlib-resources"}
+EXCEPTIONS = {"importlib-resources", "jinja2"}
 # Imported where a file asks for it, and installed with tensorflow-datasets.
 OPTIONAL = {"pyarrow"}
 

@@ -67,7 +67,10 @@ def prepare(config, run: Path | None, fresh: bool) -> tuple[LanguageModel, Task]
             " demonstrations: leave it at 0, and give it to evaluate"
         )
     if getattr(METHODS[config.method.name], "HAS_SLOTS", False):
-        plain_slot_size(parse(config.task.template), config.method.num_virtual_tokens)
+        # In a chat they have a place.
+        text = "{soft}" * (config.task.as_chat and "{soft" not in config.task.template)
+        text += config.task.template
+        plain_slot_size(parse(text), config.method.num_virtual_tokens)
     task = make_task(config.task)
     check_prompts(task, dict.fromkeys(config.prompts, "config.prompts"), config.task.test)
     warn_of_overlap(task, training_records(task, config.task), config.task.test)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from prompt_tuning_jax.data.chat import in_chat, read_chat
 from prompt_tuning_jax.data.example import Example, encode_example, lay_out
 from prompt_tuning_jax.data.records import LABEL, PLACE, Record
 from prompt_tuning_jax.data.task import Task, check_fields, output_fields, parse_target
@@ -24,7 +25,7 @@ def encode_examples(
     """Returns the example of each record.
 
     Its answers are the words of all labels, in order, or the target alone, followed by the
-    tokenizer's EOS token.
+    tokenizer's EOS token, or in a chat by what ends a turn.
 
     Args:
         records: one without a label becomes an example with an unknown answer, one without the
@@ -43,8 +44,10 @@ def encode_examples(
     target = parse_target(task.target, tokenizer.specials) if task.target else None
     ending = [tokenizer.eos_id] if task.target else []
     # A space before a target belongs to the target: how the two become tokens depends on the
-    # target's first word, which is unknown when the model is asked.
-    parsed = parse(text.removesuffix(" ") if task.target else text, tokenizer.specials)
+    # target's first word, which is unknown when the model is asked. A turn has none at its ends.
+    chat = None if task.chat is None else read_chat(tokenizer, task.chat)
+    text = text.strip() if chat else text.removesuffix(" ") if task.target else text
+    parsed = parse(text, tokenizer.specials)
     answered = []
     for number, record in enumerate(demonstrations):
         words, answer = _answers(task, target, record)
@@ -53,7 +56,11 @@ def encode_examples(
         answered.append((record, words[answer]))
     markup = {number: text for text, number in tokenizer.specials.items()}
     ends = [markup[number] for number in (tokenizer.eos_id, *tokenizer.end_ids) if number in markup]
-    parsed = with_demonstrations(parsed, answered, markup.get(tokenizer.bos_id), ends)
+    if chat:
+        parsed, add_bos = in_chat(parsed, chat, answered), False  # the chat has its own
+        ending = [tokenizer.specials[chat.end.markup]] if task.target and chat.end else ending
+    else:
+        parsed = with_demonstrations(parsed, answered, markup.get(tokenizer.bos_id), ends)
     lay_out(parsed, num_virtual_tokens)  # whose errors are the template's and not a record's
     examples = []
     for number, record in enumerate(records):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from prompt_tuning_jax.config.key import Key, all_texts, among, string, whole
+from prompt_tuning_jax.config.key import Key, all_texts, among, string, switch, whole
 from prompt_tuning_jax.data import files, tfds
 from prompt_tuning_jax.data.records import LABEL, PLACE, Record, Source, shuffled_groups
 from prompt_tuning_jax.data.template import Slot, Special, Template, field_names, parse, plain_name
@@ -55,6 +55,11 @@ KEYS = {
     "validation": string("validation", least=1),
     "test": string("test", least=1),
     "template": string("{soft}Headline: {text}\nTopic:", least=1),
+    # The template as the user's turn of the model's chat template, behind a system text if any.
+    "as_chat": switch(False),
+    "system": string("").if_fits(
+        "'' without config.task.as_chat=true", lambda value, task: not value or task["as_chat"]
+    ),
     # 'value' as it stands in the data, or 'value=word' if the model reads another word. A value
     # that has = itself is written with spaces: '<=50K = low'. () takes the values in the data.
     "labels": Key(
@@ -102,6 +107,7 @@ class Task(NamedTuple):
     load: Callable[[], Source]
     target: str = ""  # a template of the text to write, instead of labels
     tokenizer: str = "auto"  # of the metrics of texts, see `metrics.text_metrics`
+    chat: str | None = None  # the system text of a chat, None for no chat
 
 
 def make_task(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
@@ -122,6 +128,7 @@ def make_task(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
     module = f"prompt_tuning_jax.data.{kind.module}"
     load = functools.cache(lambda: importlib.import_module(module).read_source(config))
     task = Task(name, config.template, (), tuple(config.metrics), kind.fields, load, config.target)
+    task = task._replace(chat=config.system if getattr(config, "as_chat", False) else None)
     check_fields(task.template, task.fields, output_fields(task))
     if not field_names(task.template):
         doubled = re.search(r"\{\{\s*(\w+)\s*\}\}", task.template)

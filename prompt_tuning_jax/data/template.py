@@ -66,8 +66,7 @@ def parse(text: str, specials: Iterable[str] = ()) -> Template:
     """
     pieces: list[Piece] = []
     constant = ""
-    longest_first = sorted(specials, key=len, reverse=True)
-    markups = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+    markups = find_specials(specials)
     filled: list[Field | Slot] = []
     for match in _PARTS.finditer(text):
         part, place = match[0], match.start() + 1
@@ -76,7 +75,7 @@ def parse(text: str, specials: Iterable[str] = ()) -> Template:
         if part in _WRITTEN:
             constant += _WRITTEN[part]
         elif part.startswith("{"):
-            pieces += _split_at_specials(constant, markups)
+            pieces += split_at_specials(constant, markups)
             constant = ""
             if len(filled) == _MOST_FILLED:
                 raise _misplaced(
@@ -86,7 +85,7 @@ def parse(text: str, specials: Iterable[str] = ()) -> Template:
             pieces.append(filled[-1])
         else:
             constant += part
-    pieces += _split_at_specials(constant, markups)
+    pieces += split_at_specials(constant, markups)
     plain = [piece for piece in filled if isinstance(piece, Slot) and piece.size is None]
     if len(plain) > 1:
         raise _misplaced(
@@ -140,18 +139,27 @@ def with_demonstrations(
     if answered and own.count(Special(bos or "")) == 1 and own[0] == Special(bos or ""):
         pieces, rest = own[:1], tuple(piece for piece in rest if piece != own[0])
     for record, answer in answered:
-        text = ""
-        for piece in rest:
-            if isinstance(piece, Special):
-                pieces += [Constant(text), piece] if text else [piece]
-                text = ""
-            elif isinstance(piece, Field):
-                text += field_text(piece, record, template)
-            elif isinstance(piece, Constant):
-                text += piece.text
-        pieces.append(Constant(f"{text}{separator(text)}{answer}"))
-        pieces += _turn_end(rest, ends)
+        filled, text = fill_pieces(rest, record, template)
+        pieces += [*filled, Constant(f"{text}{separator(text)}{answer}"), *_turn_end(rest, ends)]
     return template._replace(pieces=(*pieces, *rest))
+
+
+def fill_pieces(
+    pieces: Iterable[Piece], record: Mapping[str, str], template: Template
+) -> tuple[list[Piece], str]:
+    """Returns pieces without slots and with a record's texts: those up to the last special token,
+    and the text behind it."""
+    filled: list[Piece] = []
+    text = ""
+    for piece in pieces:
+        if isinstance(piece, Special):
+            filled += [Constant(text), piece] if text else [piece]
+            text = ""
+        elif isinstance(piece, Field):
+            text += field_text(piece, record, template)
+        elif isinstance(piece, Constant):
+            text += piece.text
+    return filled, text
 
 
 def _turn_end(pieces: Sequence[Piece], ends: Sequence[str]) -> list[Piece]:
@@ -227,7 +235,14 @@ def _field_or_slot(text: str, inside: str, place: int) -> Field | Slot:
     return Field(plain_name(inside), place)
 
 
-def _split_at_specials(text: str, markups: re.Pattern[str]) -> list[Constant | Special]:
+def find_specials(specials: Iterable[str]) -> re.Pattern[str]:
+    """Returns a pattern that finds any of some special tokens, the longest first."""
+    longest_first = sorted(specials, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+
+
+def split_at_specials(text: str, markups: re.Pattern[str]) -> list[Piece]:
+    """Returns a text as pieces, in which only special tokens are more than text."""
     # Every second part is a match of the pattern's group.
     parts = enumerate(markups.split(text))
     return [Special(part) if number % 2 else Constant(part) for number, part in parts if part]

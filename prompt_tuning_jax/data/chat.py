@@ -1,0 +1,112 @@
+"""Chats: a task's template as the user's turn of the model's own chat template.
+
+That is rendered around marks in place of the turns' texts, so no record enters it. It is a
+stranger's program, and runs in a process of its own (`render_chat.py`).
+"""
+
+import contextlib
+import functools
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prompt_tuning_jax.data.template import (
+    Constant,
+    Piece,
+    Slot,
+    Special,
+    Template,
+    fill_pieces,
+    find_specials,
+    split_at_specials,
+)
+from prompt_tuning_jax.errors import UserError, short
+
+_SECONDS = 120  # with the start of the process, which limits the template itself
+_MARKS = ("QUESTION7c1f", "ANSWER93d4", "QUESTIONb52e")
+_OTHERWISE = "give config.task.as_chat=false, or another model"
+
+
+class Chat(NamedTuple):
+    """What a chat template writes around texts, as pieces of a template.
+
+    Attributes:
+      alone: in front of an only question, and behind it up to the answer.
+      several: in front of the first question, between it and its answer, between that and the next
+        question, and behind the last.
+      bos: BOS, if any.
+      end: the special token that ends an answer, if any.
+    """
+
+    alone: list[list[Piece]]
+    several: list[list[Piece]]
+    bos: Special | None
+    end: Special | None
+
+
+def read_chat(tokenizer: Any, system: str) -> Chat:
+    """Returns the chat of a model that begins with a system text, if it is not ''. Raises a
+    UserError if there is no chat template, or if it cannot be rendered."""
+    if not tokenizer.chat_template:
+        raise UserError(f"the model has no chat template: {_OTHERWISE}")
+    markup = {number: text for text, number in tokenizer.specials.items()}
+    ids = {name: getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
+    named = {f"{name}_token": markup[number] for name, number in ids.items() if number in markup}
+    texts = _render(tokenizer.chat_template, system, tuple(named.items()))
+    markups = find_specials(tokenizer.specials)
+    alone, several = ([split_at_specials(part, markups) for part in parts] for parts in texts)
+    ends = [piece for piece in several[2] if isinstance(piece, Special)]
+    bos = Special(named["bos_token"]) if "bos_token" in named else None
+    return Chat(alone, several, bos, ends[0] if ends else None)
+
+
+def in_chat(
+    template: Template, chat: Chat, answered: Sequence[tuple[Mapping[str, str], str]]
+) -> Template:
+    """Returns `template` as the last question of a chat; records with their answers are earlier
+    ones. Without a slot, the virtual tokens come first, behind BOS."""
+    (head, tail), earlier = chat.alone, []
+    if answered:
+        head, reply, turn, tail = chat.several
+        for record, answer in answered:
+            filled, text = fill_pieces(template.pieces, record, template)
+            earlier += [*filled, Constant(text), *reply, Constant(answer), *turn]
+    pieces = [piece for piece in (*head, *earlier, *template.pieces, *tail) if piece != ("",)]
+    if not any(isinstance(piece, Slot) for piece in pieces):
+        # A BOS that comes again begins turns.
+        pieces.insert(pieces[:1] == [chat.bos] and pieces.count(pieces[0]) == 1, Slot(None, 1))
+    return template._replace(pieces=tuple(pieces))
+
+
+@functools.lru_cache
+def _render(
+    source: str, system: str, tokens: tuple[tuple[str, str], ...]
+) -> tuple[list[str], list[str]]:
+    """Returns the parts around the marks of one question, and of a question, answer, question."""
+    first = [{"role": "system", "content": system}] if system else []
+    roles = zip(("user", "assistant", "user"), _MARKS, strict=True)
+    turns = [{"role": role, "content": mark} for role, mark in roles]
+    settings = {"conversations": [[*first, turns[2]], [*first, *turns]], "chat_template": source}
+    fault = "it takes too long"
+    marks = re.compile("|".join(_MARKS))
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        done = subprocess.run(
+            [sys.executable, "-P", str(Path(__file__).with_name("render_chat.py"))],
+            input=json.dumps({**settings, **dict(tokens)}),
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+        if done.returncode == 0:
+            texts = json.loads(done.stdout)
+            if [marks.findall(text) for text in texts] == [[_MARKS[2]], [*_MARKS]]:
+                return marks.split(texts[0]), marks.split(texts[1])
+            fault = "it does not write each message once, in order"
+        elif done.returncode > 0:  # below, it was killed
+            fault = done.stderr.strip().rpartition("\n")[2]
+    raise UserError(f"the model's chat template cannot be used ({short(fault, 200)}): {_OTHERWISE}")
