@@ -54,6 +54,8 @@ def test_an_adapter_comes_back_as_it_was(lm, tmp_path, kind):
         np.testing.assert_array_equal(found.sites[path], leaf)
     if kind == "PROMPT_TUNING":
         assert again.manifest["template"] == task.template
+        with pytest.raises(UserError, match="come before BOS, which a chat has itself: give"):
+            exchange.import_adapter(lm, TASK._replace(chat=""), configs.build({}), tmp_path / "a")
 
 
 @pytest.mark.parametrize("names", [("lora",), ("scale",), ("lora", "scale"), ()])

@@ -79,7 +79,7 @@ def in_chat(
     if not any(isinstance(piece, Slot) for piece in pieces):
         # A BOS that comes again begins turns.
         pieces.insert(pieces[:1] == [chat.bos] and pieces.count(pieces[0]) == 1, Slot(None, 1))
-    return template._replace(pieces=tuple(pieces))
+    return template._replace(pieces=tuple(pieces), direct=True)
 
 
 @functools.lru_cache
@@ -105,7 +105,11 @@ def _render(
         if done.returncode == 0:
             texts = json.loads(done.stdout)
             if [marks.findall(text) for text in texts] == [[_MARKS[2]], [*_MARKS]]:
-                return marks.split(texts[0]), marks.split(texts[1])
+                alone, several = map(marks.split, texts)
+                # With the white space in front of an answer, if that is all that is missing.
+                if several[1].rstrip() == alone[1].rstrip():
+                    alone[1] = several[-1] = several[1]
+                return alone, several
             fault = "it does not write each message once, in order"
         elif done.returncode > 0:  # below, it was killed
             fault = done.stderr.strip().rpartition("\n")[2]

@@ -88,7 +88,7 @@ def encode_example(
     while True:
         _check_neighbours(template, layout, fields, answers or ("a",), tokenizer)
         rendered = _render(layout, fields, tokenizer, bos)
-        trunk, tails = _answered(rendered, answers or ("a",), tokenizer)
+        trunk, tails = _answered(rendered, answers or ("a",), tokenizer, template.direct)
         tails = [[*tail, *ending] for tail in tails] if answers else []
         length = len(trunk.ids) + max(map(len, tails), default=1) - 1
         whole = whole or length
@@ -244,7 +244,7 @@ def _check_neighbours(
             continue
         left, rights = texts[number - 1][-1:] if number else "", texts[number + 1][:1]
         if number == len(layout) - 2:
-            last = texts[-1] + separator(texts[-1])
+            last = texts[-1] + separator(texts[-1], template.direct)
             rights = "".join((last + answer)[:1] for answer in answers)
         spaced = any(map(str.isspace, rights))
         taken = (token.lstrip and left.isspace()) or (token.rstrip and spaced)
@@ -276,7 +276,7 @@ def _extend(
 
 
 def _answered(
-    rendered: _Rendered, answers: Sequence[str], tokenizer: Any
+    rendered: _Rendered, answers: Sequence[str], tokenizer: Any, direct: bool
 ) -> tuple[_Tokens, list[list[int]]]:
     """Returns the trunk that all answers share and the tokens that each adds.
 
@@ -284,7 +284,7 @@ def _answered(
     Tokenizers differ in whether a token's offsets include the space in front.
     """
     text = rendered.last
-    between = separator(text)
+    between = separator(text, direct)
     encoded = [
         tokenizer.encode(text + between + answer, continues=rendered.continues)
         for answer in answers

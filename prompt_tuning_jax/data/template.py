@@ -41,10 +41,11 @@ Piece = Constant | Special | Field | Slot
 
 
 class Template(NamedTuple):
-    """A template's text and its pieces in order."""
+    """A template's text and its pieces in order; whether its answer follows without a space."""
 
     text: str
     pieces: tuple[Piece, ...]
+    direct: bool = False
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -201,9 +202,9 @@ def plain_slot_size(template: Template, num_virtual_tokens: int) -> int:
     return rest
 
 
-def separator(text: str) -> str:
+def separator(text: str, direct: bool = False) -> str:
     """Returns what goes between a rendered text and its answer: a space, unless it ends in one."""
-    return "" if text[-1:].isspace() else " "
+    return "" if direct or text[-1:].isspace() else " "
 
 
 def field_text(field: Field, record: Mapping[str, str], template: Template) -> str:

@@ -121,6 +121,10 @@ MISTAKES = {
         "error: template '{text}:' has no slot for the ",
         "write {soft} where they stand",
     ),
+    "chat": (  # which has a place for the slot
+        (*CSV, "template={text}:", "as_chat=true"),
+        "the model has no chat template: give config.task.as_chat=false",
+    ),
     "name": (("name=ag_news",), "config.task.name is 'ag_news'", "of other data save a file"),
     "part": ((*CSV, "files.test_part=60"), "news.csv has 60 records", "files.test_part"),
     "delimiter": ((*CSV, "files.delimiter=;"), "line 2: ';' expected", "set config.task.files.del"),

@@ -27,8 +27,13 @@ messages[0]['content'] + '\\n\\n' -%}{%- set rest = messages[1:] -%}{%- else -%}
 ('model' if message['role'] == 'assistant' else 'user') + '\\n' + (first if loop.first else '') }}\
 {{ message['content'] | trim }}{{ '<|eot_id|>\\n' }}{%- endfor -%}\
 {%- if add_generation_prompt -%}{{ '<|start|>model\\n' }}{%- endif -%}"""
+MISTRAL = """{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}\
+{{ '%s' + m['content'] + '<|eot_id|>' }}{% else %}\
+{{ '[INST]%s' + m['content'] + '%s[/INST]' }}{% endif %}{% endfor %}"""
 CHATS = {"chatml": CHATML, "llama 3": LLAMA3, "gemma": GEMMA}
+CHATS |= {"mistral": MISTRAL.replace("%s", " "), "mistral nemo": MISTRAL.replace("%s", "")}
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|bos|>", "<|eot_id|>", "<|start|>", "<|stop|>"]
+SPECIALS += ["[INST]", "[/INST]"]
 ROWS = [{"text": f"the {name} café", "label": name} for name in ("good", "bad", "naïve")]
 LABELS = (("good", "great"), ("bad", "terrible"), ("naïve", "maybe"))
 TEMPLATE = "Question: {text}\nAnswer {{yes}}:"
@@ -36,13 +41,20 @@ TEMPLATE = "Question: {text}\nAnswer {{yes}}:"
 
 def make(tokenizer, source):
     """Returns a tokenizer with the tokens of all chats, and that of transformers."""
-    chatml = source == CHATML
     added = tokenizers.Tokenizer.from_str(json.dumps(tokenizer.vocabulary))
     added.add_special_tokens(SPECIALS)
-    bos, eos = ("<|im_start|>", "<|im_end|>") if chatml else ("<|bos|>", "<|bos|>")
-    ours = Tokenizer(json.loads(added.to_str()), Facts(bos, eos, eos, not chatml, source))
-    named = {"bos_token": bos, "eos_token": eos, "chat_template": source}
-    return ours, PreTrainedTokenizerFast(tokenizer_object=added, **named)
+    bos, eos = ("<|bos|>", "<|im_end|>") if source == CHATML else ("<|bos|>", "<|bos|>")
+    ours = Tokenizer(json.loads(added.to_str()), Facts(bos, eos, eos, True, source))
+    return ours, like(ours)
+
+
+def like(ours):
+    """Returns a tokenizer of transformers with the same vocabulary and chat template."""
+    library = tokenizers.Tokenizer.from_str(json.dumps(ours.vocabulary))
+    names = ((f"{name}_token", getattr(ours, f"{name}_id")) for name in ("bos", "eos"))
+    named = {name: library.id_to_token(number) for name, number in names}
+    source = ours.chat_template
+    return PreTrainedTokenizerFast(tokenizer_object=library, chat_template=source, **named)
 
 
 def make_task(template, system="", **changes):
@@ -58,9 +70,9 @@ def encode(task, rows, words, virtual=0, demonstrations=()):
 
 @pytest.mark.parametrize("system", ["", "Be {brief}."])
 @pytest.mark.parametrize("shown", [0, 2])
-@pytest.mark.parametrize("name", CHATS)
-def test_the_whole_is_what_transformers_makes_of_the_filled_text(tokenizer, name, shown, system):
-    ours, theirs = make(tokenizer, CHATS[name])
+@pytest.mark.parametrize("name", [*CHATS, "smollm2"])
+def test_the_whole_is_that_of_the_filled_text(tokenizer, smollm2, name, shown, system):
+    ours, theirs = make(tokenizer, CHATS[name]) if name in CHATS else (smollm2, like(smollm2))
     first = [{"role": "system", "content": system}] if system else []
 
     def question(row):
@@ -73,13 +85,16 @@ def test_the_whole_is_what_transformers_makes_of_the_filled_text(tokenizer, name
     for row, example in zip(ROWS, made, strict=True):
         messages = [*first, question(row)]
         wanted = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-        answer = theirs(words[row["label"]], add_special_tokens=False)["input_ids"]
-        assert [*example.trunk, *example.tails[example.answer]] == [*wanted, *answer]
+        assert example.trunk.tolist() == wanted
+        space = " " * (name == "mistral")
+        answer = theirs(space + words[row["label"]], add_special_tokens=False)["input_ids"]
+        assert example.tails[example.answer].tolist() == answer
 
 
 def test_virtual_tokens_come_first_behind_bos_or_where_their_slot_stands(tokenizer):
-    # The BOS of ChatML begins every turn.
-    for source, place, front in ((CHATML, 0, "user\n"), (LLAMA3, 1, "\n\n")):
+    # A BOS that begins every turn, as SmolLM2's, is not the text's.
+    turns = CHATML.replace("<|im_start|>", "<|bos|>")
+    for source, place, front in ((CHATML, 0, "user\n"), (turns, 0, "r\n"), (LLAMA3, 1, "\n\n")):
         words, _ = make(tokenizer, source)
         (plain,) = encode(make_task(TEMPLATE), ROWS[:1], words)
         (made,) = encode(make_task(TEMPLATE), ROWS[:1], words, virtual=2)

@@ -52,3 +52,12 @@ def test_transformers_5_has_its_own_steps_for_the_class(read, steps, kind):
     assert spelled(words, "a</s>a") == [*"a", "</s>", *"a▁b"]
     bytes_of = [SPACED_TOKENS.index("<0xC3>"), SPACED_TOKENS.index("<0xA9>")]
     assert words.encode("é")[0] == bytes_of
+
+
+def test_fingerprints_are_those_of_earlier_versions(read):
+    """As before transformers read the folder, so that artifacts of them fit."""
+    for named, wanted in (
+        ({}, "fb91fe927af4"),
+        ({"tokenizer_class": "LlamaTokenizer"}, "ff0795707425"),
+    ):
+        assert read("llama 2", **named).fingerprint.startswith(wanted)

@@ -73,17 +73,28 @@ def test_a_gguf_has_the_ids_of_its_folder(kind, tmp_path):
         assert ours.decode(ours.encode("  a")[0]) == "  a" and ours.encode("<s>")[0][0] > 3
 
 
-@pytest.mark.parametrize(
-    "changes", [{"scores": []}, {"token_type": [1] * 2}, {"tokens": ["a" * 2000]}]
-)
-def test_damaged_sentencepiece_fields_are_refused(tmp_path, monkeypatch, changes):
-    file = tiny_models.write_gguf(tmp_path / "model.gguf")
+def read_pieces(folder, monkeypatch, changes):
+    """Reads a GGUF with a few pieces of SentencePiece, of which the first is special."""
+    file = tiny_models.write_gguf(folder / "model.gguf")
     read = tokenizer.read_gguf(file)
-    whole = {"tokens": ["a"], "token_type": [1], "scores": [0.0], "model": "llama", **changes}
+    pieces = [("<s>", 3, 0.0), ("<", 1, -3.0), ("s", 1, -3.0), (">", 1, -3.0), ("s>", 1, -1.0)]
+    whole = dict(zip(("tokens", "token_type", "scores"), zip(*pieces, strict=True), strict=True))
+    whole = {key: list(value) for key, value in whole.items()} | changes
+    whole |= {"model": "llama", "add_space_prefix": False}
     fields = read.fields | {f"tokenizer.ggml.{key}": value for key, value in whole.items()}
     monkeypatch.setattr(tokenizer, "read_gguf", lambda _: read._replace(fields=fields))
-    with pytest.raises(UserError, match=r"types and .* scores: expected as many, and at most 1000"):
-        read_tokenizer(str(file))
+    return read_tokenizer(str(file))
+
+
+def test_pieces_are_joined_to_no_special_token(tmp_path, monkeypatch):
+    assert read_pieces(tmp_path, monkeypatch, {}).encode("<s>")[0] == [1, 4]
+    assert read_pieces(tmp_path, monkeypatch, {"token_type": [1] * 5}).encode("<s>")[0] == [0]
+
+
+@pytest.mark.parametrize("changes", [{"scores": []}, {"token_type": [1] * 2}])
+def test_damaged_sentencepiece_fields_are_refused(tmp_path, monkeypatch, changes):
+    with pytest.raises(UserError, match=r"of 5 tokens, . types and . scores: use the"):
+        read_pieces(tmp_path, monkeypatch, changes)
 
 
 @pytest.mark.parametrize("name", ["gpt-2", "wordpiece"])

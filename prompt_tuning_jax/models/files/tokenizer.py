@@ -20,7 +20,7 @@ from prompt_tuning_jax.models.files.gguf import read_gguf
 MOST_GROWTH = 1000  # characters that a file's replacements may make of one
 MOST_BYTES = 1 << 28  # in a file
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # GGUF's types; the last two are matched whole in a text
-LONGEST = 1000  # characters in a token of SentencePiece
+LONGEST = 1000  # characters in front of a split of SentencePiece's tokens
 HIGHEST = 1 << 22  # id
 
 # What transformers gets of a folder; one of the first is needed.
@@ -354,11 +354,9 @@ def _read_gguf(path: Path) -> tuple[dict[str, Any], Facts]:
     model, cut = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
     words: dict[str, Any] = {"ignore_merges": cut == LLAMA3}
     if model == "llama":
-        if not len(tokens) == len(kinds) == len(scores) or max(map(len, tokens)) > LONGEST:
-            raise UserError(
-                f"{path} has a tokenizer of {len(tokens)} tokens, {len(kinds)} types and"
-                f" {len(scores)} scores: expected as many, and at most {LONGEST} characters each."
-            )
+        if not len(tokens) == len(kinds) == len(scores):
+            counts = f"{len(tokens)} tokens, {len(kinds)} types and {len(scores)} scores"
+            raise UserError(f"{path} has a tokenizer of {counts}: use the Hugging Face folder.")
         merges = _make_merges(tokens, kinds, scores)
         steps = _write_spaces(int(bool(fields.get("tokenizer.ggml.add_space_prefix", True))))
         words = {"fuse_unk": True, "byte_fallback": True}
@@ -422,7 +420,7 @@ def _make_merges(
     splits = sorted(
         (-score, -place, token)
         for token, score in usual.items()
-        for place in range(1, len(token))
+        for place in range(1, min(len(token), LONGEST))
         if token[:place] in usual and token[place:] in usual
     )
     return [[token[:-place], token[-place:]] for _, place, token in splits]
