@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from prompt_tuning_jax.models.sites import PREFIX, Given, sites
-from prompt_tuning_jax.models.weight_names import axis_sizes
+from prompt_tuning_jax.models.spec import axis_sizes
 
 QUICKSTART = str(Path(__file__).resolve().parent.parent / "configs" / "quickstart.py")
 

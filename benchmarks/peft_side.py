@@ -25,10 +25,11 @@ from peft import (
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging
 
-from prompt_tuning_jax.models.files.peft import read_adapter, write_adapter
+from prompt_tuning_jax.exchange.peft import read_adapter, write_adapter
+from prompt_tuning_jax.models.families import spec_from_config
 from prompt_tuning_jax.models.files.weights import read_weights
 from prompt_tuning_jax.models.sites import NOTHING, PROMPT, Given
-from prompt_tuning_jax.models.spec import Spec, spec_from_config
+from prompt_tuning_jax.models.spec import Spec
 
 # transformers warns of its own future, which does not concern the numbers.
 logging.disable_progress_bar()

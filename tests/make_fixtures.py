@@ -110,7 +110,8 @@ def compute(model: Any, seed: int) -> Reference:
     lengths = np.array(LENGTHS, np.int32)
     mask = np.arange(longest) < lengths[:, None]
     tokens *= mask
-    prompt = rng.normal(0, 0.3, (SLOTS, model.config.hidden_size)).astype(np.float32)
+    width = model.get_input_embeddings().embedding_dim
+    prompt = rng.normal(0, 0.3, (SLOTS, width)).astype(np.float32)
 
     right = run(model, tokens, mask)
     turned = [np.roll(row, longest - n) for row, n in zip(tokens, lengths, strict=True)]

@@ -15,8 +15,8 @@ TOLERANCE = 1e-4
 
 def read_model(path):
     """Reads a model in float32: module and params."""
-    spec, params, _ = read_weights(str(path), "float32")
-    return Decoder(spec, precision="highest"), params
+    model = read_weights(str(path), "float32")
+    return Decoder(model.spec, precision="highest"), model.params
 
 
 def compute_logits(model, tokens, positions, segments, shared=(), given=NOTHING):

@@ -4,6 +4,7 @@ It takes a spec, so a further family is another spec and the branches that its o
 knows nothing of rows, segments, reads, scans or stacked weights.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,12 +13,12 @@ import tiny_models
 from flax import traverse_util
 
 from prompt_tuning_jax.data.example import Example
+from prompt_tuning_jax.models import positions
 from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.files.tokenizer import Facts, Tokenizer
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import NOTHING, Given, sites
-from prompt_tuning_jax.models.spec import Spec
-from prompt_tuning_jax.models.weight_names import axis_sizes, tensor_names
+from prompt_tuning_jax.models.spec import FAR, Rope, Spec, axis_sizes
 
 
 class Plain(NamedTuple):
@@ -30,89 +31,142 @@ class Plain(NamedTuple):
 
 def make(spec: Spec = tiny_models.SPEC, **options) -> tuple[LanguageModel, Plain]:
     """Makes a small random model twice: the package's, with options of `Decoder`, and plain."""
-    arrays = tiny_models.tensors(spec)
-    params = traverse_util.unflatten_dict(tiny_models.expected(spec, arrays), sep="/")
+    leaves = tiny_models.leaves(spec)
+    params = traverse_util.unflatten_dict(leaves, sep="/")
     facts = Facts(bos=1, eos=2, pad=0, add_bos=True, chat_template=None)
     words = Tokenizer(tiny_models.tokenizer_json(), facts)
     module = Decoder(spec, **options)
     lm = LanguageModel({"path": "tiny"}, spec, module, params, words, "fingerprint")
     plain = Plain(spec, {}, [{} for _ in range(spec.layers)])
-    for name, leaf, layer in tensor_names(spec, "folder"):
-        leaves = plain.outside if layer is None else plain.layers[layer]
-        leaves[leaf.path] = arrays[name].astype(np.float64)
+    for path, leaf in leaves.items():
+        stack, _, name = path.partition("/")
+        leaf = leaf.astype(np.float64)
+        if stack not in ("layers", "last"):
+            plain.outside[path] = leaf
+        for layer, part in enumerate(leaf if stack == "layers" else ()):
+            plain.layers[layer][name] = part
+        if stack == "last":
+            plain.layers[-1][name] = leaf
     return lm, plain
 
 
-def frequencies(spec: Spec) -> list[float]:
+def frequencies(rope: Rope) -> list[float]:
     """Returns the angle by which each pair of a head turns from one position to the next.
 
-    Llama 3.1's scaling is written down as its authors published it (`apply_scaling`).
+    Llama 3.1's scaling is written down as its authors published it (`apply_scaling`); yarn and
+    longrope are the package's, which the tests against transformers cover.
     """
+    if rope.kind in ("yarn", "longrope"):
+        return positions.frequencies(rope)[0].tolist()
     found = []
-    for pair in range(spec.head_size // 2):
-        frequency = spec.rope_theta ** (-2 * pair / spec.head_size)
-        if spec.rope_scaling is not None:
-            scaling = spec.rope_scaling
+    for pair in range(rope.size // 2):
+        frequency = rope.theta ** (-2 * pair / rope.size)
+        if rope.kind == "linear":
+            frequency /= rope.numbers[0]
+        elif rope.kind == "llama3":
+            factor, low, high, original = rope.numbers
             wavelength = 2 * np.pi / frequency
-            longest = scaling.original_max_positions / scaling.low_freq_factor
-            shortest = scaling.original_max_positions / scaling.high_freq_factor
-            if wavelength > longest:
-                frequency /= scaling.factor
-            elif wavelength > shortest:
-                smooth = scaling.original_max_positions / wavelength - scaling.low_freq_factor
-                smooth /= scaling.high_freq_factor - scaling.low_freq_factor
-                frequency = (1 - smooth) * frequency / scaling.factor + smooth * frequency
+            if wavelength > original / low:
+                frequency /= factor
+            elif wavelength > original / high:
+                smooth = (original / wavelength - low) / (high - low)
+                frequency = (1 - smooth) * frequency / factor + smooth * frequency
         found.append(frequency)
     return found
 
 
-def turn(vectors: np.ndarray, positions: np.ndarray, spec: Spec) -> np.ndarray:
-    """Turns [n, d] by the rotary embedding: entries i and i + d/2 are one complex number."""
-    half = spec.head_size // 2
-    numbers = vectors[:, :half] + 1j * vectors[:, half:]
-    numbers = numbers * np.exp(1j * np.outer(positions, frequencies(spec)))
-    return np.concatenate([numbers.real, numbers.imag], axis=1)
+def turn(vectors: np.ndarray, places: np.ndarray, rope: Rope | None) -> np.ndarray:
+    """Turns the first r of [n, d] by the rotary embedding: entries i and i + r/2 are one complex
+    number."""
+    if rope is None:
+        return vectors
+    half = rope.size // 2
+    numbers = vectors[:, :half] + 1j * vectors[:, half : rope.size]
+    numbers = numbers * np.exp(1j * np.outer(places, frequencies(rope)))
+    numbers = numbers * positions.frequencies(rope)[1]
+    return np.concatenate([numbers.real, numbers.imag, vectors[:, rope.size :]], axis=1)
 
 
 def linear(x: np.ndarray, leaves, name: str) -> np.ndarray:
-    return x @ leaves[f"{name}/weight"].T
+    return x @ leaves[f"{name}/weight"].T + leaves.get(f"{name}/bias", 0.0)
 
 
 def normalise(x: np.ndarray, leaves, name: str, spec: Spec) -> np.ndarray:
-    mean_square = (x**2).mean(axis=-1, keepdims=True)
-    return x / np.sqrt(mean_square + spec.norm_epsilon) * leaves[f"{name}/scale"]
+    """RMSNorm or LayerNorm; x itself if the model has no such norm."""
+    if f"{name}/scale" not in leaves:
+        return x
+    if spec.norm == "layer":
+        x = x - x.mean(axis=-1, keepdims=True)
+    x = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + spec.norm_epsilon)
+    return x * (leaves[f"{name}/scale"] + spec.norm_offset) + leaves.get(f"{name}/bias", 0.0)
 
 
-def activate(x: np.ndarray) -> np.ndarray:
-    return x / (1 + np.exp(-x))
+def activate(x: np.ndarray, name: str) -> np.ndarray:
+    if name == "silu":
+        return x / (1 + np.exp(-x))
+    if name == "relu":
+        return np.maximum(x, 0)
+    if name == "gelu":
+        return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+    return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
 
 
-def attend(x, leaves, spec: Spec, prefix, begin=None) -> np.ndarray:
-    """Causal attention [n, D]; every position also sees the prefix's keys and values [P, K, d].
-    Positions count from `begin`, which is P if it is not given."""
+def cap(x: np.ndarray, most: float) -> np.ndarray:
+    return most * np.tanh(x / most) if most else x
+
+
+def attend(x, leaves, spec: Spec, number: int, prefix, begin=None) -> np.ndarray:
+    """Causal attention [n, D] of one layer; every position also sees the prefix's keys and values
+    [P, K, d], unless they are behind its window. Positions count from `begin`, which is P if it is
+    not given."""
     front = 0 if prefix is None else len(prefix[0])
-    positions = (front if begin is None else begin) + np.arange(len(x))
-    hidden = np.triu(np.ones((len(x), front + len(x)), bool), front + 1)
-    q, k, v = (
-        linear(x, leaves, f"attention/{name}").reshape(len(x), -1, spec.head_size) for name in "qkv"
-    )
+    places = (front if begin is None else begin) + np.arange(len(x))
+    away = places[:, None] - np.concatenate([np.arange(front), places])
+    window = spec.layer_windows[number] if spec.layer_windows else FAR
+    hidden = (away < 0) | (away >= window)
+    kind = spec.layer_ropes[number] if spec.layer_ropes else 0
+    rope = spec.ropes[kind] if kind < len(spec.ropes) else None
+
+    def project(name):
+        y = linear(x, leaves, f"attention/{name}")
+        y = normalise(y, leaves, f"attention/{name}_norm", spec) if spec.qk_norm == "row" else y
+        y = y.reshape(len(x), -1, spec.head_size)
+        return normalise(y, leaves, f"attention/{name}_norm", spec) if spec.qk_norm == "head" else y
+
+    q, k, v = map(project, "qkv")
     seen = []
     for head in range(spec.heads):
         group = head // (spec.heads // spec.kv_heads)
-        query, key = (turn(part, positions, spec) for part in (q[:, head], k[:, group]))
+        query, key = (turn(part, places, rope) for part in (q[:, head], k[:, group]))
         value = v[:, group]
         if prefix is not None:
             key = np.concatenate([prefix[0][:, group], key])
             value = np.concatenate([prefix[1][:, group], value])
-        scores = np.where(hidden, -np.inf, query @ key.T / np.sqrt(spec.head_size))
+        scores = query @ key.T * (spec.scale or spec.head_size**-0.5)
+        scores = np.where(hidden, -np.inf, cap(scores, spec.attention_cap))
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
         seen.append(weights / weights.sum(axis=1, keepdims=True) @ value)
     return linear(np.concatenate(seen, axis=1), leaves, "attention/o")
 
 
-def feed_forward(x, leaves) -> np.ndarray:
-    gate, up = (linear(x, leaves, f"feedforward/{name}") for name in ("gate", "up"))
-    return linear(activate(gate) * up, leaves, "feedforward/down")
+def feed_forward(x, leaves, spec: Spec) -> np.ndarray:
+    up = linear(x, leaves, "feedforward/up")
+    gate = linear(x, leaves, "feedforward/gate") if spec.gated else up
+    inner = activate(gate, spec.activation) * (up if spec.gated else 1.0)
+    return linear(inner, leaves, "feedforward/down")
+
+
+def block(x, leaves, spec: Spec, number: int, prefix, begin) -> np.ndarray:
+    """One layer: [n, D] to [n, D]."""
+
+    def half(name, x, into, function):
+        before = x if spec.placement == "after" else normalise(x, leaves, f"{name}_norm", spec)
+        into = into + normalise(function(before), leaves, f"{name}_out_norm", spec)
+        return normalise(into, leaves, f"{name}_norm", spec) if spec.placement == "after" else into
+
+    middle = half("attention", x, x, lambda y: attend(y, leaves, spec, number, prefix, begin))
+    given = x if spec.parallel else middle
+    return half("feedforward", given, middle, lambda y: feed_forward(y, leaves, spec))
 
 
 def with_adapters(leaves, given):
@@ -128,6 +182,8 @@ def with_adapters(leaves, given):
             made[name] = made[name] * array  # of what the layer reads
         elif path.startswith("scale/"):
             made[name] = made[name] * array[:, None]
+            bias = name.replace("/weight", "/bias")
+            made |= {bias: made[bias] * array} if bias in made else {}
     return made
 
 
@@ -151,22 +207,29 @@ def states(plain: Plain, ids: Sequence[int], given=NOTHING, begin=None) -> np.nd
     """Hidden states float64[n, D] after the final norm; id -1 - j is vector j of the prompt."""
     spec, outside, layers = with_leaves(plain, given)
     arrays = {path: np.asarray(leaf, np.float64) for path, leaf in given.sites.items()}
-    prompt = arrays.get("prompt/vectors")
-    x = np.stack([prompt[-1 - i] if i < 0 else outside["embed/embedding"][i] for i in ids])
+    prompt, table = arrays.get("prompt/vectors"), outside["embed/embedding"]
+    x = np.stack([prompt[-1 - i] if i < 0 else table[i] * spec.embedding_scale for i in ids])
+    if spec.embedding_width:
+        x = linear(x, outside, "project_in")
+    if spec.learned_positions:
+        path = "prefix/decoder/attention/k"
+        front = (arrays[path].shape[1] if path in arrays else 0) if begin is None else begin
+        x = x + outside["positions/embedding"][front + spec.position_offset :][: len(x)]
     for number, leaves in enumerate(layers):
         held = {path: leaf[number] for path, leaf in arrays.items() if path != "prompt/vectors"}
         leaves = with_adapters(leaves, held)
         prefix = [held.get(f"prefix/decoder/attention/{name}") for name in "kv"]
-        prefix = None if prefix[0] is None else prefix
-        x = x + attend(normalise(x, leaves, "attention_norm", spec), leaves, spec, prefix, begin)
-        x = x + feed_forward(normalise(x, leaves, "feedforward_norm", spec), leaves)
+        x = block(x, leaves, spec, number, None if prefix[0] is None else prefix, begin)
     return normalise(x, outside, "final_norm", spec)
 
 
 def log_probabilities(plain: Plain, ids: Sequence[int], given=NOTHING) -> np.ndarray:
     """float64[n, V] nats: of each token after each position."""
-    head = "embed/embedding" if plain.spec.tied_head else "head/weight"
-    logits = states(plain, ids, given) @ with_leaves(plain, given).outside[head].T
+    head, outside = plain.spec.tied_head, with_leaves(plain, given).outside
+    hidden = states(plain, ids, given)
+    hidden = linear(hidden, outside, "project_out") if plain.spec.embedding_width else hidden
+    logits = hidden @ outside["embed/embedding" if head else "head/weight"].T
+    logits = cap(logits, plain.spec.final_cap)
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 

@@ -98,7 +98,7 @@ def least_by_counting(spec, shared, lengths, targets, prefix):
 )
 @settings(max_examples=50)
 def test_the_least_is_what_counting_one_by_one_gives(shared, sizes, layers, prefix):
-    spec = Spec("llama", layers, 24, 4, 2, 6, 36, 50, 64, 1e4, None, 1e-5, True)
+    spec = Spec("llama", layers, 24, 4, 2, 6, 36, 50, 64, 1e-5, True)
     lengths = [max(size) for size in sizes]
     targets = [min(size) for size in sizes]
     counted = least_by_counting(spec, shared, lengths, targets, prefix)

@@ -10,8 +10,10 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from prompt_tuning_jax.models.spec import RopeScaling, Spec
-from prompt_tuning_jax.models.weight_names import leaf_shape, tensor_names
+from prompt_tuning_jax.models.decoder import param_shapes
+from prompt_tuning_jax.models.files.gguf import tensor_names
+from prompt_tuning_jax.models.spec import Rope, Spec
+from prompt_tuning_jax.models.weight_names import tensors as file_tensors
 
 SPECIALS = ("<|pad|>", "<|bos|>", "<|eos|>")
 MERGES = ("Ġ t", "h e", "Ġt he", "i n", "Ġ Ġ")
@@ -36,18 +38,24 @@ SPEC = Spec(
     feedforward=36,
     vocabulary=len(VOCABULARY),
     max_positions=128,
-    rope_theta=10000.0,
-    rope_scaling=None,
     norm_epsilon=1e-5,
     tied_head=True,
+    ropes=(Rope(10000.0, 10),),
 )
 # Wavelengths from 2 pi on, so that all three ranges of llama3 are there in a head of 10.
-LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 32)
+LLAMA3 = "llama3", (8.0, 1.0, 4.0, 32)
 
 
-def changed(**fields) -> Spec:
-    """Returns the small spec with some fields changed."""
-    return dataclasses.replace(SPEC, **fields)
+def changed(theta: float = 10000.0, scaling=(), **fields) -> Spec:
+    """Returns the small spec with some fields changed; all of a head turns."""
+    rope = Rope(theta, fields.get("head_size", SPEC.head_size), *scaling)
+    return dataclasses.replace(SPEC, **{"ropes": (rope,), **fields})
+
+
+def unscaled(spec: Spec) -> Spec:
+    """Returns a spec whose rotary embedding is not stretched: GGUF holds factors instead."""
+    ropes = tuple(Rope(rope.theta, rope.size) for rope in spec.ropes)
+    return dataclasses.replace(spec, ropes=ropes)
 
 
 # What the decoder, the readers and transformers are compared on. A further family is a row.
@@ -55,25 +63,49 @@ SPECS = {
     "llama": SPEC,
     "llama of one layer": changed(layers=1),
     "llama, untied, a key head each": changed(layers=2, kv_heads=4, tied_head=False),
-    "llama of four layers, one key head": changed(layers=4, kv_heads=1, rope_theta=500.0),
-    "llama 3": changed(rope_scaling=LLAMA3, rope_theta=1000.0),
+    "llama of four layers, one key head": changed(layers=4, kv_heads=1, theta=500.0),
+    "llama 3": changed(1000.0, LLAMA3),
 }
 
 
+# The order in which random numbers are drawn.
+ORDER = (
+    "embed input_layernorm q_proj k_proj v_proj o_proj post_attention_layernorm gate_proj up_proj "
+)
+ORDER = (ORDER + "down_proj norm lm_head").split()
+
+
 def tensors(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
-    """Returns random float32 tensors by the names and in the axes of a Hugging Face folder."""
+    """Returns random float32 tensors of a Llama by the names and in the axes of a folder."""
     rng = np.random.default_rng(seed)
     arrays = {}
-    for name, leaf, _ in tensor_names(spec, "folder"):
-        center = 1.0 if name.endswith("norm.weight") else 0.0
-        noise = 0.2 * rng.standard_normal(leaf_shape(spec, leaf))
-        arrays[name] = (center + noise).astype(np.float32)
+
+    def order(tensor):
+        return ORDER.index(tensor.name.replace("_tokens", "").split(".")[-2])
+
+    for tensor in sorted(file_tensors(spec), key=order):
+        center = 1.0 if tensor.name.endswith("norm.weight") else 0.0
+        noise = 0.2 * rng.standard_normal(tensor.shape)
+        arrays[tensor.name] = (center + noise).astype(np.float32)
     return arrays
+
+
+def leaves(spec: Spec, seed: int = 0) -> dict[str, np.ndarray]:
+    """Returns random leaves of any model by path: biases and norms too."""
+    if spec.family == "llama" and not spec.biases:
+        return expected(spec, tensors(spec, seed))
+    rng, found = np.random.default_rng(seed), {}
+    for path, shape in param_shapes(spec).items():
+        center = 0.0 if spec.norm_offset or not path.endswith("norm/scale") else 1.0
+        found[path] = (center + 0.2 * rng.standard_normal(shape)).astype(np.float32)
+    return found
 
 
 def config(spec: Spec) -> dict:
     """Returns the `config.json` of a spec."""
-    scaling = spec.rope_scaling
+    rope = spec.ropes[0]
+    keys = "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
+    scaling = {"rope_type": rope.kind, **dict(zip(keys, rope.numbers, strict=False))}
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": spec.family,
@@ -88,15 +120,8 @@ def config(spec: Spec) -> dict:
         "vocab_size": spec.vocabulary,
         "max_position_embeddings": spec.max_positions,
         "rms_norm_eps": spec.norm_epsilon,
-        "rope_theta": spec.rope_theta,
-        "rope_scaling": scaling
-        and {
-            "rope_type": scaling.kind,
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_positions,
-        },
+        "rope_theta": rope.theta,
+        "rope_scaling": scaling if rope.numbers else None,
         "tie_word_embeddings": spec.tied_head,
         "bos_token_id": 1,
         "eos_token_id": 2,
@@ -116,7 +141,7 @@ def gguf_fields(spec: Spec) -> dict:
         "attention.value_length": spec.head_size,
         "rope.dimension_count": spec.head_size,
         "vocab_size": spec.vocabulary,
-        "rope.freq_base": spec.rope_theta,
+        "rope.freq_base": spec.ropes[0].theta,
         "attention.layer_norm_rms_epsilon": spec.norm_epsilon,
     }
     named = {f"{spec.family}.{key}": value for key, value in sizes.items()}
@@ -290,10 +315,10 @@ def write_gguf(
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(0)
     writer.add_add_bos_token(True)
-    names = zip(tensor_names(spec, "folder"), tensor_names(spec, "gguf"), strict=True)
-    theirs = {name: (other, leaf.rotary) for (name, leaf, _), (other, _, _) in names}
+    names = tensor_names("llama", spec.layers)
     for name, array in arrays.items():
-        name, rotary = theirs.get(name, (name, False))
+        rotary = name.endswith(("q_proj.weight", "k_proj.weight"))
+        name = names.get_name(name, (".weight", ".bias")) or name
         array = permute(array, array.shape[0] // spec.head_size) if rotary else array
         kind = quantization if array.ndim == 2 else gguf.GGMLQuantizationType.F32
         data = gguf.quants.quantize(np.ascontiguousarray(array, np.float32), kind)
@@ -310,16 +335,16 @@ def write_gguf(
 def expected(spec: Spec, arrays: dict[str, np.ndarray], dtype=np.float32) -> dict:
     """Returns the leaves, by path, that reading these tensors should give."""
     leaves: dict = {}
-    for name, leaf, layer in tensor_names(spec, "folder"):
-        array = arrays[name].astype(dtype)
-        if layer is None:
-            leaves[leaf.path] = array
-        elif layer == spec.layers - 1:
-            leaves[f"last/{leaf.path}"] = array
-            leaves.setdefault(f"layers/{leaf.path}", np.zeros((0, *array.shape), dtype))
+    for tensor in file_tensors(spec):
+        array, (path,) = arrays[tensor.name].astype(dtype), tensor.leaves
+        stack = path.replace("last/", "layers/")
+        if tensor.layer is not None:
+            before = leaves.get(stack, np.zeros((0, *array.shape), dtype))
+            leaves[stack] = np.concatenate([before, array[None]])
         else:
-            stack = leaves.get(f"layers/{leaf.path}", np.zeros((0, *array.shape), dtype))
-            leaves[f"layers/{leaf.path}"] = np.concatenate([stack, array[None]])
+            leaves[path] = array
+            if stack != path:
+                leaves.setdefault(stack, np.zeros((0, *array.shape), dtype))
     return leaves
 
 

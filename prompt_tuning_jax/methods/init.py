@@ -34,7 +34,7 @@ def check_positions(settings, lm):
 def from_uniform(rng, settings, lm, task):
     """Draws uniformly from ±`method.init_scale`. Lester et al. take 0.5, which is tiny beside a
     T5's embeddings and huge beside a Llama's."""
-    shape = (settings.num_virtual_tokens, lm.spec.width)
+    shape = (settings.num_virtual_tokens, lm.spec.prompt_width)
     return jax.random.uniform(rng, shape, jnp.float32, -1, 1) * settings.init_scale
 
 
@@ -53,7 +53,7 @@ def draw_embeddings(rng, count, lm, below, given, wanted):
     ids = np.array([index for index in lm.tokenizer.text_ids if index < below])
     if len(ids) < count:
         raise UserError(f"config.method.{given}, which leaves {len(ids)} tokens for {wanted}.")
-    return _embeddings(lm, jax.random.choice(rng, ids, (count,), replace=False))
+    return lm.embed(jax.random.choice(rng, ids, (count,), replace=False))
 
 
 def from_labels(rng, settings, lm, task):
@@ -64,7 +64,7 @@ def from_labels(rng, settings, lm, task):
         raise UserError(
             "config.method.init is 'labels' and the task has none: write 'vocabulary' or 'text'."
         )
-    rows = jnp.stack([_embeddings(lm, np.array(ids)).mean(0) for ids in words])
+    rows = jnp.stack([lm.embed(np.array(ids)).mean(0) for ids in words])
     rest = from_vocabulary(rng, settings, lm, task)
     return jnp.concatenate([rows, rest])[: settings.num_virtual_tokens]
 
@@ -72,7 +72,7 @@ def from_labels(rng, settings, lm, task):
 def from_text(rng, settings, lm, task):
     """Returns the embeddings of the tokens of `method.init_text`, repeated or cut to P."""
     ids = lm.tokenizer.encode(settings.init_text)[0]
-    return _embeddings(lm, np.resize(np.array(ids), settings.num_virtual_tokens))
+    return lm.embed(np.resize(np.array(ids), settings.num_virtual_tokens))
 
 
 def _word_ids(tokenizer, word):
@@ -83,7 +83,7 @@ def _word_ids(tokenizer, word):
 
 def _given(settings, lm, start):
     """Returns the soft prompt in the tensors to start from."""
-    path, wanted = settings.init_file, (settings.num_virtual_tokens, lm.spec.width)
+    path, wanted = settings.init_file, (settings.num_virtual_tokens, lm.spec.prompt_width)
     vectors = start.sites.get(PROMPT)
     if vectors is None:
         raise UserError(f"config.method.init_file is '{path}', which holds no soft prompt.")
@@ -97,10 +97,6 @@ def _given(settings, lm, start):
         f"config.method.init_file is '{path}', which holds {vectors.shape} of {vectors.dtype}: "
         f"expected {wanted} (num_virtual_tokens and the model's width) of finite float32 numbers."
     )
-
-
-def _embeddings(lm, ids):
-    return lm.params["embed"]["embedding"][jnp.asarray(ids)].astype(jnp.float32)
 
 
 INITS = {

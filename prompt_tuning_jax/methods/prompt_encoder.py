@@ -85,7 +85,7 @@ def make(settings, start=NOTHING) -> Method:
 
     def init(rng, lm, task):
         first = first_vectors(rng, settings, lm, task, start)
-        return begin(rng, size or lm.spec.width, first, lm)
+        return begin(rng, size or lm.spec.prompt_width, first, lm)
 
     def adapt(trained, fixed, frozen, rng, train):
         return Given({PROMPT: made(trained, fixed, size)})

@@ -15,8 +15,8 @@ from jax.ad_checkpoint import checkpoint_name
 MASKED = -1e30  # finite, so that a row of padding alone does not turn into NaN
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def attend(query, front, own, mask, front_mask, shared, precision):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def attend(query, front, own, mask, front_mask, shared, cap, precision):
     """Returns what every query sees: the front, and the keys of its own row that its mask shows.
 
     Args:
@@ -29,28 +29,29 @@ def attend(query, front, own, mask, front_mask, shared, precision):
       front_mask: additive float32[S + R*Tq, F], or None if nothing of the front is hidden from
         anybody but by the order of the shared positions.
       shared: S, or 0 if nothing reads the shared positions.
+      cap: scores are cap * tanh(score / cap), if it is not 0 (Gemma 2).
       precision: of the products.
 
     Returns:
       `[S + R*Tq, K, G, d]`; the softmax is float32. The backward pass needs this, named "attended"
       for remat, and "normalizer", float32[K, (S + R*Tq) * G, 1].
     """
-    return _forward(query, front, own, mask, front_mask, shared, precision)[0]
+    return _forward(query, front, own, mask, front_mask, shared, cap, precision)[0]
 
 
-def _forward(query, front, own, mask, front_mask, shared, precision):
+def _forward(query, front, own, mask, front_mask, shared, cap, precision):
     hidden, row_mask = _masks(query, front, mask, front_mask, shared)
-    head = functools.partial(_head_forward, hidden, row_mask, precision)
+    head = functools.partial(_head_forward, hidden, row_mask, cap, precision)
     seen, normalizer = _each_head(head, *_by_head(query, front, own))
     seen = checkpoint_name(_join_heads(seen, query.shape), "attended")
     normalizer = checkpoint_name(normalizer, "normalizer")
     return seen, (query, front, own, mask, front_mask, seen, normalizer)
 
 
-def _backward(shared, precision, kept, given):
+def _backward(shared, cap, precision, kept, given):
     query, front, own, mask, front_mask, seen, normalizer = kept
     hidden, row_mask = _masks(query, front, mask, front_mask, shared)
-    head = functools.partial(_head_backward, hidden, row_mask, precision)
+    head = functools.partial(_head_backward, hidden, row_mask, cap, precision)
     stacks = *_by_head(query, front, own), _split_heads(seen), normalizer, _split_heads(given)
     to_query, to_front, to_own = _each_head(head, *stacks)
     return (
@@ -65,7 +66,7 @@ def _backward(shared, precision, kept, given):
 attend.defvjp(_forward, _backward)
 
 
-def attend_cached(query, front, cache, mask, front_mask, precision):
+def attend_cached(query, front, cache, mask, front_mask, cap, precision):
     """Returns `[R, K, G, d]`, what one query a row sees of keys that were kept. Has no gradient.
 
     Args:
@@ -74,10 +75,11 @@ def attend_cached(query, front, cache, mask, front_mask, precision):
       cache: keys `[R, K, d, C]` and values `[R, K, C, d]`, as the two products read them fastest.
       mask: additive float32[R, 1, C].
       front_mask: additive float32[R, F], or None.
+      cap: as in `attend`.
     """
     product = functools.partial(_product, precision)
-    own = product("rkgd,rkdc->rkgc", query, cache[0]) + mask[:, None]
-    before = product("rkgd,fkd->rkgf", query, front[0])
+    own = _capped(product("rkgd,rkdc->rkgc", query, cache[0]), cap) + mask[:, None]
+    before = _capped(product("rkgd,fkd->rkgf", query, front[0]), cap)
     before = before if front_mask is None else before + front_mask[:, None, None]
     scores = jnp.concatenate([before, own], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1)
@@ -87,15 +89,15 @@ def attend_cached(query, front, cache, mask, front_mask, precision):
     return seen.astype(query.dtype)
 
 
-def _head_forward(front_mask, mask, precision, query, front, own):
+def _head_forward(front_mask, mask, cap, precision, query, front, own):
     """`attend` for one key head: `[M, d]` queries, M = (S + R*Tq) * G, keys and values `[F, d]` and
     `[R, T, d]`, additive float32[M, F] or None and float32[R, Tq*G, T]. Returns `[M, d]` and
     float32[M, 1]."""
     product = functools.partial(_product, precision)
     (front_key, front_value), (own_key, own_value) = front, own
-    own = product("rnd,rud->rnu", _rows(query, mask), own_key) + mask
+    own = _capped(product("rnd,rud->rnu", _rows(query, mask), own_key), cap) + mask
     highest = _after_shared(own.max(axis=-1, keepdims=True), query, MASKED)
-    front = product("md,fd->mf", query, front_key)
+    front = _capped(product("md,fd->mf", query, front_key), cap)
     if front_key.shape[0]:
         front = front if front_mask is None else front + front_mask
         highest = jnp.maximum(highest, front.max(axis=-1, keepdims=True))
@@ -107,20 +109,24 @@ def _head_forward(front_mask, mask, precision, query, front, own):
     return (seen / total).astype(query.dtype), highest + jnp.log(total)
 
 
-def _head_backward(front_mask, mask, precision, query, front, own, seen, normalizer, given):
+def _head_backward(front_mask, mask, cap, precision, query, front, own, seen, normalizer, given):
     """Gradients of `_head_forward` in `query`, `front` and `own`; `given` is that of its result."""
     product = functools.partial(_product, precision)
     (front_key, front_value), (own_key, own_value) = front, own
     # The same for every key: the mean of the weights' gradients, weighted by the weights.
     mean = (seen.astype(jnp.float32) * given).sum(axis=-1, keepdims=True)
-    front = product("md,fd->mf", query, front_key) - normalizer
+    capped = _capped(product("md,fd->mf", query, front_key), cap)
+    front = capped - normalizer
     front = jnp.exp(front if front_mask is None else front + front_mask)
     front_scores = front * (product("md,fd->mf", given, front_value) - mean)
+    front_scores = _uncap(front_scores, capped, cap)
     own_query, own_given, own_normalizer, own_mean = (
         _rows(part, mask) for part in (query, given, normalizer, mean)
     )
-    own = jnp.exp(product("rnd,rud->rnu", own_query, own_key) + mask - own_normalizer)
+    capped = _capped(product("rnd,rud->rnu", own_query, own_key), cap)
+    own = jnp.exp(capped + mask - own_normalizer)
     own_scores = own * (product("rnd,rud->rnu", own_given, own_value) - own_mean)
+    own_scores = _uncap(own_scores, capped, cap)
     to_query = product("mf,fd->md", front_scores, front_key)
     to_query += _after_shared(product("rnu,rud->rnd", own_scores, own_key), query, 0.0)
     to_front = product("mf,md->fd", front_scores, query), product("mf,md->fd", front, given)
@@ -129,6 +135,15 @@ def _head_backward(front_mask, mask, precision, query, front, own, seen, normali
         product("rnu,rnd->rud", own, own_given),
     )
     return jax.tree.map(lambda part: part.astype(query.dtype), (to_query, to_front, to_own))
+
+
+def _capped(scores, cap):
+    return cap * jnp.tanh(scores / cap) if cap else scores
+
+
+def _uncap(gradient, capped, cap):
+    """The gradient in the scores before the cap, from that in the scores after it."""
+    return gradient * (1 - jnp.square(capped / cap)) if cap else gradient
 
 
 def _product(precision, axes, left, right):

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning_jax.models.attention import MASKED
-from prompt_tuning_jax.models.decoder import Decoder
+from prompt_tuning_jax.models.decoder import LAYERED, Decoder
 from prompt_tuning_jax.models.language_model import LanguageModel
-from prompt_tuning_jax.models.layers import POSITIONS_AXIS, Block, Context
+from prompt_tuning_jax.models.layers import POSITIONS_AXIS, Block, Context, layer_kinds
 from prompt_tuning_jax.models.positions import rotary_tables
-from prompt_tuning_jax.models.sites import LAYERED, PREFIX, VISIBLE, Given, bind
+from prompt_tuning_jax.models.sites import PREFIX, VISIBLE, Given, bind
 
 
 def bake(lm: LanguageModel, shared: np.ndarray, given: Given) -> Given:
@@ -97,13 +97,17 @@ def decode(module: Decoder, variables, layers, cache, tokens, positions, visible
       place: int32[], where in the cache the tokens go.
     """
     mask = jnp.where(visible, 0.0, MASKED)[:, None]
+    front = 0
     if "prefix" in layers[-1]:
-        positions = positions + len(layers[-1]["prefix"]["attention"]["k"])
-    context = Context(*rotary_tables(module.spec, positions), mask, place)
-    x = module.apply(variables, tokens, method="vectors")
+        front = len(layers[-1]["prefix"]["attention"]["k"])
+    positions = positions + front
+    context = Context(rotary_tables(module.spec, positions), mask, positions, place)
+    kinds = layer_kinds(module.spec, front + visible.shape[1])
+    x = module.apply(variables, tokens, positions, method="begin")
     block, written = Block(module.spec, module.precision), []
-    for layer, before in zip(layers, cache, strict=True):
+    for number, (layer, before) in enumerate(zip(layers, cache, strict=True)):
         held = {**layer, "cache": {"attention": before}}
-        (x, _), kept = block.apply(held, x, context, mutable=["cache"])
+        kind = jax.tree.map(operator.itemgetter(number), kinds)
+        (x, _), kept = block.apply(held, x, context, kind, mutable=["cache"])
         written.append(kept["cache"]["attention"])
     return module.apply(variables, x, method="finish"), written

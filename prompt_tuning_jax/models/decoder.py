@@ -1,4 +1,5 @@
-"""A frozen decoder-only language model (the Llama family) as a Flax linen module.
+"""A frozen decoder-only language model as a Flax linen module; `Spec` says which of its options
+are on.
 
 Its weights are the collection `params`. What a method trains reaches it as further collections
 (`sites.py`): `prompt`, vectors that stand where a token id is negative; `prefix`, keys and values
@@ -7,14 +8,26 @@ layers but the last are a scan over weights `[L-1, ...]`. The last one stands ap
 only at the positions that are read.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import traverse_util
 
-from prompt_tuning_jax.models.layers import Block, Context, Linear, row_mask, times
+from prompt_tuning_jax.models.layers import (
+    Block,
+    Context,
+    Linear,
+    layer_kinds,
+    norm,
+    row_mask,
+    times,
+)
 from prompt_tuning_jax.models.positions import rotary_tables
-from prompt_tuning_jax.models.sites import LAYERED
 from prompt_tuning_jax.models.spec import Spec
+
+LAYERED = ("prefix", "lora", "scale")  # collections that hold something for every layer
 
 # What the backward pass keeps of a layer. Named values beat "every matrix product": the attention's
 # output costs little to keep and much to compute again, the last product of a layer is never read.
@@ -42,18 +55,24 @@ class Decoder(nn.Module):
 
     def setup(self):
         spec = self.spec
-        self.embed = nn.Embed(spec.vocabulary, spec.width)
+        self.embed = nn.Embed(spec.vocabulary, spec.prompt_width)
+        if spec.embedding_width:
+            self.project_in = Linear(spec.width, self.precision)
+            self.project_out = Linear(spec.embedding_width, self.precision)
+        if spec.learned_positions:
+            self.positions = nn.Embed(spec.max_positions + spec.position_offset, spec.width)
         self.layers = nn.scan(
             nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False),
             variable_axes=dict.fromkeys(("params", *LAYERED, "baked", "cache"), 0),
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=(nn.broadcast, 0),
             length=spec.layers - 1,
         )(spec, self.precision)
         self.last = Block(spec, self.precision)
-        self.final_norm = nn.RMSNorm(epsilon=spec.norm_epsilon)
+        if spec.final_norm:
+            self.final_norm = norm(spec, None, None)
         if not spec.tied_head:
-            self.head = Linear(spec.vocabulary, self.precision, jnp.float32)
+            self.head = Linear(spec.vocabulary, self.precision, dtype=jnp.float32)
 
     def __call__(self, shared, tokens, positions, segments, branches, reads):
         """Returns hidden states after the final norm at the positions that are read, `[R, Q, D]` in
@@ -65,36 +84,74 @@ class Decoder(nn.Module):
           reads: int32[R, Q], the positions of each row that are needed.
         """
         places = jnp.concatenate([jnp.arange(shared.shape[0]), positions.reshape(-1)])
+        front = shared.shape[0]
         if "prefix" in self.variables:
-            places = places + len(self.variables["prefix"]["last"]["attention"]["k"])
-        context = Context(*rotary_tables(self.spec, places), row_mask(segments, branches))
-        x = self.vectors(jnp.concatenate([shared, tokens.reshape(-1)]))
-        x, _ = self.layers(x, context)
-        x, _ = self.last(x, context, reads)
-        return self.final_norm(x).astype(x.dtype).reshape(*reads.shape, -1)
+            size = len(self.variables["prefix"]["last"]["attention"]["k"])
+            places, front = places + size, front + size
+        tables = rotary_tables(self.spec, places)
+        context = Context(tables, row_mask(segments, branches), places)
+        kinds = layer_kinds(self.spec, front + tokens.shape[1])
+        x = self.begin(jnp.concatenate([shared, tokens.reshape(-1)]), places)
+        x, _ = self.layers(x, context, jax.tree.map(lambda part: part[:-1], kinds))
+        x, _ = self.last(x, context, jax.tree.map(lambda part: part[-1], kinds), reads)
+        return self.normalise(x).reshape(*reads.shape, -1)
+
+    def begin(self, ids, places):
+        """Returns `[N, D]`, what the first layer reads for int32[N] ids at their positions."""
+        x = self.vectors(ids)
+        if self.spec.embedding_width:
+            x = self.project_in(x)
+        if self.spec.learned_positions:
+            x += self.positions(places + self.spec.position_offset)
+        return x
 
     def vectors(self, ids):
-        """Returns `[N, D]` for int32[N] ids: slot j, id -1-j, is vector j of the prompt.
+        """Returns `[N, E]` for int32[N] ids: slot j, id -1-j, is vector j of the prompt.
 
         A slot without a vector is NaN: any number would silently be another prompt.
         """
         x = self.embed(jnp.maximum(ids, 0))
+        if self.spec.embedding_scale != 1:
+            x *= jnp.asarray(self.spec.embedding_scale, x.dtype)
         slots = jnp.full_like(x, jnp.nan)
         if self.has_variable("prompt", "vectors"):
             prompt = jnp.asarray(self.get_variable("prompt", "vectors"), x.dtype)
             slots = prompt.at[jnp.maximum(-1 - ids, 0)].get(mode="fill", fill_value=jnp.nan)
         return jnp.where((ids < 0)[:, None], slots, x)
 
+    def normalise(self, x):
+        """The final norm, if the model has one."""
+        return self.final_norm(x).astype(x.dtype) if self.spec.final_norm else x
+
     def finish(self, x):
         """Returns float32[..., V] logits for the output of the last layer, `[..., D]`."""
-        return self.logits(self.final_norm(x).astype(x.dtype))
+        return self.logits(self.normalise(x))
 
     def logits(self, hidden):
         """Returns float32[..., V] logits for hidden states `[..., D]`."""
         # One axis of rows: jax 0.7 has no float32 sums of half precision for more, on a CPU.
-        rows = hidden.reshape(-1, self.spec.width)
+        rows, cap = hidden.reshape(-1, self.spec.width), self.spec.final_cap
+        if self.spec.embedding_width:
+            rows = self.project_out(rows)
         if self.spec.tied_head:
             logits = times(rows, self.embed.embedding, self.precision, jnp.float32)
         else:
             logits = self.head(rows)
+        if cap:
+            logits = cap * jnp.tanh(logits / cap)
         return logits.reshape(*hidden.shape[:-1], self.spec.vocabulary)
+
+
+@functools.lru_cache(maxsize=64)
+def param_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every leaf of the frozen tree by its path: the matrices of all layers
+    but the last are one stack, those of the last layer stand on their own."""
+    row = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+
+    def whole(module, ids):
+        return module.finish(module(ids[0, :0], ids, ids, ids, ids, ids))
+
+    key = jax.ShapeDtypeStruct((2,), jnp.uint32)
+    tree = jax.eval_shape(lambda key, ids: Decoder(spec).init(key, ids, method=whole), key, row)
+    flat = traverse_util.flatten_dict(tree["params"], sep="/")
+    return {path: leaf.shape for path, leaf in flat.items()}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from prompt_tuning_jax.config.key import among, faults, string
@@ -16,8 +17,7 @@ from prompt_tuning_jax.models.files.tokenizer import Tokenizer, read_tokenizer
 from prompt_tuning_jax.models.files.weights import DTYPES, read_weights
 from prompt_tuning_jax.models.memory import device_bytes
 from prompt_tuning_jax.models.sites import sites
-from prompt_tuning_jax.models.spec import Spec
-from prompt_tuning_jax.models.weight_names import axis_sizes
+from prompt_tuning_jax.models.spec import Spec, axis_sizes
 
 KEYS = {
     # A packaged model's name, a GGUF file, a Hugging Face folder with safetensors, or a name on the
@@ -42,6 +42,7 @@ class LanguageModel(NamedTuple):
       params: the frozen tree (`models/decoder.py`), on the default device.
       tokenizer: text to ids and back.
       fingerprint: hex digest of the source files, whatever the dtype.
+      config: its `config.json`.
     """
 
     settings: Mapping[str, str]
@@ -50,6 +51,7 @@ class LanguageModel(NamedTuple):
     params: Any
     tokenizer: Tokenizer
     fingerprint: str
+    config: Mapping[str, Any] = {}
 
     @property
     def name(self) -> str:
@@ -65,6 +67,15 @@ class LanguageModel(NamedTuple):
     def sizes(self) -> dict[str, int]:
         """The sizes of the model's axes by their letters."""
         return axis_sizes(self.spec)
+
+    def embed(self, ids: Any, prompt: Any = None) -> jax.Array:
+        """Returns float32[N, E], what the model reads at int32[N] ids: scaled as the model does.
+        Slot j, id -1-j, is row j of `prompt`."""
+        variables = {"params": {"embed": self.params["embed"]}}
+        if prompt is not None:
+            variables["prompt"] = {"vectors": prompt}
+        found = self.module.apply(variables, jnp.asarray(ids), method="vectors")
+        return found.astype(jnp.float32)
 
 
 def load(
@@ -105,4 +116,6 @@ def load(
     precision = settings["matmul_precision"] or None
     module = Decoder(source.spec, remat=settings["remat"], precision=precision)
     params = jax.device_put(source.params)
-    return LanguageModel(settings, source.spec, module, params, words, source.fingerprint)
+    return LanguageModel(
+        settings, source.spec, module, params, words, source.fingerprint, source.config
+    )

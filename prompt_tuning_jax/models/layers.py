@@ -5,31 +5,59 @@ which do not depend on the example and are computed once, then R rows of T posit
 matrix and not two, so that a product reads its weights once.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from prompt_tuning_jax.models.attention import MASKED, attend, attend_cached
 from prompt_tuning_jax.models.positions import rotate
-from prompt_tuning_jax.models.spec import Spec
+from prompt_tuning_jax.models.spec import FAR, Spec
 
 POSITIONS_AXIS = {"k": 3, "v": 2}  # in the leaves of the collection `cache`
+ACTIVATIONS = {
+    "silu": nn.silu,
+    "relu": nn.relu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_tanh": nn.gelu,
+}
 
 
 class Context(NamedTuple):
-    """What all layers read: rotary tables float32[N, 1, d/2] and an additive mask float32[R, T, T].
+    """What all layers read.
 
-    In a cached generation a row is one position, which goes to `place` of the C positions of the
-    cache, and the mask is float32[R, 1, C].
+    Attributes:
+      tables: cosine and sine, float32[N, 1, r/2], see `positions.rotary_tables`.
+      row_mask: additive float32[R, T, T]; in a cached generation float32[R, 1, C].
+      places: int32[N], the position of each vector, behind the prefix's.
+      place: where in the C positions of the cache a row's only position goes, in a cached
+        generation.
     """
 
-    cosine: jax.Array
-    sine: jax.Array
+    tables: Any
     row_mask: jax.Array
+    places: jax.Array
     place: jax.Array | None = None
+
+
+class Layer(NamedTuple):
+    """What differs from layer to layer, int32[] each, or None if nothing does: which of the rotary
+    tables it uses, and how many positions a query sees."""
+
+    rope: Any = None
+    window: Any = None
+
+
+def layer_kinds(spec: Spec, positions: int) -> Layer:
+    """Returns a `Layer` of int32[L]. `positions` is how many a row and its front have at most: a
+    window that is not smaller hides nothing, and costs nothing."""
+    windows = spec.layer_windows if min(spec.layer_windows, default=FAR) < positions else ()
+    parts = (np.array(part, np.int32) if part else None for part in (spec.layer_ropes, windows))
+    return Layer(*parts)
 
 
 def row_mask(segments: jax.Array, branches: jax.Array) -> jax.Array:
@@ -66,6 +94,7 @@ class Linear(nn.Module):
 
     features: int
     precision: str | None
+    bias: bool = False
     dtype: Any = None
     scaled_input: bool = False
 
@@ -79,6 +108,8 @@ class Linear(nn.Module):
         if self.has_variable("lora", "a"):
             a, b = (self.get_variable("lora", name).astype(x.dtype) for name in "ab")
             y += times(times(x, a, self.precision), b, self.precision, self.dtype)
+        if self.bias:
+            y += self.param("bias", nn.initializers.zeros, (self.features,), x.dtype)
         return y if self.scaled_input else self.scale(y)
 
     def scale(self, x):
@@ -88,43 +119,91 @@ class Linear(nn.Module):
         return x
 
 
+def norm(spec: Spec, name: str | None, dtype) -> nn.Module:
+    """Returns the model's norm over the last axis: in float32, rounded to a dtype at the end."""
+    if spec.norm == "layer":
+        epsilon = spec.norm_epsilon
+        return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
+    if spec.norm_offset:
+        return OffsetNorm(spec.norm_epsilon, spec.norm_offset, dtype, name=name)
+    return nn.RMSNorm(epsilon=spec.norm_epsilon, dtype=dtype, name=name)
+
+
+class OffsetNorm(nn.Module):
+    """RMSNorm whose scale is an offset and a weight (Gemma: 1 + w)."""
+
+    epsilon: float
+    offset: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.zeros, x.shape[-1:], x.dtype)
+        y = nn.RMSNorm(epsilon=self.epsilon, use_scale=False, dtype=jnp.float32)(x)
+        return (y * (self.offset + scale.astype(jnp.float32))).astype(self.dtype)
+
+
 class Attention(nn.Module):
     spec: Spec
     precision: str | None
 
     @nn.compact
-    def __call__(self, x, context, reads=None):
+    def __call__(self, x, context, layer, reads=None):
         """`[N, D]` to `[N, D]`, or to `[R*Q, D]` if `reads` int32[R, Q] says which are needed."""
         spec = self.spec
         rows, length = context.row_mask.shape[:2]
         shared = x.shape[0] - rows * length
 
-        def project(name, x, heads):
-            linear = Linear(heads * spec.head_size, self.precision, name=name)
-            return linear(x).reshape(-1, heads, spec.head_size)
+        def project(name, x, heads, tables=None):
+            linear = Linear(heads * spec.head_size, self.precision, name in spec.biases, name=name)
+            y = linear(x)
+            normed = spec.qk_norm if name != "v" else ""
+            if normed == "row":
+                y = norm(spec, f"{name}_norm", y.dtype)(y)
+            y = y.reshape(-1, heads, spec.head_size)
+            if normed == "head":
+                y = norm(spec, f"{name}_norm", y.dtype)(y)
+            return y if tables is None else rotate(y, *tables)
 
-        key = rotate(project("k", x, spec.kv_heads), context.cosine, context.sine)
-        key = checkpoint_name(key, "key")
+        tables, mask, places = context.tables, context.row_mask, context.places
+        if layer.rope is not None:
+            tables = tuple(part[layer.rope] for part in tables)
+        key = checkpoint_name(project("k", x, spec.kv_heads, tables), "key")
         value = checkpoint_name(project("v", x, spec.kv_heads), "value")
         front = self.front(key[:shared], value[:shared])
         own = tuple(part[shared:].reshape(rows, length, *part.shape[1:]) for part in (key, value))
         if self.is_mutable_collection("cache"):
             cache = self.remember(own, context.place)
+        if layer.window is not None:
+            mask = jnp.where(self.distances(context, shared) < layer.window, mask, MASKED)
 
-        cosine, sine, mask = context.cosine, context.sine, context.row_mask
         if reads is not None:
-            x, cosine, sine = (narrow(part, reads, length) for part in (x, cosine, sine))
+            x, places = narrow(x, reads, length), narrow(places, reads, length)
             mask = take_reads(mask, reads)
-        query = rotate(project("q", x, spec.heads), cosine, sine) * spec.head_size**-0.5
-        query = checkpoint_name(query, "query")
+            if tables is not None:
+                tables = tuple(narrow(part, reads, length) for part in tables)
+        scale = spec.scale or spec.head_size**-0.5
+        query = checkpoint_name(project("q", x, spec.heads, tables) * scale, "query")
         query = query.reshape(-1, spec.kv_heads, spec.heads // spec.kv_heads, spec.head_size)
-        front_mask = self.front_mask(len(query), len(front[0]))
+        front_mask = self.front_mask(places, len(front[0]), layer.window)
         if context.place is None:
-            before = shared if reads is None else 0
-            seen = attend(query, front, own, mask, front_mask, before, self.precision)
+            before, cap = shared if reads is None else 0, spec.attention_cap
+            seen = attend(query, front, own, mask, front_mask, before, cap, self.precision)
         else:
-            seen = attend_cached(query, front, cache, mask, front_mask, self.precision)
-        return Linear(spec.width, self.precision, name="o")(seen.reshape(len(seen), -1))
+            cap = spec.attention_cap
+            seen = attend_cached(query, front, cache, mask, front_mask, cap, self.precision)
+        output = Linear(spec.width, self.precision, "o" in spec.biases, name="o")
+        return output(seen.reshape(len(seen), -1))
+
+    def distances(self, context, shared):
+        """How far each key of a row stands before each query: int32[R, T, T], or [R, 1, C] in a
+        cached generation."""
+        if context.place is None:
+            own = context.places[shared:].reshape(context.row_mask.shape[:2])
+            return own[:, :, None] - own[:, None, :]
+        # What a row sees of the cache is in order, and ends with its own position.
+        seen = (context.row_mask == 0).astype(jnp.int32)
+        return jnp.flip(jnp.cumsum(jnp.flip(seen, -1), -1), -1) - 1
 
     def front(self, key, value):
         """The prefix's keys and values, then the shared positions': `[F, K, d]` each.
@@ -139,13 +218,19 @@ class Attention(nn.Module):
             self.put_variable("baked", "v", value)
         return key, value
 
-    def front_mask(self, queries, size):
-        """Additive float32[N, F] for N queries: hides positions of the prefix; None if none is."""
-        if not self.has_variable("prefix", "visible"):
+    def front_mask(self, places, size, window):
+        """Additive float32[N, F] for N queries at their places: hides positions of the prefix, and
+        what stands farther away than the window; None if nothing is hidden."""
+        masks = []
+        if self.has_variable("prefix", "visible"):
+            visible = self.get_variable("prefix", "visible")
+            shown = jnp.pad(visible > 0, (0, size - len(visible)), constant_values=True)
+            masks.append(jnp.broadcast_to(shown, (len(places), size)))
+        if window is not None:
+            masks.append(places[:, None] - jnp.arange(size) < window)
+        if not masks:
             return None
-        visible = self.get_variable("prefix", "visible")
-        mask = jnp.where(visible > 0, 0.0, MASKED).astype(jnp.float32)
-        return jnp.broadcast_to(jnp.pad(mask, (0, size - len(mask))), (queries, size))
+        return jnp.where(functools.reduce(jnp.logical_and, masks), 0.0, MASKED)
 
     def remember(self, own, place):
         """Writes the rows' keys and values `[R, T, K, d]` into the collection `cache`, in the
@@ -172,11 +257,16 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        spec, precision = self.spec, self.precision
-        gate = checkpoint_name(Linear(spec.feedforward, precision, name="gate")(x), "gate")
-        up = checkpoint_name(Linear(spec.feedforward, precision, name="up")(x), "up")
-        down = Linear(spec.width, precision, scaled_input=True, name="down")
-        return down(nn.silu(gate) * up)
+        spec = self.spec
+
+        def linear(name, features, **options):
+            return Linear(features, self.precision, name in spec.biases, name=name, **options)
+
+        activate = ACTIVATIONS[spec.activation]
+        gate = checkpoint_name(linear("gate", spec.feedforward)(x), "gate") if spec.gated else None
+        up = checkpoint_name(linear("up", spec.feedforward)(x), "up")
+        inner = activate(up) if gate is None else activate(gate) * up
+        return linear("down", spec.width, scaled_input=True)(inner)
 
 
 class Block(nn.Module):
@@ -186,13 +276,25 @@ class Block(nn.Module):
     precision: str | None
 
     @nn.compact
-    def __call__(self, x, context, reads=None):
-        def norm(name):
-            return nn.RMSNorm(epsilon=self.spec.norm_epsilon, dtype=x.dtype, name=name)
+    def __call__(self, x, context, layer, reads=None):
+        spec = self.spec
 
-        attention = Attention(self.spec, self.precision, name="attention")
-        attended = attention(norm("attention_norm")(x), context, reads)
-        kept = x if reads is None else narrow(x, reads, context.row_mask.shape[1])
-        x = checkpoint_name(kept + attended, "middle")
-        feedforward = FeedForward(self.spec, self.precision, name="feedforward")
-        return x + feedforward(norm("feedforward_norm")(x)), None
+        def normalise(name, x, *placements):
+            return norm(spec, name, x.dtype)(x) if spec.placement in placements else x
+
+        def half(name, x, function, keep):
+            """What `keep` gives and what a function makes of `x`, with the norms around it."""
+            made = function(normalise(f"{name}_norm", x, "before", "both"))
+            made = normalise(f"{name}_out_norm", made, "output", "both")
+            # After the rest: in this order gradients are summed.
+            return normalise(f"{name}_norm", keep() + made, "after")
+
+        def kept():
+            return x if reads is None else narrow(x, reads, context.row_mask.shape[1])
+
+        attention = Attention(spec, self.precision, name="attention")
+        middle = half("attention", x, lambda x: attention(x, context, layer, reads), kept)
+        middle = checkpoint_name(middle, "middle")
+        feedforward = FeedForward(spec, self.precision, name="feedforward")
+        given = kept() if spec.parallel else middle
+        return half("feedforward", given, feedforward, lambda: middle), None

@@ -1,39 +1,89 @@
 """The rotary embedding: attention knows a position by how far its queries and keys are turned."""
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning_jax.models.spec import Spec
+from prompt_tuning_jax.models.spec import Rope, Spec
 
 
-def frequencies(spec: Spec) -> np.ndarray:
-    """Returns by how many radians each pair of a head turns from one position to the next.
+def frequencies(rope: Rope) -> tuple[np.ndarray, float]:
+    """Returns by how many radians each pair of a head turns from one position to the next,
+    float32[r/2], and what cosine and sine are multiplied by.
 
-    float32[d/2], rounded where transformers rounds: another last bit of a frequency is an angle
-    that is off by 1e-4 at position 1,500.
+    Rounded where transformers rounds: another last bit of a frequency is an angle that is off by
+    1e-4 at position 1,500.
     """
-    exponents = np.arange(0, spec.head_size, 2, dtype=np.float32) / np.float32(spec.head_size)
-    powers = spec.rope_theta ** exponents.astype(np.float64)
-    plain = np.float32(1) / powers.astype(np.float32)
-    scaling = spec.rope_scaling
-    if scaling is None:
-        return plain
+    exponents = np.arange(0, rope.size, 2, dtype=np.float32) / np.float32(rope.size)
+    powers = (rope.theta ** exponents.astype(np.float64)).astype(np.float32)
+    plain = np.float32(1) / powers
+    return _KINDS[rope.kind](rope, powers, plain, *rope.numbers)
+
+
+def _linear(rope, powers, plain, factor):
+    return plain / np.float32(factor), 1.0
+
+
+def _llama3(rope, powers, plain, factor, low, high, original):
     # Llama 3.1: long wavelengths are stretched, short ones kept, with a ramp between the two.
-    turns = scaling.original_max_positions * plain / np.float32(2 * np.pi)
-    span = scaling.high_freq_factor - scaling.low_freq_factor
-    kept = np.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)
-    return plain * (kept + (1.0 - kept) / scaling.factor)
+    turns = original * plain / np.float32(2 * np.pi)
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return plain * (kept + (1.0 - kept) / factor), 1.0
 
 
-def rotary_tables(spec: Spec, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns cosine and sine, float32[N, 1, d/2], of the angles at int32[N] positions."""
-    angles = positions.astype(jnp.float32)[:, None, None] * frequencies(spec)
-    return jnp.cos(angles), jnp.sin(angles)
+def _yarn(rope, powers, plain, factor, fast, slow, original, size):
+    # Peng et al. 2023: a ramp over the dimensions that turn between `slow` and `fast` times within
+    # the original positions.
+    def place(turns):
+        return rope.size * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    first, last = max(math.floor(place(fast)), 0), min(math.ceil(place(slow)), rope.size - 1)
+    ramp = np.arange(rope.size // 2, dtype=np.float32) - np.float32(first)
+    kept = 1 - np.clip(ramp / np.float32((last - first) or 0.001), 0, 1)
+    return np.float32(1) / (np.float32(factor) * powers) * (1 - kept) + plain * kept, size
+
+
+def _longrope(rope, powers, plain, factors, size):
+    # A factor for each pair. transformers takes others for texts beyond the original positions,
+    # chosen by the length of the batch: a text would depend on what stands beside it.
+    return np.float32(1) / (np.array(factors, np.float32) * powers), size
+
+
+_KINDS: dict[str, Any] = {
+    "default": lambda rope, powers, plain: (plain, 1.0),
+    "linear": _linear,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _longrope,
+}
+
+
+def rotary_tables(spec: Spec, positions: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+    """Returns cosine and sine, float32[N, 1, r/2], of the angles at int32[N] positions, or None if
+    nothing turns. They have an axis in front if layers differ: one table for each of the ropes,
+    and one that turns nothing."""
+    if not spec.ropes:
+        return None
+    tables = []
+    for rope in spec.ropes:
+        turns, size = frequencies(rope)
+        angles = positions.astype(jnp.float32)[:, None, None] * turns
+        cosine, sine = jnp.cos(angles), jnp.sin(angles)
+        tables.append((cosine, sine) if size == 1.0 else (cosine * size, sine * size))
+    if not spec.layer_ropes:
+        return tables[0]
+    tables.append((jnp.ones_like(tables[0][0]), jnp.zeros_like(tables[0][1])))
+    return jnp.stack([pair[0] for pair in tables]), jnp.stack([pair[1] for pair in tables])
 
 
 def rotate(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
-    """Turns `[N, heads, d]` by its positions; a pair is an entry of each half of d."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = (first * cosine - second * sine, second * cosine + first * sine)
+    """Turns the first r of `[N, heads, d]` by its positions; a pair is an entry of each half."""
+    size = 2 * cosine.shape[-1]
+    first, second = jnp.split(x[..., :size].astype(jnp.float32), 2, axis=-1)
+    turned = [first * cosine - second * sine, second * cosine + first * sine]
+    if size < x.shape[-1]:
+        turned.append(x[..., size:].astype(jnp.float32))
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)

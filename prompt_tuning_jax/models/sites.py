@@ -13,13 +13,12 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from prompt_tuning_jax.errors import UserError, nearest
-from prompt_tuning_jax.models.spec import Spec
-from prompt_tuning_jax.models.weight_names import axis_sizes, linear_layers, param_shapes
+from prompt_tuning_jax.models.decoder import param_shapes
+from prompt_tuning_jax.models.spec import Spec, axis_sizes, linear_layers
 
 PROMPT = "prompt/vectors"
 PREFIX = {name: f"prefix/decoder/attention/{name}" for name in ("k", "v")}
 VISIBLE = "prefix/decoder/attention/visible"
-LAYERED = ("prefix", "lora", "scale")  # collections that hold something for every layer
 SCALED_INPUT = "feedforward/down"  # IA3 scales what this layer reads, and what the others give
 
 
@@ -44,9 +43,8 @@ def sites(spec: Spec) -> dict[str, str]:
 
     P (virtual tokens) and r (rank) are free; the other sizes are the model's (`axis_sizes`).
     """
-    table = {PROMPT: "P D", **dict.fromkeys(PREFIX.values(), "L P K d"), VISIBLE: "P"}
-    for module, leaf in linear_layers(spec).items():
-        outputs, inputs = leaf.axes.split(",")
+    table = {PROMPT: "P E", **dict.fromkeys(PREFIX.values(), "L P K d"), VISIBLE: "P"}
+    for module, (outputs, inputs) in linear_layers(spec).items():
         table[f"lora/decoder/{module}/a"] = f"L r {inputs}"
         table[f"lora/decoder/{module}/b"] = f"L {outputs} r"
         scaled = inputs if module == SCALED_INPUT else outputs

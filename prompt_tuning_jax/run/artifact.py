@@ -40,7 +40,7 @@ MANIFEST, TENSORS = "manifest.json", "adaptation.safetensors"
 
 # No real artifact comes near these bounds; they make a hostile one cheap to refuse.
 _MANIFEST_BYTES = 1 << 20
-_DIMENSIONS, _DEPTH = 8, 5
+_DIMENSIONS, _DEPTH = 8, 8
 _LEAF = re.compile(r"[A-Za-z0-9_]{1,99}(/[A-Za-z0-9_]{1,99}){1,9}")
 _METHOD = re.compile(r"[a-z0-9_]+")
 _KINDS: dict[str, type] = {
@@ -217,7 +217,9 @@ def check_artifact(artifact: Artifact, lm: Any) -> None:
     Whether the model has a place for each tensor is the model's to say (`sites.check_given`).
     """
     made_for = artifact.manifest["model"]
-    theirs, ours = made_for["spec"], dataclasses.asdict(lm.spec)
+    # As JSON has them: with lists for tuples.
+    specs = made_for["spec"], dataclasses.asdict(lm.spec)
+    theirs, ours = (json.loads(json.dumps(spec)) for spec in specs)
     # Older manifests lack options that were added to the spec later.
     same = all(theirs[name] == ours[name] for name in theirs.keys() & ours.keys())
     if made_for["fingerprint"] != lm.fingerprint or not same:

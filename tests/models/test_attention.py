@@ -31,7 +31,7 @@ def inputs(seed, shared, rows, queries, length, before, heads=2, group=3, size=4
     return query, front, own, mask, hidden, shared
 
 
-def plain(query, front, own, mask, hidden, shared):
+def plain(query, front, own, mask, hidden, shared, cap=0.0):
     """One query of one head at a time, in float64."""
     queries = mask.shape[1]
     seen = np.zeros(query.shape)
@@ -48,6 +48,7 @@ def plain(query, front, own, mask, hidden, shared):
                 for first, inside in zip(ahead, own, strict=True)
             )
         scores = keys.astype(np.float64) @ query[place, head, member]
+        scores = cap * np.tanh(scores / cap) if cap else scores
         weights = np.exp(scores - scores.max())
         seen[place, head, member] = weights / weights.sum() @ values
     return seen
@@ -57,19 +58,20 @@ sizes = st.tuples(st.integers(0, 5), st.integers(1, 3), st.integers(1, 4), st.in
 
 
 @settings(max_examples=12)
-@given(sizes, st.integers(0, 3), st.integers(0, 99))
-def test_it_is_the_plain_softmax(chosen, before, seed):
+@given(sizes, st.integers(0, 3), st.integers(0, 99), st.sampled_from([0.0, 1.5]))
+def test_it_is_the_plain_softmax(chosen, before, seed, cap):
     arguments = inputs(seed, *chosen, before)
-    found = attend(*arguments, None)
-    np.testing.assert_allclose(found, plain(*arguments), atol=2e-6)
+    found = attend(*arguments, cap, None)
+    np.testing.assert_allclose(found, plain(*arguments, cap), atol=2e-6)
 
 
+@pytest.mark.parametrize("cap", [0.0, 1.5])
 @pytest.mark.parametrize(("shared", "before"), [(3, 0), (3, 2), (0, 2), (0, 0)])
-def test_the_gradient_is_the_slope(shared, before):
+def test_the_gradient_is_the_slope(shared, before, cap):
     *arrays, mask, hidden, size = inputs(0, shared, 2, 3, 4, before)
 
     def of(query, front, own):
-        return attend(query, front, own, mask, hidden, size, None)
+        return attend(query, front, own, mask, hidden, size, cap, None)
 
     check_grads(of, jax.tree.map(jnp.asarray, arrays), order=1, modes=["rev"], atol=2e-2, rtol=2e-2)
 
@@ -81,7 +83,7 @@ def test_heads_side_by_side_equal_a_batch_of_heads(monkeypatch, shared):
     *arrays, mask, hidden = jax.tree.map(jnp.asarray, given)
 
     def of(query, front, own):
-        seen = attend(query, front, own, mask, hidden, size, None)
+        seen = attend(query, front, own, mask, hidden, size, 0.0, None)
         return (seen**2).sum(), seen
 
     apart = jax.value_and_grad(of, argnums=(0, 1, 2), has_aux=True)(*arrays)
@@ -93,7 +95,7 @@ def test_heads_side_by_side_equal_a_batch_of_heads(monkeypatch, shared):
 def test_half_precision_keeps_its_dtype_and_sums_in_float32():
     *arrays, mask, hidden, size = inputs(2, 3, 2, 3, 4, 2)
     half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), arrays)
-    seen, pull = jax.vjp(lambda *given: attend(*given, mask, hidden, size, None), *half)
+    seen, pull = jax.vjp(lambda *given: attend(*given, mask, hidden, size, 0.0, None), *half)
     assert seen.dtype == jnp.bfloat16
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(pull(seen)))
     wanted = plain(

@@ -1,6 +1,5 @@
 """The model against the plain one, which runs one sequence at a time."""
 
-import dataclasses
 import functools
 
 import jax
@@ -220,9 +219,9 @@ def test_remat_decides_what_is_kept(by_remat):
 
 
 def test_llama3_scaling_is_its_published_formula():
-    spec = changed(head_size=16, rope_theta=1000.0, rope_scaling=LLAMA3)
-    scaled = plain_model.frequencies(spec)
-    unscaled = plain_model.frequencies(dataclasses.replace(spec, rope_scaling=None))
+    spec = changed(1000.0, LLAMA3, head_size=16)
+    scaled = plain_model.frequencies(spec.ropes[0])
+    unscaled = plain_model.frequencies(changed(1000.0, head_size=16).ropes[0])
     ratios = {round(one / other, 6) for one, other in zip(scaled, unscaled, strict=True)}
     # Kept, stretched by the whole factor, and something between the two.
     assert {1.0, 1 / 8} < ratios

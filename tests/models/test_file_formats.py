@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models.files.gguf import read_gguf
-from prompt_tuning_jax.models.spec import spec_from_gguf
+from prompt_tuning_jax.models.files.gguf_spec import spec_from_gguf
 from prompt_tuning_jax.safetensors_file import read_header
 
 

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import tiny_models
-from tiny_models import LLAMA3, SPEC, SPECS, changed
+from tiny_models import LLAMA3, SPEC, SPECS, changed, unscaled
 
 from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.models.families import spec_from_config
+from prompt_tuning_jax.models.files.gguf_spec import spec_from_gguf
 from prompt_tuning_jax.models.positions import frequencies
-from prompt_tuning_jax.models.spec import spec_from_config, spec_from_gguf
 
 
 def config(**changes):
@@ -16,7 +17,7 @@ def config(**changes):
 
 def scaling(**changes):
     """The entry `rope_scaling` of a config."""
-    return {**tiny_models.config(changed(rope_scaling=LLAMA3))["rope_scaling"], **changes}
+    return {**tiny_models.config(changed(scaling=LLAMA3))["rope_scaling"], **changes}
 
 
 def metadata(**changes):
@@ -37,8 +38,8 @@ def test_a_config_gives_the_spec(name):
 @pytest.mark.parametrize("name", SPECS)
 def test_gguf_metadata_gives_the_spec_but_for_the_scaling(name):
     spec = SPECS[name]
-    found = spec_from_gguf(tiny_models.gguf_fields(spec), spec.tied_head, None, "it")
-    assert found.__dict__ == {**spec.__dict__, "rope_scaling": None}
+    found, made = spec_from_gguf(tiny_models.gguf_fields(spec), spec.tied_head, None, "it")
+    assert found == unscaled(spec) == spec_from_config(made, "it")
 
 
 OUTSIDE = {"rope_theta": 500.0, "original_max_position_embeddings": 32}
@@ -47,7 +48,7 @@ OUTSIDE = {"rope_theta": 500.0, "original_max_position_embeddings": 32}
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
-        ({"rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}, None),
+        ({"rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}, ()),
         ({"rope_parameters": {"rope_theta": 500.0, **scaling()}}, LLAMA3),
         # Both entries: what earlier versions wrote counts.
         (
@@ -64,7 +65,7 @@ OUTSIDE = {"rope_theta": 500.0, "original_max_position_embeddings": 32}
 )
 def test_rope_is_read_where_transformers_5_reads_it(changes, wanted):
     found = spec_from_config(config(**{"rope_theta": None, "rope_scaling": None} | changes), "it")
-    assert found == changed(rope_theta=500.0, rope_scaling=wanted)
+    assert found == changed(500.0, wanted)
 
 
 @pytest.mark.parametrize("key", ["factor", "low_freq_factor", "high_freq_factor"])
@@ -73,7 +74,7 @@ def test_a_scaling_gives_finite_frequencies_or_is_refused(key, value):
     """Without a warning of numpy."""
     scaled = config(rope_scaling=scaling(**{key: value}), rope_theta=1e15)
     try:
-        found = frequencies(spec_from_config(scaled, "it"))
+        found, _ = frequencies(spec_from_config(scaled, "it").ropes[0])
     except UserError as error:
         assert "llama3's factor, low_freq_factor" in str(error)
         return
@@ -105,9 +106,9 @@ def test_gguf_metadata_may_leave_out_what_has_a_default():
         vocab_size=None,
         tokenizer__ggml__tokens=["a", "b"],
     )
-    assert spec_from_gguf(short, True, None, "it") == changed(kv_heads=4, vocabulary=2)
+    assert spec_from_gguf(short, True, None, "it")[0] == changed(kv_heads=4, vocabulary=2)
     del short["llama.rope.dimension_count"]
-    assert spec_from_gguf(short, True, None, "it").head_size == 6
+    assert spec_from_gguf(short, True, None, "it")[0].head_size == 6
 
 
 def test_gguf_metadata_may_say_that_nothing_is_scaled():
@@ -116,7 +117,13 @@ def test_gguf_metadata_may_say_that_nothing_is_scaled():
         {"rope__scale_linear": 1.0, "rope__scaling__factor": 0.0},
         {"attention__causal": True},
     ):
-        assert spec_from_gguf(metadata(**changes), True, None, "it") == SPEC
+        assert spec_from_gguf(metadata(**changes), True, None, "it")[0] == SPEC
+
+
+def test_gguf_metadata_may_say_that_positions_are_stretched_evenly():
+    for key in ("rope__scaling__factor", "rope__scale_linear"):
+        found, made = spec_from_gguf(metadata(**{key: 4.0}), True, None, "it")
+        assert found == changed(scaling=("linear", (4.0,))) == spec_from_config(made, "it")
 
 
 def test_a_config_may_say_that_nothing_is_scaled():
@@ -132,18 +139,25 @@ def test_a_config_may_say_that_nothing_is_scaled():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, "it: model_type is 'gpt2'; supported: 'llama'"),
-        ({"model_type": None}, "model_type is None; supported: 'llama'"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; supported: 'silu'"),
-        ({"attention_bias": True}, "attention_bias is True; supported: False"),
-        ({"mlp_bias": True}, "mlp_bias is True"),
+        (
+            {"model_type": "qwen"},
+            r"it: model_type is 'qwen' \(did you mean 'qwen3'\?\); supported: llama, mis",
+        ),
+        ({"model_type": None}, "model_type is None; supported: llama"),
+        ({"model_type": ["llama"]}, r"model_type is \['llama'\]; supported: llama"),
+        ({"hidden_act": "mish"}, "hidden_act is 'mish'; supported: 'silu'"),
+        ({"attention_bias": 1}, "attention_bias is 1, expected true or false"),
+        ({"mlp_bias": "no"}, "mlp_bias is 'no', expected true or false"),
         ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor is 0\.5"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, r"partial_rotary_factor is 0\.5"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2}}, "'yarn'; supported: 'default', 'llama3'"),
-        ({"rope_scaling": {"rope_type": "linear"}}, "'linear'; supported: 'default', 'llama3'"),
+        ({"rope_scaling": {"type": "ntk", "factor": 2}}, "'ntk'; supported: 'default', 'linear'"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "it does not say factor"),
+        ({"rope_scaling": {"type": "linear", "factor": 1e-9}}, "factor is 1e-09, expected at lea"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1]}}, "expected 5 numbers above 0"),
+        ({"rope_scaling": {"type": "yarn", "mscale": 2}}, "mscale is 2; supported: None"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "it does not say factor"),
-        ({"rope_scaling": {"rope_type": ["llama3"]}}, "supported: 'default', 'llama3'"),
+        ({"rope_scaling": {"rope_type": ["llama3"]}}, "supported: 'default', 'linear', 'llama3'"),
         ({"rope_scaling": [1]}, r"rope_scaling is \[1\], expected an object"),
         ({"rope_scaling": scaling(low_freq_factor=4.0)}, "are 8, 4 and 4; .* second below the"),
         ({"hidden_size": None}, "it does not say hidden_size"),
@@ -160,7 +174,7 @@ def test_a_config_may_say_that_nothing_is_scaled():
         ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1, expected true or false"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false', expected true"),
         ({"num_key_value_heads": 3}, "4 query heads and 3 key heads; expected a multiple"),
-        ({"head_dim": 9}, "head size is 9; .* an even one"),
+        ({"head_dim": 9}, "9 dimensions of a head of size 9 turn; expected an even"),
     ],
 )
 def test_configs_that_are_refused(changes, message):
@@ -171,13 +185,11 @@ def test_configs_that_are_refused(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"general__architecture": "gpt2"}, "general.architecture is 'gpt2'; supported: 'llama'"),
-        ({"rope__scaling__type": "yarn"}, "scaling.type is 'yarn'; supported: 'none'"),
-        ({"rope__scaling__factor": 4.0}, "'linear'; supported: 'none'"),
-        ({"rope__scaling__factor": [4.0]}, "'linear'; supported: 'none'"),
-        ({"rope__scale_linear": 4.0}, "'linear'; supported: 'none'"),
-        ({"attention__causal": False}, "attention.causal is False; supported: True"),
-        ({"expert_count": 8}, "expert_count is 8; supported: 0"),
+        ({"general__architecture": "bert"}, "general.architecture is 'bert'; supported: 'llama'"),
+        ({"rope__scaling__type": "yarn"}, "scaling.type is 'yarn'; supported: 'none', 'linear'"),
+        ({"rope__scaling__factor": [4.0]}, r"factor is \[4\.0\], expected a number above 0"),
+        ({"attention__causal": False}, "llama.attention.causal is False; supported: True"),
+        ({"expert_count": 8}, "llama.expert_count is 8; supported: 0"),
         ({"rope__dimension_count": 6}, "rotates 6 of 10 dimensions"),
         ({"attention__value_length": 12}, "its values differ in size"),
         ({"block_count": None}, r"does not say llama\.block_count"),

@@ -1,6 +1,5 @@
 """Reading frozen weights: every source gives the same tree, and what is damaged is refused."""
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -13,15 +12,14 @@ import numpy as np
 import pytest
 import tiny_models
 from safetensors.numpy import load_file, save_file
-from tiny_models import BFLOAT16, SPEC, SPECS, assert_tree, changed, expected
+from tiny_models import BFLOAT16, SPEC, SPECS, assert_tree, changed, expected, unscaled
 
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models.files import packaged_models, weights
 from prompt_tuning_jax.models.files.weights import DTYPES, read_weights
-from prompt_tuning_jax.models.spec import RopeScaling
 
 PACKAGED = "smollm2-135m-instruct"
-LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+LLAMA3 = "llama3", (8.0, 1.0, 4.0, 8192)
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 ARRAYS = tiny_models.tensors(SPEC)
@@ -41,10 +39,10 @@ def write(folder, source, spec=SPEC, arrays=None, **options):
 def test_every_source_gives_the_tensors_of_the_file(tmp_path, source, name):
     spec = SPECS[name]
     if source == "gguf":  # holds factors in place of the scaling
-        spec = dataclasses.replace(spec, rope_scaling=None)
+        spec = unscaled(spec)
     arrays = tiny_models.tensors(spec)
     path = write(tmp_path, source, spec, arrays)
-    found, params, _ = read_weights(path, "float32")
+    found, params, *_ = read_weights(path, "float32")
     assert found == spec
     assert_tree(params, expected(spec, arrays))
 
@@ -60,7 +58,7 @@ def test_every_type_is_read_as_every_other(tmp_path, stored, read_as):
 def test_a_gguf_has_one_fingerprint_in_every_type(gguf_path):
     fingerprints = set()
     for dtype in DTYPES:
-        _, params, fingerprint = read_weights(str(gguf_path), dtype)
+        _, params, fingerprint, _ = read_weights(str(gguf_path), dtype)
         fingerprints.add(fingerprint)
         assert_tree(params, expected(SPEC, ARRAYS, DTYPES[dtype]))
     assert fingerprints == {hashlib.sha256(gguf_path.read_bytes()).hexdigest()}
@@ -192,10 +190,10 @@ def llama3_factors(theta, half):
 
 
 def test_gguf_rope_factors_become_llama3_scaling(tmp_path):
-    plain = changed(rope_theta=500_000.0, head_size=32)
-    factors = llama3_factors(plain.rope_theta, 16)
+    plain = changed(500_000.0, head_size=32)
+    factors = llama3_factors(500_000.0, 16)
     assert len(np.unique(factors)) > 2
-    scaled = dataclasses.replace(plain, rope_scaling=LLAMA3)
+    scaled = changed(500_000.0, LLAMA3, head_size=32)
     for source, spec, written, wanted in (
         ("gguf", plain, {"factors": factors}, scaled),
         ("folder", scaled, {}, scaled),

@@ -24,7 +24,7 @@ from prompt_tuning_jax.run.artifact import MANIFEST, TENSORS, Artifact
 from prompt_tuning_jax.run.card import CARD
 from prompt_tuning_jax.run.report import Row
 
-SPEC = Spec("llama", 3, 8, 2, 1, 4, 16, 32, 64, 1e4, None, 1e-5, True)
+SPEC = Spec("llama", 3, 8, 2, 1, 4, 16, 32, 64, 1e-5, True)
 MODEL = SimpleNamespace(
     name="tiny",
     fingerprint="a" * 64,
@@ -227,7 +227,7 @@ def test_another_model_or_tokenizer_is_refused_in_a_sentence_that_names_both(tmp
     assert "3 layers" in layers and "4 layers" in layers
     width = refused(spec=dataclasses.replace(SPEC, width=16))
     assert "width 8" in width and "width 16" in width
-    assert "theta" not in refused(spec=dataclasses.replace(SPEC, rope_theta=5.0))
+    assert "theta" not in refused(spec=dataclasses.replace(SPEC, norm_epsilon=5.0))
     tokenizer = refused(tokenizer=SimpleNamespace(fingerprint="d" * 64))
     assert "b" * 12 in tokenizer and "d" * 12 in tokenizer
 

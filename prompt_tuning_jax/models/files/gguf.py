@@ -22,6 +22,7 @@ NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=T
 MAX_TEXT = 1 << 24  # bytes in a string
 MAX_ITEMS = 1 << 20  # in an array: the largest vocabularies have a quarter of that
 MAX_DIMENSIONS = 4
+MOST_LAYERS = 1000  # in the package's map of names, which grows with them
 
 
 class Tensor(NamedTuple):
@@ -174,6 +175,15 @@ def dequantize(file: BinaryIO, name: str, tensor: Tensor) -> np.ndarray:
             f"the tensor {short(name)} is quantised as {kind.name}, which cannot be read; use a "
             "file in Q8_0, F16, BF16 or F32."
         ) from None
+
+
+def tensor_names(architecture: str, layers: int) -> Any:
+    """Returns the gguf package's map from names of a Hugging Face folder to those of GGUF."""
+    from gguf.constants import MODEL_ARCH_NAMES
+    from gguf.tensor_mapping import get_tensor_name_map
+
+    number = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    return get_tensor_name_map(number, min(layers, MOST_LAYERS))
 
 
 def unpermute(weights: np.ndarray, heads: int) -> np.ndarray:

@@ -7,7 +7,8 @@ filled tensor by tensor, so the peak of memory is the model and one tensor.
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,19 +16,14 @@ import numpy as np
 from flax import traverse_util
 
 from prompt_tuning_jax.errors import UserError, short
+from prompt_tuning_jax.models.decoder import param_shapes
+from prompt_tuning_jax.models.families import spec_from_config
 from prompt_tuning_jax.models.files.find import find_model, read_json
-from prompt_tuning_jax.models.files.gguf import dequantize, read_gguf, unpermute
+from prompt_tuning_jax.models.files.gguf import dequantize, read_gguf, tensor_names, unpermute
+from prompt_tuning_jax.models.files.gguf_spec import spec_from_gguf
 from prompt_tuning_jax.models.memory import free_bytes
-from prompt_tuning_jax.models.spec import Spec, spec_from_config, spec_from_gguf
-from prompt_tuning_jax.models.weight_names import (
-    EMBEDDING,
-    FAMILIES,
-    HEAD,
-    leaf_shape,
-    param_shapes,
-    part_of,
-    tensor_names,
-)
+from prompt_tuning_jax.models.spec import Spec
+from prompt_tuning_jax.models.weight_names import TABLES, Tensor, parts_of, split, tensors
 from prompt_tuning_jax.safetensors_file import DTYPES as STORED
 from prompt_tuning_jax.safetensors_file import read_header, read_tensors
 from prompt_tuning_jax.storage import sha256
@@ -35,18 +31,25 @@ from prompt_tuning_jax.storage import sha256
 DTYPES = {dtype.name: dtype for dtype in STORED.values()}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"[A-Za-z0-9_. -]{1,200}\.safetensors")  # what an index may name
-BUFFERS = (".rotary_emb.inv_freq",)  # tables in some files that the spec already says
+# In some files beside the weights: buffers and tables that the spec says already, and the parts of
+# a model for images.
+IGNORED = re.compile(
+    r".*\.(rotary_emb\.inv_freq|attn\.bias|attention\.bias|(attn|attention)\.masked_bias)"
+    r"|(.*\.)?(vision_tower|multi_modal_projector)\..*"
+)
 ROPE_FACTORS = "rope_freqs.weight"
 GGUF_HEAD = "output.weight"  # if it is missing, the head is tied
+ROTARY = re.compile(r"blk\.\d+\.attn_[qk]\.(weight|bias)")  # in a GGUF file of a llama
 
 
 class Weights(NamedTuple):
-    """A model's spec, its tree of arrays (never to be written to), and the fingerprint of the files
-    that it came from: SHA-256, the same for every dtype."""
+    """A model's spec, its tree of arrays (never to be written to), the fingerprint of the files
+    that it came from (SHA-256, the same for every dtype), and its `config.json`."""
 
     spec: Spec
     params: dict[str, Any]
     fingerprint: str
+    config: dict[str, Any]
 
 
 def read_weights(path: str, dtype: str, most: float = math.inf) -> Weights:
@@ -64,40 +67,66 @@ def read_weights(path: str, dtype: str, most: float = math.inf) -> Weights:
 
 def _read_folder(folder: Path, dtype: np.dtype, most: float) -> Weights:
     """Reads `config.json`, and safetensors in one file or in the files that an index names."""
-    spec = spec_from_config(read_json(folder / "config.json"), str(folder / "config.json"))
+    config = read_json(folder / "config.json")
+    spec = spec_from_config(config, str(folder / "config.json"))
     headers = {file: read_header(file) for file in weight_files(folder)}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file, entries in headers.items():
-        for name in entries.keys() & shapes.keys():
-            raise UserError(f"{file}: the tensor {short(name)} is in another file too.")
-        shapes |= {name: entry.shape for name, entry in entries.items()}
+    found = [name for entries in headers.values() for name in entries]
+    twice = next((name for name, times in Counter(found).items() if times > 1), None)
+    if twice is not None:
+        raise UserError(f"{folder}: the tensor {short(twice)} is in another file too.")
+    names = {name: new for name, new in _standard_names(spec, found) if not IGNORED.fullmatch(name)}
+    shapes = {
+        names[name]: entry.shape
+        for entries in headers.values()
+        for name, entry in entries.items()
+        if name in names
+    }
     # Some files repeat a tied embedding as the head: both must be the same, byte for byte.
-    names = {leaf.path: leaf.folder for leaf in FAMILIES[spec.family]}
-    twins = {names[EMBEDDING], names[HEAD]} if spec.tied_head else set()
-    ignored = {name for name in shapes if name.endswith(BUFFERS) or name in twins}
-    _check_shapes(spec, "folder", shapes, ignored, folder)
+    head, embedding = (f"{TABLES[spec.family][module][0]}.weight" for module in ("head", "embed"))
+    twins = {head, embedding} if spec.tied_head else set()
+    wanted = list(_check_shapes(spec, tensors(spec), shapes, twins, folder))
     _check_size(spec, dtype, most, folder)
     digests, ties = [], set()
     leaves = _allocate(spec, dtype)
-    places = {
-        name: part_of(leaves, spec, leaf, layer)
-        for name, leaf, layer in tensor_names(spec, "folder")
-    }
+    places = {tensor.name: tensor for tensor in wanted}
     for file, entries in headers.items():
         digests.append(sha256(file))
-        for name, array in read_tensors(file, entries):
-            if name in places:
-                _fill(places[name], array, f"{file}: the tensor '{name}'")
-            if name in twins and names[HEAD] in shapes:
+        kept = {name: entry for name, entry in entries.items() if name in names}
+        for name, array in read_tensors(file, kept):
+            if names[name] in places:
+                _fill(leaves, places[names[name]], array, f"{file}: the tensor '{name}'")
+            if names[name] in twins and head in shapes:
                 ties.add(hashlib.sha256(array.view(np.uint8).data).digest())
     if len(ties) > 1:
         raise UserError(
-            f"{folder}: config.json ties the head to the embedding, but '{names[HEAD]}' differs "
-            f"from '{names[EMBEDDING]}'; set tie_word_embeddings to false."
+            f"{folder}: config.json ties the head to the embedding, but '{head}' differs "
+            f"from '{embedding}'; set tie_word_embeddings to false."
         )
     digests.append(sha256(folder / "config.json"))
     whole = hashlib.sha256(b"".join(map(bytes.fromhex, digests)))
-    return Weights(spec, _finish(leaves), whole.hexdigest())
+    return Weights(spec, _finish(leaves), whole.hexdigest(), config)
+
+
+def _standard_names(spec: Spec, found: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yields names of tensors with those of the family's table: a file may hold the model without
+    its head, whose names lack their beginning, or the text part of a larger one."""
+    table, names = TABLES[spec.family], set(found)
+    embedding, head = (f"{table[module][0]}.weight" for module in ("embed", "head"))
+    base = f"{embedding.split('.')[0]}."
+    old, new = "", ""
+    for old, new in (
+        ("", ""),
+        ("", base),
+        ("language_model.", ""),
+        (f"{base}language_model.", base),
+    ):
+        if embedding.startswith(new) and old + embedding.removeprefix(new) in names:
+            break
+    for name in found:
+        if name.startswith(old) and name != head:
+            yield name, new + name.removeprefix(old)
+        else:
+            yield name, head if name == "lm_head.weight" else name
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -125,16 +154,29 @@ def _read_gguf(path: Path, dtype: np.dtype, most: float) -> Weights:
     with path.open("rb") as data:
         if ROPE_FACTORS in shapes:
             factors = dequantize(data, ROPE_FACTORS, file.tensors[ROPE_FACTORS])
-        spec = spec_from_gguf(file.fields, GGUF_HEAD not in shapes, factors, str(path))
-        _check_shapes(spec, "gguf", shapes, {ROPE_FACTORS}, path)
+        tied = GGUF_HEAD not in shapes
+        spec, config = spec_from_gguf(file.fields, tied, factors, str(path))
+        names = tensor_names(file.fields["general.architecture"], spec.layers)
+        renamed = (_as_gguf(tensor, names) for tensor in tensors(spec))
+        wanted = list(_check_shapes(spec, renamed, shapes, {ROPE_FACTORS}, path))
         _check_size(spec, dtype, most, path)
         leaves = _allocate(spec, dtype)
-        for name, leaf, layer in tensor_names(spec, "gguf"):
-            array = dequantize(data, name, file.tensors[name])
-            if leaf.rotary:
+        for tensor in wanted:
+            array = dequantize(data, tensor.name, file.tensors[tensor.name])
+            if file.fields["general.architecture"] == "llama" and ROTARY.fullmatch(tensor.name):
                 array = unpermute(array, array.shape[0] // spec.head_size)
-            _fill(part_of(leaves, spec, leaf, layer), array, f"{path}: the tensor '{name}'")
-    return Weights(spec, _finish(leaves), sha256(path))
+            if spec.norm_offset and "norm" in tensor.name:
+                array = array - np.float32(spec.norm_offset)  # the converter has added it
+            _fill(leaves, tensor, array, f"{path}: the tensor '{tensor.name}'")
+    return Weights(spec, _finish(leaves), sha256(path), config)
+
+
+def _as_gguf(tensor: Tensor, names: Any) -> Tensor:
+    """Returns a tensor as a GGUF file has it: under another name, never transposed, and with its
+    parts in order."""
+    shape = tensor.shape[::-1] if tensor.how == "T" else tensor.shape
+    name = names.get_name(tensor.name, (".weight", ".bias"))
+    return tensor._replace(name=name or tensor.name, shape=shape, how="")
 
 
 def _finish(leaves: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -145,20 +187,25 @@ def _finish(leaves: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _check_shapes(
-    spec: Spec, source: str, shapes: Mapping[str, tuple[int, ...]], ignored: set[str], path: Path
-) -> None:
-    """Refuses a tensor that is missing, of another shape, or has no place in the model and is not
-    `ignored`, before any memory is taken. `source` says whose names they have."""
-    wanted = set()  # not from the spec at once: a damaged one may say 2**31 layers
-    for name, leaf, _ in tensor_names(spec, source):
-        shape = leaf_shape(spec, leaf)
+    spec: Spec,
+    wanted: Iterable[Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    ignored: set[str],
+    path: Path,
+) -> Iterator[Tensor]:
+    """Yields the tensors that are wanted. Refuses one that is missing or of another shape, and then
+    one in the file that has no place in the model and is not `ignored`."""
+    names = set()  # not from the spec at once: a damaged one may say 2**31 layers
+    for tensor in wanted:
+        name, shape = tensor.name, tensor.shape
         if name not in shapes:
             raise UserError(f"{path}: the tensor '{name}' is missing, expected of shape {shape}.")
         if shapes[name] != shape:
             raise UserError(f"{path}: '{name}' has shape {shapes[name]}, expected {shape}.")
-        wanted.add(name)
+        names.add(name)
+        yield tensor
     for name in shapes:
-        if name not in wanted and name not in ignored:
+        if name not in names and name not in ignored:
             raise UserError(
                 f"{path}: the tensor {short(name)} has no place in a {spec.family} model of "
                 f"{spec.layers} layers{', whose head is tied' if spec.tied_head else ''}."
@@ -182,12 +229,16 @@ def _allocate(spec: Spec, dtype: np.dtype) -> dict[str, np.ndarray]:
     return {path: np.empty(shape, dtype) for path, shape in param_shapes(spec).items()}
 
 
-def _fill(place: np.ndarray, array: np.ndarray, what: str) -> None:
-    """Copies a tensor into its place, cast, and refuses numbers that are not finite then."""
-    with np.errstate(over="ignore"):
-        place[...] = array
-    if not np.isfinite(place).all():
-        fault = "not finite: get the file again"
-        if np.isfinite(array).all():
-            fault = f"too large for {place.dtype.name}: give --config.model.dtype=bfloat16"
-        raise UserError(f"{what} holds numbers that are {fault}.")
+def _fill(leaves: Mapping[str, np.ndarray], tensor: Tensor, array: np.ndarray, what: str) -> None:
+    """Copies a tensor into its places, cast, and refuses numbers that are not finite then."""
+    places = parts_of(leaves, tensor)
+    for place, part in zip(
+        places, split(tensor, array, [len(each) for each in places]), strict=True
+    ):
+        with np.errstate(over="ignore"):
+            place[...] = part
+        if not np.isfinite(place).all():
+            fault = "not finite: get the file again"
+            if np.isfinite(part).all():
+                fault = f"too large for {place.dtype.name}: give --config.model.dtype=bfloat16"
+            raise UserError(f"{what} holds numbers that are {fault}.")

@@ -10,10 +10,27 @@ from flax import traverse_util
 from safetensors.numpy import save_file
 
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models.files.tokenizer import Tokenizer
+from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import SCALED_INPUT, Given
-from prompt_tuning_jax.models.spec import Spec
-from prompt_tuning_jax.models.weight_names import linear_layers, part_of, tensor_names
+from prompt_tuning_jax.models.spec import Spec, linear_layers
+from prompt_tuning_jax.models.weight_names import join, parts_of, tensors
+
+# The classes of transformers, for programs that look for one in config.json.
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "gpt_neox": "GPTNeoXForCausalLM",
+    "opt": "OPTForCausalLM",
+}
 
 
 def merge(spec: Spec, params: Mapping[str, Any], given: Given) -> dict[str, np.ndarray]:
@@ -38,53 +55,26 @@ def merge(spec: Spec, params: Mapping[str, Any], given: Given) -> dict[str, np.n
                 scale = np.asarray(given.sites[f"scale/decoder/{layer}"][part], np.float32)
                 read = layer == SCALED_INPUT
                 weight = weight * (scale[..., None, :] if read else scale[..., None])
+                bias = f"{stack}/{layer}/bias"
+                if bias in leaves and not read:
+                    leaves[bias] = (leaves[bias] * scale).astype(leaves[bias].dtype)
             leaves[path] = weight.astype(leaves[path].dtype)
     return leaves
 
 
-def write_model(
-    folder: Path, spec: Spec, leaves: Mapping[str, np.ndarray], tokenizer: Tokenizer
-) -> None:
+def write_model(folder: Path, lm: LanguageModel, leaves: Mapping[str, np.ndarray]) -> None:
     """Writes `config.json`, `model.safetensors`, and the files of the tokenizer."""
-    tensors = {
-        name: np.ascontiguousarray(part_of(leaves, spec, leaf, layer))
-        for name, leaf, layer in tensor_names(spec, "folder")
-    }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    dtype = next(iter(tensors.values())).dtype.name
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
-    _write(folder / "config.json", {**_config(spec), **ids, "torch_dtype": dtype})
-    _write(folder / "generation_config.json", {**ids, "eos_token_id": tokenizer.end_ids or None})
-    tokenizer.write(folder)
-
-
-def _config(spec: Spec) -> dict[str, Any]:
-    """Returns what `spec_from_config` reads."""
-    scaling = spec.rope_scaling
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": spec.family,
-        "hidden_act": "silu",
-        "hidden_size": spec.width,
-        "num_hidden_layers": spec.layers,
-        "num_attention_heads": spec.heads,
-        "num_key_value_heads": spec.kv_heads,
-        "head_dim": spec.head_size,
-        "intermediate_size": spec.feedforward,
-        "vocab_size": spec.vocabulary,
-        "max_position_embeddings": spec.max_positions,
-        "rope_theta": spec.rope_theta,
-        "rms_norm_eps": spec.norm_epsilon,
-        "tie_word_embeddings": spec.tied_head,
-        "rope_scaling": scaling
-        and {
-            "rope_type": scaling.kind,
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_positions,
-        },
-    }
+    made = {each.name: join(each, parts_of(leaves, each)) for each in tensors(lm.spec)}
+    save_file(made, folder / "model.safetensors", metadata={"format": "pt"})
+    config = lm.config.get("text_config", lm.config)
+    config = {key: value for key, value in config.items() if key not in ("auto_map", "dtype")}
+    config |= {"model_type": lm.spec.family, "architectures": [ARCHITECTURES[lm.spec.family]]}
+    words = lm.tokenizer
+    ids = {f"{name}_token_id": getattr(words, f"{name}_id") for name in ("bos", "eos", "pad")}
+    config |= {"torch_dtype": next(iter(made.values())).dtype.name, **ids}
+    _write(folder / "config.json", config)
+    _write(folder / "generation_config.json", {**ids, "eos_token_id": words.end_ids or None})
+    words.write(folder)
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:

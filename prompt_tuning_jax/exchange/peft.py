@@ -15,8 +15,8 @@ import numpy as np
 from prompt_tuning_jax.errors import UserError, short
 from prompt_tuning_jax.models.files.find import read_json
 from prompt_tuning_jax.models.sites import PREFIX, PROMPT, SCALED_INPUT
-from prompt_tuning_jax.models.spec import Spec
-from prompt_tuning_jax.models.weight_names import linear_layers
+from prompt_tuning_jax.models.spec import Spec, linear_layers
+from prompt_tuning_jax.models.weight_names import module_name
 from prompt_tuning_jax.safetensors_file import read_header, read_tensors, write_safetensors
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -101,7 +101,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _write_prompt(spec: Spec, arrays):
     vectors = arrays[PROMPT]
-    settings = {"num_virtual_tokens": len(vectors), "token_dim": spec.width}
+    settings = {"num_virtual_tokens": len(vectors), "token_dim": spec.prompt_width}
     return "PROMPT_TUNING", {EMBEDDINGS: vectors}, settings | _sizes(spec, spec.heads)
 
 
@@ -144,23 +144,32 @@ def _take_embeddings(path: Path, arrays) -> np.ndarray:
 def _names(spec: Spec, collection: str) -> dict[str, str]:
     """Returns PEFT's name, with {} for the layer, of every site of LoRA or of IA3."""
     names = {}
-    for layer, leaf in linear_layers(spec).items():
-        module = BASE + leaf.folder.removesuffix(".weight")
+    for layer in linear_layers(spec):
+        module = module_name(spec, layer)
+        if module is None:
+            continue
         if collection == "scale":
-            names[f"scale/decoder/{layer}"] = f"{module}.ia3_l"
+            names[f"scale/decoder/{layer}"] = f"{BASE}{module}.ia3_l"
         else:
             for factor in "ab":
-                names[f"lora/decoder/{layer}/{factor}"] = f"{module}.lora_{factor.upper()}.weight"
+                name = f"{BASE}{module}.lora_{factor.upper()}.weight"
+                names[f"lora/decoder/{layer}/{factor}"] = name
     return names
 
 
 def _write_layers(spec: Spec, arrays, collection: str) -> tuple[dict[str, np.ndarray], list[str]]:
     """Returns the tensors by PEFT's names, and the ends of the names of their modules."""
     names, tensors = _names(spec, collection), dict[str, np.ndarray]()
+    fused = [path for path in arrays if path not in names]
+    if fused:
+        raise UserError(
+            f"the artifact changes '{fused[0]}', which a {spec.family} model of PEFT has in one"
+            " matrix with others: train with method.targets of layers that stand alone"
+        )
     for path, stack in arrays.items():
         tensors |= {names[path].format(number): leaf for number, leaf in enumerate(stack)}
     modules = {"/".join(path.split("/")[2:4]) for path in arrays}
-    return tensors, sorted(linear_layers(spec)[each].folder.split(".")[-2] for each in modules)
+    return tensors, sorted(str(module_name(spec, each)).split(".")[-1] for each in modules)
 
 
 def _read_layers(path: Path, spec: Spec, arrays, collection: str) -> dict[str, np.ndarray]:
@@ -211,7 +220,7 @@ def _write_ia3(spec: Spec, arrays):
         for path, stack in arrays.items()
     }
     tensors, modules = _write_layers(spec, shaped, "scale")
-    own = [linear_layers(spec)[SCALED_INPUT].folder.split(".")[-2]] if inner in arrays else []
+    own = [str(module_name(spec, SCALED_INPUT)).split(".")[-1]] if inner in arrays else []
     return "IA3", tensors, {"target_modules": modules, "feedforward_modules": own}
 
 

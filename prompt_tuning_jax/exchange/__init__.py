@@ -15,9 +15,9 @@ from prompt_tuning_jax.data.records import PLACE, Record
 from prompt_tuning_jax.data.task import Task, check_fields, output_fields
 from prompt_tuning_jax.data.template import field_names, with_prompt
 from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.exchange.folder import merge, write_model
+from prompt_tuning_jax.exchange.peft import read_adapter, write_adapter
 from prompt_tuning_jax.models.files.find import hub_name
-from prompt_tuning_jax.models.files.folder import merge, write_model
-from prompt_tuning_jax.models.files.peft import read_adapter, write_adapter
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import PROMPT, Given, check_given, from_tensors, to_tensors
 from prompt_tuning_jax.run.artifact import Artifact, check_artifact, make_manifest
@@ -35,7 +35,7 @@ def export_model(lm: LanguageModel, artifact: Artifact, folder: str | os.PathLik
         raise UserError("the artifact is a written prompt, which no weights hold: use its template")
     merged = merge(lm.spec, lm.params, _checked(lm, artifact))
     with new_folder(folder) as partial:
-        write_model(partial, lm.spec, merged, lm.tokenizer)
+        write_model(partial, lm, merged)
 
 
 def export_adapter(
@@ -49,10 +49,11 @@ def export_adapter(
     Raises:
       UserError: the artifact does not fit the model, PEFT has none like it, or the folder exists.
     """
-    given, sites = _checked(lm, artifact), dict(artifact.tensors)
+    _checked(lm, artifact)
+    sites = dict(artifact.tensors)
     if PROMPT in sites:
         ids = front_ids(lm, task, artifact)
-        sites[PROMPT] = embed(lm, given, ids[: np.flatnonzero(ids < 0)[-1] + 1])
+        sites[PROMPT] = lm.embed(ids[: np.flatnonzero(ids < 0)[-1] + 1], sites[PROMPT])
     with new_folder(folder) as partial:
         return write_adapter(partial, lm.spec, sites, hub_name(lm.name) or lm.name)
 
@@ -61,7 +62,7 @@ def export_front(
     lm: LanguageModel, task: Task, artifact: Artifact, path: str | os.PathLike
 ) -> np.ndarray:
     """Writes the vectors of all positions that the same text and slots begin every input with, as
-    float32[S, D] in a .npy file, and returns their ids.
+    float32[S, E] in a .npy file, and returns their ids.
 
     Raises:
       UserError: the artifact does not fit the model or is no soft prompt, or the file exists.
@@ -69,7 +70,7 @@ def export_front(
     if artifact.tensors.keys() != {PROMPT}:
         raise UserError("the artifact is no soft prompt: only one can be written as embeddings")
     ids, data = front_ids(lm, task, artifact), io.BytesIO()
-    np.save(data, embed(lm, from_tensors(artifact.tensors), ids), allow_pickle=False)
+    np.save(data, np.asarray(lm.embed(ids, artifact.tensors[PROMPT])), allow_pickle=False)
     if Path(path).exists():
         raise UserError(f"'{path}' exists: give the name of a new file")
     try:
@@ -100,12 +101,6 @@ def _checked(lm: LanguageModel, artifact: Artifact) -> Given:
     given = from_tensors(artifact.tensors)
     check_given(lm.spec, given)
     return given
-
-
-def embed(lm: LanguageModel, given: Given, ids: np.ndarray) -> np.ndarray:
-    """Returns float32[N, D], what the model reads at int32[N] ids."""
-    variables = {"params": lm.params, "prompt": {"vectors": given.sites[PROMPT]}}
-    return np.asarray(lm.module.apply(variables, ids, method="vectors"), np.float32)
 
 
 def import_adapter(

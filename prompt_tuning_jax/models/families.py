@@ -1,0 +1,411 @@
+"""The specs of model families, from the fields of a `config.json` or, by the same names, of a GGUF
+file (`gguf_spec.py`).
+
+A family is a function here and a table in `weight_names.py`. An option that the decoder does not
+compute is refused, not ignored.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from prompt_tuning_jax.errors import UserError, nearest, short
+from prompt_tuning_jax.models.spec import FAR, Rope, Spec
+
+LEAST_FACTOR = 1e-6  # a smaller one gives frequencies that float32 cannot hold
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "gelu": "gelu",
+    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), "gelu_tanh"),
+}
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+class Fields:
+    """The fields of a model by the names of `config.json`, with the file for messages. A field that
+    is null is missing. `names` are the file's own, where they are others."""
+
+    def __init__(self, values: Mapping[str, Any], source: str, names: Mapping[str, str] = {}):
+        self.values = {key: value for key, value in values.items() if value is not None}
+        self.source, self.names = source, names
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.values.get(key, default)
+
+    def over(self, values: Mapping[str, Any]) -> "Fields":
+        """The same with other values for some keys."""
+        return Fields({**self.values, **values}, self.source, self.names)
+
+    def under(self, **values: Any) -> "Fields":
+        """The same with values for keys that are missing."""
+        return Fields({**values, **self.values}, self.source, self.names)
+
+    def renamed(self, **names: str) -> "Fields":
+        """The same with our names for keys that this family calls otherwise."""
+        values = {names.get(key, key): value for key, value in self.values.items()}
+        shown = {ours: self.names.get(theirs, theirs) for theirs, ours in names.items()}
+        return Fields(values, self.source, {**self.names, **shown})
+
+    def refuse(self, key: str, expected: str) -> UserError:
+        value, name = self.get(key), self.names.get(key, key)
+        return UserError(f"{self.source}: {name} is {short(value)}, expected {expected}.")
+
+    def check(self, key: str, *supported: Any) -> Any:
+        """Returns a value, or refuses one that the decoder does not compute."""
+        value = self.get(key)
+        if not any(
+            value is each or (value == each and type(each) is not bool) for each in supported
+        ):
+            listed = ", ".join(map(repr, supported))
+            name = self.names.get(key, key)
+            raise UserError(f"{self.source}: {name} is {short(value)}; supported: {listed}.")
+        return value
+
+    def number(self, key: str, kind: type = int, default: Any = None) -> Any:
+        """Returns the finite number above 0 under a key, or a default if it is missing."""
+        value = self.get(key, default)
+        if value is None:
+            raise UserError(f"{self.source} does not say {self.names.get(key, key)}.")
+        number = isinstance(value, int if kind is int else (int, float))
+        if not number or isinstance(value, bool) or not 0 < value < 2**53:
+            raise self.refuse(key, f"a {'whole ' * (kind is int)}number above 0")
+        return kind(value)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise self.refuse(key, "true or false")
+        return value
+
+    def entry(self, key: str) -> Mapping[str, Any]:
+        value = self.get(key, {})
+        if not isinstance(value, Mapping):
+            raise self.refuse(key, "an object or null")
+        return value
+
+    def kinds(self, default: list[str]) -> list[str]:
+        """Returns for each layer whether its attention is over a window or all positions."""
+        kinds = self.get("layer_types", default)
+        if not isinstance(kinds, list) or not all(kind in (SLIDING, FULL) for kind in kinds):
+            raise self.refuse("layer_types", f"a list of {SLIDING!r} and {FULL!r}")
+        return kinds
+
+
+def spec_from_config(config: Mapping[str, Any], source: str) -> Spec:
+    """Returns the spec that a Hugging Face `config.json` describes; a UserError names `source`."""
+    return make_spec(Fields(config, source))
+
+
+def make_spec(fields: Fields) -> Spec:
+    family = fields.get("model_type")
+    if not isinstance(family, str) or family not in FAMILIES:
+        hint = nearest(family, FAMILIES) if isinstance(family, str) else ""
+        name = fields.names.get("model_type", "model_type")
+        raise UserError(
+            f"{fields.source}: {name} is {short(family)}{hint}; supported: {', '.join(FAMILIES)}."
+        )
+    fields.check("quantization_config", None)
+    return Spec(**FAMILIES[family](fields))
+
+
+def _common(fields: Fields, **more: Any) -> dict[str, Any]:
+    """Returns what most families say by the same names; `more` stands in place of some."""
+    heads, width = fields.number("num_attention_heads"), fields.number("hidden_size")
+    head_size = fields.number("head_dim", default=width // heads)
+    activation = fields.under(hidden_act="silu").check("hidden_act", *ACTIVATIONS)
+    found = {
+        "family": fields.get("model_type"),
+        "layers": fields.number("num_hidden_layers"),
+        "width": width,
+        "heads": heads,
+        "kv_heads": fields.number("num_key_value_heads", default=heads),
+        "head_size": head_size,
+        "feedforward": fields.number("intermediate_size"),
+        "vocabulary": fields.number("vocab_size"),
+        "max_positions": fields.number("max_position_embeddings", default=2048),
+        "activation": ACTIVATIONS[activation],
+        "tied_head": fields.flag("tie_word_embeddings"),
+        "biases": ("q", "k", "v", "o") if fields.flag("attention_bias") else (),
+    }
+    if "norm_epsilon" not in more:
+        found["norm_epsilon"] = fields.number("rms_norm_eps", float, 1e-6)
+    if "ropes" not in more:
+        rope, most = _rope(fields, head_size)
+        found |= {"ropes": (rope,), "max_positions": min(most, found["max_positions"])}
+    return found | more
+
+
+def _rope(
+    fields: Fields,
+    head_size: int,
+    part: float | None = None,
+    entry: Mapping[str, Any] | None = None,
+) -> tuple[Rope, int]:
+    """Returns a rotary embedding, and the most positions that it has.
+
+    `part` is the default of the share of a head that turns, or None if all of it must. transformers
+    5 keeps base and scaling in one entry, earlier versions in two. If a file has both, it takes the
+    earlier one.
+    """
+    if entry is None:
+        entry = fields.entry("rope_scaling") or fields.entry("rope_parameters")
+    inside = fields.over(entry)
+    most = fields.number("max_position_embeddings", default=2048)
+    if part is None:
+        inside.check("partial_rotary_factor", 1, None)
+    size = int(head_size * inside.number("partial_rotary_factor", float, part or 1.0))
+    theta = inside.number("rope_theta", float, 10000.0)
+    kind = inside.get("rope_type", entry.get("type", "default"))
+    # Dynamic scaling begins behind the last position that the model has.
+    if kind == "dynamic" or (kind == "linear" and inside.get("factor") == 1):
+        kind = "default"
+    kind = "longrope" if kind == "su" else kind
+    inside.over({"rope_type": kind}).check("rope_type", "default", *_SCALINGS)
+    if kind == "default":
+        return Rope(theta, size), most
+    # transformers 5 prefers the one outside.
+    outside = fields.get("original_max_position_embeddings")
+    inside = inside.over({} if outside is None else {"original_max_position_embeddings": outside})
+    original = inside.number("original_max_position_embeddings", default=most)
+    if kind in ("yarn", "longrope") and (theta == 1 or original == 1):
+        raise UserError(f"{fields.source}: {kind} needs a base and positions above 1.")
+    numbers = _SCALINGS[kind](inside, size, original, most)
+    return Rope(theta, size, kind, numbers), original if kind == "longrope" else most
+
+
+def _linear(fields: Fields, size: int, original: int, most: int) -> tuple[Any, ...]:
+    return (_factor(fields),)
+
+
+def _llama3(fields: Fields, size: int, original: int, most: int) -> tuple[Any, ...]:
+    factor = fields.number("factor", float)
+    low, high = (fields.number(f"{each}_freq_factor", float) for each in ("low", "high"))
+    if not LEAST_FACTOR <= min(factor, low) or not low < high:
+        raise UserError(
+            f"{fields.source}: llama3's factor, low_freq_factor and high_freq_factor are "
+            f"{factor:g}, {low:g} and {high:g}; expected at least {LEAST_FACTOR:g}, the second "
+            "below the third."
+        )
+    return factor, low, high, original
+
+
+def _yarn(fields: Fields, size: int, original: int, most: int) -> tuple[Any, ...]:
+    fields.check("truncate", True, None)
+    factor = _factor(fields, most / original)
+    fast, slow = fields.number("beta_fast", float, 32.0), fields.number("beta_slow", float, 1.0)
+    scales = [fields.get("mscale"), fields.get("mscale_all_dim")]
+    if any(scales):  # DeepSeek's
+        fields.check("mscale", scales[1])
+    magnitude = 1.0 if any(scales) or factor <= 1 else 0.1 * math.log(factor) + 1
+    return factor, fast, slow, original, fields.number("attention_factor", float, magnitude)
+
+
+def _longrope(fields: Fields, size: int, original: int, most: int) -> tuple[Any, ...]:
+    factors = fields.get("short_factor")
+    real = isinstance(factors, list) and len(factors) == size // 2
+    if not real or not all(
+        type(each) in (int, float) and LEAST_FACTOR <= each < 2**53 for each in factors
+    ):
+        raise fields.refuse("short_factor", f"{size // 2} numbers above 0")
+    factor = _factor(fields, most / original)
+    magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return tuple(map(float, factors)), fields.number("attention_factor", float, magnitude)
+
+
+def _factor(fields: Fields, default: float | None = None) -> float:
+    factor = fields.number("factor", float, default)
+    if factor < LEAST_FACTOR:
+        raise fields.refuse("factor", f"at least {LEAST_FACTOR:g}")
+    return factor
+
+
+_SCALINGS = {"linear": _linear, "llama3": _llama3, "yarn": _yarn, "longrope": _longrope}
+
+
+def _windows(window: int, kinds: list[str]) -> tuple[int, ...]:
+    return tuple(window if kind == SLIDING else FAR for kind in kinds)
+
+
+def _llama(fields: Fields) -> dict[str, Any]:
+    found = _common(fields)
+    found["biases"] += ("gate", "up", "down") if fields.flag("mlp_bias") else ()
+    return found
+
+
+def _mistral(fields: Fields, **more: Any) -> dict[str, Any]:
+    found = _common(fields, **more)
+    if fields.get("sliding_window") is not None:
+        found["layer_windows"] = (fields.number("sliding_window"),) * found["layers"]
+    return found
+
+
+def _qwen2(fields: Fields, **more: Any) -> dict[str, Any]:
+    found = _common(fields, **{"biases": ("q", "k", "v"), **more})
+    if fields.flag("use_sliding_window"):
+        # Layers below `max_window_layers` see all positions.
+        first = fields.get("max_window_layers", found["layers"])
+        kinds = [SLIDING if number >= first else FULL for number in range(found["layers"])]
+        found["layer_windows"] = _windows(fields.number("sliding_window"), fields.kinds(kinds))
+    return found
+
+
+def _qwen3(fields: Fields) -> dict[str, Any]:
+    biases = ("q", "k", "v", "o") if fields.flag("attention_bias") else ()
+    return _qwen2(fields.under(head_dim=128), qk_norm="head", biases=biases)
+
+
+def _phi3(fields: Fields) -> dict[str, Any]:
+    head_size = fields.number("hidden_size") // fields.number("num_attention_heads")
+    rope, most = _rope(fields, head_size, 1.0)
+    return _mistral(fields, ropes=(rope,), max_positions=most)
+
+
+def _olmo2(fields: Fields) -> dict[str, Any]:
+    return _common(fields, placement="output", qk_norm="row")
+
+
+def _smollm3(fields: Fields) -> dict[str, Any]:
+    fields = fields.under(tie_word_embeddings=True, rope_theta=2000000.0)
+    found = _llama(fields)
+    every = fields.number("no_rope_layer_interval", default=4)
+    # 1 means that a layer has a rotary embedding, whatever the name says.
+    turned = fields.get("no_rope_layers") or [
+        int((number + 1) % every != 0) for number in range(found["layers"])
+    ]
+    if not isinstance(turned, list) or not all(each in (0, 1) for each in turned):
+        raise fields.refuse("no_rope_layers", "a list of 0 and 1")
+    if fields.flag("use_sliding_window"):
+        kinds = fields.kinds([FULL if each == 0 else SLIDING for each in turned])
+        found["layer_windows"] = _windows(fields.number("sliding_window"), kinds)
+    return found | {"layer_ropes": tuple(1 - each for each in turned)}
+
+
+def _gemma(fields: Fields, **more: Any) -> dict[str, Any]:
+    act = fields.get("hidden_activation", fields.get("hidden_act"))
+    # Its first release says 'gelu' and means the tanh one.
+    act = "gelu_pytorch_tanh" if act in (None, "gelu") else act
+    fields = fields.under(tie_word_embeddings=True, head_dim=256).over({"hidden_act": act})
+    scale = fields.number("hidden_size") ** 0.5
+    return _common(fields, norm_offset=1.0, embedding_scale=scale, **more)
+
+
+def _gemma2(fields: Fields, every: int = 2, **more: Any) -> dict[str, Any]:
+    fields.check("use_bidirectional_attention", False, None)
+    found = _gemma(fields, placement="both", **more)
+    every = fields.number("sliding_window_pattern", default=every)
+    kinds = [SLIDING if (number + 1) % every else FULL for number in range(found["layers"])]
+    kinds = fields.kinds(kinds)
+    caps = {
+        f"{name}_cap": fields.number(f"{key}_logit_softcapping", float)
+        for name, key in (("attention", "attn"), ("final", "final"))
+        if fields.get(f"{key}_logit_softcapping")
+    }
+    scale = fields.number("query_pre_attn_scalar", float, 256.0) ** -0.5
+    windows = _windows(fields.number("sliding_window", default=4096), kinds)
+    return found | caps | {"scale": scale, "layer_windows": windows}
+
+
+def _gemma3(fields: Fields) -> dict[str, Any]:
+    # Layers that see all positions have a base of their own; transformers 5 nests the two.
+    nested = Fields(fields.entry("rope_parameters"), fields.source)
+    earlier = {"rope_theta": fields.get("rope_theta", 1e6), **fields.entry("rope_scaling")}
+    full = nested.entry(FULL) or earlier
+    local = nested.entry(SLIDING) or {"rope_theta": fields.get("rope_local_base_freq", 1e4)}
+    head_size = fields.number("head_dim", default=256)
+    plain = Fields(
+        {"max_position_embeddings": fields.get("max_position_embeddings")}, fields.source
+    )
+    ropes = tuple(_rope(plain, head_size, entry=entry)[0] for entry in (full, local))
+    found = _gemma2(fields, 6, qk_norm="head", ropes=ropes)
+    return found | {"layer_ropes": tuple(int(each != FAR) for each in found["layer_windows"])}
+
+
+def _gemma3_multimodal(fields: Fields) -> dict[str, Any]:
+    # Its text part, of which a file may leave out what transformers takes by default.
+    defaults = {"vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216}
+    defaults |= {"num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4}
+    inside = {"max_position_embeddings": 131072, **defaults, **fields.entry("text_config")}
+    return _gemma3(Fields({**inside, "model_type": "gemma3_text"}, fields.source))
+
+
+ALL = ("q", "k", "v", "o", "up", "down")
+
+
+def _layer_norms(fields: Fields, key: str, **more: Any) -> dict[str, Any]:
+    """The options of families with LayerNorm and without gates."""
+    epsilon = fields.number(key, float, 1e-5)
+    return _common(fields, norm="layer", gated=False, norm_epsilon=epsilon, **more)
+
+
+def _gpt_neox(fields: Fields) -> dict[str, Any]:
+    fields = fields.renamed(rotary_pct="partial_rotary_factor", rotary_emb_base="rope_theta")
+    fields = fields.under(hidden_act="gelu")
+    head_size = fields.number("hidden_size") // fields.number("num_attention_heads")
+    rope, _ = _rope(fields, head_size, 0.25)
+    biases = ALL if fields.flag("attention_bias", True) else ("up", "down")
+    parallel = fields.flag("use_parallel_residual", True)
+    more = {"ropes": (rope,), "biases": biases, "parallel": parallel}
+    return _layer_norms(fields, "layer_norm_eps", **more)
+
+
+GPT2_NAMES = {
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+    "n_inner": "intermediate_size",
+    "activation_function": "hidden_act",
+}
+
+
+def _gpt2(fields: Fields) -> dict[str, Any]:
+    fields.check("scale_attn_by_inverse_layer_idx", False, None)
+    fields.check("add_cross_attention", False, None)
+    fields.check("scale_attn_weights", True, None)
+    fields = fields.renamed(**GPT2_NAMES).under(hidden_act="gelu_new", tie_word_embeddings=True)
+    fields = fields.under(intermediate_size=4 * fields.number("hidden_size"))
+    more = {"ropes": (), "learned_positions": True, "biases": ALL}
+    return _layer_norms(fields, "layer_norm_epsilon", **more)
+
+
+def _opt(fields: Fields) -> dict[str, Any]:
+    fields.check("enable_bias", True, None)
+    fields.check("layer_norm_elementwise_affine", True, None)
+    fields = fields.renamed(ffn_dim="intermediate_size", activation_function="hidden_act")
+    fields = fields.under(hidden_act="relu", tie_word_embeddings=True)
+    before, width = fields.flag("do_layer_norm_before", True), fields.number("hidden_size")
+    inner = fields.number("word_embed_proj_dim", default=width)
+    found = _layer_norms(
+        fields.over({"layer_norm_eps": 1e-5}),
+        "layer_norm_eps",
+        ropes=(),
+        learned_positions=True,
+        position_offset=2,
+        biases=ALL,
+        placement="before" if before else "after",
+        final_norm=before and not fields.flag("_remove_final_layer_norm"),
+        embedding_width=0 if inner == width else inner,
+    )
+    if found["embedding_width"] and not found["tied_head"]:
+        raise fields.refuse("tie_word_embeddings", "true with word_embed_proj_dim")
+    return found
+
+
+FAMILIES: dict[str, Callable[[Fields], dict[str, Any]]] = {
+    "llama": _llama,
+    "mistral": _mistral,
+    "qwen2": _qwen2,
+    "qwen3": _qwen3,
+    "phi3": _phi3,
+    "olmo2": _olmo2,
+    "smollm3": _smollm3,
+    "gemma": _gemma,
+    "gemma2": _gemma2,
+    "gemma3_text": _gemma3,
+    "gemma3": _gemma3_multimodal,
+    "gpt2": _gpt2,
+    "gpt_neox": _gpt_neox,
+    "opt": _opt,
+}

@@ -1,0 +1,120 @@
+"""The spec of the model in a GGUF file, by way of the `config.json` that it would have."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.models.families import GPT2_NAMES, LEAST_FACTOR, Fields, make_spec
+from prompt_tuning_jax.models.spec import Spec
+
+# GGUF's names of families and of fields, which it has behind the family's.
+ARCHITECTURES = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma3": "gemma3_text",
+    "gpt2": "gpt2",
+}
+GGUF_NAMES = {
+    "num_hidden_layers": "block_count",
+    "max_position_embeddings": "context_length",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "layer_norm_epsilon": "attention.layer_norm_epsilon",
+    "sliding_window": "attention.sliding_window",
+    "rope_theta": "rope.freq_base",
+    "vocab_size": "vocab_size",
+}
+# GGUF holds only the factors that llama3's scaling gives. Every released model used these numbers.
+LOW_FREQ_FACTOR, HIGH_FREQ_FACTOR, ORIGINAL_MAX_POSITIONS = 1.0, 4.0, 8192
+
+
+def spec_from_gguf(
+    fields: Mapping[str, Any], tied_head: bool, factors: np.ndarray | None, source: str
+) -> tuple[Spec, dict[str, Any]]:
+    """Returns the spec that a GGUF file's metadata describes, and the `config.json` of such a
+    model. The head is tied if the file has none of its own. Frequencies are divided by float32[d/2]
+    `factors` (`rope_freqs.weight`), if any."""
+    architecture = fields.get("general.architecture")
+    Fields(fields, source).check("general.architecture", *ARCHITECTURES)
+    prefix, theirs = f"{architecture}.", {}
+    for key, value in fields.items():
+        if key.startswith(prefix):
+            theirs[key.removeprefix(prefix)] = value
+    given = Fields(
+        theirs, source, {key: f"{prefix}{key}" for key in (*theirs, *GGUF_NAMES.values())}
+    )
+    given.check("expert_count", 0, None)
+    given.check("attention.causal", True, None)
+    tokens, names = fields.get("tokenizer.ggml.tokens"), {}
+    config: dict[str, Any] = {"model_type": ARCHITECTURES[str(architecture)]}
+    for ours, name in GGUF_NAMES.items():
+        config[ours], names[ours] = given.get(name), f"{prefix}{name}"
+    if isinstance(tokens, list):
+        config["vocab_size"] = config["vocab_size"] or len(tokens)
+    read = Fields(config, source, names)
+    width, heads = read.number("hidden_size"), read.number("num_attention_heads")
+    rotated = given.number("rope.dimension_count", default=width // heads)
+    size = read.number("head_dim", default=rotated)
+    if {rotated, size, given.number("attention.value_length", default=size)} != {size}:
+        raise UserError(
+            f"{source} rotates {rotated} of {size} dimensions of a head, or its values differ "
+            "in size from its keys; expected all three to be equal."
+        )
+    theta = read.number("rope_theta", float, 10000.0)
+    original = given.number("rope.scaling.original_context_length", default=ORIGINAL_MAX_POSITIONS)
+    scaling = _find_scaling(factors, size // 2, theta, original, source) or _gguf_scaling(given)
+    config |= {"head_dim": size, "tie_word_embeddings": tied_head, "rope_scaling": scaling}
+    if architecture == "gemma3":
+        # Not in the file: the 27B alone takes D / H.
+        scalar = width // heads if read.number("num_hidden_layers") == 62 else size
+        config["query_pre_attn_scalar"] = scalar
+    if architecture == "gpt2":
+        for key, ours in GPT2_NAMES.items():
+            config[key], names[key] = config.pop(ours, None), names.get(ours, ours)
+    read = Fields(config, source, names | {"model_type": "general.architecture"})
+    return make_spec(read), read.values
+
+
+def _gguf_scaling(given: Fields) -> dict[str, Any] | None:
+    # A file that names a factor but no type is linear to llama.cpp, under the earlier key too. A
+    # factor of 0 means none.
+    kind = given.get("rope.scaling.type", "linear")
+    factors = [given.get(f"rope.{key}", 1) for key in ("scaling.factor", "scale_linear")]
+    factor = next((each for each in factors if each not in (0, 1)), None)
+    if kind == "none" or (kind == "linear" and factor is None):
+        return None
+    given.over({"rope.scaling.type": kind}).check("rope.scaling.type", "none", "linear")
+    return {"rope_type": "linear", "factor": factor}
+
+
+def _find_scaling(
+    factors: np.ndarray | None, half: int, theta: float, original: int, source: str
+) -> dict[str, Any] | None:
+    """Returns the llama3 scaling that gives float32[d/2] factors, or None if none is not 1."""
+    if factors is None or (factors.shape == (half,) and np.all(factors == 1)):
+        return None
+    factor = float(factors.max())
+    with np.errstate(all="ignore"):  # a number that is not finite is not close either
+        turns = original * theta ** (-np.arange(half) / half) / (2 * np.pi)
+        kept = np.clip((turns - LOW_FREQ_FACTOR) / (HIGH_FREQ_FACTOR - LOW_FREQ_FACTOR), 0, 1)
+        scaled = 1 / (kept + (1 - kept) / np.float64(factor))
+    fits = factors.shape == (half,) and LEAST_FACTOR <= factor < np.inf
+    if not fits or not np.allclose(factors, scaled, rtol=1e-4):
+        raise UserError(
+            f"{source}: the tensor 'rope_freqs.weight' of shape {factors.shape} is not llama3's "
+            f"scaling of {original} positions by {factor:g} for {half} frequencies."
+        )
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": LOW_FREQ_FACTOR,
+        "high_freq_factor": HIGH_FREQ_FACTOR,
+        "original_max_position_embeddings": original,
+    }

@@ -1,0 +1,139 @@
+"""What holds for the model of every family, against the plain one and by its files."""
+
+import functools
+
+import family_cases
+import jax
+import numpy as np
+import plain_model
+import pytest
+import tiny_models
+from transformers import AutoConfig
+
+from prompt_tuning_jax.data.batch import Batch
+from prompt_tuning_jax.data.example import Example
+from prompt_tuning_jax.exchange.folder import merge, write_model
+from prompt_tuning_jax.generate import Settings, generate
+from prompt_tuning_jax.models.cached import bake
+from prompt_tuning_jax.models.families import FAMILIES, spec_from_config
+from prompt_tuning_jax.models.files.weights import read_weights
+from prompt_tuning_jax.models.sites import NOTHING, Given, bind
+
+VOCABULARY = len(tiny_models.VOCABULARY)
+FRONT = (1, -1, -2)
+# The examples of each row: the padding in front, the text, and two continuations of it.
+ROWS = (((0, 9, (2, 3)), (1, 4, ())), ((2, 13, (1, 2)),))
+LENGTH = 20
+
+
+class Made:
+    """A random model of one case: the package's, the plain one, and what it is given."""
+
+    def __init__(self, name):
+        family, options = family_cases.CASES[name]
+        config = AutoConfig.for_model(family, **options | {"vocab_size": VOCABULARY}).to_dict()
+        self.spec = spec_from_config(config, name)
+        lm, self.plain = plain_model.make(self.spec, precision="highest")
+        self.lm = lm._replace(config=config)
+        self.given = plain_model.random_given(0, self.spec, "prompt", "lora", "scale", size=2)
+        self.rows = _rows()
+
+
+def _rows():
+    """Rows of packed examples with branches, and for each piece where it is and its whole text."""
+    rng = np.random.default_rng(0)
+    tokens, positions, segments, branches = np.zeros((4, len(ROWS), LENGTH), np.int32)
+    pieces = []
+    for row, examples in enumerate(ROWS):
+        end = 0
+        for segment, (padding, length, tails) in enumerate(examples, 1):
+            end += padding
+            trunk = list(FRONT)
+            for branch, size in enumerate((length, *tails)):
+                here, before = (row, slice(end, end + size)), trunk if branch else list(FRONT)
+                tokens[here] = rng.integers(3, VOCABULARY, size)
+                segments[here], branches[here] = segment, branch
+                positions[here] = len(before) + np.arange(size)
+                whole = [*before, *tokens[here].tolist()]
+                trunk = trunk if branch else whole
+                pieces.append((here, whole))
+                end += size
+    return (tokens, positions, segments, branches), pieces
+
+
+@pytest.fixture(scope="module", params=family_cases.CASES)
+def made(request):
+    return Made(request.param)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(module, params, given, batch):
+    """Logits float32[R, Q, V] where `batch` reads."""
+    variables = bind(module.spec, params, given)
+    return module.apply(variables, module.apply(variables, *batch[:6]), method="logits")
+
+
+def log_probabilities(made, given, front):
+    """Those of ours at all positions of the rows, read in another order."""
+    arrays, _ = made.rows
+    reads = np.tile(np.arange(LENGTH)[::-1], (len(ROWS), 1))
+    batch = Batch(np.array(front, np.int32), *arrays, reads, *[reads] * 4)
+    found = run(made.lm.module, made.lm.params, given, batch)
+    return np.asarray(jax.nn.log_softmax(found))[:, ::-1]
+
+
+def check_pieces(made, found, given):
+    for here, whole in made.rows[1]:
+        size = here[1].stop - here[1].start
+        wanted = plain_model.log_probabilities(made.plain, whole, given)[-size:]
+        np.testing.assert_allclose(found[here], wanted, rtol=0, atol=1e-4)
+
+
+def test_packed_padded_branched_and_shared_is_one_text_at_a_time(made):
+    check_pieces(made, log_probabilities(made, made.given, FRONT), made.given)
+
+
+def test_shared_positions_are_a_prefix_of_their_keys_and_values(made):
+    baked = bake(made.lm, np.array(FRONT, np.int32), made.given)
+    arrays, pieces = made.rows
+    (tokens, positions, *rest), kept = arrays, made.rows
+    made.rows = (tokens, np.maximum(positions - len(FRONT), 0), *rest), pieces
+    try:
+        check_pieces(made, log_probabilities(made, baked, ()), made.given)
+    finally:
+        made.rows = kept
+
+
+def test_cached_decoding_is_the_plain_loop_token_for_token(made):
+    rng = np.random.default_rng(1)
+    examples, wanted = [], []
+    for length in (4, 9):
+        trunk = [*FRONT, *rng.integers(3, VOCABULARY, length).tolist()]
+        examples.append(Example(np.array(trunk, np.int32), (), 0, len(FRONT), 0))
+        while len(trunk) < len(FRONT) + length + 7 and trunk[-1] != 2:
+            scores = plain_model.log_probabilities(made.plain, trunk, made.given)[-1]
+            trunk.append(int(scores.argmax()))
+        wanted.append(trunk[len(FRONT) + length :])
+    found = generate(made.lm, examples, made.given, Settings(max_new_tokens=7), 0)
+    assert [each.ids for each in found] == wanted
+
+
+def test_merged_and_written_and_read_again_it_is_the_same_model(made, tmp_path):
+    given = Given({path: leaf for path, leaf in made.given.sites.items() if "prompt" not in path})
+    leaves = merge(made.spec, made.lm.params, given)
+    write_model(tmp_path, made.lm, leaves)
+    found = read_weights(str(tmp_path), "float32")
+    assert found.spec == made.spec
+    tiny_models.assert_tree(found.params, leaves)
+    merged, ids = Given(params=leaves), [1, 70, 71, 72, 73, 74, 75, 76]
+    np.testing.assert_allclose(
+        plain_model.log_probabilities(made.plain, ids, merged),
+        plain_model.log_probabilities(made.plain, ids, given),
+        atol=1e-5,
+    )
+    before = plain_model.log_probabilities(made.plain, ids, NOTHING)
+    assert np.abs(plain_model.log_probabilities(made.plain, ids, given) - before).max() > 0.1
+
+
+def test_every_family_has_a_case():
+    assert {family for family, _ in family_cases.CASES.values()} == FAMILIES.keys() - {"gemma3"}
