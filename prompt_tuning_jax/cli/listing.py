@@ -1,10 +1,11 @@
-"""The commands `list` and `copy`: the configs, models, methods and kinds of tasks that there are.
+"""The commands `list` and `copy`: configs, models, families of models, methods, kinds of tasks.
 
 What is said about configs, methods and tasks comes from the docstrings of their files, which are
 not executed.
 """
 
 import ast
+import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,18 +41,20 @@ def find_config(name: str) -> str:
 NEXT = {
     "configs": "--config takes a name; `prompt-tuning copy CONFIG FILE` copies one, to be edited.",
     "models": "--config.model.path takes one of these, a GGUF file, a folder or a name of the hub.",
+    "families": "--config.model.path takes a model of these: its files or its name on the hub.",
     "methods": "--config.method.name takes one of these.",
     "tasks": "--config.task.name takes one of these, as tfds:NAME for a dataset.",
 }
 
 
 def collect(kind: str | None) -> dict[str, list[dict[str, Any]]]:
-    """Returns the lists by their kind: one, or all if `kind` is None."""
+    """Returns the lists by their kind: one, or all if `kind` is None. Families follow models."""
     if kind is not None and kind not in NEXT:
         raise UserError(
             f"list takes one of {', '.join(NEXT)} or nothing, not {kind!r}{nearest(kind, NEXT)}"
         )
-    return {each: _entries(each) for each in NEXT if kind in (None, each)}
+    wanted = ("models", "families") if kind == "models" else (kind,) if kind else NEXT
+    return {each: _entries(each) for each in wanted}
 
 
 def _entries(kind: str) -> list[dict[str, Any]]:
@@ -61,6 +64,19 @@ def _entries(kind: str) -> list[dict[str, Any]]:
         return [
             {"name": name, **about._asdict(), "path": path and str(path)}
             for name, (about, path) in models.items()
+        ]
+    if kind == "families":
+        from prompt_tuning_jax.models.families import FAMILIES
+        from prompt_tuning_jax.models.files.gguf_spec import ARCHITECTURES
+
+        both, gguf = "a folder or a name on the hub, with safetensors", set(ARCHITECTURES.values())
+        return [
+            {
+                "name": name,
+                "what": inspect.getdoc(spec),
+                "files": f"{both}, or GGUF" if name in gguf else both,
+            }
+            for name, spec in FAMILIES.items()
         ]
     if kind == "configs":
         return [_entry(*config) | describe_file(config[1]) for config in config_files().items()]

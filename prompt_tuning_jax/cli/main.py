@@ -244,10 +244,10 @@ def import_(
 
 
 @program.command("list", options_metavar="[OPTIONS]")
-@click.argument("kind", metavar="[configs|models|methods|tasks]", required=False)
+@click.argument("kind", metavar="[configs|models|families|methods|tasks]", required=False)
 @_json
 def list_(kind: str | None, as_json: bool) -> None:
-    """Lists configs, models, methods and kinds of tasks."""
+    """Lists configs, models, families of models, methods and kinds of tasks."""
     found = collect(kind)
     _print(found[kind] if as_json and kind else found, as_json, print_lists)
 

@@ -229,12 +229,14 @@ def _windows(window: int, kinds: list[str]) -> tuple[int, ...]:
 
 
 def _llama(fields: Fields) -> dict[str, Any]:
+    """Llama 1 to 3, SmolLM2, TinyLlama and others of their form."""
     found = _common(fields)
     found["biases"] += ("gate", "up", "down") if fields.flag("mlp_bias") else ()
     return found
 
 
 def _mistral(fields: Fields, **more: Any) -> dict[str, Any]:
+    """Mistral 7B, NeMo and Large: Llama, with a window in the first versions."""
     found = _common(fields, **more)
     if fields.get("sliding_window") is not None:
         found["layer_windows"] = (fields.number("sliding_window"),) * found["layers"]
@@ -242,6 +244,7 @@ def _mistral(fields: Fields, **more: Any) -> dict[str, Any]:
 
 
 def _qwen2(fields: Fields, **more: Any) -> dict[str, Any]:
+    """Qwen 1.5, 2 and 2.5, without experts: Llama with biases of queries, keys and values."""
     found = _common(fields, **{"biases": ("q", "k", "v"), **more})
     if fields.flag("use_sliding_window"):
         # Layers below `max_window_layers` see all positions.
@@ -252,21 +255,25 @@ def _qwen2(fields: Fields, **more: Any) -> dict[str, Any]:
 
 
 def _qwen3(fields: Fields) -> dict[str, Any]:
+    """Qwen 3, without experts: queries and keys are normalised in each head."""
     biases = ("q", "k", "v", "o") if fields.flag("attention_bias") else ()
     return _qwen2(fields.under(head_dim=128), qk_norm="head", biases=biases)
 
 
 def _phi3(fields: Fields) -> dict[str, Any]:
+    """Phi-3, 3.5 and 4, without experts: Llama; positions up to where the short factors reach."""
     head_size = fields.number("hidden_size") // fields.number("num_attention_heads")
     rope, most = _rope(fields, head_size, 1.0)
     return _mistral(fields, ropes=(rope,), max_positions=most)
 
 
 def _olmo2(fields: Fields) -> dict[str, Any]:
+    """OLMo 2: norms on the output of each half, and of whole queries and keys."""
     return _common(fields, placement="output", qk_norm="row")
 
 
 def _smollm3(fields: Fields) -> dict[str, Any]:
+    """SmolLM3: Llama, with no rotary embedding in every fourth layer."""
     fields = fields.under(tie_word_embeddings=True, rope_theta=2000000.0)
     found = _llama(fields)
     every = fields.number("no_rope_layer_interval", default=4)
@@ -283,6 +290,7 @@ def _smollm3(fields: Fields) -> dict[str, Any]:
 
 
 def _gemma(fields: Fields, **more: Any) -> dict[str, Any]:
+    """Gemma 1: scaled embeddings, norms of 1 + w, a gated GELU."""
     act = fields.get("hidden_activation", fields.get("hidden_act"))
     # Its first release says 'gelu' and means the tanh one.
     act = "gelu_pytorch_tanh" if act in (None, "gelu") else act
@@ -292,6 +300,7 @@ def _gemma(fields: Fields, **more: Any) -> dict[str, Any]:
 
 
 def _gemma2(fields: Fields, every: int = 2, **more: Any) -> dict[str, Any]:
+    """Gemma 2: norms on both sides, capped scores, every second layer sees a window."""
     fields.check("use_bidirectional_attention", False, None)
     found = _gemma(fields, placement="both", **more)
     every = fields.number("sliding_window_pattern", default=every)
@@ -308,6 +317,7 @@ def _gemma2(fields: Fields, every: int = 2, **more: Any) -> dict[str, Any]:
 
 
 def _gemma3(fields: Fields) -> dict[str, Any]:
+    """Gemma 3 for text, 270M and 1B: five layers of six see a window, with another rotary base."""
     # Layers that see all positions have a base of their own; transformers 5 nests the two.
     nested = Fields(fields.entry("rope_parameters"), fields.source)
     earlier = {"rope_theta": fields.get("rope_theta", 1e6), **fields.entry("rope_scaling")}
@@ -323,7 +333,8 @@ def _gemma3(fields: Fields) -> dict[str, Any]:
 
 
 def _gemma3_multimodal(fields: Fields) -> dict[str, Any]:
-    # Its text part, of which a file may leave out what transformers takes by default.
+    """Gemma 3, 4B to 27B: the text part of a model that sees images too."""
+    # A file may leave out what transformers takes by default.
     defaults = {"vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216}
     defaults |= {"num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4}
     inside = {"max_position_embeddings": 131072, **defaults, **fields.entry("text_config")}
@@ -340,6 +351,7 @@ def _layer_norms(fields: Fields, key: str, **more: Any) -> dict[str, Any]:
 
 
 def _gpt_neox(fields: Fields) -> dict[str, Any]:
+    """GPT-NeoX, Pythia, Dolly 2: attention and feed-forward side by side, LayerNorm."""
     fields = fields.renamed(rotary_pct="partial_rotary_factor", rotary_emb_base="rope_theta")
     fields = fields.under(hidden_act="gelu")
     head_size = fields.number("hidden_size") // fields.number("num_attention_heads")
@@ -361,6 +373,7 @@ GPT2_NAMES = {
 
 
 def _gpt2(fields: Fields) -> dict[str, Any]:
+    """GPT-2, all sizes, and DistilGPT-2: learned positions, LayerNorm, biases everywhere."""
     fields.check("scale_attn_by_inverse_layer_idx", False, None)
     fields.check("add_cross_attention", False, None)
     fields.check("scale_attn_weights", True, None)
@@ -371,6 +384,7 @@ def _gpt2(fields: Fields) -> dict[str, Any]:
 
 
 def _opt(fields: Fields) -> dict[str, Any]:
+    """OPT, all sizes: learned positions, LayerNorm, ReLU."""
     fields.check("enable_bias", True, None)
     fields.check("layer_norm_elementwise_affine", True, None)
     fields = fields.renamed(ffn_dim="intermediate_size", activation_function="hidden_act")

@@ -11,7 +11,9 @@ import pytest
 from prompt_tuning_jax.cli import listing, main
 from prompt_tuning_jax.config import load
 from prompt_tuning_jax.methods import METHODS
+from prompt_tuning_jax.models.families import FAMILIES
 from prompt_tuning_jax.models.files import packaged_models as embedded
+from prompt_tuning_jax.models.files.gguf_spec import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -69,11 +71,26 @@ def test_models_say_size_licence_and_source(capsys, monkeypatch):
     assert "not installed" in capsys.readouterr().out
 
 
+def test_families_say_which_models_they_are_and_stand_behind_the_models(capsys):
+    entries = listed(capsys, "families")
+    assert [entry["name"] for entry in entries] == list(FAMILIES)
+    for entry in entries:
+        # The first word of a docstring names the models: 'Qwen 3' of 'qwen3'.
+        first = entry["what"].split()[0].lower().replace("-", "")
+        assert entry["name"].replace("_", "").startswith(first[:3]), entry
+        assert entry["what"].endswith(".") and "\n" not in entry["what"]
+    read = {entry["name"] for entry in entries if "GGUF" in entry["files"]}
+    assert read == set(ARCHITECTURES.values())
+    assert main.run(["list", "models"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.index("MODELS") < shown.index("FAMILIES") < shown.index("gemma3_text: Gemma 3")
+
+
 def test_the_list_for_people_holds_all_that_the_other_does(capsys):
     assert main.run(["list"]) == 0
     shown = capsys.readouterr().out
     whole = listed(capsys)
-    assert list(whole) == ["configs", "models", "methods", "tasks"]
+    assert list(whole) == ["configs", "models", "families", "methods", "tasks"]
     for kind, entries in whole.items():
         assert f"{kind.upper()}\n" in shown and listing.NEXT[kind] in shown
         assert entries == listed(capsys, kind)
@@ -119,7 +136,10 @@ def test_a_file_that_is_there_is_replaced_only_when_asked(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["list", "confgs"], ["configs, models, methods, tasks", "did you mean 'configs'?"]),
+        (
+            ["list", "confgs"],
+            ["configs, models, families, methods, tasks", "did you mean 'configs'?"],
+        ),
         (["list", "model"], ["'model'", "did you mean 'models'?"]),
         (["list", "configs", "models"], ["models"]),
         (["list", "--jsn"], ["--json"]),
