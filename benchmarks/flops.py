@@ -57,7 +57,9 @@ def layer_weights(spec) -> tuple[int, int]:
     """Counts the weights of one layer's matrices: all of them, and those of keys and values."""
     queries, keys = spec.heads * spec.head_size, spec.kv_heads * spec.head_size
     attention = 2 * spec.width * queries + 2 * spec.width * keys
-    return attention + 3 * spec.width * spec.feedforward, 2 * spec.width * keys
+    return attention + (
+        3 if spec.gated else 2
+    ) * spec.width * spec.feedforward, 2 * spec.width * keys
 
 
 def least(

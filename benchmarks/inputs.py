@@ -8,8 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from prompt_tuning_jax.exchange.folder import ARCHITECTURES
+from prompt_tuning_jax.models.families import spec_from_config
 from prompt_tuning_jax.models.sites import PREFIX, Given, sites
 from prompt_tuning_jax.models.spec import axis_sizes
+from prompt_tuning_jax.models.weight_names import tensors
 
 QUICKSTART = str(Path(__file__).resolve().parent.parent / "configs" / "quickstart.py")
 
@@ -25,34 +28,38 @@ class Shape(NamedTuple):
     vocabulary: int = 49152
 
 
-def random_llama(folder: str, shape: Shape, seed: int = 0) -> str:
-    """Writes a Hugging Face folder (config, float32 safetensors, tokenizer); returns `folder`.
+# The shapes of other models, as their config.json has them.
+CONFIGS = {
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_positions": 1024,
+        "vocab_size": 50257,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    },
+    "qwen2.5-0.5b": {
+        "model_type": "qwen2",
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": True,
+    },
+}
 
-    It does not use torch, so that our side runs without it. Weights are normal with deviation 0.02,
-    as in transformers; norms are 1, and the head is the embedding.
-    """
-    from safetensors.numpy import save_file
 
-    os.makedirs(folder, exist_ok=True)
-    with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
-        json.dump(_llama_config(shape), file)
-    rng = np.random.default_rng(seed)
-    tensors = {
-        name: np.ones(size, np.float32)
-        if len(size) == 1
-        else rng.standard_normal(size, np.float32) * np.float32(0.02)
-        for name, size in _llama_tensors(shape)
-    }
-    save_file(tensors, os.path.join(folder, "model.safetensors"), {"format": "pt"})
-    _write_tokenizer(folder, shape.vocabulary)
-    return folder
-
-
-def _llama_config(shape: Shape) -> dict:
+def llama_config(shape: Shape) -> dict:
+    """Returns the config.json of a Llama."""
     return {
-        "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_act": "silu",
         "hidden_size": shape.width,
         "intermediate_size": shape.feedforward,
         "num_hidden_layers": shape.layers,
@@ -63,31 +70,33 @@ def _llama_config(shape: Shape) -> dict:
         "max_position_embeddings": 8192,
         "rms_norm_eps": 1e-5,
         "rope_theta": 100000.0,
-        "rope_scaling": None,
-        "attention_bias": False,
-        "mlp_bias": False,
         "tie_word_embeddings": True,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "torch_dtype": "float32",
     }
 
 
-def _llama_tensors(shape: Shape):
-    """Yields name and size of every tensor; matrices are `[out, in]`."""
-    width, wide = shape.width, shape.feedforward
-    keys = width // shape.heads * shape.kv_heads
-    yield "model.embed_tokens.weight", (shape.vocabulary, width)
-    yield "model.norm.weight", (width,)
-    for layer in range(shape.layers):
-        at = f"model.layers.{layer}."
-        yield at + "input_layernorm.weight", (width,)
-        yield at + "post_attention_layernorm.weight", (width,)
-        for name, rows in (("q", width), ("k", keys), ("v", keys), ("o", width)):
-            yield f"{at}self_attn.{name}_proj.weight", (rows, width)
-        yield at + "mlp.gate_proj.weight", (wide, width)
-        yield at + "mlp.up_proj.weight", (wide, width)
-        yield at + "mlp.down_proj.weight", (width, wide)
+def random_model(folder: str, config: dict, seed: int = 0) -> str:
+    """Writes a Hugging Face folder (config, float32 safetensors, tokenizer); returns `folder`.
+
+    It does not use torch, so that our side runs without it. Weights are normal with deviation 0.02,
+    as in transformers; norms are 1 and biases 0.
+    """
+    from safetensors.numpy import save_file
+
+    spec, rng = spec_from_config(config, "benchmark"), np.random.default_rng(seed)
+    named = {"bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float32"}
+    named["architectures"] = [ARCHITECTURES[spec.family]]
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
+        json.dump(config | named, file)
+    arrays = {
+        each.name: np.full(each.shape, each.name.endswith("weight"), np.float32)
+        if len(each.shape) == 1
+        else rng.standard_normal(each.shape, np.float32) * np.float32(0.02)
+        for each in tensors(spec)
+    }
+    save_file(arrays, os.path.join(folder, "model.safetensors"), {"format": "pt"})
+    _write_tokenizer(folder, spec.vocabulary)
+    return folder
 
 
 def _write_tokenizer(folder: str, vocabulary: int) -> None:

@@ -3,6 +3,7 @@
     python benchmarks/step_time.py --num_virtual_tokens 20 --batch_size 8 --length 64
     python benchmarks/step_time.py --method prefix --num_virtual_tokens 100
     python benchmarks/step_time.py --method lora
+    python benchmarks/step_time.py --shape gpt2 --num_virtual_tokens 100
     python benchmarks/step_time.py --batches real --num_virtual_tokens 16 --batch_size 16
     python benchmarks/step_time.py --layers 4 --width 64 --heads 4 --kv_heads 2 \\
         --feedforward 128 --vocabulary 512 --skip_peft
@@ -55,6 +56,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--updates", type=int, default=0, help="of the real epoch; 0 is all of it")
     add("--rounds", type=int, default=7, help="timed steps of each side on random batches")
     add("--model", default="smollm2-135m-instruct", help="a name, GGUF file or folder")
+    add("--shape", choices=inputs.CONFIGS, help="of this model, with random weights")
     for name in inputs.Shape._fields:
         add(f"--{name}", type=int, help="with any of these: a Llama with random weights")
     add("--dtype", default="auto", help="of the model; auto: float32 on a CPU, else bfloat16")
@@ -109,8 +111,10 @@ def prepare(options: argparse.Namespace, folder: str) -> None:
     options.matrix_size = options.matrix_size or (2048 if on_cpu else 8192)
     given = {name: getattr(options, name) for name in inputs.Shape._fields}
     given = {name: value for name, value in given.items() if value is not None}
-    if given:
-        options.model = inputs.random_llama(f"{folder}/random", inputs.Shape(**given))
+    if given or options.shape:
+        config = inputs.llama_config(inputs.Shape(**given))
+        config = inputs.CONFIGS[options.shape] if options.shape else config
+        options.model = inputs.random_model(f"{folder}/random", config)
     options.cases = f"{folder}/cases.json"
     with open(options.cases, "w", encoding="utf-8") as file:
         json.dump(updates(options), file)

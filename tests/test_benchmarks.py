@@ -31,7 +31,7 @@ SLOTS = 4
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = inputs.random_llama(str(tmp_path_factory.mktemp("llama")), SHAPE)
+    folder = inputs.random_model(str(tmp_path_factory.mktemp("llama")), inputs.llama_config(SHAPE))
     return our_side.load(folder, "float32", "named")
 
 
