@@ -51,7 +51,9 @@ def _layer(x, read, weights, spec):
     queries = times(read, "attention", "q")
     mixed = queries + jnp.tile(seen, (1, spec.heads // spec.kv_heads))
     read = read + times(mixed, "attention", "o")
-    wide = times(read, "feedforward", "gate") + times(read, "feedforward", "up")
+    wide = times(read, "feedforward", "up")
+    if spec.gated:
+        wide = wide + times(read, "feedforward", "gate")
     return read + times(wide, "feedforward", "down")
 
 
