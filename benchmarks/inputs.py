@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from prompt_tuning_jax.exchange.folder import ARCHITECTURES
-from prompt_tuning_jax.models.families import spec_from_config
+from prompt_tuning_jax.models.families import FAMILIES, spec_from_config
 from prompt_tuning_jax.models.sites import PREFIX, Given, sites
 from prompt_tuning_jax.models.spec import axis_sizes
 from prompt_tuning_jax.models.weight_names import tensors
@@ -84,7 +83,7 @@ def random_model(folder: str, config: dict, seed: int = 0) -> str:
 
     spec, rng = spec_from_config(config, "benchmark"), np.random.default_rng(seed)
     named = {"bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float32"}
-    named["architectures"] = [ARCHITECTURES[spec.family]]
+    named["architectures"] = [FAMILIES[spec.family].architecture]
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
         json.dump(config | named, file)

@@ -28,9 +28,10 @@ def skeletons():
 
 
 def quoted():
-    """The lines of indented blocks: commands, and messages."""
+    """The lines of indented blocks, but not of fenced code: commands, and messages."""
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")]
-    lines = re.findall("^ {4,}([^ ].*)", "\n".join(texts), re.MULTILINE)
+    text = re.sub("^```.*?^```", "", "\n".join(texts), flags=re.DOTALL | re.MULTILINE)
+    lines = re.findall("^ {4,}([^ ].*)", text, re.MULTILINE)
     commands = [line for line in lines if "prompt-tuning" in line.split()]
     return commands, [line for line in lines if line not in commands]
 

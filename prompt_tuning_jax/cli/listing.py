@@ -73,10 +73,10 @@ def _entries(kind: str) -> list[dict[str, Any]]:
         return [
             {
                 "name": name,
-                "what": inspect.getdoc(spec),
+                "what": inspect.getdoc(family.spec),
                 "files": f"{both}, or GGUF" if name in gguf else both,
             }
-            for name, spec in FAMILIES.items()
+            for name, family in FAMILIES.items()
         ]
     if kind == "configs":
         return [_entry(*config) | describe_file(config[1]) for config in config_files().items()]

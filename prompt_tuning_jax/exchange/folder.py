@@ -10,27 +10,11 @@ from flax import traverse_util
 from safetensors.numpy import save_file
 
 from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.models.families import FAMILIES
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import SCALED_INPUT, Given
 from prompt_tuning_jax.models.spec import Spec, linear_layers
 from prompt_tuning_jax.models.weight_names import join, parts_of, tensors
-
-# The classes of transformers, for programs that look for one in config.json.
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "phi3": "Phi3ForCausalLM",
-    "olmo2": "Olmo2ForCausalLM",
-    "smollm3": "SmolLM3ForCausalLM",
-    "gemma": "GemmaForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM",
-    "gpt2": "GPT2LMHeadModel",
-    "gpt_neox": "GPTNeoXForCausalLM",
-    "opt": "OPTForCausalLM",
-}
 
 
 def merge(spec: Spec, params: Mapping[str, Any], given: Given) -> dict[str, np.ndarray]:
@@ -68,7 +52,10 @@ def write_model(folder: Path, lm: LanguageModel, leaves: Mapping[str, np.ndarray
     save_file(made, folder / "model.safetensors", metadata={"format": "pt"})
     config = lm.config.get("text_config", lm.config)
     config = {key: value for key, value in config.items() if key not in ("auto_map", "dtype")}
-    config |= {"model_type": lm.spec.family, "architectures": [ARCHITECTURES[lm.spec.family]]}
+    config |= {
+        "model_type": lm.spec.family,
+        "architectures": [FAMILIES[lm.spec.family].architecture],
+    }
     words = lm.tokenizer
     ids = {f"{name}_token_id": getattr(words, f"{name}_id") for name in ("bos", "eos", "pad")}
     config |= {"torch_dtype": next(iter(made.values())).dtype.name, **ids}

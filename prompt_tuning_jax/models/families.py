@@ -1,15 +1,17 @@
 """The specs of model families, from the fields of a `config.json` or, by the same names, of a GGUF
 file (`gguf_spec.py`).
 
-A family is a function here and a table in `weight_names.py`. An option that the decoder does not
-compute is refused, not ignored.
+A family is a function and a row of `FAMILIES`, see docs/new_family.md. An option that the decoder
+does not compute is refused, not ignored.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from prompt_tuning_jax.errors import UserError, nearest, short
+from prompt_tuning_jax.models import name_tables
+from prompt_tuning_jax.models.fields import FULL, SLIDING, Fields
 from prompt_tuning_jax.models.spec import FAR, Rope, Spec
 
 LEAST_FACTOR = 1e-6  # a smaller one gives frequencies that float32 cannot hold
@@ -20,77 +22,6 @@ ACTIVATIONS = {
     "gelu": "gelu",
     **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), "gelu_tanh"),
 }
-SLIDING, FULL = "sliding_attention", "full_attention"
-
-
-class Fields:
-    """The fields of a model by the names of `config.json`, with the file for messages. A field that
-    is null is missing. `names` are the file's own, where they are others."""
-
-    def __init__(self, values: Mapping[str, Any], source: str, names: Mapping[str, str] = {}):
-        self.values = {key: value for key, value in values.items() if value is not None}
-        self.source, self.names = source, names
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self.values.get(key, default)
-
-    def over(self, values: Mapping[str, Any]) -> "Fields":
-        """The same with other values for some keys."""
-        return Fields({**self.values, **values}, self.source, self.names)
-
-    def under(self, **values: Any) -> "Fields":
-        """The same with values for keys that are missing."""
-        return Fields({**values, **self.values}, self.source, self.names)
-
-    def renamed(self, **names: str) -> "Fields":
-        """The same with our names for keys that this family calls otherwise."""
-        values = {names.get(key, key): value for key, value in self.values.items()}
-        shown = {ours: self.names.get(theirs, theirs) for theirs, ours in names.items()}
-        return Fields(values, self.source, {**self.names, **shown})
-
-    def refuse(self, key: str, expected: str) -> UserError:
-        value, name = self.get(key), self.names.get(key, key)
-        return UserError(f"{self.source}: {name} is {short(value)}, expected {expected}.")
-
-    def check(self, key: str, *supported: Any) -> Any:
-        """Returns a value, or refuses one that the decoder does not compute."""
-        value = self.get(key)
-        if not any(
-            value is each or (value == each and type(each) is not bool) for each in supported
-        ):
-            listed = ", ".join(map(repr, supported))
-            name = self.names.get(key, key)
-            raise UserError(f"{self.source}: {name} is {short(value)}; supported: {listed}.")
-        return value
-
-    def number(self, key: str, kind: type = int, default: Any = None) -> Any:
-        """Returns the finite number above 0 under a key, or a default if it is missing."""
-        value = self.get(key, default)
-        if value is None:
-            raise UserError(f"{self.source} does not say {self.names.get(key, key)}.")
-        number = isinstance(value, int if kind is int else (int, float))
-        if not number or isinstance(value, bool) or not 0 < value < 2**53:
-            raise self.refuse(key, f"a {'whole ' * (kind is int)}number above 0")
-        return kind(value)
-
-    def flag(self, key: str, default: bool = False) -> bool:
-        value = self.get(key, default)
-        if not isinstance(value, bool):
-            raise self.refuse(key, "true or false")
-        return value
-
-    def entry(self, key: str) -> Mapping[str, Any]:
-        value = self.get(key, {})
-        if not isinstance(value, Mapping):
-            raise self.refuse(key, "an object or null")
-        return value
-
-    def kinds(self, default: list[str]) -> list[str]:
-        """Returns for each layer whether its attention is over a window or all positions."""
-        kinds = self.get("layer_types", default)
-        if not isinstance(kinds, list) or not all(kind in (SLIDING, FULL) for kind in kinds):
-            raise self.refuse("layer_types", f"a list of {SLIDING!r} and {FULL!r}")
-        return kinds
 
 
 def spec_from_config(config: Mapping[str, Any], source: str) -> Spec:
@@ -107,7 +38,7 @@ def make_spec(fields: Fields) -> Spec:
             f"{fields.source}: {name} is {short(family)}{hint}; supported: {', '.join(FAMILIES)}."
         )
     fields.check("quantization_config", None)
-    return Spec(**FAMILIES[family](fields))
+    return Spec(**FAMILIES[family].spec(fields))
 
 
 def _common(fields: Fields, **more: Any) -> dict[str, Any]:
@@ -407,19 +338,28 @@ def _opt(fields: Fields) -> dict[str, Any]:
     return found
 
 
-FAMILIES: dict[str, Callable[[Fields], dict[str, Any]]] = {
-    "llama": _llama,
-    "mistral": _mistral,
-    "qwen2": _qwen2,
-    "qwen3": _qwen3,
-    "phi3": _phi3,
-    "olmo2": _olmo2,
-    "smollm3": _smollm3,
-    "gemma": _gemma,
-    "gemma2": _gemma2,
-    "gemma3_text": _gemma3,
-    "gemma3": _gemma3_multimodal,
-    "gpt2": _gpt2,
-    "gpt_neox": _gpt_neox,
-    "opt": _opt,
+class Family(NamedTuple):
+    """What a family is: its spec, the names of its tensors, and the class of transformers, for
+    programs that look for one in config.json."""
+
+    spec: Callable[[Fields], dict[str, Any]]
+    table: name_tables.Table
+    architecture: str
+
+
+FAMILIES = {
+    "llama": Family(_llama, name_tables.LLAMA, "LlamaForCausalLM"),
+    "mistral": Family(_mistral, name_tables.LLAMA, "MistralForCausalLM"),
+    "qwen2": Family(_qwen2, name_tables.LLAMA, "Qwen2ForCausalLM"),
+    "qwen3": Family(_qwen3, name_tables.QWEN3, "Qwen3ForCausalLM"),
+    "phi3": Family(_phi3, name_tables.PHI3, "Phi3ForCausalLM"),
+    "olmo2": Family(_olmo2, name_tables.OLMO2, "Olmo2ForCausalLM"),
+    "smollm3": Family(_smollm3, name_tables.LLAMA, "SmolLM3ForCausalLM"),
+    "gemma": Family(_gemma, name_tables.LLAMA, "GemmaForCausalLM"),
+    "gemma2": Family(_gemma2, name_tables.GEMMA2, "Gemma2ForCausalLM"),
+    "gemma3_text": Family(_gemma3, name_tables.GEMMA3, "Gemma3ForCausalLM"),
+    "gemma3": Family(_gemma3_multimodal, name_tables.GEMMA3, "Gemma3ForCausalLM"),
+    "gpt2": Family(_gpt2, name_tables.GPT2, "GPT2LMHeadModel"),
+    "gpt_neox": Family(_gpt_neox, name_tables.GPT_NEOX, "GPTNeoXForCausalLM"),
+    "opt": Family(_opt, name_tables.OPT, "OPTForCausalLM"),
 }

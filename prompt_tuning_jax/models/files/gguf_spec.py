@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models.families import GPT2_NAMES, LEAST_FACTOR, Fields, make_spec
+from prompt_tuning_jax.models.families import GPT2_NAMES, LEAST_FACTOR, make_spec
+from prompt_tuning_jax.models.fields import Fields
 from prompt_tuning_jax.models.spec import Spec
 
 # GGUF's names of families and of fields, which it has behind the family's.

@@ -17,13 +17,13 @@ from flax import traverse_util
 
 from prompt_tuning_jax.errors import UserError, short
 from prompt_tuning_jax.models.decoder import param_shapes
-from prompt_tuning_jax.models.families import spec_from_config
+from prompt_tuning_jax.models.families import FAMILIES, spec_from_config
 from prompt_tuning_jax.models.files.find import find_model, read_json
 from prompt_tuning_jax.models.files.gguf import dequantize, read_gguf, tensor_names, unpermute
 from prompt_tuning_jax.models.files.gguf_spec import spec_from_gguf
 from prompt_tuning_jax.models.memory import free_bytes
 from prompt_tuning_jax.models.spec import Spec
-from prompt_tuning_jax.models.weight_names import TABLES, Tensor, parts_of, split, tensors
+from prompt_tuning_jax.models.weight_names import Tensor, parts_of, split, tensors
 from prompt_tuning_jax.safetensors_file import DTYPES as STORED
 from prompt_tuning_jax.safetensors_file import read_header, read_tensors
 from prompt_tuning_jax.storage import sha256
@@ -82,7 +82,9 @@ def _read_folder(folder: Path, dtype: np.dtype, most: float) -> Weights:
         if name in names
     }
     # Some files repeat a tied embedding as the head: both must be the same, byte for byte.
-    head, embedding = (f"{TABLES[spec.family][module][0]}.weight" for module in ("head", "embed"))
+    head, embedding = (
+        f"{FAMILIES[spec.family].table[module][0]}.weight" for module in ("head", "embed")
+    )
     twins = {head, embedding} if spec.tied_head else set()
     wanted = list(_check_shapes(spec, tensors(spec), shapes, twins, folder))
     _check_size(spec, dtype, most, folder)
@@ -110,7 +112,7 @@ def _read_folder(folder: Path, dtype: np.dtype, most: float) -> Weights:
 def _standard_names(spec: Spec, found: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yields names of tensors with those of the family's table: a file may hold the model without
     its head, whose names lack their beginning, or the text part of a larger one."""
-    table, names = TABLES[spec.family], set(found)
+    table, names = FAMILIES[spec.family].table, set(found)
     embedding, head = (f"{table[module][0]}.weight" for module in ("embed", "head"))
     base = f"{embedding.split('.')[0]}."
     old, new = "", ""

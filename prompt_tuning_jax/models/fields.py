@@ -1,0 +1,78 @@
+"""The fields of a model's `config.json`, checked."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prompt_tuning_jax.errors import UserError, short
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+class Fields:
+    """The fields of a model by the names of `config.json`, with the file for messages. A field that
+    is null is missing. `names` are the file's own, where they are others."""
+
+    def __init__(self, values: Mapping[str, Any], source: str, names: Mapping[str, str] = {}):
+        self.values = {key: value for key, value in values.items() if value is not None}
+        self.source, self.names = source, names
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.values.get(key, default)
+
+    def over(self, values: Mapping[str, Any]) -> "Fields":
+        """The same with other values for some keys."""
+        return Fields({**self.values, **values}, self.source, self.names)
+
+    def under(self, **values: Any) -> "Fields":
+        """The same with values for keys that are missing."""
+        return Fields({**values, **self.values}, self.source, self.names)
+
+    def renamed(self, **names: str) -> "Fields":
+        """The same with our names for keys that this family calls otherwise."""
+        values = {names.get(key, key): value for key, value in self.values.items()}
+        shown = {ours: self.names.get(theirs, theirs) for theirs, ours in names.items()}
+        return Fields(values, self.source, {**self.names, **shown})
+
+    def refuse(self, key: str, expected: str) -> UserError:
+        value, name = self.get(key), self.names.get(key, key)
+        return UserError(f"{self.source}: {name} is {short(value)}, expected {expected}.")
+
+    def check(self, key: str, *supported: Any) -> Any:
+        """Returns a value, or refuses one that the decoder does not compute."""
+        value = self.get(key)
+        if not any(
+            value is each or (value == each and type(each) is not bool) for each in supported
+        ):
+            listed = ", ".join(map(repr, supported))
+            name = self.names.get(key, key)
+            raise UserError(f"{self.source}: {name} is {short(value)}; supported: {listed}.")
+        return value
+
+    def number(self, key: str, kind: type = int, default: Any = None) -> Any:
+        """Returns the finite number above 0 under a key, or a default if it is missing."""
+        value = self.get(key, default)
+        if value is None:
+            raise UserError(f"{self.source} does not say {self.names.get(key, key)}.")
+        number = isinstance(value, int if kind is int else (int, float))
+        if not number or isinstance(value, bool) or not 0 < value < 2**53:
+            raise self.refuse(key, f"a {'whole ' * (kind is int)}number above 0")
+        return kind(value)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise self.refuse(key, "true or false")
+        return value
+
+    def entry(self, key: str) -> Mapping[str, Any]:
+        value = self.get(key, {})
+        if not isinstance(value, Mapping):
+            raise self.refuse(key, "an object or null")
+        return value
+
+    def kinds(self, default: list[str]) -> list[str]:
+        """Returns for each layer whether its attention is over a window or all positions."""
+        kinds = self.get("layer_types", default)
+        if not isinstance(kinds, list) or not all(kind in (SLIDING, FULL) for kind in kinds):
+            raise self.refuse("layer_types", f"a list of {SLIDING!r} and {FULL!r}")
+        return kinds
