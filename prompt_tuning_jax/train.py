@@ -298,4 +298,6 @@ def warn_of_norm(run_log: RunLog, lm: LanguageModel, given: Given) -> None:
     """Warns once of virtual tokens whose norm is far from that of the model's embeddings."""
     if PROMPT in given.sites:
         embedding = lm.params["embed"]["embedding"]
-        run_log.warn("norm", warnings.prompt_norm(given.sites[PROMPT], embedding))
+        # As the embeddings are before the model scales them.
+        vectors = given.sites[PROMPT] / lm.spec.embedding_scale
+        run_log.warn("norm", warnings.prompt_norm(vectors, embedding))

@@ -17,7 +17,7 @@ from prompt_tuning_jax.generate import Settings, generate
 from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.models.families import FAMILIES, spec_from_config
 from prompt_tuning_jax.models.files.weights import read_weights
-from prompt_tuning_jax.models.sites import NOTHING, Given, bind
+from prompt_tuning_jax.models.sites import NOTHING, PROMPT, Given, bind
 
 VOCABULARY = len(tiny_models.VOCABULARY)
 FRONT = (1, -1, -2)
@@ -133,6 +133,18 @@ def test_merged_and_written_and_read_again_it_is_the_same_model(made, tmp_path):
     )
     before = plain_model.log_probabilities(made.plain, ids, NOTHING)
     assert np.abs(plain_model.log_probabilities(made.plain, ids, given) - before).max() > 0.1
+
+
+def test_embeddings_as_a_prompt_are_the_text(made):
+    """What inits start from: scaled as the model reads them."""
+    text = [1, 70, 71, 72]
+    prompt = Given({PROMPT: made.lm.embed(np.array(text))})
+    slots = [-1 - number for number in range(len(text))]
+    np.testing.assert_allclose(
+        plain_model.log_probabilities(made.plain, [*slots, 80, 81], prompt)[-2:],
+        plain_model.log_probabilities(made.plain, [*text, 80, 81])[-2:],
+        atol=1e-5,
+    )
 
 
 def test_every_family_has_a_case():
