@@ -1,6 +1,7 @@
 """What holds for the model of every family, against the plain one and by its files."""
 
 import functools
+import json
 
 import family_cases
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import plain_model
 import pytest
 import tiny_models
+from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig
 
 from prompt_tuning_jax.data.batch import Batch
@@ -35,6 +37,7 @@ class Made:
         self.spec = spec_from_config(config, name)
         lm, self.plain = plain_model.make(self.spec, precision="highest")
         self.lm = lm._replace(config=config)
+        self.lm_leaves = tiny_models.flatten(lm.params)
         self.given = plain_model.random_given(0, self.spec, "prompt", "lora", "scale", size=2)
         self.rows = _rows()
 
@@ -145,6 +148,35 @@ def test_embeddings_as_a_prompt_are_the_text(made):
         plain_model.log_probabilities(made.plain, [*text, 80, 81])[-2:],
         atol=1e-5,
     )
+
+
+def test_names_of_the_hub_and_tensors_that_are_no_weights_are_read_over(tmp_path):
+    """A file whose names lack their beginning, and the text part of a larger model."""
+    for name, old, new, extra, wrap in (
+        ("gpt2", "transformer.", "", "h.0.attn.bias", None),
+        ("gpt_neox", "gpt_neox.", "gpt_neox.", "gpt_neox.layers.0.attention.masked_bias", None),
+        ("gemma3", "model.", "language_model.model.", "vision_tower.x.weight", "gemma3"),
+        ("gemma3", "model.", "model.language_model.", "model.multi_modal_projector.x", "gemma3"),
+    ):
+        made, folder = Made(name), tmp_path / f"{name} {old} {new}"
+        folder.mkdir()
+        write_model(folder, made.lm, made.lm_leaves)
+        arrays = load_file(folder / "model.safetensors")
+        arrays = {
+            new + path.removeprefix(old) if path.startswith(old) else path: array
+            for path, array in arrays.items()
+        }
+        if name == "gpt_neox":
+            arrays["lm_head.weight"] = arrays.pop("embed_out.weight")
+        arrays[extra] = np.zeros((1, 2), np.int64)
+        save_file(arrays, folder / "model.safetensors")
+        if wrap:
+            config = json.loads((folder / "config.json").read_text())
+            whole = {"model_type": wrap, "text_config": config}
+            (folder / "config.json").write_text(json.dumps(whole))
+        found = read_weights(str(folder), "float32")
+        assert found.spec == made.spec
+        tiny_models.assert_tree(found.params, made.lm_leaves)
 
 
 def test_every_family_has_a_case():

@@ -125,10 +125,10 @@ def _standard_names(spec: Spec, found: Sequence[str]) -> Iterator[tuple[str, str
         if embedding.startswith(new) and old + embedding.removeprefix(new) in names:
             break
     for name in found:
-        if name.startswith(old) and name != head:
-            yield name, new + name.removeprefix(old)
+        if name.endswith((head, "lm_head.weight")):
+            yield name, head
         else:
-            yield name, head if name == "lm_head.weight" else name
+            yield name, new + name.removeprefix(old) if name.startswith(old) else name
 
 
 def weight_files(folder: Path) -> list[Path]:
