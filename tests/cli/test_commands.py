@@ -168,8 +168,8 @@ MODELS = {
         "llama",
     ),
     "rope": (
-        lambda m: tiny_models.rewrite(m / "config.json", rope_scaling={"rope_type": "yarn"}),
-        "yarn",
+        lambda m: tiny_models.rewrite(m / "config.json", rope_scaling={"rope_type": "spiral"}),
+        "spiral",
         "llama3",
     ),
 }

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -278,7 +279,9 @@ def _ask_transformers(files: Mapping[str, Any]) -> Any:
     off = logging.root.manager.disable
     logging.disable(logging.WARNING)  # of libraries that are missing, and of old settings
     try:
-        from transformers.models.auto import tokenization_auto as auto
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # in a notebook without widgets
+            from transformers.models.auto import tokenization_auto as auto
 
         known = {str(name).removesuffix("Fast") for name in auto.TOKENIZER_MAPPING_NAMES.values()}
         with tempfile.TemporaryDirectory() as copy:
