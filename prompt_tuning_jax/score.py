@@ -22,10 +22,10 @@ from prompt_tuning_jax.data.batch import (
 )
 from prompt_tuning_jax.data.encode import encode_examples
 from prompt_tuning_jax.errors import RunError, UserError
+from prompt_tuning_jax.memory import device_bytes, free_bytes
 from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.language_model import LanguageModel
-from prompt_tuning_jax.models.memory import device_bytes, free_bytes
 from prompt_tuning_jax.models.sites import Given, bind, prefix_length, virtual_tokens
 from prompt_tuning_jax.run.progress import with_progress
 from prompt_tuning_jax.step import AXIS, make_mesh, place_rows, row_specs, target_scores

@@ -7,7 +7,17 @@ import tiny_runs
 PACKAGE = tiny_runs.ROOT / "prompt_tuning_jax"
 # From the bottom up. `config` collects keys from all others, and imports them when it is called.
 ROOMS = (
-    *("errors", "safetensors_file", "storage", "config", "metrics", "models", "data", "run"),
+    *(
+        "errors",
+        "memory",
+        "safetensors_file",
+        "storage",
+        "config",
+        "metrics",
+        "models",
+        "data",
+        "run",
+    ),
     *("optimizers", "methods", "step", "score", "generate", "prepare", "train", "api"),
     *("exchange", "cli"),
 )

@@ -21,9 +21,9 @@ from prompt_tuning_jax.cli.train import prepare
 from prompt_tuning_jax.data.encode import count_shortened
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.data.task import select_records
+from prompt_tuning_jax.memory import device_bytes, host_bytes
 from prompt_tuning_jax.models.files.tokenizer import Tokenizer
 from prompt_tuning_jax.models.language_model import LanguageModel
-from prompt_tuning_jax.models.memory import device_bytes, host_bytes
 from prompt_tuning_jax.models.sites import Given
 from prompt_tuning_jax.run.folder import check_local
 from prompt_tuning_jax.run.report import duration, size

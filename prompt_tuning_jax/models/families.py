@@ -180,6 +180,8 @@ def _qwen2(fields: Fields, **more: Any) -> dict[str, Any]:
     if fields.flag("use_sliding_window"):
         # Layers below `max_window_layers` see all positions.
         first = fields.get("max_window_layers", found["layers"])
+        if type(first) is not int:
+            raise fields.refuse("max_window_layers", "a whole number")
         kinds = [SLIDING if number >= first else FULL for number in range(found["layers"])]
         found["layer_windows"] = _windows(fields.number("sliding_window"), fields.kinds(kinds))
     return found

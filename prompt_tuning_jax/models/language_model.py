@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 
 from prompt_tuning_jax.config.key import among, faults, string
 from prompt_tuning_jax.errors import UserError, nearest
+from prompt_tuning_jax.memory import device_bytes
 from prompt_tuning_jax.models.decoder import REMAT, Decoder
 from prompt_tuning_jax.models.files.find import pin
 from prompt_tuning_jax.models.files.tokenizer import Tokenizer, read_tokenizer
 from prompt_tuning_jax.models.files.weights import DTYPES, read_weights
-from prompt_tuning_jax.models.memory import device_bytes
 from prompt_tuning_jax.models.sites import sites
 from prompt_tuning_jax.models.spec import Spec, axis_sizes
 

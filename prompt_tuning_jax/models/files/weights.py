@@ -16,12 +16,12 @@ import numpy as np
 from flax import traverse_util
 
 from prompt_tuning_jax.errors import UserError, short
+from prompt_tuning_jax.memory import free_bytes
 from prompt_tuning_jax.models.decoder import param_shapes
 from prompt_tuning_jax.models.families import FAMILIES, spec_from_config
 from prompt_tuning_jax.models.files.find import find_model, read_json
 from prompt_tuning_jax.models.files.gguf import dequantize, read_gguf, tensor_names, unpermute
 from prompt_tuning_jax.models.files.gguf_spec import spec_from_gguf
-from prompt_tuning_jax.models.memory import free_bytes
 from prompt_tuning_jax.models.spec import Spec
 from prompt_tuning_jax.models.weight_names import Tensor, parts_of, split, tensors
 from prompt_tuning_jax.safetensors_file import DTYPES as STORED

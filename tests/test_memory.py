@@ -2,7 +2,7 @@
 
 import pytest
 
-from prompt_tuning_jax.models import memory
+from prompt_tuning_jax import memory
 
 
 @pytest.fixture
