@@ -1,5 +1,6 @@
 """What holds for the model of every family, against the plain one and by its files."""
 
+import dataclasses
 import functools
 import json
 
@@ -9,6 +10,7 @@ import numpy as np
 import plain_model
 import pytest
 import tiny_models
+from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig
 
@@ -17,6 +19,7 @@ from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.exchange.folder import merge, write_model
 from prompt_tuning_jax.generate import Settings, generate
 from prompt_tuning_jax.models.cached import bake
+from prompt_tuning_jax.models.decoder import Decoder, param_shapes
 from prompt_tuning_jax.models.families import FAMILIES, spec_from_config
 from prompt_tuning_jax.models.files.weights import read_weights
 from prompt_tuning_jax.models.sites import NOTHING, PROMPT, Given, bind
@@ -148,6 +151,32 @@ def test_embeddings_as_a_prompt_are_the_text(made):
         plain_model.log_probabilities(made.plain, [*text, 80, 81])[-2:],
         atol=1e-5,
     )
+
+
+def lowered(spec, length):
+    """The program of a model on one row, before it is compiled."""
+    row = jax.ShapeDtypeStruct((1, length), np.int32)
+    shapes = {path: jax.ShapeDtypeStruct(s, np.float32) for path, s in param_shapes(spec).items()}
+    params = traverse_util.unflatten_dict(shapes, sep="/")
+    run = jax.jit(
+        lambda params, ids: Decoder(spec).apply({"params": params}, ids[0, :2], *[ids] * 5)
+    )
+    return run.lower(params, row).as_text()
+
+
+def test_the_program_does_not_grow_with_depth_and_a_window_that_hides_nothing_is_left_out():
+    family, options = family_cases.CASES["gemma3"]
+    config = AutoConfig.for_model(family, **options | {"num_hidden_layers": 12}).to_dict()
+    deep = spec_from_config(config, "it")
+    layers = {name: getattr(deep, name)[:6] for name in ("layer_ropes", "layer_windows")}
+    shallow = dataclasses.replace(deep, layers=6, **layers)
+    assert len(set(deep.layer_windows)) == len(set(deep.layer_ropes)) == 2
+    lines = [lowered(spec, 20).count("\n") for spec in (shallow, deep)]
+    assert lines[0] == lines[1] > 500
+    open_ = dataclasses.replace(deep, layer_windows=())
+    # Two shared positions and a row of 3 are the window of 5.
+    assert lowered(deep, 3) == lowered(open_, 3)
+    assert lowered(deep, 4) != lowered(open_, 4)
 
 
 def test_names_of_the_hub_and_tensors_that_are_no_weights_are_read_over(tmp_path):
