@@ -2,10 +2,10 @@
 
 Command: prompt-tuning train --config configs/fine_tuning.py --workdir runs/fine_tuning
   (or make quickstart METHOD=fine_tuning)
-Hardware and time: 2 CPU cores, float32, 3 GB of memory beside the model; a step takes longer than
-  one of configs/lora.py.
-Expected: 88.0 % on the validation split, 87.4 % on the 500 test headlines (seed 0; run here at this
-  learning rate alone). The weights of step 85 have the lowest validation loss: it overfits then.
+Hardware and time: 2 CPU cores, float32, 3 GB of memory beside the model; 22 min beside other work.
+Expected: 90.3 % on the validation split, 89.4 % on the 500 test headlines (seed 0). The result is
+  chosen by validation accuracy: it rises until the end, but the loss is lowest at step 85. Chosen
+  by the loss, the test is 87.4 % at a rate of 0.00003 and 87.6 % at 0.0001.
 """
 
 from ml_collections import ConfigDict
@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.steps = 250
-    config.learning_rate = 0.00003
+    config.learning_rate = 0.00005
     config.evaluate_every = 85
+    config.best_by = "accuracy"
     config.save_every = 85
 
     config.method = ConfigDict()
