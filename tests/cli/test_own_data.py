@@ -143,9 +143,10 @@ def test_a_mistake_is_one_sentence_and_status_2(typed, home, mistake):
     assert left == {"news.csv"}
 
 
-@pytest.mark.parametrize("name", ["local", "sst2", "e2e"])
+@pytest.mark.parametrize("name", ["local", "sst2", "e2e", "gpt2_e2e_prefix", "llama_instruct"])
 def test_a_config_reads_its_data(name, home):
     rows = [{"mr": f"name : {n}", "text": f"It is {n} .", "label": n % 2} for n in range(20)]
+    rows = [row | {"category": row["label"]} for row in rows]
     (home / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (home / "data.tsv").write_text("".join(f"{row['text']}\t{row['label']}\n" for row in rows))
     file = "data.tsv" if name == "sst2" else "data.jsonl"
