@@ -86,7 +86,10 @@ def test_quickstart_takes_every_method_by_its_name(name):
     assert found.method.name == name
     changed = difference(to_json(load(QUICKSTART)), found)
     keys = {line.split(" was ")[0] for line in changed}
-    assert all(key.startswith("config.method.") for key in keys - {"config.learning_rate", "config.best_by"})
+    assert all(
+        key.startswith("config.method.")
+        for key in keys - {"config.learning_rate", "config.best_by"}
+    )
 
 
 @pytest.mark.parametrize(

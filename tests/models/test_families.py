@@ -5,6 +5,7 @@ import functools
 import json
 
 import family_cases
+import family_models
 import jax
 import numpy as np
 import plain_model
@@ -12,7 +13,6 @@ import pytest
 import tiny_models
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
-from transformers import AutoConfig
 
 from prompt_tuning_jax.data.batch import Batch
 from prompt_tuning_jax.data.example import Example
@@ -35,12 +35,9 @@ class Made:
     """A random model of one case: the package's, the plain one, and what it is given."""
 
     def __init__(self, name):
-        family, options = family_cases.CASES[name]
-        config = AutoConfig.for_model(family, **options | {"vocab_size": VOCABULARY}).to_dict()
-        self.spec = spec_from_config(config, name)
-        lm, self.plain = plain_model.make(self.spec, precision="highest")
-        self.lm = lm._replace(config=config)
-        self.lm_leaves = tiny_models.flatten(lm.params)
+        self.lm, self.plain = family_models.make(name)
+        self.spec = self.lm.spec
+        self.lm_leaves = tiny_models.flatten(self.lm.params)
         self.given = plain_model.random_given(0, self.spec, "prompt", "lora", "scale", size=2)
         self.rows = _rows()
 
@@ -165,9 +162,7 @@ def lowered(spec, length):
 
 
 def test_the_program_does_not_grow_with_depth_and_a_window_that_hides_nothing_is_left_out():
-    family, options = family_cases.CASES["gemma3"]
-    config = AutoConfig.for_model(family, **options | {"num_hidden_layers": 12}).to_dict()
-    deep = spec_from_config(config, "it")
+    deep = spec_from_config(family_models.config("gemma3", num_hidden_layers=12), "it")
     layers = {name: getattr(deep, name)[:6] for name in ("layer_ropes", "layer_windows")}
     shallow = dataclasses.replace(deep, layers=6, **layers)
     assert len(set(deep.layer_windows)) == len(set(deep.layer_ropes)) == 2
