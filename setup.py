@@ -41,7 +41,7 @@ setup(
         "tensorboardX>=2.6.4,<3",
         "tensorflow-datasets>=4.9.9,<5",
         "tokenizers>=0.22.2,<0.24",
-        "transformers>=5,<6",
+        "transformers>=5.15,<6",
     ],
     extras_require={
         # Runs the notebooks. The model and the data of the quickstart are in requirements/demo.txt.

@@ -18,16 +18,21 @@ def main() -> None:
 
     settings = json.load(sys.stdin)
     used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = int(used.ru_utime + used.ru_stime) + SECONDS
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + SECONDS)
     taken = Path("/proc/self/statm")
     if taken.exists():
-        size = int(taken.read_text().split()[0]) * resource.getpagesize() + BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
+        size = int(taken.read_text().split()[0]) * resource.getpagesize()
+        limit(resource.RLIMIT_AS, size + BYTES)
     texts = render_jinja_template(**settings, add_generation_prompt=True)[0]
     if max(map(len, texts)) > CHARACTERS:
         raise ValueError(f"it makes over {CHARACTERS:,} characters")
     print(json.dumps(texts))
+
+
+def limit(kind: int, most: int) -> None:
+    """Limits this process, within a limit that it was started with."""
+    hard = resource.getrlimit(kind)[1]
+    resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 if __name__ == "__main__":
