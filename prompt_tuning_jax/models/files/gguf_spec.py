@@ -29,7 +29,10 @@ GGUF_NAMES = {
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "layer_norm_epsilon": "attention.layer_norm_epsilon",
     "sliding_window": "attention.sliding_window",
+    "sliding_window_pattern": "attention.sliding_window_pattern",
+    "final_logit_softcapping": "final_logit_softcapping",
     "rope_theta": "rope.freq_base",
+    "rope_local_base_freq": "rope.freq_base_swa",
     "vocab_size": "vocab_size",
 }
 # GGUF holds only the factors that llama3's scaling gives. Every released model used these numbers.
@@ -63,6 +66,7 @@ def spec_from_gguf(
     width, heads = read.number("hidden_size"), read.number("num_attention_heads")
     rotated = given.number("rope.dimension_count", default=width // heads)
     size = read.number("head_dim", default=rotated)
+    rotated = given.number("rope.dimension_count", default=size)  # Gemma's files do not say it
     if {rotated, size, given.number("attention.value_length", default=size)} != {size}:
         raise UserError(
             f"{source} rotates {rotated} of {size} dimensions of a head, or its values differ "
