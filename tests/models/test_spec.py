@@ -9,6 +9,7 @@ from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models.families import spec_from_config
 from prompt_tuning_jax.models.files.gguf_spec import spec_from_gguf
 from prompt_tuning_jax.models.positions import frequencies
+from prompt_tuning_jax.models.spec import FAR, Rope
 
 
 def config(**changes):
@@ -109,6 +110,21 @@ def test_gguf_metadata_may_leave_out_what_has_a_default():
     assert spec_from_gguf(short, True, None, "it")[0] == changed(kv_heads=4, vocabulary=2)
     del short["llama.rope.dimension_count"]
     assert spec_from_gguf(short, True, None, "it")[0].head_size == 6
+
+
+def test_gemma_3_in_gguf_may_say_what_its_released_models_do_not():
+    given = metadata(attention__sliding_window=5, rope__dimension_count=None)
+    given = {key.replace("llama.", "gemma3."): value for key, value in given.items()}
+    given["general.architecture"] = "gemma3"
+    spec, _ = spec_from_gguf(given, True, None, "it")
+    assert (spec.head_size, spec.final_cap, spec.layer_windows) == (10, 0, (5, 5, 5))
+    assert spec.ropes == (Rope(10000.0, 10), Rope(10000.0, 10))
+    more = {"attention.sliding_window_pattern": 2, "rope.freq_base_swa": 500.0}
+    more |= {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0}
+    given |= {f"gemma3.{key}": value for key, value in more.items()}
+    spec, _ = spec_from_gguf(given, True, None, "it")
+    assert (spec.final_cap, spec.attention_cap, spec.layer_windows) == (30, 50, (5, FAR, 5))
+    assert spec.ropes == (Rope(10000.0, 10), Rope(500.0, 10))
 
 
 def test_gguf_metadata_may_say_that_nothing_is_scaled():
