@@ -83,7 +83,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "num_hidden_layers": 7,
             "query_pre_attn_scalar": 10,
             "rope_parameters": {
-                "full_attention": rope("linear", 1e6, factor=8.0),
+                "full_attention": rope("linear", 2e5, factor=8.0),
                 "sliding_attention": rope(),
             },
         },

@@ -61,4 +61,3 @@ def test_logits_are_those_of_transformers_beyond_the_window(words):
     ]
     assert 1 < losses[1] < 4
     assert abs(losses[0] - losses[1]) < parity.TOLERANCE
-    print(losses)
