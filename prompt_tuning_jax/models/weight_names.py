@@ -11,8 +11,6 @@ from prompt_tuning_jax.models.decoder import param_shapes
 from prompt_tuning_jax.models.families import FAMILIES
 from prompt_tuning_jax.models.spec import Spec
 
-EMBEDDING, HEAD = "embed/embedding", "head/weight"
-
 
 class Tensor(NamedTuple):
     """A tensor of a file, and what it makes of our leaves.
@@ -34,8 +32,8 @@ class Tensor(NamedTuple):
     heads: int
 
 
-def tensors(spec: Spec, layers: Any = None) -> Iterator[Tensor]:
-    """Yields what a folder of the model holds; of some `layers` alone, if they are given."""
+def tensors(spec: Spec) -> Iterator[Tensor]:
+    """Yields what a folder of the model holds."""
     shapes = param_shapes(spec)
     for ours, (theirs, *how) in FAMILIES[spec.family].table.items():
         place, _, names = ours.rpartition("/")
@@ -52,7 +50,7 @@ def tensors(spec: Spec, layers: Any = None) -> Iterator[Tensor]:
             if not ours.startswith("last/"):
                 yield Tensor(name, shape, tuple(parts), None, *rest)
                 continue
-            for number in range(spec.layers) if layers is None else layers:
+            for number in range(spec.layers):
                 last = number == spec.layers - 1
                 paths = parts if last else [path.replace("last/", "layers/", 1) for path in parts]
                 index = None if last else number

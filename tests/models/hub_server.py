@@ -14,9 +14,15 @@ LARGE = (".safetensors", ".bin", "tokenizer.json")  # not in git itself, but in 
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves `repos`: bytes by file by repo. `faults` has lists by the end of a path, of which a
-    request takes one: a status, "cut" or "stall" in the middle, or other bytes. `asked` has method,
-    path and range of each request, `pushed` the files of a commit."""
+    """A hub on this machine.
+
+    Attributes:
+      repos: for each repository, the bytes of its files by name.
+      faults: for the end of a path, a list. Each request for such a path takes one fault from it: a
+        status, "cut" or "stall" in the middle of the file, or other bytes.
+      asked: method, path and range of each request.
+      pushed: the files of a commit.
+    """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)

@@ -35,8 +35,8 @@ constants.HF_HUB_DISABLE_TELEMETRY = True  # it looks for the program that start
 
 @functools.cache
 def fetch(repo: str, revision: str) -> Path:
-    """Returns the folder of a model in the cache, and downloads what is missing there. If the hub
-    cannot be used, an earlier download will do. Raises a UserError if there is none."""
+    """Downloads what the cache lacks of a model, and returns its folder there. If the hub does not
+    answer, a complete earlier download is used; without one, a UserError is raised."""
     hub, hint, this = hide(constants.ENDPOINT), nearest_model(repo), f"the model '{repo}'"
     store = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
     try:
