@@ -72,6 +72,53 @@ def evaluate(
       UserError: the artifact belongs to another model, or a template, split or record is wrong.
       RunError: the model's scores are not finite.
     """
+    artifact = None if artifact is None else _read(artifact)
+    scores, answers, counts = label_scores(
+        lm,
+        task,
+        artifact,
+        split=split,
+        prompt=prompt,
+        demonstrations=demonstrations,
+        max_length=max_length,
+        log=log,
+    )
+    found = scoring.loss_and_accuracy(scores, answers) | counts
+    if not task.target:
+        values = [value for value, _ in task.labels]
+        return found | metrics.label_metrics(scores.argmax(1), answers, values, task.metrics)
+    if generation is None or demonstrations:
+        return found
+    use, rows = _use(lm, task, artifact, prompt or "", max_length), select_records(task, split)
+    return found | _text_metrics(lm, task, rows, use, generation, seed, log)
+
+
+class Scored(NamedTuple):
+    """A split of a task as the model scores it.
+
+    Attributes:
+      scores: float32[N, C] nats, the log-probability of each label, or of the target alone.
+      answers: int[N], the place of the right label.
+      counts: shortened and demonstrations, as in what `evaluate` returns.
+    """
+
+    scores: np.ndarray
+    answers: np.ndarray
+    counts: dict[str, int]
+
+
+def label_scores(
+    lm: LanguageModel,
+    task: Task,
+    artifact: Artifact | str | os.PathLike | None = None,
+    *,
+    split: str = "test",
+    prompt: str | None = None,
+    demonstrations: Sequence[Record] = (),
+    max_length: int = 0,
+    log: Callable = print,
+) -> Scored:
+    """Returns the scores behind `evaluate`, which explains the arguments and errors."""
     if artifact is not None and (prompt is not None or demonstrations):
         raise UserError(
             "an artifact has its own prompt: evaluate it without a written prompt and without"
@@ -79,7 +126,7 @@ def evaluate(
         )
     use = _use(lm, task, artifact, prompt or "", max_length)
     rows = select_records(task, split)
-    found: dict[str, Any] = {}
+    counts: dict[str, int] = {}
     if demonstrations:
         measure = functools.partial(_encode_whole, lm, task, use.template)
         examples, count = fit_demonstrations(rows, demonstrations, measure, lm.spec.max_positions)
@@ -88,21 +135,14 @@ def evaluate(
                 f"warning: {left_out} of {len(demonstrations)} demonstrations are left out: with"
                 " more, the longest example takes more positions than the model has"
             )
-        found["demonstrations"], generation = count, None
+        counts["demonstrations"] = count
     else:
         examples = _encode(lm, task, rows, use)
     scores = scoring.score(lm, examples, use.given, log=log)
     scoring.check_finite(lm, scores)
-    answers = np.array([example.answer for example in examples])
-    found = scoring.loss_and_accuracy(scores, answers) | found
     if shortened := count_shortened(examples)[0]:
-        found["shortened"] = shortened
-    if not task.target:
-        values = [value for value, _ in task.labels]
-        return found | metrics.label_metrics(scores.argmax(1), answers, values, task.metrics)
-    if generation is None:
-        return found
-    return found | _text_metrics(lm, task, rows, use, generation, seed, log)
+        counts["shortened"] = shortened
+    return Scored(scores, np.array([example.answer for example in examples]), counts)
 
 
 def predict(

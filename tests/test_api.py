@@ -84,6 +84,18 @@ def test_predictions_are_right_as_often_as_evaluate_says(given, made):
     assert right / 20 == api.evaluate(lm, task, made, split="test[:20]")["accuracy"]
 
 
+def test_the_scores_behind_an_evaluation_are_there_to_be_read(given, made):
+    lm, task, _ = given
+    found = api.label_scores(lm, task, made, split="test[:20]", log=print)
+    reported = api.evaluate(lm, task, made, split="test[:20]")
+    rows = select_records(task, "test[:20]")
+    values = [value for value, _ in task.labels]
+    assert [values[place] for place in found.answers] == [row["label"] for row in rows]
+    assert reported["accuracy"] == np.mean(found.scores.argmax(1) == found.answers)
+    assert reported["loss"] == pytest.approx(-found.scores[range(20), found.answers].mean())
+    assert found.counts == {} and found.scores.dtype == np.float32
+
+
 def test_scores_that_are_not_finite_are_no_answer(given, made):
     lm, task, _ = given
     broken = made._replace(tensors={"prompt/vectors": np.full((4, 24), np.nan, np.float32)})
