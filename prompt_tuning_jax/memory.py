@@ -31,5 +31,13 @@ def free_bytes() -> int:
     return min(host_bytes(), 1024 * int(free[1])) if free else host_bytes()
 
 
+def step_bytes(executable) -> int:
+    """Returns the bytes that a compiled step needs on a device."""
+    analysis = executable.memory_analysis()
+    # The new state takes the place of the old one: aliased bytes count once.
+    alive = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+    return alive + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
+
+
 def _read(path: str) -> str:
     return Path(path).read_text() if os.path.exists(path) else ""

@@ -243,6 +243,15 @@ def _not_installed(metric: str, package: str) -> UserError:
     )
 
 
+def paired_difference(values: np.ndarray, others: np.ndarray) -> tuple[float, float, float]:
+    """Returns the mean difference between values of the same examples, float64[S, N] and
+    float64[S', N] over seeds, and its interval over resampled examples, low and high."""
+    difference = (values.mean(axis=0) - others.mean(axis=0))[:, None]
+    draws = np.concatenate([*_resampled_sums(difference)])[:, 0] / len(difference)
+    low, high = np.percentile(draws, PERCENTILES)
+    return float(difference.mean()), float(low), float(high)
+
+
 def _mean(sums: np.ndarray, count: int) -> np.ndarray:
     return sums[:, 0] / count
 

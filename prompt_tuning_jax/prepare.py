@@ -15,7 +15,7 @@ from prompt_tuning_jax.data.batch import (
     shared_length,
 )
 from prompt_tuning_jax.data.encode import count_shortened
-from prompt_tuning_jax.data.task import make_task, select_records, training_records
+from prompt_tuning_jax.data.task import make_task, training_records, validation_records
 from prompt_tuning_jax.data.template import field_names
 from prompt_tuning_jax.errors import UserError, short
 from prompt_tuning_jax.models.language_model import LanguageModel
@@ -71,7 +71,7 @@ def prepare(lm: LanguageModel, task, config, given: Given, log: Callable) -> Dat
     for note in task.load().notes:
         log(note)
     rows = training_records(task, config.task)
-    held_out = select_records(task, config.task.validation)
+    held_out = validation_records(task, config.task)
     train, validation = (
         encode_for(lm, task, split, given, config.task.max_length) for split in (rows, held_out)
     )

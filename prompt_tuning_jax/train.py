@@ -18,6 +18,7 @@ from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.batch import empty_batch
 from prompt_tuning_jax.errors import RunError, UserError
+from prompt_tuning_jax.memory import step_bytes
 from prompt_tuning_jax.methods import make_method
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import PROMPT, Given, from_tensors, to_tensors, without_leaves
@@ -77,6 +78,8 @@ class Result(NamedTuple):
       trainable_parameters: how many numbers were trained.
       seconds: the time of the steps and validations.
       saved: whether its end is in a checkpoint.
+      step_seconds: the time of the steps alone.
+      memory: the bytes that the compiled step needs on a device.
     """
 
     artifact: Artifact
@@ -85,6 +88,8 @@ class Result(NamedTuple):
     trainable_parameters: int
     seconds: float
     saved: bool
+    step_seconds: float = 0.0
+    memory: int = 0
 
 
 def tune(
@@ -123,7 +128,7 @@ def tune(
         # Each holds the newest state and the best tree, which take gigabytes for a whole model.
         kept_steps = 1 if parameter_count(run.trainable) > LARGE else 2
         checkpoints = Checkpoints(folder / CHECKPOINTS, kept_steps) if folder else None
-        state, best, spent = agreed(restore(checkpoints, run, log))
+        state, best, spent, memory = agreed(restore(checkpoints, run, log))
         start = config.steps if enough(best, config) else int(state.step)
         run_log = RunLog(config, folder, log, int(state.step), spent, track)
         opened.enter_context(run_log)
@@ -132,6 +137,7 @@ def tune(
         compiled = compile_step(run.parts, config.parallel)
         frozen, state = compiled.place(run.frozen), compiled.place(state)
         steps = executables(compiled, state, frozen, run.data, log) if start < config.steps else {}
+        memory = max(map(step_bytes, steps.values()), default=memory)
         run_log.start_clock()
         saved = start == config.steps
         for step in range(start, config.steps):
@@ -151,7 +157,8 @@ def tune(
             ended = stop or last or enough(best, config)
             if checkpoints is not None and (ended or due(step + 1, config.save_every)):
                 run_log.flush()
-                saved = save(checkpoints, run, compiled.fetch(state), best, run_log.seconds(), log)
+                spent = run_log.seconds()
+                saved = save(checkpoints, run, compiled.fetch(state), best, spent, memory, log)
             if ended:
                 break
 
@@ -167,7 +174,9 @@ def tune(
     metrics = {"step": best.step, "validation_loss": best.loss}
     artifact = Artifact(to_tensors(given), make_manifest(lm, task, config, metrics))
     size = parameter_count(run.trainable)
-    return Result(artifact, run_log.lines, finished, size, run_log.seconds(), saved)
+    seconds, step_seconds = run_log.seconds()
+    lines = run_log.lines
+    return Result(artifact, lines, finished, size, seconds, saved, step_seconds, memory)
 
 
 def plan(lm: LanguageModel, task, config, log: Callable) -> Plan:
@@ -225,14 +234,15 @@ def parameter_count(tree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def restore(checkpoints: Checkpoints | None, run: Plan, log) -> tuple[State, Best, float]:
-    """Returns the newest state of a run, the best tree so far and the seconds spent. Raises a
-    UserError if the state was trained with another model or other data."""
+def restore(checkpoints: Checkpoints | None, run: Plan, log) -> tuple[State, Best, tuple, int]:
+    """Returns the newest state of a run, the best tree so far, the seconds spent (see
+    `RunLog.seconds`) and the bytes that a step needs. Raises a UserError if the state was trained
+    with another model or other data."""
     state = init_state(run.parts, run.trainable)
     best = Best(jax.tree.map(np.array, state.trainable), math.inf, 0, 0)
     kept = checkpoints.restore((state, best.trainable)) if checkpoints else None
     if kept is None:
-        return state, best, 0.0
+        return state, best, (0.0, 0.0), 0
     (state, trainable), extra = kept.state, kept.extra
     before = extra["sources"]
     changed = [name for name, source in run.sources.items() if source != before[name]]
@@ -248,11 +258,12 @@ def restore(checkpoints: Checkpoints | None, run: Plan, log) -> tuple[State, Bes
     log(f"going on after step {kept.step}")
     step, since = extra["best_step"], extra["since_best"]
     best = Best(trainable, extra["best_loss"], step, since, extra.get("best_accuracy", 0.0))
-    return state, best, extra["seconds"]
+    seconds = extra["seconds"]
+    return state, best, (seconds, extra.get("step_seconds", seconds)), extra.get("memory", 0)
 
 
 def save(
-    checkpoints: Checkpoints, run: Plan, state: State, best: Best, seconds: float, log
+    checkpoints: Checkpoints, run: Plan, state: State, best: Best, spent: tuple, memory: int, log
 ) -> bool:
     """Saves all that a run needs to go on; on a full disk it only warns, and returns False."""
     extra = {
@@ -260,7 +271,9 @@ def save(
         "best_accuracy": best.accuracy,
         "best_step": best.step,
         "since_best": best.since,
-        "seconds": seconds,
+        "seconds": spent[0],
+        "step_seconds": spent[1],
+        "memory": memory,
         "devices": jax.device_count(),
         "sources": run.sources,
     }

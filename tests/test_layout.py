@@ -19,7 +19,7 @@ ROOMS = (
         "run",
     ),
     *("optimizers", "methods", "step", "score", "generate", "prepare", "train", "api"),
-    *("exchange", "cli"),
+    *("exchange", "forgetting", "compare", "cli"),
 )
 STRANGERS = {("data", "models"), ("run", "models"), ("methods", "data"), ("methods", "run")}
 

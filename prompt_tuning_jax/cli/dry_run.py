@@ -21,7 +21,7 @@ from prompt_tuning_jax.cli.train import prepare
 from prompt_tuning_jax.data.encode import count_shortened
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.data.task import select_records
-from prompt_tuning_jax.memory import device_bytes, host_bytes
+from prompt_tuning_jax.memory import device_bytes, host_bytes, step_bytes
 from prompt_tuning_jax.models.files.tokenizer import Tokenizer
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import Given
@@ -208,20 +208,14 @@ def _spell(ids: np.ndarray, tokenizer: Tokenizer) -> str:
 def _memory(executables: Iterable[Any]) -> dict[str, Any]:
     """Returns the bytes that the largest compiled step needs, and the bytes there are. All CPU
     devices share the host's memory; any other device has its own."""
-    analyses = [executable.memory_analysis() for executable in executables]
-
-    def needed(analysis):
-        # The new state takes the place of the old one: aliased bytes count once.
-        alive = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
-        return alive + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
-
-    largest = max(analyses, key=needed)
+    largest = max(executables, key=step_bytes)
+    analysis = largest.memory_analysis()
     own = device_bytes()
     shared_by = 1 if own else jax.local_device_count()
     return {
-        "arguments": largest.argument_size_in_bytes,
-        "temporaries": largest.temp_size_in_bytes,
-        "outputs": largest.output_size_in_bytes - largest.alias_size_in_bytes,
-        "needed": needed(largest) * shared_by,
+        "arguments": analysis.argument_size_in_bytes,
+        "temporaries": analysis.temp_size_in_bytes,
+        "outputs": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        "needed": step_bytes(largest) * shared_by,
         "available": own or host_bytes(),
     }

@@ -26,7 +26,7 @@ USAGE = 2
 INTERRUPTED = 130
 
 # The commands that take keys of the config, and the section that they take.
-_SECTIONS = {"train": "", "evaluate": "", "predict": "generation."}
+_SECTIONS = {"train": "", "compare": "", "evaluate": "", "predict": "generation."}
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _config = click.option(
@@ -86,6 +86,37 @@ def train(
             found = rehearse(settings, workdir, fresh)
         else:
             status = train_and_report(settings, str(workdir), fresh, sys.argv)
+    if dry_run:
+        _print(found, as_json, print_plan)
+        return 0
+    if as_json and status == 0:
+        click.echo(Path(str(workdir), "report.json").read_text(encoding="utf-8").rstrip())
+    return status
+
+
+@program.command(options_metavar="--config FILE --workdir DIR [--config.KEY=VALUE]... [OPTIONS]")
+@_config
+@click.option(
+    "--workdir", metavar="DIR", help="The folder of all runs. The same command again goes on."
+)
+@_json
+@click.option("--dry_run", "--dry-run", is_flag=True, help="Show how long it takes; write nothing.")
+@click.pass_obj
+def compare(
+    overrides: list[str], config: str | None, workdir: str | None, as_json: bool, dry_run: bool
+) -> int:
+    """Compares ways to adapt a model: writes a report with a table and pictures."""
+    if config is None or not (workdir or dry_run):
+        raise UserError("compare needs both --config FILE and --workdir DIR")
+    with _uninterrupted():
+        from prompt_tuning_jax.cli.compare import compare_and_report, print_plan, rehearse
+        from prompt_tuning_jax.config import load
+    settings = load(config, overrides)
+    with _stdout_to_stderr(as_json):
+        if dry_run:
+            found = rehearse(settings)
+        else:
+            status = compare_and_report(settings, str(workdir), sys.argv)
     if dry_run:
         _print(found, as_json, print_plan)
         return 0

@@ -85,12 +85,7 @@ def _lead(config, folder: str, fresh: bool, command: Sequence[str]) -> int:
         lm, task = prepare(config, run, fresh)
         with enough_memory(config):
             result = tune(lm, task, config, run, say, fresh)
-        typed = command[0]
-        # `python -m` hands over the path of a file that cannot be executed.
-        is_module = typed.endswith(".py") and not os.access(typed, os.X_OK)
-        program = [sys.executable, "-m", "prompt_tuning_jax.cli.main"] if is_module else [typed]
-        words = [*program, *(word for word in command[1:] if word != "--fresh")]
-        again = " ".join(map(quote, words))
+        program, again = type_again(command)
         if not result.finished:
             return _stopped(result, again, start)
         try:
@@ -99,8 +94,18 @@ def _lead(config, folder: str, fresh: bool, command: Sequence[str]) -> int:
             return _stopped(result, again, start)
         start |= {"outcome": "finished", "seconds": {row.name: row.seconds for row in rows}}
         kept = str(run / ARTIFACT)
-        say(f"next:   {predict_command(config.task.template, shlex.join(program), kept)}")
+        say(f"next:   {predict_command(config.task.template, program, kept)}")
     return 0
+
+
+def type_again(command: Sequence[str]) -> tuple[str, str]:
+    """Returns how the program was called, and the command that goes on."""
+    program = command[0]
+    # `python -m` hands over the path of a file that cannot be executed.
+    is_module = program.endswith(".py") and not os.access(program, os.X_OK)
+    words = [sys.executable, "-m", "prompt_tuning_jax.cli.main"] if is_module else [program]
+    again = [*words, *(word for word in command[1:] if word != "--fresh")]
+    return shlex.join(words), " ".join(map(quote, again))
 
 
 def _report(lm: LanguageModel, task, config, result: Result, run: Path, again: str) -> list[Row]:

@@ -107,8 +107,7 @@ def collect_headlines(folder: pathlib.Path) -> tuple[dict[str, str], dict[str, i
     headlines: dict[str, str] = {}
     articles = replaced = 0
     for topic in TOPICS:
-        # The package has renamed the folder of one topic.
-        for path in sorted((folder / topic.replace("sport", "sports")).glob("*.txt")):
+        for path in _articles(folder, topic):
             with path.open("rb") as file:
                 line = file.readline()
             text = line.decode(errors="replace")
@@ -116,6 +115,23 @@ def collect_headlines(folder: pathlib.Path) -> tuple[dict[str, str], dict[str, i
             headlines.setdefault(text.strip(), topic)
             articles += 1
     return headlines, {"duplicates": articles - len(headlines), "replaced": replaced}
+
+
+def read_bodies(count: int) -> list[str]:
+    """Returns the texts of `count` articles without their headlines, the same number of each topic.
+
+    Raises:
+        UserError: the package with the articles is not installed.
+    """
+    folder, each = _find_articles(), -(-count // len(TOPICS))
+    paths = (_articles(folder, topic)[:each] for topic in TOPICS)
+    texts = (path.read_text(errors="replace") for row in zip(*paths, strict=True) for path in row)
+    return [" ".join(text.partition("\n")[2].split()) for text in texts][:count]
+
+
+def _articles(folder: pathlib.Path, topic: str) -> list[pathlib.Path]:
+    # The package has renamed the folder of one topic.
+    return sorted((folder / topic.replace("sport", "sports")).glob("*.txt"))
 
 
 def _prepare(folder: pathlib.Path) -> None:

@@ -43,6 +43,14 @@ NAMES = [f"{name}:NAME" if name == "tfds" else name for name in KINDS]
 _SAVED = "; of other data save a file, and give 'files' and config.task.files.train"
 
 
+def _per_class(split: str) -> Key:
+    return whole(0).if_fits(
+        f"0 beside config.task.target, which has no classes: write config.task.{split} as"
+        f" '{split}[:64]' for a part of the examples",
+        lambda value, task: not value or not task["target"],
+    )
+
+
 def _is_name(name: str) -> bool:
     kind, colon, _ = name.partition(":")
     return kind in KINDS and bool(colon) == (kind == "tfds")
@@ -85,12 +93,11 @@ KEYS = {
         "'auto' without config.task.target, because labels are not divided into words",
         lambda value, task: value == "auto" or bool(task["target"]),
     ),
-    # Training examples of each label, drawn by `split_seed`; 0: all.
-    "examples_per_class": whole(0).if_fits(
-        "0 beside config.task.target, which has no classes: write config.task.train as 'train[:64]'"
-        " for a part of the examples",
-        lambda value, task: not value or not task["target"],
-    ),
+    # Examples of each label to train on and to validate with, drawn by `split_seed` and
+    # `draw_seed`; 0: all.
+    "examples_per_class": _per_class("train"),
+    "validation_per_class": _per_class("validation"),
+    "draw_seed": whole(0),
     # Tokens in an example; 0: as many as the model has positions.
     "max_length": whole(0),
 }
@@ -224,26 +231,39 @@ def select_records(task: Task, split: str) -> list[Record]:
 
 
 def training_records(task: Task, config: Any) -> list[Record]:
-    """Returns the records to train on.
+    """Returns the records to train on: those of `config.train`, or `config.examples_per_class` of
+    each label in it, see `_draw`."""
+    return _draw(task, config, "train", "examples_per_class")
 
-    They are those of `config.train`, or `config.examples_per_class` of each label in it, which
-    depend on `config.split_seed` and the records' own text alone.
+
+def validation_records(task: Task, config: Any) -> list[Record]:
+    """Returns the records to validate with: those of `config.validation`, or
+    `config.validation_per_class` of each label in it, see `_draw`."""
+    return _draw(task, config, "validation", "validation_per_class")
+
+
+def _draw(task: Task, config: Any, split: str, key: str) -> list[Record]:
+    """Returns the records of a split, or so many of each label, which depend on `split_seed`,
+    `draw_seed` and the records' own text alone.
 
     Raises:
         UserError: as `select_records`, or a label has too few records.
     """
-    records, most = select_records(task, config.train), config.examples_per_class
+    name, most = getattr(config, split), getattr(config, key, 0)
+    records = select_records(task, name)
     if not most:
         return records
+    # Draws have seeds that no split has; the first draw's is the split's own.
+    seed = config.split_seed + (getattr(config, "draw_seed", 0) << 64)
     found: dict[str, list[Record]] = {value: [] for value, _ in task.labels}
-    for group in shuffled_groups(records, field_names(task.template), config.split_seed):
+    for group in shuffled_groups(records, field_names(task.template), seed):
         for record in group:
             found[record[LABEL]].append(record)
     few = [f"{len(held)} of {value!r}" for value, held in found.items() if len(held) < most]
     if few:
         least = min(map(len, found.values())) or ""  # 0 would be all
         raise UserError(
-            f"config.task.examples_per_class is {most} and split {config.train!r} has"
+            f"config.task.{key} is {most} and split {name!r} has"
             f" {' and '.join(few)}: give {least and f'at most {least}, or '}more data"
         )
     return [record for held in found.values() for record in held[:most]]

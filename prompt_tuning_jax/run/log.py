@@ -42,10 +42,11 @@ class RunLog:
         folder: Path | None,
         log: Callable[[str], None],
         start: int = 0,
-        spent: float = 0.0,
+        spent: tuple[float, float] = (0.0, 0.0),
         track: Callable[[int, dict], None] = lambda step, values: None,
     ):
-        """Opens the files of a run in `folder`, if any, after `start` steps in `spent` seconds.
+        """Opens the files of a run in `folder`, if any, after `start` steps. `spent` is what
+        `seconds` returned then.
 
         `track` takes a step and its numbers by name; earlier lines are given to it again.
         """
@@ -105,9 +106,11 @@ class RunLog:
             self._warned.add(kind)
             self.log(f"warning: {sentence}")
 
-    def seconds(self) -> float:
-        """Seconds of steps and validations, with those of earlier starts."""
-        return self._spent + time.perf_counter() - self._began
+    def seconds(self) -> tuple[float, float]:
+        """Returns the seconds of steps and validations, and those of steps alone, with those of
+        earlier starts."""
+        now = time.perf_counter() - self._began
+        return self._spent[0] + now, self._spent[1] + now - self._validating
 
     def _read(self):
         if self._unread is None:

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,13 +88,9 @@ def draw_curves(metrics: str | os.PathLike, picture: str | os.PathLike) -> None:
 
     Those of training are of single batches, so they are dots, and a line shows their running mean.
     """
-    # It warns of a home folder that cannot be written, and uses another one.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    from matplotlib.figure import Figure
-
     lines = read_metrics(metrics)
-    figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
-    for axes, (name, label, scale) in zip(figure.subplots(1, 2), _AXES, strict=True):
+    figure, both = new_figure(9, 3.6, 2)
+    for axes, (name, label, scale) in zip(both, _AXES, strict=True):
         for split, style in _STYLES.items():
             found = [line for line in lines if line.get(f"{split}/{name}") is not None]
             if found:
@@ -108,10 +105,27 @@ def draw_curves(metrics: str | os.PathLike, picture: str | os.PathLike) -> None:
         axes.set_xlabel("step")
         axes.set_ylabel(label)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
         if axes.lines:
             axes.legend(frameon=False)
+    save_figure(figure, Path(picture))
+
+
+def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    """Returns a figure of so many inches, and its axes side by side."""
+    # It warns of a home folder that cannot be written, and uses another one.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    every = figure.subplots(1, columns, squeeze=False)[0]
+    for axes in every:
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, every if columns > 1 else every[0]
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a figure as a PNG that depends on nothing else."""
     data = io.BytesIO()
     figure.savefig(data, format="png", metadata={"Software": None})
-    atomic_write(picture, data.getvalue())
+    atomic_write(path, data.getvalue())

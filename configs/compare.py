@@ -1,0 +1,52 @@
+"""Every way to adapt SmolLM2-135M-Instruct to the BBC headlines, in one table.
+
+Command: prompt-tuning compare --config configs/compare.py --workdir runs/compare
+"""
+
+from ml_collections import ConfigDict
+
+TEXT = (
+    "Read the news headline and say which section of the BBC website it belongs to: business,"
+    " entertainment, politics, sports or technology. Answer with one word."
+)
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.steps = 250
+    config.evaluate_every = 50
+    config.save_every = 50
+
+    config.task = ConfigDict()
+    config.task.labels = (
+        "business",
+        "entertainment",
+        "politics",
+        "sport=sports",
+        "tech=technology",
+    )
+    config.prompts = ("BBC News: {text}\nThis story is about",)
+
+    config.compare = ConfigDict()
+    virtual = f"method.num_virtual_tokens=32 method.init=text method.init_text='{TEXT}'"
+    config.compare.rows = (
+        "no prompt",
+        "written prompt",
+        "demonstrations",
+        f"soft prompt: {virtual}",
+        f"prompt encoder: method.hidden_size=128 {virtual}",
+        f"prefix: {virtual}",
+        "ia3",
+        "lora",
+        "fine tuning: best_by=accuracy",
+    )
+    config.compare.learning_rates = (
+        "soft prompt: 0.01 0.03 0.1",
+        "prompt encoder: 0.001 0.003 0.01",
+        "prefix: 0.003 0.01 0.03",
+        "ia3: 0.003 0.01 0.03",
+        "lora: 0.0003 0.001 0.003",
+        "fine tuning: 0.00002 0.00005 0.0001",
+    )
+    config.compare.unrelated = "bbc_news"
+    return config

@@ -1,0 +1,156 @@
+"""The command `compare`: every way to adapt a model, in one table."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from prompt_tuning_jax import compare
+from prompt_tuning_jax.cli import dry_run
+from prompt_tuning_jax.cli.machine import describe_machine, enough_memory, load_model
+from prompt_tuning_jax.cli.show import print_table, say
+from prompt_tuning_jax.cli.train import SAVED, type_again
+from prompt_tuning_jax.compare import Compared
+from prompt_tuning_jax.data.task import make_task
+from prompt_tuning_jax.metrics import paired_difference
+from prompt_tuning_jax.models.language_model import LanguageModel
+from prompt_tuning_jax.run.comparison import cells, write_comparison
+from prompt_tuning_jax.run.environment import record_start
+from prompt_tuning_jax.run.folder import CONFIG, METRICS, claim
+from prompt_tuning_jax.run.report import duration
+
+
+def compare_and_report(config, folder: str, command: Sequence[str]) -> int:
+    """Runs every row and writes the report; returns the exit status. A comparison that was stopped
+    goes on in its folder."""
+    with claim(folder) as root, record_start(root, command, say) as start:
+        compare.read_rows(config)
+        lm = load_model(config)
+        machine = describe_machine(lm)
+        say(machine)
+        _, again = type_again(command)
+        try:
+            with enough_memory(config):
+                results = compare.compare(lm, config, root, say)
+        except KeyboardInterrupt:
+            start["outcome"] = "stopped"
+            say(f"saved; this goes on from here:\n  {again}")
+            return SAVED
+        rows = summarize(results, lm)
+        facts = {"command": f"`{again}`", "machine": machine, "model": lm.name}
+        paths = write_comparison(root, rows, facts | {"task": config.task.name})
+        say("")
+        print_table(cells(rows), texts=["row"])
+        say(f"\n{', '.join(map(str, paths))}")
+        start["outcome"] = "finished"
+    return 0
+
+
+def summarize(results: Sequence[Compared], lm: LanguageModel) -> list[dict[str, Any]]:
+    """Returns the numbers of each row of the report by name, without those that it does not have.
+
+    A row that was calibrated has another one behind it.
+    """
+    total = sum(leaf.size for leaf in jax.tree.leaves(lm.params))
+    rows, values = [], []
+    for each in results:
+        for name in ("values", "calibrated"):
+            if name in each.test[0]:
+                values.append(np.array([test[name] for test in each.test], np.float64))
+                rows.append(_summary(each, values[-1].mean(axis=1), total, name == "calibrated"))
+    reference = next((place for place, row in enumerate(rows) if row["parameters"]), None)
+    for place, row in enumerate(rows):
+        if reference is not None and place != reference:
+            found = paired_difference(values[place], values[reference])
+            row |= dict(zip(("difference", "low", "high"), found, strict=True))
+    return rows
+
+
+def _summary(each: Compared, by_seed: np.ndarray, total: int, calibrated: bool) -> dict[str, Any]:
+    first, test = each.found[0], each.test[0]
+    row = {
+        "name": each.row.name + ", calibrated" * calibrated,
+        "examples_per_class": each.examples,
+        "metric": "accuracy" if "accuracy" in first else "log-probability",
+        "mean": float(by_seed.mean()),
+        "deviation": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None,
+        "seeds": [run.config.seed for run in each.runs],
+        "by_seed": by_seed.tolist(),
+        "parameters": first["parameters"],
+        "share": first["parameters"] / total,
+        "examples": first["examples"] + (test["calibrated_by"] if calibrated else 0),
+        "command": _command(each, calibrated),
+    }
+    if not calibrated:
+        # The same for all seeds.
+        row |= {
+            name: first[name] for name in ("train_examples", "memory", "bytes") if name in first
+        }
+        row["bytes_of_100_tasks"] = first["model_bytes"] + 100 * first["bytes"]
+        for name in ("loss", "accuracy", "seconds", "step_seconds", "near_best_seconds"):
+            if name in first:
+                key = f"validation_{name}" if name in ("loss", "accuracy") else name
+                row[key] = float(np.mean([found[name] for found in each.found]))
+        if "forgetting" in test:
+            row["forgetting"] = float(np.mean([one["forgetting"] for one in each.test]))
+    if each.row.is_trained:
+        row["learning_rate"] = each.runs[0].config.learning_rate
+        row["metrics"] = str(each.runs[0].folder / METRICS)
+        row["tried"] = [
+            {"rate": rate} | {name: one[name] for name in ("loss", "accuracy") if name in one}
+            for rate, one in each.tried
+        ]
+    return row
+
+
+def _command(each: Compared, calibrated: bool) -> str:
+    """Returns a command that gives the first seed's number again."""
+    config, found = str(each.runs[0].folder / CONFIG), each.found[0]
+    if each.row.is_trained:
+        return shlex.join(["prompt-tuning", "train", "--config", config, "--workdir", "again"])
+    words = ["prompt-tuning", "evaluate", "--config", config]
+    words += ["--prompt", found["prompt"]] if "prompt" in found else []
+    words += ["--calibrate", each.test[0]["calibration"]] if calibrated else []
+    return shlex.join(words)
+
+
+def rehearse(config) -> dict[str, Any]:
+    """Returns how long the rows take, by a few steps of each; writes nothing."""
+    lm = load_model(config)
+    say(describe_machine(lm))
+    found: dict[str, Any] = {}
+    scored = 0.0
+    for row in compare.read_rows(config):
+        run = compare.make_run(config, Path(), row, config.compare.seeds[0])
+        if not row.is_trained:
+            continue
+        say(f"\n== {row.name}")
+        with enough_memory(config):
+            plan = dry_run.measure(lm, make_task(run.config.task), run.config, say)
+        scored = plan["seconds"]["validation"] / plan["examples"]["validation"]
+        runs = max(len(row.rates), 1) - 1 + len(config.compare.seeds)
+        few = len([count for count in config.compare.examples_per_class if count])
+        if row.name in (config.compare.curve or [row.name]):
+            runs += few * len(config.compare.seeds)
+        tests = len(config.compare.seeds) * (1 + few) * plan["examples"]["test"] * scored
+        compiling = plan["seconds"]["compile"]
+        found[row.name] = {
+            "runs": runs,
+            "seconds": runs * (plan["seconds"]["run"] + compiling) + tests,
+        }
+    return found
+
+
+def print_plan(found: dict[str, Any]) -> None:
+    """Prints what `rehearse` found, for people."""
+    rows = [
+        {"row": name, "runs": str(each["runs"]), "time": duration(each["seconds"])}
+        for name, each in found.items()
+    ]
+    total = sum(each["seconds"] for each in found.values())
+    runs = sum(each["runs"] for each in found.values())
+    rows.append({"row": "all", "runs": str(runs), "time": f"about {duration(total)}"})
+    print_table(rows, texts=["row"])

@@ -1,0 +1,382 @@
+"""Compares ways to adapt a model to a task. A row is a name with overrides of one config.
+
+A row has a run for each learning rate that is tried, and one for each seed. Each has a folder with
+its config, what it found (`found.json`) and how that does on the test split (`test.json`). What is
+there is not computed again, so a comparison that was stopped goes on.
+"""
+
+import functools
+import itertools
+import json
+import math
+import re
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from prompt_tuning_jax import api, train
+from prompt_tuning_jax import config as configs
+from prompt_tuning_jax import score as scoring
+from prompt_tuning_jax.config.key import Key, string, strings
+from prompt_tuning_jax.data.demonstrations import choose_demonstrations
+from prompt_tuning_jax.data.task import Task, make_task, training_records, validation_records
+from prompt_tuning_jax.errors import UserError, nearest
+from prompt_tuning_jax.forgetting import cross_entropy, unrelated_texts
+from prompt_tuning_jax.methods import METHODS
+from prompt_tuning_jax.models.language_model import LanguageModel
+from prompt_tuning_jax.models.sites import Given, from_tensors
+from prompt_tuning_jax.run.artifact import TENSORS, load_artifact
+from prompt_tuning_jax.run.folder import (
+    ARTIFACT,
+    CHECKPOINTS,
+    TENSORBOARD,
+    tie_to_config,
+)
+from prompt_tuning_jax.storage import atomic_write
+
+FOUND, TEST = "found.json", "test.json"
+NEAR = 0.95  # "seconds to 95 % of its own best"
+
+# Rows without training: the overrides that they begin with.
+WAYS: dict[str, tuple[str, ...]] = {
+    "no prompt": (),
+    "written prompt": (),
+    "demonstrations": ("demonstrations.number=16",),
+}
+_NAMES = (*WAYS, *(name.replace("_", " ") for name in METHODS))
+
+
+def _numbers(default: tuple, least: int) -> Key:
+    def holds(value: tuple) -> bool:
+        return all(type(item) is int and item >= least for item in value)
+
+    return Key(default, f"whole numbers of at least {least}, as (0, 1, 2)", holds)
+
+
+KEYS = {
+    # 'NAME' or 'NAME: KEY=VALUE KEY=VALUE'. The name is one of `WAYS`, a method, or any other
+    # beside `method.name=`. A row with another method than the config begins at its defaults.
+    "rows": strings()._replace(default=_NAMES),
+    "seeds": _numbers((0, 1, 2), 0).if_fits("at least one", lambda value, _: bool(value)),
+    # 'NAME: RATE RATE': tried with the first seed. The best on the validation split is taken.
+    "learning_rates": strings(),
+    # Examples of each label to train on, and as many to validate with; 0: all.
+    "examples_per_class": _numbers((), 0),
+    # The trained rows to repeat with so few examples, at the rate that they have with all; () all.
+    "curve": strings(),
+    # The texts that forgetting is measured on: a file with a text a line, or 'bbc_news', articles.
+    "unrelated": string(""),
+}
+
+
+class Row(NamedTuple):
+    """A row: its name, its overrides as typed, and the learning rates to try, if any."""
+
+    name: str
+    overrides: tuple[str, ...]
+    rates: tuple[float, ...] = ()
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it has a method."""
+        return self.name not in WAYS
+
+
+class Run(NamedTuple):
+    """A run of a row: its config and folder."""
+
+    row: Row
+    config: Any
+    folder: Path
+
+
+def read_rows(config) -> list[Row]:
+    """Returns the rows of a config; raises a UserError for one that cannot be run."""
+    rows: dict[str, Row] = {}
+    for entry in config.compare.rows:
+        name, _, rest = (part.strip() for part in entry.partition(":"))
+        words = tuple(shlex.split(rest))
+        method = name.replace(" ", "_")
+        if any(word.startswith("method.name=") for word in words) or name in WAYS:
+            words = (*WAYS.get(name, ()), *words)
+        elif method in METHODS:
+            words = (f"method.name={method}", *words)
+        else:
+            raise UserError(
+                f"config.compare.rows has {name!r}, which names no method{nearest(name, _NAMES)}:"
+                f" expected one of {', '.join(_NAMES)}, or method.name=METHOD behind a colon"
+            )
+        if name in rows:
+            raise UserError(f"config.compare.rows has {name!r} twice: give each row its own name")
+        rows[name] = Row(name, tuple(f"--config.{word}" for word in words))
+    trained = [name for name, row in rows.items() if row.is_trained]
+    for entry in config.compare.learning_rates:
+        name, _, rest = (part.strip() for part in entry.partition(":"))
+        _check_name(name, trained, "learning_rates")
+        try:
+            rates = tuple(float(word) for word in rest.replace(",", " ").split())
+        except ValueError:
+            rates = ()
+        if not rates or not all(0 < rate < math.inf for rate in rates):
+            raise UserError(
+                f"config.compare.learning_rates has {entry!r}: expected 'ROW: RATE RATE' with"
+                " numbers above 0"
+            )
+        rows[name] = rows[name]._replace(rates=rates)
+    for name in config.compare.curve:
+        _check_name(name, trained, "curve")
+    return list(rows.values())
+
+
+def _check_name(name: str, known: Sequence[str], key: str) -> None:
+    if name not in known:
+        raise UserError(
+            f"config.compare.{key} has {name!r}{nearest(name, known)}: expected a trained row, one"
+            f" of {', '.join(known)}"
+        )
+
+
+def make_run(
+    config, folder: Path, row: Row, seed: int, rate: float | None = None, examples: int = 0
+) -> Run:
+    """Returns a run of a row. Its config has no section `compare` of its own: rows that are added
+    later leave it as it is."""
+    values = config.to_dict()
+    del values["compare"]
+    if row.is_trained:
+        del values["demonstrations"]
+    chosen = [word.partition("=")[2] for word in row.overrides if "method.name=" in word]
+    if chosen and chosen[-1] != config.method.name:
+        # These are the config's method's own.
+        del values["method"], values["learning_rate"]
+    words = [*row.overrides, f"--config.seed={seed}"]
+    if rate is not None:
+        words.append(f"--config.learning_rate={rate}")
+    if examples:
+        few = {"examples_per_class": examples, "validation_per_class": examples, "draw_seed": seed}
+        words += [f"--config.task.{name}={value}" for name, value in few.items()]
+    made = configs.build(values, words, f"the row {row.name!r}")
+    parts = [f"seed-{seed}", f"examples-{examples}" * bool(examples)]
+    if row.is_trained:
+        parts.insert(0, f"rate-{made.learning_rate:g}")
+    name = re.sub(r"\W+", "_", row.name)
+    return Run(row, made, folder / name / ",".join(filter(None, parts)))
+
+
+class Compared(NamedTuple):
+    """A row's results.
+
+    Attributes:
+      row: the row.
+      examples: of each label that it was trained on, 0 for all.
+      runs: a run for each seed.
+      found: what each run found: `loss` and `accuracy` on the validation split, and what it cost.
+      test: how each run does on the test split, `values` by example among it.
+      tried: (rate, what was found) of each learning rate that was tried.
+    """
+
+    row: Row
+    examples: int
+    runs: list[Run]
+    found: list[dict[str, Any]]
+    test: list[dict[str, Any]]
+    tried: Sequence[tuple[float, dict[str, Any]]] = ()
+
+
+class Setting(NamedTuple):
+    """What all runs share; `forgetting` takes what a run gives to the model."""
+
+    lm: LanguageModel
+    config: Any
+    folder: Path
+    forgetting: Callable[[Given], float]
+    log: Callable[[str], None]
+
+
+def compare(lm: LanguageModel, config, folder: Path, log: Callable) -> list[Compared]:
+    """Runs what is not there yet, and returns the results of every row, and then of the curve.
+
+    Raises:
+      UserError: a row cannot be run.
+      KeyboardInterrupt: asked to stop; what is finished, and a checkpoint, are in the folder.
+    """
+    rows = read_rows(config)
+    few = [count for count in config.compare.examples_per_class if count]
+    # A fault of the last run is found before the first.
+    for row, count in itertools.product(rows, [0, *few]):
+        task = make_run(config, folder, row, 0, examples=count).config.task
+        training_records(make_task(task), task)
+        validation_records(make_task(task), task)
+    texts = unrelated_texts(config.compare.unrelated)
+    alone = functools.cache(lambda: cross_entropy(lm, texts, Given()))
+    setting = Setting(
+        lm, config, folder, lambda given: cross_entropy(lm, texts, given) - alone(), log
+    )
+    found = [_all_examples(setting, row) for row in rows]
+    curve = config.compare.curve or [row.name for row in rows if row.is_trained]
+    for results in [each for each in found if each.row.name in curve]:
+        for count in few:
+            rate = results.runs[0].config.learning_rate
+            found.append(_every_seed(setting, results.row, rate, count))
+    return found
+
+
+def _all_examples(setting: Setting, row: Row) -> Compared:
+    """Tries the learning rates with the first seed, and runs the others at the best one."""
+    seed = setting.config.compare.seeds[0]
+    runs = [make_run(setting.config, setting.folder, row, seed, rate) for rate in row.rates]
+    tried = [(run.config.learning_rate, _find(setting, run)) for run in runs]
+    if not tried:
+        return _every_seed(setting, row)
+    by_accuracy = runs[0].config.best_by == "accuracy"
+    rate = min(tried, key=lambda pair: _order(pair[1], by_accuracy))[0]
+    return _every_seed(setting, row, rate)._replace(tried=tried)
+
+
+def _order(found: Mapping[str, Any], by_accuracy: bool) -> tuple[float, ...]:
+    """Returns a key that is lower for what is better on the validation split."""
+    return (-found["accuracy"], found["loss"]) if by_accuracy else (found["loss"],)
+
+
+def _every_seed(
+    setting: Setting, row: Row, rate: float | None = None, examples: int = 0
+) -> Compared:
+    seeds = setting.config.compare.seeds
+    if not row.is_trained and row.name != "demonstrations":
+        seeds = seeds[:1]  # the others would be the same
+    runs = [make_run(setting.config, setting.folder, row, seed, rate, examples) for seed in seeds]
+    found = [_find(setting, run) for run in runs]
+    # At the end: nothing above has seen the test split.
+    test = [
+        _kept(run.folder / TEST, functools.partial(_test, setting, run, each))
+        for run, each in zip(runs, found, strict=True)
+    ]
+    return Compared(row, examples, runs, found, test)
+
+
+def _kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Returns the values of a JSON file, which is made if it does not exist."""
+    if not path.exists():
+        atomic_write(path, (json.dumps(make()) + "\n").encode())
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _find(setting: Setting, run: Run) -> dict[str, Any]:
+    """Returns what a run found; trains it if that is not in its folder."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    tie_to_config(run.folder, run.config)
+    find = _train if run.row.is_trained else _choose
+    found = _kept(run.folder / FOUND, functools.partial(find, setting, run))
+    for name in (CHECKPOINTS, TENSORBOARD):  # gigabytes for a whole model
+        shutil.rmtree(run.folder / name, ignore_errors=True)
+    return found
+
+
+def _train(setting: Setting, run: Run) -> dict[str, Any]:
+    """Trains a run and keeps its artifact."""
+    config, task = run.config, make_task(run.config.task)
+    setting.log(f"\n{run.folder}")
+    result = train.tune(setting.lm, task, config, run.folder, setting.log)
+    if not result.finished:
+        raise KeyboardInterrupt
+    api.save(result.artifact, run.folder / ARTIFACT)
+    own = sum(leaf.nbytes for leaf in from_tensors(result.artifact.tensors).params.values())
+    validated = [line for line in result.history if "validation/loss" in line]
+    step, steps = result.artifact.manifest["metrics"]["step"], validated[-1]["step"]
+    best = next(line for line in validated if line["step"] == step)
+    found = {"loss": best["validation/loss"], "best_step": step}
+    if "validation/accuracy" in best:
+        found["accuracy"] = best["validation/accuracy"]
+        enough = NEAR * max(line["validation/accuracy"] for line in validated)
+        near = next(line["step"] for line in validated if line["validation/accuracy"] >= enough)
+        found["near_best_seconds"] = result.seconds * near / steps
+    rows, held_out = training_records(task, config.task), validation_records(task, config.task)
+    return found | {
+        "parameters": result.trainable_parameters,
+        "bytes": (run.folder / ARTIFACT / TENSORS).stat().st_size,
+        # Without the leaves that the artifact replaces.
+        "model_bytes": max(_bytes(setting.lm) - own, 0),
+        "train_examples": len(rows),
+        "examples": len(rows) + len(held_out),
+        "seconds": result.seconds,
+        "step_seconds": result.step_seconds / steps,
+        "memory": result.memory,
+    }
+
+
+def _bytes(lm: LanguageModel) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(lm.params))
+
+
+def _choose(setting: Setting, run: Run) -> dict[str, Any]:
+    """Scores a row without training on the part of the validation split that calibrates nothing.
+    Of several written prompts it takes the best."""
+    began, config = time.perf_counter(), run.config
+    task = make_task(config.task)
+    found: dict[str, Any] = {"examples": 0, "bytes": 0, "parameters": 0}
+    candidates: Sequence[dict[str, Any]] = [{}]
+    if run.row.name == "written prompt":
+        candidates = [{"prompt": prompt} for prompt in config.prompts]
+        if not candidates:
+            raise UserError("the row 'written prompt' has no prompt: give config.prompts")
+    elif run.row.name == "demonstrations":
+        number = config.demonstrations.number
+        candidates = [{"demonstrations": number}]
+        texts = (text for each in _demonstrations(task, config) for text in each.values())
+        found |= {"examples": number, "bytes": sum(len(str(text).encode()) for text in texts)}
+    scored = [each | _chosen_by(setting, task, run, each) for each in candidates]
+    best = min(scored, key=lambda each: _order(each, "accuracy" in each))
+    if "prompt" in best:
+        found["bytes"] = len(best["prompt"].encode())
+    found["examples"] += best.pop("examples") * (len(candidates) > 1)
+    found |= {"model_bytes": _bytes(setting.lm), "seconds": time.perf_counter() - began}
+    return found | best
+
+
+def _demonstrations(task: Task, config) -> list[Any]:
+    rows, number = training_records(task, config.task), config.demonstrations.number
+    return choose_demonstrations(rows, number, balanced=bool(task.labels), seed=config.seed)
+
+
+def _score(setting: Setting, task: Task, run: Run, found: Mapping[str, Any], split: str):
+    """Scores a split as a run uses the model."""
+    how: dict[str, Any] = {"max_length": run.config.task.max_length}
+    if run.row.is_trained:
+        how = {"artifact": load_artifact(run.folder / ARTIFACT)}
+    elif "demonstrations" in found:
+        how["demonstrations"] = _demonstrations(task, run.config)
+    else:
+        how["prompt"] = found.get("prompt")
+    name = run.config.task[split]
+    return api.label_scores(setting.lm, task, split=name, log=setting.log, **how)
+
+
+def _chosen_by(setting: Setting, task: Task, run: Run, how: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns loss, accuracy and the number of examples of a row without training on what chooses:
+    the first half of the validation split if the other half calibrates."""
+    scored = _score(setting, task, run, how, "validation")
+    return scoring.loss_and_accuracy(scored.scores, scored.answers)
+
+
+def _test(setting: Setting, run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `values` on the test split, which are 1 and 0 for right and wrong labels, or the
+    log-probabilities of texts; the same as calibrated, if a row is; and forgetting."""
+    task = make_task(run.config.task)
+    scored = _score(setting, task, run, found, "test")
+    result: dict[str, Any] = {"values": _values(scored.scores, scored.answers)}
+    tensors = load_artifact(run.folder / ARTIFACT).tensors if run.row.is_trained else {}
+    if setting.config.compare.unrelated and (run.row.is_trained or run.row.name == "no prompt"):
+        result["forgetting"] = setting.forgetting(from_tensors(tensors))
+    return result
+
+
+def _values(scores: np.ndarray, answers: np.ndarray) -> list[float]:
+    if scores.shape[1] > 1:
+        return (scores.argmax(1) == answers).astype(int).tolist()
+    return scores[:, 0].tolist()

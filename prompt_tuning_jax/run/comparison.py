@@ -1,0 +1,212 @@
+"""The report of a comparison: a table as text, JSON and CSV, and three pictures."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prompt_tuning_jax.run.log import read_metrics
+from prompt_tuning_jax.run.report import duration, new_figure, save_figure, size
+from prompt_tuning_jax.storage import atomic_write
+
+# From the palette of Okabe and Ito, and markers for those who do not see colours.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "os^Dv*PX"
+
+_Row = Mapping[str, Any]
+
+
+def _metric(row: _Row) -> str:
+    scale, unit = (100, " %") if row["metric"] == "accuracy" else (1, "")
+    spread = "" if row["deviation"] is None else f" ± {scale * row['deviation']:.1f}"
+    return f"{scale * row['mean']:.1f}{spread}{unit}"
+
+
+def _difference(row: _Row) -> str:
+    scale = 100 if row["metric"] == "accuracy" else 1
+    values = (f"{scale * row[name]:+.1f}" for name in ("difference", "low", "high"))
+    return "{} [{}, {}]".format(*values)
+
+
+# The columns: a heading, the value that has to be there, and how it is written for people.
+COLUMNS: dict[str, tuple[str, Callable[[_Row], str]]] = {
+    "test": ("mean", _metric),
+    "difference [95 %]": ("difference", _difference),
+    "trained": ("parameters", lambda row: f"{row['parameters']:,}"),
+    "of the model": ("share", lambda row: f"{row['share']:.3%}"),
+    "a task": ("bytes", lambda row: size(row["bytes"])),
+    "100 tasks": ("bytes_of_100_tasks", lambda row: size(row["bytes_of_100_tasks"])),
+    "a step": ("step_seconds", lambda row: f"{row['step_seconds']:.2f} s"),
+    "memory": ("memory", lambda row: size(row["memory"])),
+    "examples": ("examples", lambda row: f"{row['examples']:,}"),
+    "to 95 %": ("near_best_seconds", lambda row: duration(row["near_best_seconds"])),
+    "forgetting": ("forgetting", lambda row: f"{row['forgetting']:+.3f}"),
+}
+_NOTES = """\
+- test: mean ± standard deviation over seeds. difference: from {reference}, with the middle 95 % of
+  resamples of the test examples, paired by example.
+- a task, 100 tasks: bytes to store; for 100 tasks with the weights that they share.
+- a step: seconds; memory: of the compiled step.
+- examples: what training, validation and calibration have read.
+- to 95 %: time to 95 % of the row's own best validation accuracy.
+- forgetting: change of the cross-entropy on unrelated text, in nats a token.
+"""
+
+
+def cells(rows: Sequence[_Row]) -> list[dict[str, str]]:
+    """Returns the rows as texts by their headings, without columns that no row has."""
+    shown = [
+        (heading, name, write)
+        for heading, (name, write) in COLUMNS.items()
+        if any(row.get(name) is not None for row in rows)
+    ]
+    return [
+        {"row": _name(row)}
+        | {
+            heading: write(row) if row.get(name) is not None else ""
+            for heading, name, write in shown
+        }
+        for row in rows
+    ]
+
+
+def _name(row: _Row) -> str:
+    count = row["examples_per_class"]
+    return f"{row['name']}, {count} a class" if count else row["name"]
+
+
+def write_comparison(folder: Path, rows: Sequence[_Row], facts: Mapping[str, str]) -> list[Path]:
+    """Writes report.md, .json and .csv and the pictures, and returns their paths.
+
+    Args:
+      rows: values by name, see `cli.compare.summarize`.
+      facts: what the comparison is of, by name, for the top of the page.
+    """
+    listed = cells(rows)
+    reference = next((row["name"] for row in rows if row["parameters"]), "")
+    lines = [
+        "# Comparison",
+        "\n".join(f"- {name}: {value}" for name, value in facts.items()),
+        _table([*listed[0]], [[*row.values()] for row in listed]),
+        _NOTES.format(reference=reference).strip(),
+        "## Learning rates that were tried",
+        _table(["row", "rate", "validation loss", "validation accuracy"], list(_tried(rows))),
+        "## Commands",
+        _table(["row", "command"], [[_name(row), f"`{row['command']}`"] for row in rows]),
+    ]
+    pictures = draw_pictures(folder, rows)
+    lines += [f"![{path.stem.replace('_', ' ')}]({path.name})" for path in pictures]
+    table = io.StringIO()
+    flat = [{k: v for k, v in row.items() if not isinstance(v, list | dict)} for row in rows]
+    writer = csv.DictWriter(table, list(dict.fromkeys(name for row in flat for name in row)))
+    writer.writeheader()
+    writer.writerows(flat)
+    report = {"facts": dict(facts), "rows": list(rows)}
+    contents = {
+        "report.md": "\n\n".join(lines) + "\n",
+        "report.json": json.dumps(report, indent=1, allow_nan=False) + "\n",
+        "report.csv": table.getvalue(),
+    }
+    for name, text in contents.items():
+        atomic_write(folder / name, text.encode())
+    return [*(folder / name for name in contents), *pictures]
+
+
+def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    escaped = [[cell.replace("|", "\\|").replace("\n", "\\n") for cell in line] for line in lines]
+    return "\n".join(
+        f"| {' | '.join(line)} |" for line in [headings, ["---"] * len(headings), *escaped]
+    )
+
+
+def _tried(rows: Sequence[_Row]):
+    for row in rows:
+        for each in row.get("tried", ()):
+            accuracy = f"{each['accuracy']:.1%}" if "accuracy" in each else ""
+            yield [row["name"], f"{each['rate']:g}", f"{each['loss']:.4f}", accuracy]
+
+
+def draw_pictures(folder: Path, rows: Sequence[_Row]) -> list[Path]:
+    """Draws the metric against trained parameters, against examples, and the validation losses."""
+    whole = [row for row in rows if not row["examples_per_class"]]
+    trained = [row["name"] for row in whole if row["parameters"]]
+    styles = {
+        name: {
+            "color": _COLORS[place % len(_COLORS)],
+            "marker": _MARKERS[place % len(_MARKERS)],
+            "label": name,
+        }
+        for place, name in enumerate(trained)
+    }
+    curve = [
+        row
+        for row in rows
+        if any(row["name"] == few["name"] for few in rows if few["examples_per_class"])
+    ]
+    made = [
+        (folder / "metric_by_parameters.png", _by_parameters, whole),
+        (folder / "losses.png", _losses, [row for row in whole if row["parameters"]]),
+        (folder / "metric_by_examples.png", _by_examples, curve),
+    ]
+    for path, draw, shown in made:
+        if shown:
+            figure, axes = new_figure(8, 4.5)
+            draw(axes, shown, styles)
+            figure.legend(loc="outside right center", frameon=False)
+            save_figure(figure, path)
+    return [path for path, _, shown in made if shown]
+
+
+def _scaled(row: _Row) -> tuple[float, float]:
+    scale = 100 if row["metric"] == "accuracy" else 1
+    return scale * row["mean"], scale * (row["deviation"] or 0)
+
+
+def _labelled(axes, rows: Sequence[_Row], label: str) -> None:
+    axes.set_ylabel("test accuracy (%)" if rows[0]["metric"] == "accuracy" else "nats an example")
+    axes.set_xlabel(label)
+
+
+def _by_parameters(axes, rows: Sequence[_Row], styles: Mapping[str, Any]) -> None:
+    colors = iter(_COLORS[::-1] * len(rows))
+    color = ""
+    for row in rows:
+        mean, deviation = _scaled(row)
+        if row["parameters"]:
+            style = styles[row["name"]] | {"linestyle": "none", "capsize": 3}
+            axes.errorbar([row["parameters"]], [mean], [deviation], markersize=8, **style)
+        else:
+            # A calibrated row has the colour of the row in front of it.
+            is_calibrated = row["name"].endswith(", calibrated")
+            color = color if is_calibrated else next(colors)
+            style = ":" if is_calibrated else "--"
+            axes.axhline(mean, color=color, linestyle=style, label=row["name"])
+    axes.set_xscale("log")
+    _labelled(axes, rows, "trained parameters (lines: none)")
+
+
+def _by_examples(axes, rows: Sequence[_Row], styles: Mapping[str, Any]) -> None:
+    for name in dict.fromkeys(row["name"] for row in rows):
+        points = sorted(
+            (row["train_examples"], *_scaled(row)) for row in rows if row["name"] == name
+        )
+        counts, means, deviations = zip(*points, strict=True)
+        axes.plot(counts, means, **styles[name])
+        low, high = (
+            [mean + sign * deviation for mean, deviation in zip(means, deviations, strict=True)]
+            for sign in (-1, 1)
+        )
+        axes.fill_between(counts, low, high, color=styles[name]["color"], alpha=0.15, linewidth=0)
+    axes.set_xscale("log")
+    _labelled(axes, rows, "training examples (bands: standard deviation over seeds)")
+
+
+def _losses(axes, rows: Sequence[_Row], styles: Mapping[str, Any]) -> None:
+    for row in rows:
+        lines = [line for line in read_metrics(row["metrics"]) if "validation/loss" in line]
+        steps = [line["step"] for line in lines]
+        axes.plot(steps, [line["validation/loss"] for line in lines], **styles[row["name"]])
+    axes.set_xlabel("step")
+    axes.set_ylabel("validation loss (nats an example)")
