@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from prompt_tuning_jax.cli import main
+from prompt_tuning_jax.cli.words import split_overrides
 from prompt_tuning_jax.config import load
 from prompt_tuning_jax.config.schema import all_keys
 
@@ -71,7 +72,9 @@ def test_every_command_is_understood():
     assert len(commands) > 10
     for line in commands:
         words = shlex.split(line)
-        overrides, rest = main.split_overrides(words[words.index("prompt-tuning") + 1 :])
+        overrides, rest = split_overrides(
+            words[words.index("prompt-tuning") + 1 :], main.program.commands
+        )
         command = main.program.commands[rest[0]]
         context = command.make_context(rest[0], rest[1:], obj=overrides)
         if "config_path" in context.params:

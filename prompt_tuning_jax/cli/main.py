@@ -2,7 +2,6 @@
 
 import _thread
 import contextlib
-import difflib
 import json
 import os
 import signal
@@ -18,15 +17,13 @@ import click
 
 from prompt_tuning_jax import __version__
 from prompt_tuning_jax.cli.listing import collect, copy_config, find_config, print_lists
-from prompt_tuning_jax.config.other_names import EPOCHS, known_as
-from prompt_tuning_jax.errors import RunError, UserError, hide, nearest, quote, short
+from prompt_tuning_jax.cli.words import key_named, split_overrides
+from prompt_tuning_jax.errors import RunError, UserError, hide, quote
 
 FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
 
-# The commands that take keys of the config, and the section that they take.
-_SECTIONS = {"train": "", "compare": "", "evaluate": "", "predict": "generation."}
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _config = click.option(
@@ -309,7 +306,7 @@ def env(as_json: bool) -> None:
 def run(arguments: list[str]) -> int:
     """Runs a command line and returns its exit status."""
     try:
-        overrides, words = split_overrides(arguments)
+        overrides, words = split_overrides(arguments, program.commands)
         with program.make_context("prompt-tuning", words or ["--help"], obj=overrides) as context:
             return program.invoke(context) or 0
     except click.exceptions.Exit as finished:
@@ -319,7 +316,7 @@ def run(arguments: list[str]) -> int:
             click.echo(hide(traceback.format_exc()), err=True)
         wrong = str(error)
         if isinstance(error, click.ClickException):
-            wrong = _names_key(error, arguments) or error.format_message()
+            wrong = key_named(error, arguments) or error.format_message()
         click.echo(f"error: {hide(wrong)}", err=True)
         return FAILED if isinstance(error, RunError) else USAGE
     except KeyboardInterrupt:
@@ -346,59 +343,6 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = FAILED
     sys.exit(status)
-
-
-def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Splits words into overrides and the words that click knows, without --debug."""
-    for word in arguments:
-        if word.encode(errors="replace").decode() != word:
-            raise UserError(f"{short(word, 200)} is not UTF-8: type it in a UTF-8 terminal")
-    overrides = [word for word in arguments if word.startswith("--config.")]
-    words = [word for word in arguments if word not in (*overrides, "--debug")]
-    if words and words[0].startswith("--") and words[0] not in ("--help", "--version"):
-        # Options in front of the command go behind it.
-        place = next((place for place, word in enumerate(words) if word in program.commands), 0)
-        words.insert(0, words.pop(place))
-    command = words[0] if words else ""
-    if command and not command.startswith("-") and command not in program.commands:
-        hint = nearest(command, program.commands)
-        known = ", ".join(program.commands)
-        raise UserError(f"{command!r} is not a command{hint}: expected one of {known}")
-    for word in overrides:
-        if command in ("list", "copy", "env"):
-            raise UserError(f"{command} takes no {word!r}: it reads no config")
-        if "=" not in word:
-            whole = quote(_with_value(arguments, arguments.index(word)))
-            raise UserError(f"{word!r} has no value: write {whole} as one word")
-    return overrides, words
-
-
-def _names_key(error: click.ClickException, words: list[str]) -> str:
-    """Returns what to type if a word that click refused names a key of the config, or ""."""
-    sections = [_SECTIONS[word] for word in words if word in _SECTIONS]
-    option = error.option_name if isinstance(error, click.NoSuchOption) else ""
-    near = getattr(error, "possibilities", None) or ()
-    if not sections or difflib.get_close_matches(option, near, cutoff=0.8):
-        return ""  # an option of the command, mistyped
-    for place, word in enumerate(words):
-        if word.startswith(option) if option else "=" in word and word in error.format_message():
-            name, _, value = _with_value(words, place).lstrip("-").partition("=")
-            if "epoch" in name:
-                return f"{word!r} counts epochs: {EPOCHS}"
-            from prompt_tuning_jax.config.schema import all_keys  # takes a second
-
-            keys = known_as(name.removeprefix("config."), all_keys())
-            keys = [key if "=" in key else f"{key}={value}" for key in keys]
-            typed = [quote(f"--config.{key}") for key in keys if key.startswith(sections[0])]
-            found = f"{word!r} names a key of the config: type {' or '.join(typed)}"
-            return found if typed else ""
-    return ""
-
-
-def _with_value(words: list[str], place: int) -> str:
-    """Returns a word together with the value behind it, as one word."""
-    word, value = [*words, "--"][place : place + 2]
-    return word if "=" in word else f"{word}={'VALUE' if value.startswith('--') else value}"
 
 
 @contextlib.contextmanager
