@@ -1,6 +1,5 @@
 """The command `prompt-tuning`: reads a command line, then imports what the command needs."""
 
-import _thread
 import contextlib
 import json
 import os
@@ -385,9 +384,10 @@ def _print_one_line(kind: type[BaseException], error: BaseException, _: Tracebac
 
 def _interrupt_again(fault: Any) -> None:
     """Repeats a Ctrl-C that Python dropped, because it came while jax's callback of the garbage
-    collector ran: about one in twenty does."""
+    collector ran: about one in twenty does. A real signal, as a read of stdin waits for one."""
     if fault.exc_type is KeyboardInterrupt:
-        threading.Timer(0.01, _thread.interrupt_main, [signal.SIGTERM]).start()
+        stop = threading.main_thread().ident, signal.SIGTERM
+        threading.Timer(0.01, signal.pthread_kill, stop).start()
     else:
         sys.__unraisablehook__(fault)
 
