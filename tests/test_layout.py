@@ -19,7 +19,7 @@ ROOMS = (
         "run",
     ),
     *("optimizers", "methods", "step", "score", "generate", "prepare", "train", "api"),
-    *("exchange", "forgetting", "compare", "cli"),
+    *("exchange", "forgetting", "search", "compare", "cli"),
 )
 STRANGERS = {("data", "models"), ("run", "models"), ("methods", "data"), ("methods", "run")}
 

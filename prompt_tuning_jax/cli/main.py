@@ -121,6 +121,31 @@ def compare(
     return status
 
 
+@program.command(options_metavar="--config FILE --workdir DIR [--config.KEY=VALUE]... [OPTIONS]")
+@_config
+@click.option(
+    "--workdir", metavar="DIR", help="The folder of the search. The same command again goes on."
+)
+@click.option("--fresh", is_flag=True, help="Start over if the workdir holds a search.")
+@_json
+@click.pass_obj
+def search(
+    overrides: list[str], config: str | None, workdir: str | None, fresh: bool, as_json: bool
+) -> int:
+    """Searches for a written prompt, as config.search says, and keeps the best as an artifact."""
+    if config is None or not workdir:
+        raise UserError("search needs both --config FILE and --workdir DIR")
+    with _uninterrupted():
+        from prompt_tuning_jax.cli.search import search_and_report
+        from prompt_tuning_jax.config import load
+    settings = load(config, overrides)
+    with _stdout_to_stderr(as_json):
+        status = search_and_report(settings, workdir, fresh, sys.argv)
+    if as_json and status == 0:
+        click.echo(Path(workdir, "report.json").read_text(encoding="utf-8").rstrip())
+    return status
+
+
 @program.command(
     options_metavar="[--artifact DIR | --prompt TEXT | --prompts FILE] [--config.KEY=VALUE]..."
     " [OPTIONS]"

@@ -111,7 +111,7 @@ def type_again(command: Sequence[str]) -> tuple[str, str]:
 def _report(lm: LanguageModel, task, config, result: Result, run: Path, again: str) -> list[Row]:
     """Writes the artifact, compares it on the test split, and writes and prints the report."""
     kept = run / ARTIFACT
-    with _writing(kept, again):
+    with writing(kept, again):
         api.save(result.artifact, kept)
     say(f"scoring {config.task.test}")
     began = time.perf_counter()
@@ -120,11 +120,11 @@ def _report(lm: LanguageModel, task, config, result: Result, run: Path, again: s
     say("")
     print_table(cells(rows), texts=["name"])
     say(f"{TIME}: training, or ranking several prompts; scoring took {duration(scored)} more")
-    with _writing(run / REPORT, again):
+    with writing(run / REPORT, again):
         write_report(run / REPORT, rows)
-    with _writing(kept / CARD):
+    with writing(kept / CARD):
         write_card(result.artifact, kept, rows)
-    with _writing(run / CURVES):
+    with writing(run / CURVES):
         draw_curves(run / METRICS, run / CURVES)
         say(f"\ncurves: {run / CURVES}")
     return rows
@@ -173,7 +173,7 @@ def _stopped(result: Result, again: str, start: dict[str, Any]) -> int:
 
 
 @contextlib.contextmanager
-def _writing(path: Path, again: str = ""):
+def writing(path: Path, again: str = ""):
     """Turns a failed write into an error that says how to go on (`again`), or without that, for a
     file that a run can do without, into a warning."""
     try:

@@ -9,7 +9,7 @@ from prompt_tuning_jax.config.other_names import EPOCHS, known_as
 from prompt_tuning_jax.errors import UserError, nearest, quote, short
 
 # The commands that take keys of the config, and the section that they take.
-_SECTIONS = {"train": "", "compare": "", "evaluate": "", "predict": "generation."}
+_SECTIONS = {"train": "", "search": "", "compare": "", "evaluate": "", "predict": "generation."}
 
 
 def split_overrides(arguments: list[str], commands: Collection[str]) -> tuple[list[str], list[str]]:

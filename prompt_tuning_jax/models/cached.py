@@ -39,6 +39,19 @@ def _bake(module: Decoder, params, given: Given, shared):
     return baked
 
 
+def bake_rows(module: Decoder, params, fronts):
+    """Computes many fronts at once, int32[N, S]. Returns their keys and values, `[N, L, S, K, d]`,
+    each a prefix as `bake` makes it, and the hidden states `[N, S, D]`."""
+    places = jnp.broadcast_to(jnp.arange(fronts.shape[1]), fronts.shape)
+    ones, shared = jnp.ones_like(places), jnp.zeros((0,), jnp.int32)
+    hidden, kept = module.apply(
+        {"params": params}, shared, fronts, places, ones, 0 * ones, places, mutable=["cache"]
+    )
+    layers, last = (kept["cache"][name]["attention"] for name in ("layers", "last"))
+    whole = {name: jnp.concatenate([layers[name], last[name][None]]) for name in ("k", "v")}
+    return whole["k"].transpose(1, 0, 4, 2, 3), whole["v"].transpose(1, 0, 3, 2, 4), hidden
+
+
 def split_layers(module: Decoder, variables) -> list:
     """Returns the variables (from `bind`) of each of the L layers, on the default device.
 

@@ -26,6 +26,7 @@ PROFILE = "profile"
 REPORT = "report.json"
 CURVES = "curves.png"
 RUN = "run.json"
+SEARCH = "search.json"
 
 _LOCK = ".lock"
 # What `fresh` deletes. The config is last: after a kill on the way it still says whose the rest is.
@@ -125,7 +126,7 @@ def tie_to_config(folder: Path, config: ConfigDict, fresh: bool = False) -> None
 
 
 def _delete_run(folder: Path) -> None:
-    for path in (folder / name for name in _WRITTEN):
+    for path in (folder / name for name in (SEARCH, *_WRITTEN)):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

@@ -1,0 +1,40 @@
+"""Searches for a hard prompt, which a person can read and copy: a file each, and a line each in
+`SEARCHES`.
+
+A search is `make(config.search, words, prompt) -> state, propose`, and `KEYS`, those of the section
+that it alone has. `propose(state, rng, scored, gradient) -> state, candidates int[n, P]` is pure.
+A state is a dict of what JSON can hold; the gradient is taken at its `prompt`, or else at the best
+prompt. It is that of the loss in the vectors of the prompt, float32[P, E] (`words.changes` makes
+[P, V] of it), or None if the search says `GUIDED = False`.
+"""
+
+from types import ModuleType
+
+from prompt_tuning_jax.config.key import among, number, string, switch, whole
+from prompt_tuning_jax.search import gradient, pez, random_swaps
+from prompt_tuning_jax.search.loop import Found, run
+
+__all__ = ("KEYS", "SEARCHES", "Found", "run")
+
+SEARCHES: dict[str, ModuleType] = {"gradient": gradient, "pez": pez, "random": random_swaps}
+KEYS = {
+    "name": among("gradient", SEARCHES),
+    # Tokens of the prompt; 0: as many as the start has.
+    "num_tokens": whole(0),
+    # The prompt to start from; '' draws words.
+    "start": string(""),
+    # Where the prompt stands, as {soft}; '' is config.task.template.
+    "template": string(""),
+    # Whole printable words alone, which a person can read and copy.
+    "words_only": switch(True),
+    # Weight of the model's own negative log-likelihood of the prompt, nats a token.
+    "fluency": number(0.0),
+    "rounds": whole(40, 1),
+    # In a round: new prompts, the examples that each is scored on, and how many times as many
+    # other examples the best few are scored on again.
+    "candidates": whole(16, 1),
+    "examples": whole(32, 1),
+    "again": whole(2, 1),
+    # Rounds from one validation to the next.
+    "validate_every": whole(8, 1),
+}

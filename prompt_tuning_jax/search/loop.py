@@ -1,0 +1,223 @@
+"""The loop of every search: propose, score on training examples, keep the best by other examples,
+and choose on the validation split. What counts is the text of a prompt, tokenised again."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from prompt_tuning_jax import search
+from prompt_tuning_jax.data.batch import (
+    batch_indices,
+    make_order,
+    pack_batch,
+    plan_shapes,
+    shared_length,
+)
+from prompt_tuning_jax.data.task import Task, training_records, validation_records
+from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.exchange import keep_prompt
+from prompt_tuning_jax.models.language_model import LanguageModel
+from prompt_tuning_jax.models.sites import NOTHING
+from prompt_tuning_jax.run.artifact import Artifact
+from prompt_tuning_jax.run.folder import SEARCH, tie_to_config, writable
+from prompt_tuning_jax.run.processes import stop_requested
+from prompt_tuning_jax.run.progress import Progress
+from prompt_tuning_jax.score import score
+from prompt_tuning_jax.search.score import Part, label_loss, loss_gradient, score_prompts
+from prompt_tuning_jax.search.text import Place, find_place, first_prompt
+from prompt_tuning_jax.search.words import find_words
+from prompt_tuning_jax.storage import atomic_write
+
+TWICE = 4  # prompts that a round scores on further examples, the one that it began with first
+VALIDATED = 2  # the best of these, at most
+
+
+class Scored(NamedTuple):
+    """Prompts int[n, P], and their losses float[n] on the same examples."""
+
+    prompts: np.ndarray
+    losses: np.ndarray
+
+    @property
+    def best(self) -> np.ndarray:
+        """The prompt with the lowest loss, the first of equals."""
+        return self.prompts[self.losses.argmin()]
+
+
+class Found(NamedTuple):
+    """What `run` returns.
+
+    Attributes:
+      prompt: the text of the prompt that is the best on the validation split.
+      template: the template with it, as `evaluate --prompt` takes it.
+      artifact: of this template, without tensors.
+      history: an entry for each prompt that was validated, the start first: round, ids, prompt,
+        template, and on the validation split loss (nats, among the labels) and accuracy.
+      finished: false if the search was stopped.
+      seconds: of all starts together.
+    """
+
+    prompt: str
+    template: str
+    artifact: Artifact
+    history: list[dict[str, Any]]
+    finished: bool
+    seconds: float
+
+
+def run(
+    lm: LanguageModel,
+    task: Task,
+    config: Any,
+    folder: Path | None = None,
+    log: Callable = print,
+    fresh: bool = False,
+) -> Found:
+    """Searches for a prompt as `config.search` says. The test split is not read.
+
+    With a folder a search that was stopped goes on there, and ends as if it had not been; `fresh`
+    starts over.
+
+    Raises:
+      UserError: the task has no labels, or the start, its template or the words do not fit.
+    """
+    settings = config.search
+    if task.target or config.demonstrations.number:
+        given = "config.task.target" if task.target else "config.demonstrations.number"
+        raise UserError(f"a search ranks labels behind a prompt alone: leave out {given}")
+    rows, held_out = training_records(task, config.task), validation_records(task, config.task)
+    place = find_place(lm, task, rows[0], settings, config.task.max_length)
+    words = find_words(lm, settings.words_only)
+    first = first_prompt(place, settings, words, np.random.default_rng(config.seed))
+    state, propose = search.SEARCHES[settings.name].make(settings, words, first)
+    take_round = make_round(place, config, propose, plan(place, rows, len(first), config, log))
+    digest = hashlib.sha256(json.dumps([rows, held_out], sort_keys=True).encode()).hexdigest()
+    if folder:
+        tie_to_config(Path(folder), config, fresh)
+    # All that a search needs to go on.
+    now: dict[str, Any] = {"sources": [lm.fingerprint, digest], "round": 0, "seconds": 0.0}
+    begin = [[state.get("prompt", first.tolist())], [0.0]]
+    now |= {"state": state, "scored": begin, "history": [], "left_out": 0}
+    now |= restore(folder, now["sources"], log)
+    began = time.perf_counter() - now["seconds"]
+    forwards = settings.candidates + TWICE * settings.again
+    progress = Progress("prompts scored", log, (settings.rounds - now["round"]) * forwards)
+    if not now["history"]:
+        validate(place, held_out, np.array(begin[0][0]), now, log)
+    with stop_requested(log) as stopping:
+        while now["round"] < settings.rounds and not stopping:
+            scored = take_round(now, Scored(*map(np.array, now["scored"])))
+            now["scored"], now["round"] = [part.tolist() for part in scored], now["round"] + 1
+            progress.add(forwards)
+            due = now["round"] == settings.rounds or now["round"] % settings.validate_every == 0
+            # Without a folder a search that stops cannot go on.
+            if due or (stopping and not folder):
+                for index in scored.losses.argsort(kind="stable")[:VALIDATED]:
+                    validate(place, held_out, scored.prompts[index], now, log)
+            now["seconds"] = time.perf_counter() - began
+            if folder and (due or stopping):
+                with writable(folder):
+                    atomic_write(Path(folder, SEARCH), json.dumps(now).encode())
+    if now["left_out"]:
+        log(f"{now['left_out']} prompts were left out: their text gives other tokens")
+    return _found(place, config, now)
+
+
+def _found(place: Place, config: Any, now: Mapping[str, Any]) -> Found:
+    by_accuracy = config.best_by == "accuracy"
+    best = min(now["history"], key=lambda e: (-e["accuracy"] * by_accuracy, e["loss"]))
+    artifact = keep_prompt(place.lm, place.task, config, best["template"])
+    metrics = {f"validation_{name}": best[name] for name in ("loss", "accuracy")}
+    artifact = artifact._replace(manifest=artifact.manifest | {"metrics": metrics})
+    end = now["history"], now["round"] == config.search.rounds, now["seconds"]
+    return Found(best["prompt"], best["template"], artifact, *end)
+
+
+def make_round(place: Place, config: Any, propose: Callable, part_of: Callable) -> Callable:
+    """Returns a function of what is known now and the prompts of the last round, which proposes,
+    and returns the prompt that it began with and the best new ones, scored again."""
+    settings, lm = config.search, place.lm
+    guided = getattr(search.SEARCHES[settings.name], "GUIDED", True)
+
+    def losses(prompts, part):
+        scores, own = score_prompts(lm, prompts, part)
+        return np.asarray(label_loss(scores, part.answers) + settings.fluency * own, np.float64)
+
+    def take_round(now, scored):
+        rng = np.random.default_rng([config.seed, now["round"]])
+        new, *others = (part_of(now["round"], number) for number in range(1 + settings.again))
+        at = np.array(now["state"].get("prompt", scored.best))
+        gradient = loss_gradient(lm, at, new) if guided else None
+        now["state"], made = propose(now["state"], rng, scored, gradient)
+        made = np.unique(made[(made != scored.best).any(1)], axis=0)
+        readable = [prompt for prompt in made if place.reads_as(prompt)]
+        now["left_out"] += len(made) - len(readable)
+        best = [scored.best]
+        if readable:
+            order = losses(np.array(readable), new).argsort(kind="stable")[: TWICE - 1]
+            best += filter(place.reads_as, join(scored.best, [readable[n] for n in order]))
+        found = np.array(best)
+        return Scored(found, np.mean([losses(found, part) for part in others], axis=0))
+
+    return take_round
+
+
+def validate(place: Place, rows, prompt: np.ndarray, now: dict[str, Any], log: Callable) -> None:
+    """Adds an entry to the history: the scores of a prompt's text alone."""
+    if prompt.tolist() in [entry["ids"] for entry in now["history"]]:
+        return
+    text, template = place.write(prompt)
+    examples = place.encode(rows, template)
+    scores, answers = score(place.lm, examples, NOTHING), np.array([e.answer for e in examples])
+    loss, accuracy = label_loss(scores, answers), (scores.argmax(1) == answers).mean()
+    entry = {"round": now["round"], "ids": prompt.tolist(), "prompt": text, "template": template}
+    now["history"].append(entry | {"loss": float(loss), "accuracy": float(accuracy)})
+    log(f"after round {now['round']}, validation {accuracy:.1%}, loss {loss:.3f}: {text!r}")
+
+
+def plan(place: Place, rows, size: int, config: Any, log: Callable) -> Callable:
+    """Returns a function of a round and of which part of it, from 0: the examples, packed."""
+    settings, labels = config.search, len(place.task.labels)
+    examples, each = place.encode(rows, size=size), 1 + settings.again
+    order, shared = make_order(len(examples), config.seed), shared_length(examples)
+    steps = range(settings.rounds * each)
+    planned = np.stack([batch_indices(order, step, settings.examples) for step in steps])
+    shapes = plan_shapes(examples, planned, shared, ranked=True)
+    shown = " or ".join(f"{shape.rows} x {shape.length}" for shape in shapes)
+    log(f"{len(rows)} examples; {size} tokens in {shared} shared positions, and {shown} in rows")
+
+    def part_of(number: int, which: int) -> Part:
+        chosen = [examples[index] for index in planned[number * each + which]]
+        answers = np.array([example.answer for example in chosen])
+        return Part(pack_batch(chosen, shared, shapes, ranked=True), answers, labels)
+
+    return part_of
+
+
+def join(prompt: np.ndarray, ranked: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Returns the best of some prompts, and it with the changes to `prompt` of the next ones too,
+    at places where no better one has a change."""
+    joined = [ranked[0]]
+    for other in ranked[1:]:
+        joined.append(np.where(joined[-1] == prompt, other, joined[-1]))
+    return joined
+
+
+def restore(folder: Path | None, sources: Sequence[str], log: Callable) -> dict[str, Any]:
+    """Returns what a search that was stopped left in its folder, if any."""
+    if not folder or not (path := Path(folder, SEARCH)).exists():
+        return {}
+    again = "give another --workdir, or --fresh to start over here"
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if saved["sources"] != sources:
+            raise UserError(f"the model or the data of '{folder}' changed: {again}")
+        log(f"going on after round {saved['round']}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"'{path}' is damaged: {again}") from error
+    return dict(saved)

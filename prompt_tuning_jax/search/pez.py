@@ -1,0 +1,59 @@
+"""PEZ (Wen et al. 2023): the gradient at the nearest tokens moves a continuous copy of the prompt,
+by Adam. One candidate a round."""
+
+import numpy as np
+
+from prompt_tuning_jax.config.key import number, string
+from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.models.sites import PROMPT
+from prompt_tuning_jax.run.artifact import load_artifact
+
+KEYS = {
+    "learning_rate": number(0.05),
+    # The artifact of a soft prompt of `num_tokens`, to begin with in place of the start's vectors.
+    "start_file": string(""),
+}
+EPSILON = 1e-8
+
+
+def make(settings, words, prompt):
+    """Returns the state, and the function that proposes."""
+
+    def propose(state, rng, scored, gradient):
+        vectors, mean, square = (
+            np.array(state[name], np.float32) for name in ("vectors", "mean", "square")
+        )
+        step = state["step"] + 1
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
+        moved = mean / (1 - 0.9**step) / (np.sqrt(square / (1 - 0.999**step)) + EPSILON)
+        state = _state(vectors - settings.learning_rate * moved, mean, square, step, words)
+        return state, np.array([state["prompt"]])
+
+    vectors = words.embeddings[prompt]
+    if settings.start_file:
+        found = load_artifact(settings.start_file).tensors.get(PROMPT)
+        if found is None or found.shape != vectors.shape:
+            raise UserError(
+                f"config.search.start_file is {settings.start_file!r}, which holds"
+                f" {'no soft prompt' if found is None else found.shape}: expected a soft prompt of"
+                f" {vectors.shape}, the number of tokens and the model's width"
+            )
+        vectors = np.asarray(found, np.float32)
+    none = np.zeros_like(vectors)
+    return _state(vectors, none, none, 0, words), propose
+
+
+def _state(vectors, mean, square, step, words):
+    arrays = {"vectors": vectors, "mean": mean, "square": square}
+    prompt = nearest_tokens(vectors, words).tolist()
+    return {name: a.tolist() for name, a in arrays.items()} | {"step": step, "prompt": prompt}
+
+
+def nearest_tokens(vectors: np.ndarray, words) -> np.ndarray:
+    """Returns int[P], the word at each place whose embedding is the nearest."""
+    found = []
+    for place, vector in enumerate(vectors):
+        ids = words.at(place)
+        own = words.embeddings[ids]
+        found.append(ids[((own**2).sum(1) - 2 * own @ vector).argmin()])
+    return np.array(found)

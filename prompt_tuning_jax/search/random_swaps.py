@@ -1,0 +1,18 @@
+"""Random swaps: the control. It has as many forwards as the gradient search, and no gradient."""
+
+from prompt_tuning_jax.config.key import Key
+from prompt_tuning_jax.search.words import swap
+
+KEYS: dict[str, Key] = {}
+GUIDED = False
+GRADIENT = 3  # the forwards that a gradient takes the time of
+
+
+def make(settings, words, prompt):
+    """Returns no state, and the function that proposes."""
+    count, choices = settings.candidates + GRADIENT, [words.at(n) for n in range(len(prompt))]
+
+    def propose(state, rng, scored, gradient):
+        return state, swap(scored.best, count, rng, choices)
+
+    return {}, propose

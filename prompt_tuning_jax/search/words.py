@@ -1,0 +1,67 @@
+"""The words that searches draw from, and changes of single ones."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.models.language_model import LanguageModel
+
+
+class Words(NamedTuple):
+    """The ids to draw from, for the first token of a prompt and for all others, and what the model
+    reads at every id, float32[V, E]."""
+
+    first: np.ndarray
+    others: np.ndarray
+    embeddings: np.ndarray
+
+    def at(self, place: int) -> np.ndarray:
+        """Returns the ids for a place of the prompt."""
+        return self.others if place else self.first
+
+    def changes(self, gradient: np.ndarray, prompt: np.ndarray) -> np.ndarray:
+        """Returns float32[P, V], by how much each token at each place would change the loss if that
+        were linear in the vectors, by its gradient float32[P, E]."""
+        products = gradient @ self.embeddings.T
+        return products - products[np.arange(len(prompt)), prompt][:, None]
+
+
+def find_words(lm: LanguageModel, words_only: bool) -> Words:
+    """Returns the tokens that their own text gives back: of whole printable words, or all.
+
+    Raises:
+      UserError: there is none.
+    """
+    tokenizer, first, others = lm.tokenizer, [], []
+    anchor = tokenizer.encode("a")[0]
+    for index in tokenizer.text_ids:
+        text = tokenizer.decode([*anchor, index])[1:]
+        word, is_word = text.removeprefix(" "), text.removeprefix(" ").isalpha()
+        # A backslash has a meaning in a template.
+        fits = is_word if words_only else text.isprintable() and not set("\\\ufffd") & {*text}
+        if fits and tokenizer.encode(word)[0] == [index]:
+            first.append(index)
+        follows = fits and (word != text or not words_only)
+        if follows and tokenizer.encode(f"a{text}")[0] == [*anchor, index]:
+            others.append(index)
+    if not first or not others:
+        raise UserError(
+            "the model's vocabulary has no whole words to search among: give"
+            " --config.search.words_only=false"
+        )
+    embeddings = np.asarray(lm.embed(np.arange(lm.spec.vocabulary)))
+    return Words(np.array(first), np.array(others), embeddings)
+
+
+def swap(
+    prompt: np.ndarray, count: int, rng: np.random.Generator, choices: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Returns int[count, P], the prompt with one token changed each: a place that is drawn, and
+    there one of its choices."""
+    made = np.repeat(prompt[None], count, axis=0)
+    for row in made:
+        place = int(rng.integers(len(prompt)))
+        row[place] = rng.choice(choices[place])
+    return made

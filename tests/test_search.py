@@ -1,0 +1,235 @@
+"""Searches for a hard prompt, on the small model and by the command."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import plain_model
+import pytest
+import tiny_runs
+from scipy.spatial import distance
+
+from prompt_tuning_jax import api, search
+from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.data.batch import evaluation_batches, evaluation_shape
+from prompt_tuning_jax.data.task import Source, Task
+from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.models.sites import PROMPT, Given
+from prompt_tuning_jax.run.artifact import load_artifact
+from prompt_tuning_jax.score import encode_for
+from prompt_tuning_jax.search import gradient, loop, pez, score, text, words
+
+LM, PLAIN = plain_model.make()
+LABELS = (("0", "the"), ("1", "bin"), ("2", "t"))
+TOPICS = ("fast cars", "tea and milk", "old ships")
+ROWS = [{"text": f"{TOPICS[n % 3]} {n * 7 % 10}", "label": str(n % 3)} for n in range(24)]
+SPLITS = {"train": ROWS[:12], "validation": ROWS[12:18], "test": ROWS[18:]}
+TASK = Task(
+    *("made_up", "{soft}: {text}", LABELS, ("accuracy",), ("text",)), lambda: Source(SPLITS)
+)
+SETTINGS = {
+    "start": "we see",
+    "words_only": False,
+    "rounds": 4,
+    "candidates": 5,
+    "examples": 4,
+    "validate_every": 1,
+}
+
+
+def make_config(**settings):
+    return configs.build({"best_by": "accuracy", "search": SETTINGS | settings})
+
+
+def find(folder=None, log=lambda line: None, **settings):
+    return search.run(LM, TASK, make_config(**settings), folder, log)
+
+
+def pack(examples):
+    """All examples in one ranked batch, in the order of the answers."""
+    shared = 5  # of `plain_model.random_examples`
+    shape = evaluation_shape(examples, shared, positions=10**6)
+    [(batch, index)] = evaluation_batches(examples, shared, shape)
+    answers = np.array([examples[number].answer for number in index])
+    return score.Part(batch, answers, len(examples[0].tails)), [examples[n] for n in index]
+
+
+def label_loss(scores, answers):
+    """Written out, one example after the other."""
+    shares = [
+        row[answer] - np.logaddexp.reduce(row) for row, answer in zip(scores, answers, strict=True)
+    ]
+    return -np.mean(shares)
+
+
+def test_scores_of_many_prompts_are_those_of_each_alone():
+    part, examples = pack(plain_model.random_examples(0, 7))
+    prompts = np.random.default_rng(1).integers(3, 260, (6, 3))
+    scores, own = score.score_prompts(LM, prompts, part)
+    for prompt, found, likelihood in zip(prompts, scores, own, strict=True):
+        alone = [each._replace(trunk=score.fill(each.trunk, prompt[None])[0]) for each in examples]
+        wanted = plain_model.answer_scores(PLAIN, alone)
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+        assert score.label_loss(found, part.answers) == pytest.approx(
+            label_loss(wanted, part.answers), abs=1e-4
+        )
+        front = [1, *prompt]
+        nats = plain_model.log_probabilities(PLAIN, front)[np.arange(3), prompt]
+        assert likelihood == pytest.approx(-nats.mean(), abs=1e-4)
+
+
+def test_the_gradient_and_its_linearisation_are_the_slopes_of_the_plain_loss():
+    part, examples = pack(plain_model.random_examples(2, 4))
+    prompt = np.array([40, 50, 60])
+    found = score.loss_gradient(LM, prompt, part)
+
+    def loss(vectors):
+        given = Given({PROMPT: vectors})
+        return label_loss(plain_model.answer_scores(PLAIN, examples, given), part.answers)
+
+    table = PLAIN.outside["embed/embedding"]
+    np.testing.assert_allclose(found, plain_model.slope(loss, table[prompt]), atol=1e-4)
+    pool = words.find_words(LM, words_only=False)
+    changes = pool.changes(found, prompt)
+    for place, token in ((0, 7), (2, 99)):
+        towards = np.zeros((3, LM.spec.width))
+        towards[place] = table[token] - table[prompt[place]]
+        slope = (loss(table[prompt] + 1e-4 * towards) - loss(table[prompt] - 1e-4 * towards)) / 2e-4
+        assert changes[place, token] == pytest.approx(slope, abs=1e-3)
+
+
+def test_guided_swaps_change_one_token_to_one_of_the_best():
+    pool, prompt = words.find_words(LM, words_only=False), np.array([40, 50, 60])
+    slopes = np.random.default_rng(3).normal(size=(3, LM.spec.width)).astype(np.float32)
+    settings = configs.build({"search": {"top_k": 2, "candidates": 40}}).search
+    _, propose = gradient.make(settings, pool, prompt)
+    scored = loop.Scored(np.array([prompt + 9, prompt]), np.array([1.0, 0.5]))
+    made = propose({}, np.random.default_rng(0), scored, slopes)[1]
+    products = slopes @ pool.embeddings.T
+    for row in made:
+        [place] = np.flatnonzero(row != prompt)
+        others = np.setdiff1d(pool.at(place), prompt[place])
+        assert row[place] in others[products[place][others].argsort()[:2]]
+    joined = loop.join(
+        prompt, [np.array([1, 50, 60]), np.array([2, 50, 60]), np.array([40, 3, 60])]
+    )
+    assert np.array_equal(joined, [[1, 50, 60], [1, 50, 60], [1, 3, 60]])
+
+
+def test_pez_stands_at_the_nearest_words_of_a_copy_that_adam_moves(tmp_path):
+    pool = words.find_words(LM, words_only=False)
+    vectors = np.random.default_rng(4).normal(0, 0.3, (3, LM.spec.width)).astype(np.float32)
+    made = find(name="random", num_tokens=3, start="").artifact
+    made.manifest["method"] = "soft_prompt"
+    made.manifest.pop("demonstrations")
+    api.save(made._replace(tensors={PROMPT: vectors}), tmp_path / "soft")
+    settings = make_config(name="pez", start_file=str(tmp_path / "soft"), learning_rate=0.1).search
+    state, propose = pez.make(settings, pool, np.array([40, 50, 60]))
+    slopes = np.random.default_rng(5).normal(size=vectors.shape).astype(np.float32)
+    moved = vectors - 0.1 * np.sign(slopes)  # the first step of Adam
+    for wanted in (vectors, moved):
+        far = distance.cdist(wanted, pool.embeddings)
+        nearest = [pool.at(n)[far[n, pool.at(n)].argmin()] for n in range(3)]
+        assert state["prompt"] == nearest
+        np.testing.assert_allclose(state["vectors"], wanted, atol=1e-5)
+        state, made = propose(json.loads(json.dumps(state)), None, None, slopes)
+        assert made.tolist() == [state["prompt"]]
+    with pytest.raises(UserError, match=r"holds \(3, 24\): expected a soft prompt of \(2, 24\)"):
+        pez.make(settings, pool, np.array([40, 50]))
+
+
+def test_words_are_whole_printable_and_read_as_they_are_written():
+    pool = words.find_words(LM, words_only=True)
+    shown = [LM.tokenizer.decode([index]) for index in pool.others]
+    assert sorted(shown) == [" t", " the"]
+    assert {LM.tokenizer.decode([index]) for index in pool.first} >= {"t", "he", "Z"}
+    found = find(name="random", words_only=True, start="", num_tokens=3)
+    for entry in found.history:
+        assert all(word.isalpha() and word.isprintable() for word in entry["prompt"].split(" "))
+
+
+@pytest.mark.parametrize("name", search.SEARCHES)
+def test_a_search_that_was_stopped_ends_as_one_that_was_not(name, tmp_path):
+    settings = {"name": name} | ({"learning_rate": 0.5} if name == "pez" else {})
+    whole, lines = find(**settings), []
+
+    def stop(line):
+        if line.startswith("after round 2"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    first = find(tmp_path, stop, **settings)
+    assert not first.finished and first.history == whole.history[: len(first.history)]
+    again = find(tmp_path, lines.append, **settings)
+    assert again.finished and "going on after round 2" in lines
+    assert again._replace(seconds=0, artifact=None) == whole._replace(seconds=0, artifact=None)
+    assert again.history[-1]["round"] > 0
+
+
+def test_what_is_reported_is_what_the_text_alone_gives(tmp_path):
+    found = find(name="gradient", rounds=3)
+    best = max(found.history, key=lambda entry: (entry["accuracy"], -entry["loss"]))
+    assert best["template"] == found.template == f"{found.prompt}: {{text}}"
+    assert found.artifact.tensors == {}
+    for how in ({"prompt": found.template}, {"artifact": found.artifact}):
+        scored = api.evaluate(LM, TASK, **how, split="validation", log=lambda line: None)
+        assert scored["accuracy"] == best["accuracy"]
+    examples = encode_for(LM, TASK, SPLITS["validation"], Given(), template=found.template)
+    scores = plain_model.answer_scores(PLAIN, examples)
+    answers = [example.answer for example in examples]
+    assert best["loss"] == pytest.approx(label_loss(scores, answers), abs=1e-4)
+
+
+def test_a_prompt_whose_text_gives_other_tokens_is_left_out():
+    place = text.find_place(LM, TASK, ROWS[0], make_config().search, 0)
+    h, e, he = (LM.tokenizer.encode(part)[0][0] for part in ("h", "e", "he"))
+    assert place.reads_as(np.array([he, e])) and not place.reads_as(np.array([h, e]))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_tokens": 3}, "start has 6 tokens and config.search.num_tokens is 3"),
+        ({"start": ""}, "neither start nor num_tokens"),
+        ({"start": "see {text}"}, "'see {text}', with a field"),
+        ({"start": "we {{"}, None),
+        ({"start": "we h", "template": "{soft}e {text}"}, None),
+        ({"template": "{text} {soft}"}, "no place for a searched prompt"),
+        ({"template": "{soft}"}, "no place for a searched prompt"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(given, message):
+    if message is None:
+        assert find(**given, rounds=1).finished  # a line ends behind it; braces are text
+        return
+    with pytest.raises(UserError, match=message):
+        find(**given)
+
+
+def test_a_target_and_a_vocabulary_without_words_are_refused(monkeypatch):
+    with pytest.raises(UserError, match=r"leave out config\.task\.target"):
+        search.run(LM, TASK._replace(target="{text}"), make_config())
+    monkeypatch.setattr(LM.tokenizer, "text_ids", [LM.tokenizer.encode("1")[0][0]])
+    with pytest.raises(UserError, match="no whole words to search among"):
+        find(words_only=True)
+
+
+def test_the_command_stops_goes_on_and_reports_the_text(typed, tmp_path):
+    command = [
+        *("search", "--config", tiny_runs.world().config, "--workdir", "found"),
+        *("--config.search.start=say b", "--config.search.words_only=false"),
+        *("--config.search.rounds=3", "--config.search.candidates=4"),
+        *("--config.search.validate_every=1", "--config.search.examples=6"),
+    ]
+    done = typed(*command, "--json")
+    assert done.status == 0, done.err
+    rows = json.loads(done.out)["rows"]
+    assert [row["name"] for row in rows] == ["start", "searched prompt"]
+    kept = load_artifact("found/artifact")
+    for how in (
+        ["--artifact", "found"],
+        ["--config", command[2], "--prompt", kept.manifest["template"]],
+    ):
+        again = typed("evaluate", *how, "--json")
+        assert json.loads(again.out)["accuracy"] == rows[1]["accuracy"], again.err
+    assert "another config" in typed(*command, "--config.search.rounds=4").err
