@@ -38,6 +38,7 @@ setup(
         "rouge-score>=0.1.2,<0.2",
         "sacrebleu>=2.4,<3",
         "safetensors>=0.6,<0.9",
+        "scipy>=1.14,<2",
         "tensorboardX>=2.6.4,<3",
         "tensorflow-datasets>=4.9.9,<5",
         "tokenizers>=0.22.2,<0.24",

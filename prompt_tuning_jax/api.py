@@ -11,6 +11,7 @@ import numpy as np
 
 from prompt_tuning_jax import metrics
 from prompt_tuning_jax import score as scoring
+from prompt_tuning_jax.calibration import Calibration
 from prompt_tuning_jax.data.chat import read_chat
 from prompt_tuning_jax.data.demonstrations import fit_demonstrations
 from prompt_tuning_jax.data.encode import count_shortened, encode_examples, group_by_input
@@ -32,9 +33,10 @@ def evaluate(
     task: Task,
     artifact: Artifact | str | os.PathLike | None = None,
     *,
-    split: str = "test",
+    split: str | Sequence[Record] = "test",
     prompt: str | None = None,
     demonstrations: Sequence[Record] = (),
+    calibration: Calibration | None = None,
     generation: Settings | None = DEFAULTS,
     seed: int = 0,
     max_length: int = 0,
@@ -46,12 +48,13 @@ def evaluate(
       lm: from `load`.
       task: from `data.task.make_task`.
       artifact: what tailors the model, or its folder; None for the model alone.
-      split: 'train', 'validation', 'test', or a part such as 'test[:100]'.
+      split: 'train', 'validation', 'test', a part such as 'test[:100]', or records of them.
       prompt: a written prompt for the model alone. It replaces `{soft}` in the template, or the
         whole template if it names a field itself.
       demonstrations: answered records in front of every example of the model alone, from
         `data.demonstrations.choose_demonstrations`. The first ones are kept if not all fit. With
         a target only the loss is measured.
+      calibration: of the labels' scores; by default the artifact's, if it has one.
       generation: how a task with a target writes its texts; None measures only the loss.
       seed: of the random draws if `generation` has a temperature.
       max_length: the most positions of an example, 0 for all of the model's. It counts for the
@@ -67,12 +70,14 @@ def evaluate(
       at the most new tokens; texts_shortened, inputs that lost the end of their longest field to
       make room for a text.
       With demonstrations: demonstrations, the number in front of each example.
+      With a calibration: calibrated, the metrics of calibrated scores; all else is without it.
 
     Raises:
       UserError: the artifact belongs to another model, or a template, split or record is wrong.
       RunError: the model's scores are not finite.
     """
     artifact = None if artifact is None else _read(artifact)
+    calibration = calibration or _calibration(task, artifact)
     scores, answers, counts = label_scores(
         lm,
         task,
@@ -85,11 +90,17 @@ def evaluate(
     )
     found = scoring.loss_and_accuracy(scores, answers) | counts
     if not task.target:
-        values = [value for value, _ in task.labels]
-        return found | metrics.label_metrics(scores.argmax(1), answers, values, task.metrics)
+        values, names = [value for value, _ in task.labels], [*task.metrics]
+        if calibration is None:
+            return found | metrics.label_metrics(scores, answers, values, names)
+        names = [*dict.fromkeys(["accuracy", *names, "calibration_error"])]
+        found |= metrics.label_metrics(scores, answers, values, names)
+        calibrated = metrics.label_metrics(calibration.apply(scores), answers, values, names)
+        return found | {"calibrated": calibrated}
     if generation is None or demonstrations:
         return found
-    use, rows = _use(lm, task, artifact, prompt or "", max_length), select_records(task, split)
+    use = _use(lm, task, artifact, prompt or "", max_length)
+    rows = select_records(task, split) if isinstance(split, str) else split
     return found | _text_metrics(lm, task, rows, use, generation, seed, log)
 
 
@@ -112,7 +123,7 @@ def label_scores(
     task: Task,
     artifact: Artifact | str | os.PathLike | None = None,
     *,
-    split: str = "test",
+    split: str | Sequence[Record] = "test",
     prompt: str | None = None,
     demonstrations: Sequence[Record] = (),
     max_length: int = 0,
@@ -125,7 +136,7 @@ def label_scores(
             " demonstrations"
         )
     use = _use(lm, task, artifact, prompt or "", max_length)
-    rows = select_records(task, split)
+    rows = select_records(task, split) if isinstance(split, str) else split
     counts: dict[str, int] = {}
     if demonstrations:
         measure = functools.partial(_encode_whole, lm, task, use.template)
@@ -175,7 +186,8 @@ def predict(
     if isinstance(records, str | Mapping):
         # Otherwise each character, or each field's name, would be a record.
         raise UserError(f"records is one {type(records).__name__}: give a list of it, [record]")
-    use = _use(lm, task, artifact)
+    artifact = None if artifact is None else _read(artifact)
+    use, calibration = _use(lm, task, artifact), _calibration(task, artifact)
     rows = (_row(task, use.template, record, number) for number, record in enumerate(records))
     if task.target:
         for example, written in _texts(lm, task, rows, use, generation, seed):
@@ -187,6 +199,7 @@ def predict(
         shape = scoring.next_shape(examples, shape)
         scores = scoring.score(lm, examples, use.given, shape=shape)
         scoring.check_finite(lm, scores)
+        scores = scores if calibration is None else calibration.apply(scores)
         for example, row in zip(examples, scoring.probabilities(scores), strict=True):
             shares = [round(float(share), 6) for share in row]
             label = values[int(row.argmax())]
@@ -220,6 +233,16 @@ def _use(lm, task, artifact, prompt="", max_length=0) -> _Use:
     own = manifest["config"].get("task")  # an earlier version's says nothing of chats
     chat = str(own.get("system", "")) if isinstance(own, dict) and own.get("as_chat") else None
     return _Use(given, manifest["template"], manifest["max_length"], chat, demonstrations)
+
+
+def _calibration(task, artifact) -> Calibration | None:
+    if artifact is None or "calibration" not in artifact.manifest:
+        return None
+    if [*map(list, task.labels)] != [*map(list, artifact.manifest["labels"])]:
+        raise UserError(
+            "the artifact is calibrated for its own labels: leave task.labels empty to use them"
+        )
+    return Calibration(**artifact.manifest["calibration"])
 
 
 def _read(artifact) -> Artifact:

@@ -20,6 +20,7 @@ from prompt_tuning_jax.errors import UserError
 
 RESAMPLES, SEED = 2000, 0
 PERCENTILES = (2.5, 97.5)
+BINS = 15  # of the calibration error
 _ORDERS = 4  # BLEU's longest n-gram
 TOKENIZERS = ("auto", "13a", "intl", "zh", "char")
 # Thai, Lao, Myanmar, Khmer, Hiragana and Katakana, Han.
@@ -40,24 +41,27 @@ class Counts(NamedTuple):
 
 
 def label_metrics(
-    predictions: np.ndarray, answers: np.ndarray, values: Sequence[str], names: Sequence[str]
+    scores: np.ndarray, answers: np.ndarray, values: Sequence[str], names: Sequence[str]
 ) -> dict[str, Any]:
-    """Computes metrics of predicted labels.
+    """Computes metrics of scored labels. The one with the highest score is predicted.
 
     Args:
-      predictions: int[N], places in `values`.
-      answers: int[N], the right ones.
+      scores: float[N, C], log-probabilities.
+      answers: int[N], places of the right labels in `values`.
       values: the C labels.
       names: of
         accuracy: share of examples that are right;
         class_accuracy: the same for each label's examples (its recall), by value, None if none;
         macro_f1: mean of F1 over the labels that were predicted or right at all;
         matthews: correlation of prediction and answer (Matthews 1975; Gorodkin 2004 for C > 2),
-          0 if either is always the same.
+          0 if either is always the same;
+        calibration_error: how far the predicted label's probability is from the share that is
+          right, the mean over bins of equally many examples (Naeini et al. 2015; Guo et al. 2017).
 
     Returns:
       Each by its name, and `intervals`, [low, high] by name.
     """
+    predictions, read = scores.argmax(axis=1), {"calibration_error": (scores, answers)}
     cells, counts = np.unique(answers * len(values) + predictions, return_counts=True)
     # A resample of examples is one of the cells of their table, which are few.
     shares, rng = counts / len(answers), np.random.default_rng(SEED)
@@ -67,7 +71,7 @@ def label_metrics(
         for part in np.divmod(cells, len(values))
     )
     table = Counts(draws @ (actual * predicted), draws @ actual, draws @ predicted)
-    found: dict[str, Any] = {name: LABEL_METRICS[name](table) for name in names}
+    found: dict[str, Any] = {name: LABEL_METRICS[name](*read.get(name, (table,))) for name in names}
     if "class_accuracy" in found:
         found["class_accuracy"] = dict(zip(values, found["class_accuracy"].T, strict=True))
     return _with_intervals(found)
@@ -137,11 +141,22 @@ def matthews(table: Counts) -> np.ndarray:
     return _ratio(above, np.sqrt(spread), 0.0)
 
 
-LABEL_METRICS: dict[str, Callable[[Counts], np.ndarray]] = {
+def calibration_error(scores: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Returns float64[1 + RESAMPLES], of the examples and of resampled ones in the same bins."""
+    scores, right = np.asarray(scores, np.float64), scores.argmax(axis=1) == answers
+    probability = np.exp(scores.max(axis=1) - np.logaddexp.reduce(scores, axis=1))
+    bins = probability.argsort(kind="stable").argsort() * BINS // len(right)
+    surplus = np.eye(BINS)[bins] * (right - probability)[:, None]
+    sums = np.concatenate([surplus.sum(axis=0)[None], *_resampled_sums(surplus)])
+    return np.abs(sums).sum(axis=1) / len(right)
+
+
+LABEL_METRICS: dict[str, Callable[..., np.ndarray]] = {
     "accuracy": accuracy,
     "class_accuracy": class_accuracy,
     "macro_f1": macro_f1,
     "matthews": matthews,
+    "calibration_error": calibration_error,
 }
 
 _Pairs = Sequence[tuple[str, Sequence[str]]]

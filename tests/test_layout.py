@@ -14,6 +14,7 @@ ROOMS = (
         "storage",
         "config",
         "metrics",
+        "calibration",
         "models",
         "data",
         "run",

@@ -5,17 +5,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prompt_tuning_jax import api, exchange, generate
+from prompt_tuning_jax.calibration import fit_labels, fit_texts, halves
 from prompt_tuning_jax.cli.exchange import keep
 from prompt_tuning_jax.cli.machine import find_artifact, load_model
 from prompt_tuning_jax.cli.show import print_facts, print_table, say
 from prompt_tuning_jax.cli.written_prompts import check_prompts, rank_prompts, read_prompts
 from prompt_tuning_jax.config import from_manifest
 from prompt_tuning_jax.data.demonstrations import choose_demonstrations
-from prompt_tuning_jax.data.task import make_task, select_records, training_records
+from prompt_tuning_jax.data.task import (
+    make_task,
+    select_records,
+    training_records,
+    validation_records,
+)
 from prompt_tuning_jax.data.template import field_names
+from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.run.artifact import load_artifact
 from prompt_tuning_jax.run.report import FORMATS
 from prompt_tuning_jax.run.warnings import other_task, trained_on
+
+# What calibrates, by `--calibrate`.
+_HELD = {
+    "labels": "labelled records, which do not rank prompts",
+    "texts": "texts without their labels: this assumes that each label is equally frequent in them",
+}
 
 
 def evaluate_split(
@@ -24,14 +37,15 @@ def evaluate_split(
     prompt: str | None,
     path: str | None,
     split: str | None,
+    calibrate: str | None,
     out: str | None,
 ) -> dict[str, Any]:
     """Scores the artifact in `folder`, a written prompt, the best prompt of the file `path`, or the
     model alone on a split, or on `config.task.test`. Without a config the artifact's own counts.
 
     Returns what `api.evaluate` returns. With a file also prompt and split, and `candidates`: each
-    prompt with its metrics on the validation split, the best first. The written prompt is kept in
-    the folder `out`, if any, as an artifact.
+    prompt with its metrics on the validation split, the best first. The prompt and the calibration,
+    by 'labels' or 'texts', are kept in the folder `out`, if any, as an artifact.
     """
     artifact, known = None, ()
     if folder is not None:
@@ -41,6 +55,7 @@ def evaluate_split(
             known = artifact.manifest["labels"]
         config = config or from_manifest(artifact.manifest)
     task, split = make_task(config.task, known), split or config.task.test
+    ranking, held = _held_out(task, config, path, calibrate, split)
     splits = [split] if path is None else [config.task.validation, split]
     prompts, counted = {} if prompt is None else {prompt: "--prompt"}, ""
     if path is not None:
@@ -50,29 +65,30 @@ def evaluate_split(
     if artifact is not None:
         _warn_of_differences(artifact.manifest, task, config, split)
     demonstrations, lm = _demonstrations(task, config, splits), load_model(config)
+    use = {"demonstrations": demonstrations, "max_length": config.task.max_length, "log": say}
+    settings = generate.read_settings(config.generation)
     score = functools.partial(
-        api.evaluate,
-        lm,
-        task,
-        artifact=artifact,
-        demonstrations=demonstrations,
-        generation=generate.read_settings(config.generation),
-        seed=config.seed,
-        max_length=config.task.max_length,
-        log=say,
+        api.evaluate, lm, task, artifact=artifact, generation=settings, seed=config.seed, **use
     )
     result: dict[str, Any] = {}
     if path is not None:
         say(counted)
-        ranked = functools.partial(score, split=splits[0], log=lambda line: None)
+        ranked = functools.partial(score, split=ranking, log=lambda line: None)
         ranking = rank_prompts(prompts, ranked, say)
         prompt = ranking[0]["prompt"]
         result = {"candidates": ranking, "prompt": prompt, "split": split}
-    result |= score(split=split, prompt=prompt)
+    calibration = None
+    if calibrate is not None:
+        scores, answers, _ = api.label_scores(lm, task, artifact, split=held, prompt=prompt, **use)
+        calibration = fit_labels(scores, answers) if calibrate == "labels" else fit_texts(scores)
+        say(f"calibrated with {len(held)} {_HELD[calibrate]}")
+    result |= score(split=split, prompt=prompt, calibration=calibration)
     say(f"scored {split}")
     if out is not None:
         chosen = demonstrations[: result.get("demonstrations", 0)]
-        keep(exchange.keep_prompt(lm, task, config, str(prompt), chosen), out)
+        kept = artifact or exchange.keep_prompt(lm, task, config, prompt or "", chosen)
+        own = {"labels": task.labels, "calibration": calibration._asdict()} if calibration else {}
+        keep(kept._replace(manifest=kept.manifest | own), out)
     for note in task.load().notes:
         say(note)
     return result
@@ -91,6 +107,20 @@ def print_result(result: Mapping[str, Any]) -> None:
         print_table(rows, texts=["prompt"])
         print()
     print_facts(values)
+
+
+def _held_out(task, config, path, calibrate, split):
+    """Returns the records that rank prompts, and those that calibrate."""
+    if calibrate and task.target:
+        raise UserError("--calibrate is for labels, and the task has a target: leave it out")
+    if not (path or calibrate):
+        return [], []
+    ranking, own = validation_records(task, config.task), config.calibration.split
+    held = select_records(task, own) if own else ranking
+    if calibrate == "labels":
+        ranking, held = (ranking, held) if own else halves(ranking)
+        warn_of_overlap(task, held, split)
+    return ranking, held
 
 
 def warn_of_overlap(task, trained: Sequence[Mapping[str, str]], split: str) -> None:

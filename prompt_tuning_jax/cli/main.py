@@ -171,7 +171,12 @@ def search(
     "--split",
     help="train, validation, test or a part, as 'test[:100]'. The default is config.task.test.",
 )
-@click.option("--out", metavar="DIR", help="Keep the written prompt in DIR, as an artifact.")
+@click.option(
+    "--calibrate",
+    type=click.Choice(("labels", "texts")),
+    help="Fit the labels' scores to the labels of validation records, or to their texts alone.",
+)
+@click.option("--out", metavar="DIR", help="Keep the prompt or the calibration as an artifact.")
 @_json
 @click.pass_obj
 def evaluate(
@@ -182,6 +187,7 @@ def evaluate(
     demonstrations: str | None,
     config: str | None,
     split: str | None,
+    calibrate: str | None,
     out: str | None,
     as_json: bool,
 ) -> None:
@@ -191,8 +197,10 @@ def evaluate(
     """
     _at_most_one({"--artifact DIR": artifact, "--prompt TEXT": prompt, "--prompts FILE": prompts})
     _at_most_one({"--artifact DIR": artifact, "--demonstrations K": demonstrations})
-    if out and not (prompt or prompts):
-        raise UserError("--out keeps a written prompt: give --prompt TEXT or --prompts FILE")
+    if out and not (prompt or prompts or calibrate):
+        raise UserError(
+            "--out keeps a prompt or calibration: give --prompt, --prompts or --calibrate"
+        )
     _check_new(out)
     is_own = artifact is not None and config is None
     if is_own and overrides:
@@ -207,7 +215,7 @@ def evaluate(
         from prompt_tuning_jax.config import load
     settings = None if is_own else load(config, overrides)
     with _stdout_to_stderr():
-        result = evaluate_split(settings, artifact, prompt, prompts, split, out)
+        result = evaluate_split(settings, artifact, prompt, prompts, split, calibrate, out)
     _print(result, as_json, print_result)
 
 

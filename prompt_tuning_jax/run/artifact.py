@@ -57,6 +57,7 @@ _KINDS: dict[str, type] = {
     "versions": dict,
     "tensors_sha256": str,
     "demonstrations": list,
+    "calibration": dict,
 }
 PROMPTED = "demonstrations"  # an artifact of a written prompt alone has them, if only as []
 # Names of earlier versions.
@@ -304,13 +305,14 @@ def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
     unknown = sorted(manifest.keys() - _KINDS)
     yield from (f"{short(key)} is not a known key{nearest(key[:99], _KINDS)}" for key in unknown)
     for name, kind in _KINDS.items():
-        if type(manifest.get(name, [] if name == PROMPTED else None)) is not kind:
+        missing = kind() if name in (PROMPTED, "calibration") else None
+        if type(manifest.get(name, missing)) is not kind:
             yield f"{name!r} is {short(manifest.get(name))}, expected a {kind.__name__}"
     if not _METHOD.fullmatch(manifest["method"]):
         yield f"'method' is {short(manifest['method'])}, expected the name of one"
     if {name: type(value) for name, value in manifest["model"].items()} != _MODEL:
         yield f"'model' is {short(manifest['model'])}, expected {', '.join(_MODEL)}"
-    yield from _odd_demonstrations(manifest.get(PROMPTED, ()))
+    yield from _odd_additions(manifest)
     for pair in manifest["labels"]:
         if not isinstance(pair, list) or list(map(type, pair)) != [str, str]:
             yield f"'labels' has {short(pair)}, expected pairs of texts"
@@ -320,8 +322,15 @@ def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield f"'max_length' is {short(manifest['max_length'])}, expected at least 0"
 
 
-def _odd_demonstrations(rows: Iterable[Any]) -> Iterator[str]:
-    for row in rows:
+def _odd_additions(manifest: Mapping[str, Any]) -> Iterator[str]:
+    numbers, held = [float] * len(manifest["labels"]), manifest.get("calibration")
+    wanted = {"by": str, "examples": int, "scale": numbers, "bias": numbers}
+    if held is not None and wanted != {
+        name: [*map(type, value)] if isinstance(value, list) else type(value)
+        for name, value in held.items()
+    }:
+        yield f"'calibration' is {short(held)}, expected {', '.join(wanted)}, a number a label"
+    for row in manifest.get(PROMPTED, ()):
         if not isinstance(row, dict) or {*map(type, row.values())} - {str}:
             yield f"'demonstrations' has {short(row)}, expected texts by field"
 

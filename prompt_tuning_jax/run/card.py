@@ -52,7 +52,7 @@ def predict_command(template: str, program: str, folder: str) -> str:
 
 
 def _facts(manifest, leaves, tensors_bytes, task) -> Iterable[str]:
-    model = manifest["model"]
+    model, held = manifest["model"], manifest.get("calibration")
     shapes = [f"{name} {kind}{list(shape)}" for name, (kind, shape) in leaves.items()]
     splits = [f"{name} {task[name]}" for name in ("train", "validation", "test") if name in task]
     words = [value if value == word else f"{value}={word}" for value, word in manifest["labels"]]
@@ -63,6 +63,7 @@ def _facts(manifest, leaves, tensors_bytes, task) -> Iterable[str]:
         "model": f"{model['name']}, fingerprint {model['fingerprint'][:12]}",
         "template": json.dumps(manifest["template"], ensure_ascii=False),
         "labels": ", ".join(words),
+        "calibration": "by {by}, {examples} examples".format(**held) if held else "",
         "data": ", ".join([task["name"], *splits]) if "name" in task else "",
         "metrics": _pairs(manifest["metrics"]),
         "versions": _pairs(manifest["versions"]),

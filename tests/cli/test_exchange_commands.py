@@ -67,7 +67,7 @@ def test_mistakes_are_one_sentence_and_write_nothing(typed, home):
         (["import", "--from", "peft", "none", *tiny, "--out", "a"], "cannot be read"),
         (["import", "--from", "hf", "none", *tiny, "--out", "a"], "--from takes 'peft', not 'hf'"),
         (["import", "--from", "peft", "a"], "import needs --from peft FOLDER, --config FILE"),
-        (["evaluate", *tiny, "--out", "a"], "--out keeps a written prompt: give --prompt TEXT"),
+        (["evaluate", *tiny, "--out", "a"], "--out keeps a prompt or calibration: give --prompt"),
         (["evaluate", *tiny, "--prompt", "a", "--out", "."], "'.' exists: give the name of a new"),
         (["evaluate", *tiny, "--prompt", "{titel}:", "--out", "a"], "unknown field {titel}"),
     ):
