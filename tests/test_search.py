@@ -192,18 +192,19 @@ def test_a_prompt_whose_text_gives_other_tokens_is_left_out():
         ({"num_tokens": 3}, "start has 6 tokens and config.search.num_tokens is 3"),
         ({"start": ""}, "neither start nor num_tokens"),
         ({"start": "see {text}"}, "'see {text}', with a field"),
-        ({"start": "we {{"}, None),
-        ({"start": "we h", "template": "{soft}e {text}"}, None),
+        ({"start": "e we", "template": "h{soft} {text}"}, "joins the text beside it"),
         ({"template": "{text} {soft}"}, "no place for a searched prompt"),
         ({"template": "{soft}"}, "no place for a searched prompt"),
     ],
 )
 def test_a_start_that_does_not_fit_is_refused(given, message):
-    if message is None:
-        assert find(**given, rounds=1).finished  # a line ends behind it; braces are text
-        return
     with pytest.raises(UserError, match=message):
         find(**given)
+
+
+def test_braces_are_text_and_a_line_ends_before_a_word():
+    found = find(start="we {{", template="{soft}e {text}", rounds=1)
+    assert found.history[0]["template"] == "we {{\ne {text}"
 
 
 def test_a_target_and_a_vocabulary_without_words_are_refused(monkeypatch):
@@ -214,15 +215,22 @@ def test_a_target_and_a_vocabulary_without_words_are_refused(monkeypatch):
         find(words_only=True)
 
 
-def test_the_command_stops_goes_on_and_reports_the_text(typed, tmp_path):
+def test_the_command_stops_goes_on_and_reports_the_text(typed, monkeypatch):
     command = [
         *("search", "--config", tiny_runs.world().config, "--workdir", "found"),
         *("--config.search.start=say b", "--config.search.words_only=false"),
         *("--config.search.rounds=3", "--config.search.candidates=4"),
         *("--config.search.validate_every=1", "--config.search.examples=6"),
     ]
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            loop.Progress, "add", lambda self, count: os.kill(os.getpid(), signal.SIGTERM)
+        )
+        stopped = typed(*command)
+    assert stopped.status == 75 and "this goes on from here" in stopped.out, stopped.err
+    assert load_artifact("found/artifact").tensors == {}
     done = typed(*command, "--json")
-    assert done.status == 0, done.err
+    assert done.status == 0 and "going on after round 1" in done.err, done.err
     rows = json.loads(done.out)["rows"]
     assert [row["name"] for row in rows] == ["start", "searched prompt"]
     kept = load_artifact("found/artifact")

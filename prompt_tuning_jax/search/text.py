@@ -95,8 +95,9 @@ def first_prompt(place: Place, settings, words, rng: np.random.Generator) -> np.
             f"config.search.start has {count} tokens and config.search.num_tokens is {size}: give"
             f" num_tokens={count}, or 0, or another text"
         )
-    prompt = whole[begin : begin + count]
-    if count < 1 or not place.reads_as(prompt):
+    prompt = whole[begin : begin + max(count, 0)]
+    filled = fill(place.trunk(size=len(prompt)), prompt[None])[0]
+    if not (len(prompt) and np.array_equal(whole, filled) and place.reads_as(prompt)):
         raise UserError(
             f"config.search.start {short(start)} is not read as it is written in"
             f" {short(place.template, 200)}: its first or last word joins the text beside it"
