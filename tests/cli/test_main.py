@@ -179,13 +179,13 @@ def test_debug_shows_the_traceback_of_an_error(capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected", "has_config"),
     [
-        ([], (None, None, None, None, None), True),
-        (["--artifact", "a"], ("a", None, None, None, None), False),
-        (["--artifact", "a", "--config", QUICKSTART], ("a", None, None, None, None), True),
-        (["--prompts", "file", "--out", "b"], (None, None, "file", None, "b"), True),
+        ([], (None,) * 6, True),
+        (["--artifact", "a"], ("a", *[None] * 5), False),
+        (["--artifact", "a", "--config", QUICKSTART], ("a", *[None] * 5), True),
+        (["--prompts", "file", "--out", "b"], (None, None, "file", None, None, "b"), True),
         (
-            ["--prompt", "{text}:", "--split", "validation"],
-            (None, "{text}:", None, "validation", None),
+            ["--prompt", "{text}:", "--split", "validation", "--calibrate", "texts"],
+            (None, "{text}:", None, "validation", "texts", None),
             True,
         ),
     ],
