@@ -28,6 +28,7 @@ import inputs
 import measure
 import numpy as np
 
+from prompt_tuning_jax.metrics import paired_difference
 from prompt_tuning_jax.models.sites import from_tensors
 
 # Keys of `config.method` that only our side has, by method, and the values that both have.
@@ -98,10 +99,9 @@ def compared(results: Sequence[dict], others: Sequence[dict]) -> dict[str, Any]:
     seeds = sorted(ours.keys() & theirs.keys())
     if len({right.shape for side in (ours, theirs) for right in side.values()}) != 1 or not seeds:
         raise SystemExit("the two sides have no seed in common, or other test examples")
-    difference = np.mean([ours[seed] - theirs[seed] for seed in seeds], axis=0)
-    drawn = np.random.default_rng(0).integers(0, len(difference), (10000, len(difference)))
-    low, high = np.percentile(difference[drawn].mean(axis=1), (2.5, 97.5))
-    return {"seeds": seeds, "difference": difference.mean(), "low": low, "high": high}
+    both = (np.array([side[seed] for seed in seeds], float) for side in (ours, theirs))
+    difference, low, high = paired_difference(*both)
+    return {"seeds": seeds, "difference": difference, "low": low, "high": high}
 
 
 def ours(config: Any, threads: int) -> dict[str, Any]:

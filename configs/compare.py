@@ -29,12 +29,21 @@ def get_config() -> ConfigDict:
     )
     config.prompts = ("BBC News: {text}\nThis story is about",)
 
+    # As in configs/search.py.
+    config.search = ConfigDict()
+    config.search.start = (
+        "Say which section of the BBC this belongs to: business, entertainment, politics, sports or"
+        " technology."
+    )
+    config.search.template = "{soft}\nBBC News: {text}\nThis story is about"
+
     config.compare = ConfigDict()
     virtual = f"method.num_virtual_tokens=32 method.init=text method.init_text='{TEXT}'"
     config.compare.rows = (
         "no prompt",
         "written prompt",
         "demonstrations",
+        "searched prompt",
         f"soft prompt: {virtual}",
         f"prompt encoder: method.hidden_size=128 {virtual}",
         f"prefix: {virtual}",

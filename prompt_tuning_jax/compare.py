@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from prompt_tuning_jax import api, train
+from prompt_tuning_jax import api, calibration, search, train
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import score as scoring
-from prompt_tuning_jax.config.key import Key, string, strings
+from prompt_tuning_jax.config.key import Key, among, string, strings
 from prompt_tuning_jax.data.demonstrations import choose_demonstrations
 from prompt_tuning_jax.data.task import Task, make_task, training_records, validation_records
 from prompt_tuning_jax.errors import UserError, nearest
@@ -48,6 +48,7 @@ WAYS: dict[str, tuple[str, ...]] = {
     "no prompt": (),
     "written prompt": (),
     "demonstrations": ("demonstrations.number=16",),
+    "searched prompt": (),
 }
 _NAMES = (*WAYS, *(name.replace("_", " ") for name in METHODS))
 
@@ -62,7 +63,8 @@ def _numbers(default: tuple, least: int) -> Key:
 KEYS = {
     # 'NAME' or 'NAME: KEY=VALUE KEY=VALUE'. The name is one of `WAYS`, a method, or any other
     # beside `method.name=`. A row with another method than the config begins at its defaults.
-    "rows": strings()._replace(default=_NAMES),
+    # () is all that need nothing more in the config; a search takes half an hour.
+    "rows": strings(),
     "seeds": _numbers((0, 1, 2), 0).if_fits("at least one", lambda value, _: bool(value)),
     # 'NAME: RATE RATE': tried with the first seed. The best on the validation split is taken.
     "learning_rates": strings(),
@@ -70,6 +72,8 @@ KEYS = {
     "examples_per_class": _numbers((), 0),
     # The trained rows to repeat with so few examples, at the rate that they have with all; () all.
     "curve": strings(),
+    # How rows without training are calibrated too, see `evaluate --calibrate`; '' for not at all.
+    "calibrate": among("labels", ("", "labels", "texts")),
     # The texts that forgetting is measured on: a file with a text a line, or 'bbc_news', articles.
     "unrelated": string(""),
 }
@@ -87,6 +91,11 @@ class Row(NamedTuple):
         """Whether it has a method."""
         return self.name not in WAYS
 
+    @property
+    def folder(self) -> str:
+        """The name of the folder with its runs."""
+        return re.sub(r"\W+", "_", self.name)
+
 
 class Run(NamedTuple):
     """A run of a row: its config and folder."""
@@ -99,7 +108,8 @@ class Run(NamedTuple):
 def read_rows(config) -> list[Row]:
     """Returns the rows of a config; raises a UserError for one that cannot be run."""
     rows: dict[str, Row] = {}
-    for entry in config.compare.rows:
+    missing = ("searched prompt", *(("written prompt",) if not config.prompts else ()))
+    for entry in config.compare.rows or [name for name in _NAMES if name not in missing]:
         name, _, rest = (part.strip() for part in entry.partition(":"))
         words = tuple(shlex.split(rest))
         method = name.replace(" ", "_")
@@ -165,8 +175,7 @@ def make_run(
     parts = [f"seed-{seed}", f"examples-{examples}" * bool(examples)]
     if row.is_trained:
         parts.insert(0, f"rate-{made.learning_rate:g}")
-    name = re.sub(r"\W+", "_", row.name)
-    return Run(row, made, folder / name / ",".join(filter(None, parts)))
+    return Run(row, made, folder / row.folder / ",".join(filter(None, parts)))
 
 
 class Compared(NamedTuple):
@@ -325,12 +334,22 @@ def _choose(setting: Setting, run: Run) -> dict[str, Any]:
         candidates = [{"prompt": prompt} for prompt in config.prompts]
         if not candidates:
             raise UserError("the row 'written prompt' has no prompt: give config.prompts")
+    elif run.row.name == "searched prompt":
+        searched = search.run(setting.lm, task, config, run.folder, setting.log)
+        if not searched.finished:
+            raise KeyboardInterrupt
+        candidates = [{"prompt": searched.template}]
+        found["examples"] = len(training_records(task, config.task))
+        found["examples"] += len(validation_records(task, config.task))
     elif run.row.name == "demonstrations":
         number = config.demonstrations.number
         candidates = [{"demonstrations": number}]
         texts = (text for each in _demonstrations(task, config) for text in each.values())
         found |= {"examples": number, "bytes": sum(len(str(text).encode()) for text in texts)}
-    scored = [each | _chosen_by(setting, task, run, each) for each in candidates]
+    rows, scored = _held_out(setting, task, run)[0], []
+    for each in candidates:
+        given = _score(setting, task, run, each, rows)
+        scored.append(each | scoring.loss_and_accuracy(given.scores, given.answers))
     best = min(scored, key=lambda each: _order(each, "accuracy" in each))
     if "prompt" in best:
         found["bytes"] = len(best["prompt"].encode())
@@ -344,8 +363,8 @@ def _demonstrations(task: Task, config) -> list[Any]:
     return choose_demonstrations(rows, number, balanced=bool(task.labels), seed=config.seed)
 
 
-def _score(setting: Setting, task: Task, run: Run, found: Mapping[str, Any], split: str):
-    """Scores a split as a run uses the model."""
+def _score(setting: Setting, task: Task, run: Run, found: Mapping[str, Any], split):
+    """Scores a split, or records of one, as a run uses the model."""
     how: dict[str, Any] = {"max_length": run.config.task.max_length}
     if run.row.is_trained:
         how = {"artifact": load_artifact(run.folder / ARTIFACT)}
@@ -353,23 +372,30 @@ def _score(setting: Setting, task: Task, run: Run, found: Mapping[str, Any], spl
         how["demonstrations"] = _demonstrations(task, run.config)
     else:
         how["prompt"] = found.get("prompt")
-    name = run.config.task[split]
-    return api.label_scores(setting.lm, task, split=name, log=setting.log, **how)
+    return api.label_scores(setting.lm, task, split=split, log=setting.log, **how)
 
 
-def _chosen_by(setting: Setting, task: Task, run: Run, how: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns loss, accuracy and the number of examples of a row without training on what chooses:
-    the first half of the validation split if the other half calibrates."""
-    scored = _score(setting, task, run, how, "validation")
-    return scoring.loss_and_accuracy(scored.scores, scored.answers)
+def _held_out(setting: Setting, task: Task, run: Run) -> tuple[list, list]:
+    """Returns the validation records that choose, and those that calibrate."""
+    rows, kind = validation_records(task, run.config.task), setting.config.compare.calibrate
+    is_calibrated = bool(task.labels) and not run.row.is_trained
+    return calibration.halves(rows) if kind == "labels" and is_calibrated else (rows, rows)
 
 
 def _test(setting: Setting, run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `values` on the test split, which are 1 and 0 for right and wrong labels, or the
     log-probabilities of texts; the same as calibrated, if a row is; and forgetting."""
-    task = make_task(run.config.task)
-    scored = _score(setting, task, run, found, "test")
+    task, kind = make_task(run.config.task), setting.config.compare.calibrate
+    scored = _score(setting, task, run, found, run.config.task.test)
     result: dict[str, Any] = {"values": _values(scored.scores, scored.answers)}
+    if kind and task.labels and not run.row.is_trained:
+        scores, answers, _ = _score(setting, task, run, found, _held_out(setting, task, run)[1])
+        if kind == "labels":
+            made = calibration.fit_labels(scores, answers)
+        else:
+            made = calibration.fit_texts(scores)
+        result["calibrated"] = _values(made.apply(scored.scores), scored.answers)
+        result |= {"calibrated_by": made.examples, "calibration": kind}
     tensors = load_artifact(run.folder / ARTIFACT).tensors if run.row.is_trained else {}
     if setting.config.compare.unrelated and (run.row.is_trained or run.row.name == "no prompt"):
         result["forgetting"] = setting.forgetting(from_tensors(tensors))

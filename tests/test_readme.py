@@ -23,7 +23,14 @@ SMALL = (
     "task.validation=validation[:16]",
     "task.test=test[:16]",
 )
-NEEDS_CONFIG = ("train", "evaluate", "import")
+NEEDS_CONFIG = ("train", "evaluate", "import", "compare")
+# Every row is run in tests/cli/test_compare.py.
+FEW_ROWS = (
+    "compare.rows=('no prompt', 'soft prompt')",
+    "compare.learning_rates=('soft prompt: 0.01',)",
+    "compare.seeds=(0,)",
+    "compare.calibrate=texts",
+)
 
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -71,8 +78,9 @@ def type_(line, monkeypatch):
     words = words[[Path(word).name for word in words].index("prompt-tuning") + 1 :]
     if words[0] in NEEDS_CONFIG and "--config" in words:
         # In front: what the README itself gives counts.
+        few = FEW_ROWS if words[0] == "compare" else ()
         words[1:1] = [
-            f"--config.{each}" for each in SMALL if "files" not in line or "[" not in each
+            f"--config.{each}" for each in (*SMALL, *few) if "files" not in line or "[" not in each
         ]
     text = "".join(f"{word}\n" for word in shlex.split(said)[1:])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))

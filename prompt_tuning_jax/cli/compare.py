@@ -1,6 +1,7 @@
 """The command `compare`: every way to adapt a model, in one table."""
 
 import shlex
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,13 @@ from prompt_tuning_jax.run.folder import CONFIG, METRICS, claim
 from prompt_tuning_jax.run.report import duration
 
 
-def compare_and_report(config, folder: str, command: Sequence[str]) -> int:
+def compare_and_report(config, folder: str, fresh: bool, command: Sequence[str]) -> int:
     """Runs every row and writes the report; returns the exit status. A comparison that was stopped
-    goes on in its folder."""
+    goes on in its folder, unless `fresh` starts its rows over."""
     with claim(folder) as root, record_start(root, command, say) as start:
-        compare.read_rows(config)
+        for row in compare.read_rows(config):
+            if fresh:
+                shutil.rmtree(root / row.folder, ignore_errors=True)
         lm = load_model(config)
         machine = describe_machine(lm)
         say(machine)

@@ -95,11 +95,17 @@ def train(
 @click.option(
     "--workdir", metavar="DIR", help="The folder of all runs. The same command again goes on."
 )
+@click.option("--fresh", is_flag=True, help="Start the rows over that the workdir holds.")
 @_json
 @click.option("--dry_run", "--dry-run", is_flag=True, help="Show how long it takes; write nothing.")
 @click.pass_obj
 def compare(
-    overrides: list[str], config: str | None, workdir: str | None, as_json: bool, dry_run: bool
+    overrides: list[str],
+    config: str | None,
+    workdir: str | None,
+    fresh: bool,
+    as_json: bool,
+    dry_run: bool,
 ) -> int:
     """Compares ways to adapt a model: writes a report with a table and pictures."""
     if config is None or not (workdir or dry_run):
@@ -112,7 +118,7 @@ def compare(
         if dry_run:
             found = rehearse(settings)
         else:
-            status = compare_and_report(settings, str(workdir), sys.argv)
+            status = compare_and_report(settings, str(workdir), fresh, sys.argv)
     if dry_run:
         _print(found, as_json, print_plan)
         return 0

@@ -58,7 +58,9 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
     assert shown.status == 0, shown.err
     found = {(row["name"], row["examples_per_class"]): row for row in rows(home / "whole")}
     assert [*found] == [
-        *(("no prompt", 0), ("written prompt", 0), ("demonstrations", 0)),
+        *((name, 0) for name in ("no prompt", "no prompt, calibrated")),
+        *((name, 0) for name in ("written prompt", "written prompt, calibrated")),
+        *((name, 0) for name in ("demonstrations", "demonstrations, calibrated")),
         *(("soft prompt", 0), ("few", 0), ("few", 2)),
     ]
     # Once for each row and seed, behind everything that chooses.
@@ -70,13 +72,14 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
     assert found["few", 0]["learning_rate"] == min(losses)[1]
     assert not list((home / "whole").rglob("checkpoints"))
 
-    for name in ("written prompt", "demonstrations", "few"):
+    for name in ("written prompt, calibrated", "demonstrations", "few"):
         row = found[name, 0]
         words = [word.replace("DIR", "whole") for word in shlex.split(row["command"])[1:]]
         again = typed(*words, "--json")
         assert again.status == 0, again.err
         values = json.loads(again.out)
         values = values["rows"][-1] if words[0] == "train" else values
+        values = values["calibrated"] if "--calibrate" in words else values
         assert values["accuracy"] == pytest.approx(row["by_seed"][0])
 
     stopped = []
@@ -91,6 +94,8 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
     before = rows(home / "whole")
     assert typed(*command("whole")).status == 0
     assert not calls and rows(home / "whole") == before
+    other = typed(*command("whole", "--config.steps=13"))
+    assert other.status == 2 and "config.steps was 12 and is 13 now" in other.err
     stopped += [2, 5]
     assert [typed(*command("other")).status for _ in range(3)] == [75, 75, 0]
     assert rows(home / "other") == before

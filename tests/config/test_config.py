@@ -237,7 +237,7 @@ def test_a_wrong_override_names_its_key(override):
         ("task.target={a} task.labels=('b','c')", "expected () beside config.task.target"),
         ("task.target={a} task.examples_per_class=4", "which has no classes"),
         ("task.metrics=('acuracy',)", "squad_f1 (did you mean 'accuracy'?)"),
-        ("task.metrics=('rouge_l',)", "matthews for labels, of exact_match, "),
+        ("task.metrics=('rouge_l',)", "calibration_error for labels, of exact_match, "),
         ("task.target={a} task.metrics=('matthews',)", "of exact_match, token_f1, bleu, rouge_l"),
         ("task.metrics_tokenizer=char", "'auto' without config.task.target, because"),
         ("task.target={a} task.metrics_tokenizer=16a", "did you mean '13a'?"),
