@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
         "no prompt",
         "written prompt",
         "demonstrations",
-        "searched prompt",
+        "searched prompt: best_by=accuracy",
         f"soft prompt: {virtual}",
         f"prompt encoder: method.hidden_size=128 {virtual}",
         f"prefix: {virtual}",
