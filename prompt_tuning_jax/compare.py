@@ -138,17 +138,19 @@ def read_rows(config) -> list[Row]:
                 f"config.compare.learning_rates has {entry!r}: expected 'ROW: RATE RATE' with"
                 " numbers above 0"
             )
-        rows[name] = rows[name]._replace(rates=rates)
+        if name in rows:
+            rows[name] = rows[name]._replace(rates=rates)
     for name in config.compare.curve:
         _check_name(name, trained, "curve")
     return list(rows.values())
 
 
-def _check_name(name: str, known: Sequence[str], key: str) -> None:
-    if name not in known:
+def _check_name(name: str, trained: Sequence[str], key: str) -> None:
+    """Refuses what is no trained row, but for a method's own, which may be left out."""
+    if name not in (*trained, *_NAMES[len(WAYS) :]):
         raise UserError(
-            f"config.compare.{key} has {name!r}{nearest(name, known)}: expected a trained row, one"
-            f" of {', '.join(known)}"
+            f"config.compare.{key} has {name!r}{nearest(name, trained)}: expected a trained row,"
+            f" one of {', '.join(trained)}"
         )
 
 

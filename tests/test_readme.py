@@ -27,7 +27,6 @@ NEEDS_CONFIG = ("train", "evaluate", "import", "compare")
 # Every row is run in tests/cli/test_compare.py.
 FEW_ROWS = (
     "compare.rows=('no prompt', 'soft prompt')",
-    "compare.learning_rates=('soft prompt: 0.01',)",
     "compare.seeds=(0,)",
     "compare.calibrate=texts",
 )

@@ -108,6 +108,7 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
         ({"rows": ("lora", "lora: steps=1")}, "'lora' twice"),
         ({"rows": ("lora: step=1",)}, "config.step is not a known key"),
         ({"curve": ("no prompt",)}, "expected a trained row, one of soft prompt, few"),
+        ({"learning_rates": ("fow: 1",)}, "(did you mean 'few'?)"),
         ({"learning_rates": ("few: fast",)}, "expected 'ROW: RATE RATE'"),
         ({"seeds": ()}, "at least one"),
         ({"unrelated": "missing.txt"}, "missing.txt"),
