@@ -1,8 +1,6 @@
 """`evaluate`, `predict` and `save`: the use of what was trained, from Python and from commands."""
 
-import functools
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, tee
 from typing import Any, NamedTuple
@@ -13,8 +11,7 @@ from prompt_tuning_jax import metrics
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.calibration import Calibration
 from prompt_tuning_jax.data.chat import read_chat
-from prompt_tuning_jax.data.demonstrations import fit_demonstrations
-from prompt_tuning_jax.data.encode import count_shortened, encode_examples, group_by_input
+from prompt_tuning_jax.data.encode import count_shortened, group_by_input
 from prompt_tuning_jax.data.records import LABEL, PLACE, Record, require_text
 from prompt_tuning_jax.data.task import Task, select_records
 from prompt_tuning_jax.data.template import field_names, plain_name, with_prompt
@@ -139,13 +136,8 @@ def label_scores(
     rows = select_records(task, split) if isinstance(split, str) else split
     counts: dict[str, int] = {}
     if demonstrations:
-        measure = functools.partial(_encode_whole, lm, task, use.template)
-        examples, count = fit_demonstrations(rows, demonstrations, measure, lm.spec.max_positions)
-        if left_out := len(demonstrations) - count:
-            log(
-                f"warning: {left_out} of {len(demonstrations)} demonstrations are left out: with"
-                " more, the longest example takes more positions than the model has"
-            )
+        shown = demonstrations
+        examples, count = scoring.encode_behind(lm, task, rows, shown, use.template, log)
         counts["demonstrations"] = count
     else:
         examples = _encode(lm, task, rows, use)
@@ -220,6 +212,7 @@ class _Use(NamedTuple):
     max_length: int
     chat: str | None
     demonstrations: Sequence[Record] = ()
+    continues: bool = False
 
 
 def _use(lm, task, artifact, prompt="", max_length=0) -> _Use:
@@ -232,7 +225,8 @@ def _use(lm, task, artifact, prompt="", max_length=0) -> _Use:
     demonstrations = manifest.get("demonstrations", ())
     own = manifest["config"].get("task")  # an earlier version's says nothing of chats
     chat = str(own.get("system", "")) if isinstance(own, dict) and own.get("as_chat") else None
-    return _Use(given, manifest["template"], manifest["max_length"], chat, demonstrations)
+    most, continues = manifest["max_length"], manifest.get("continues", False)
+    return _Use(given, manifest["template"], most, chat, demonstrations, continues)
 
 
 def _calibration(task, artifact) -> Calibration | None:
@@ -259,26 +253,12 @@ def _read(artifact) -> Artifact:
 def _encode(lm, task, rows, use):
     return scoring.encode_for(
         lm,
-        task._replace(chat=use.chat),
+        task._replace(chat=use.chat, continues=use.continues),
         rows,
         use.given,
         use.max_length,
         use.template,
         use.demonstrations,
-    )
-
-
-def _encode_whole(lm, task, template, rows, demonstrations):
-    """Encodes records for the model alone, whatever their length."""
-    return encode_examples(
-        task,
-        rows,
-        lm.tokenizer,
-        num_virtual_tokens=0,
-        add_bos=lm.tokenizer.add_bos,
-        max_length=sys.maxsize,
-        template=template,
-        demonstrations=demonstrations,
     )
 
 

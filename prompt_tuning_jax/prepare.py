@@ -1,5 +1,6 @@
 """The data of a run: its examples as tokens, and the batch of each update."""
 
+import bisect
 import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,15 +15,19 @@ from prompt_tuning_jax.data.batch import (
     plan_shapes,
     shared_length,
 )
+from prompt_tuning_jax.data.demonstrations import spare_half, without_demonstrations
 from prompt_tuning_jax.data.encode import count_shortened
-from prompt_tuning_jax.data.task import make_task, training_records, validation_records
+from prompt_tuning_jax.data.records import LABEL
+from prompt_tuning_jax.data.task import Task, make_task, training_records, validation_records
 from prompt_tuning_jax.data.template import field_names
 from prompt_tuning_jax.errors import UserError, short
+from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.language_model import LanguageModel
-from prompt_tuning_jax.models.sites import Given
+from prompt_tuning_jax.models.sites import NOTHING, PROMPT, Given
 from prompt_tuning_jax.run import warnings
 from prompt_tuning_jax.run.progress import with_progress
-from prompt_tuning_jax.score import encode_for
+from prompt_tuning_jax.score import WHOLE, encode_for
+from prompt_tuning_jax.teacher import demonstrations_of, is_taught, label_shares, written_targets
 
 
 class Data(NamedTuple):
@@ -35,11 +40,19 @@ class Data(NamedTuple):
     shapes: tuple
     batch_size: int
     labels: tuple
+    # The teacher's probabilities of each label, float32[N, C] of both; None without a teacher.
+    train_shares: Any = None
+    validation_shares: Any = None
 
     def batch(self, step: int):
         """Returns the numpy batch of update `step`, counted from 0; it depends on nothing else."""
-        chosen = [self.train[index] for index in batch_indices(self.order, step, self.batch_size)]
-        return pack_batch(chosen, self.shared, self.shapes, ranked=False)
+        places = batch_indices(self.order, step, self.batch_size)
+        chosen, shares = [self.train[index] for index in places], self.train_shares
+        batch = pack_batch(chosen, self.shared, self.shapes, ranked=shares is not None)
+        if shares is None:
+            return batch
+        weights = batch.target_weights * shares[places].ravel()[batch.target_example]
+        return batch._replace(target_weights=weights)
 
     def fingerprint(self) -> str:
         """Returns a hex digest of the examples as the model reads them, and of the labels."""
@@ -65,13 +78,68 @@ def check_task(task, config) -> None:
             )
 
 
-def prepare(lm: LanguageModel, task, config, given: Given, log: Callable) -> Data:
+def start_from_demonstrations(lm: LanguageModel, task, config, log: Callable) -> tuple[Task, list]:
+    """Returns the task with what `method.init=demonstrations` begins with, and the demonstrations:
+    as many whole training records as fit into `num_virtual_tokens`, as they are in context.
+
+    Raises:
+      UserError: not one fits, or the texts behind virtual tokens are not those in context.
+    """
+    if config.method.get("init") != "demonstrations":
+        return task, []
+    rows, most = training_records(task, config.task), config.method.num_virtual_tokens
+    spare = spare_half(rows, balanced=bool(task.labels), seed=config.seed)
+    behind = task._replace(continues=True)
+    [alone] = encode_for(lm, behind, rows[:1], NOTHING, WHOLE)
+
+    def in_context(count):
+        return encode_for(lm, task, rows[:1], NOTHING, WHOLE, None, spare[:count])[0]
+
+    def tokens(count):
+        return len(in_context(count).trunk) - len(alone.trunk)
+
+    count = bisect.bisect_right(range(1, len(spare) + 1), most, key=tokens)
+    wanted, size, shown = "config.method.init is 'demonstrations'", tokens(count), in_context(count)
+    if not count:
+        raise UserError(
+            f"{wanted} and none of {len(spare)} records (half of each label) fits into"
+            f" config.method.num_virtual_tokens, {most}: give at least {tokens(1)}, or more data"
+        )
+    slots = size if getattr(METHODS[config.method.name], "HAS_SLOTS", False) else 0
+    given = Given({PROMPT: jax.numpy.empty((slots, 1))} if slots else {})
+    [example] = encode_for(lm, behind, rows[:1], given, WHOLE)
+    texts = [*(-1 - np.arange(slots)), *shown.trunk[size:]], *map(list, shown.tails)
+    if ([*example.trunk], *map(list, example.tails)) != texts:
+        raise UserError(
+            f"{wanted}, and behind virtual tokens the template {short(task.template, 200)} does not"
+            " go on as behind demonstrations: begin it with {soft}, without BOS or as_chat, or give"
+            " another init or model"
+        )
+    log(
+        f"the virtual tokens begin as {count} demonstrations, whose {size} tokens are P; of"
+        f" {len(rows)} training records at most {len(spare)} may be taken"
+    )
+    return behind._replace(front=tuple(shown.trunk[:size].tolist())), spare[:count]
+
+
+def prepare(lm: LanguageModel, task, config, given: Given, log: Callable, shown=()) -> Data:
     """Reads and tokenises both splits, and chooses the shapes of the batches. Of what is given only
-    the shapes count."""
+    the shapes count; the demonstrations `shown` are not trained on."""
     for note in task.load().notes:
         log(note)
     rows = training_records(task, config.task)
+    shown = [*shown, *demonstrations_of(task, config)]
+    rows = without_demonstrations(rows, shown, field_names(task.template)) if shown else rows
     held_out = validation_records(task, config.task)
+    shares: tuple = (None, None)
+    if is_taught(config):
+        log("the teacher answers the records to train on and to validate with")
+        if task.target:
+            _, rows = written_targets(lm, task, rows, config, log)
+            task, held_out = written_targets(lm, task, held_out, config, log)
+        else:
+            shares = tuple(label_shares(lm, task, part, config, log) for part in (rows, held_out))
+            rows = [{name: row[name] for name in row if name != LABEL} for row in rows]
     train, validation = (
         encode_for(lm, task, split, given, config.task.max_length) for split in (rows, held_out)
     )
@@ -79,9 +147,8 @@ def prepare(lm: LanguageModel, task, config, given: Given, log: Callable) -> Dat
     steps = with_progress(range(config.steps), "updates planned", log, config.steps)
     planned = np.stack([batch_indices(order, step, config.batch_size) for step in steps])
     shared = shared_length(train)
-    shapes = plan_shapes(
-        train, planned, shared, row_multiple=jax.device_count() * config.microbatches
-    )
+    ranked, multiple = shares[0] is not None, jax.device_count() * config.microbatches
+    shapes = plan_shapes(train, planned, shared, ranked=ranked, row_multiple=multiple)
     log(
         f"{len(train)} examples to train on, {len(validation)} to validate; {shared} shared "
         f"positions and {' or '.join(f'{s.rows} x {s.length}' for s in shapes)} in rows an update"
@@ -103,4 +170,4 @@ def prepare(lm: LanguageModel, task, config, given: Given, log: Callable) -> Dat
     ):
         if warning:
             log(f"warning: {warning}")
-    return Data(train, validation, shared, order, shapes, config.batch_size, task.labels)
+    return Data(train, validation, shared, order, shapes, config.batch_size, task.labels, *shares)

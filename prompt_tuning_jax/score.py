@@ -6,6 +6,7 @@ plain computation, one answer of one example at a time.
 """
 
 import functools
+import sys
 from collections.abc import Callable
 
 import jax
@@ -20,23 +21,26 @@ from prompt_tuning_jax.data.batch import (
     shared_length,
     stream_shape,
 )
+from prompt_tuning_jax.data.demonstrations import fit_demonstrations
 from prompt_tuning_jax.data.encode import encode_examples
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.memory import device_bytes, free_bytes
 from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.language_model import LanguageModel
-from prompt_tuning_jax.models.sites import Given, bind, prefix_length, virtual_tokens
+from prompt_tuning_jax.models.sites import NOTHING, Given, bind, prefix_length, virtual_tokens
 from prompt_tuning_jax.run.progress import with_progress
 from prompt_tuning_jax.step import AXIS, make_mesh, place_rows, row_specs, target_scores
+
+WHOLE = sys.maxsize  # examples of any length
 
 
 def encode_for(
     lm: LanguageModel, task, rows, given: Given, max_length=0, template=None, demonstrations=()
 ):
     """Returns records as the examples that the model asks for: with its tokenizer and BOS, in the
-    positions that a prefix leaves, or in the first `max_length` of them if that is not 0. The rest
-    is for `encode_examples`."""
+    positions that a prefix leaves, in the first `max_length` of them if that is not 0, or `WHOLE`.
+    The rest is for `encode_examples`."""
     taken = prefix_length(given)
     room = lm.spec.max_positions - taken
     if room < 1:
@@ -50,10 +54,27 @@ def encode_for(
         lm.tokenizer,
         num_virtual_tokens=virtual_tokens(given),
         add_bos=lm.tokenizer.add_bos,
-        max_length=min(max_length or room, room),
+        max_length=max_length if max_length == WHOLE else min(max_length or room, room),
         template=template,
         demonstrations=demonstrations,
     )
+
+
+def encode_behind(lm: LanguageModel, task, rows, demonstrations, template, log, most=0):
+    """Returns records, none of them shortened, as examples behind as many of the first
+    demonstrations as fit into `most` positions (0: the model's), and the number of these."""
+
+    def encode(rows, demonstrations):
+        return encode_for(lm, task, rows, NOTHING, WHOLE, template, demonstrations)
+
+    most = most or lm.spec.max_positions
+    examples, count = fit_demonstrations(rows, demonstrations, encode, most)
+    if left_out := len(demonstrations) - count:
+        log(
+            f"warning: {left_out} of {len(demonstrations)} demonstrations are left out: with"
+            " more, the longest example takes more positions than the model has"
+        )
+    return examples, count
 
 
 def score(

@@ -23,7 +23,7 @@ from prompt_tuning_jax.methods import make_method
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import PROMPT, Given, from_tensors, to_tensors, without_leaves
 from prompt_tuning_jax.optimizers import make_optimizer
-from prompt_tuning_jax.prepare import Data, check_task, prepare
+from prompt_tuning_jax.prepare import Data, check_task, prepare, start_from_demonstrations
 from prompt_tuning_jax.run import warnings
 from prompt_tuning_jax.run.artifact import Artifact, load_start, make_manifest
 from prompt_tuning_jax.run.checkpoint import Checkpoints
@@ -47,6 +47,7 @@ class Plan(NamedTuple):
       adapt: from a trainable tree to what the model is given in an evaluation.
       data: the examples and their batches.
       sources: fingerprints by 'model' and 'data', which are not in the config.
+      task: with what it begins with.
     """
 
     parts: Parts
@@ -55,6 +56,7 @@ class Plan(NamedTuple):
     adapt: Callable
     data: Data
     sources: dict[str, str]
+    task: Any
 
 
 class Best(NamedTuple):
@@ -172,7 +174,7 @@ def tune(
         log(f"stopped early after step {taken}: no better validation in the last {best.since}")
     given = jax.device_get(run.adapt(best.trainable))
     metrics = {"step": best.step, "validation_loss": best.loss}
-    artifact = Artifact(to_tensors(given), make_manifest(lm, task, config, metrics))
+    artifact = Artifact(to_tensors(given), make_manifest(lm, run.task, config, metrics))
     size = parameter_count(run.trainable)
     seconds, step_seconds = run_log.seconds()
     lines = run_log.lines
@@ -187,6 +189,7 @@ def plan(lm: LanguageModel, task, config, log: Callable) -> Plan:
     method = make_method(config.method, from_tensors(load_start(config.method)))
     parts = Parts(lm.module, method, make_optimizer(config), config.seed, config.microbatches)
     key = jax.random.key(config.seed)
+    task, shown = start_from_demonstrations(lm, task, config, log)
     trainable, fixed = method.init(key, lm, task)
     # The frozen weights are an argument: what a jitted function closes over is compiled in.
     run = jax.jit(lambda tree, fixed, params: method.adapt(tree, fixed, params, key, False))
@@ -203,10 +206,10 @@ def plan(lm: LanguageModel, task, config, log: Callable) -> Plan:
         log(warning)
     for warning in warnings.odd_settings(config):
         log(f"warning: {warning}")
-    data = prepare(lm, task, config, given, log)
+    data = prepare(lm, task, config, given, log, shown)
     sources = {"model": lm.fingerprint, "data": data.fingerprint()}
     check_processes(config, sources)
-    return Plan(parts, trainable, frozen, adapt, data, sources)
+    return Plan(parts, trainable, frozen, adapt, data, sources, task)
 
 
 def better(best: Best, trainable, found: Mapping[str, float], step: int, by: str) -> Best:
@@ -296,11 +299,14 @@ def executables(compiled: Compiled, state: State, frozen, data: Data, log: Calla
 
 
 def validate(lm: LanguageModel, data: Data, given: Given, step: int, run_log: RunLog) -> Any:
-    """Returns loss (nats an example) and accuracy on the validation examples, and logs them."""
+    """Returns loss (nats an example; with a teacher the cross-entropy to its probabilities) and
+    accuracy on the validation examples, and logs them."""
     began = time.perf_counter()
     scores = scoring.score(lm, data.validation, given, log=run_log.log)
     answers = np.array([example.answer for example in data.validation])
     metrics = scoring.loss_and_accuracy(scores, answers)
+    if data.validation_shares is not None:
+        metrics["loss"] = -float((data.validation_shares * scores).sum(1).mean())
     run_log.add_validation(step, metrics, time.perf_counter() - began)
     run_log.warn("answers", warnings.one_answer(scores.argmax(1), answers, data.labels))
     warn_of_norm(run_log, lm, given)

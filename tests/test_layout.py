@@ -19,7 +19,7 @@ ROOMS = (
         "data",
         "run",
     ),
-    *("optimizers", "methods", "step", "score", "generate", "prepare", "train", "api"),
+    *("optimizers", "methods", "step", "score", "generate", "teacher", "prepare", "train", "api"),
     *("exchange", "forgetting", "search", "compare", "cli"),
 )
 STRANGERS = {("data", "models"), ("run", "models"), ("methods", "data"), ("methods", "run")}

@@ -14,6 +14,7 @@ KEY = jax.random.key(0)
 # " the" and " t" are a token each, " bin" is "Ġ", "b", "in".
 LABELS = (("0", "the"), ("1", "bin"), ("2", "t"))
 TASK = Task("made_up", "{soft}{text}", LABELS, ("accuracy",), ("text",), lambda: None)
+TASK = TASK._replace(front=(9,))  # a demonstration of one token
 
 
 def make(**settings):

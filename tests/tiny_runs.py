@@ -6,6 +6,7 @@ folder of that name in front of the path is enough.
 
 import contextlib
 import functools
+import json
 import os
 import random
 import shlex
@@ -183,6 +184,14 @@ def config_for(overrides) -> str:
     """The config whose section `method` fits: not every method has virtual tokens."""
     other = any(word.startswith("--config.method.name=") for word in overrides)
     return str(world().bare if other else world().config)
+
+
+def texts() -> list[str]:
+    """The section `task` of a text to write, whose file is put into the current folder."""
+    rows = ({"text": f"line {number}", "say": f"a{number % 7}"} for number in range(60))
+    Path("texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    parts = [f"{split}={split}" for split in ("train", "validation", "test")]
+    return ["labels=()", "target={say}", "name=files", "files.train=texts.jsonl", *parts]
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from prompt_tuning_jax.cli.evaluate import warn_of_overlap
 from prompt_tuning_jax.cli.machine import describe_machine, enough_memory, load_model
 from prompt_tuning_jax.cli.show import print_table, say
 from prompt_tuning_jax.cli.written_prompts import check_prompts, rank_prompts
+from prompt_tuning_jax.data.records import PLACE
 from prompt_tuning_jax.data.task import Task, make_task, select_records, training_records
 from prompt_tuning_jax.data.template import parse, plain_slot_size
 from prompt_tuning_jax.errors import RunError, UserError, quote
@@ -35,6 +36,7 @@ from prompt_tuning_jax.run.folder import (
 from prompt_tuning_jax.run.processes import join_processes
 from prompt_tuning_jax.run.progress import Progress
 from prompt_tuning_jax.run.report import TIME, Row, cells, draw_curves, duration, write_report
+from prompt_tuning_jax.teacher import demonstrations_of, is_taught
 from prompt_tuning_jax.train import Result, tune
 
 SAVED = 75  # exit status: interrupted, and saved
@@ -72,7 +74,9 @@ def prepare(config, run: Path | None, fresh: bool) -> tuple[LanguageModel, Task]
         text += config.task.template
         plain_slot_size(parse(text), config.method.num_virtual_tokens)
     task = make_task(config.task)
-    check_prompts(task, dict.fromkeys(config.prompts, "config.prompts"), config.task.test)
+    prompts = dict.fromkeys(config.prompts, "config.prompts")
+    prompts |= {config.teacher.prompt: "config.teacher.prompt"} if config.teacher.prompt else {}
+    check_prompts(task, prompts, config.task.test)
     warn_of_overlap(task, training_records(task, config.task), config.task.test)
     lm = load_model(config)
     say(describe_machine(lm))
@@ -132,9 +136,11 @@ def _report(lm: LanguageModel, task, config, result: Result, run: Path, again: s
 
 def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list[Row]:
     """Returns the rows of the report on the test split: no prompt, the best written prompt on the
-    validation split, and what was tuned."""
+    validation split, the teacher if any, and what was tuned."""
     prompts = dict.fromkeys(config.prompts, "config.prompts")
-    total = len(select_records(task, config.task.test)) * (3 if prompts else 2)
+    taught = is_taught(config)
+    splits = (2 + bool(prompts) + taught) * (1 + taught)
+    total = len(select_records(task, config.task.test)) * splits
     progress = Progress("examples scored", say, total)
     score = functools.partial(api.evaluate, lm, task, generation=None)
 
@@ -145,7 +151,11 @@ def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list
             counts = f"{found['shortened']} of {found['examples']}"
             say(f"warning: {name}: {counts} examples were too long and lost their end")
         loss = found["loss"] if accuracy is None else None
-        return Row(name, accuracy, trained, size, seconds, loss)
+        began = time.perf_counter()
+        if taught:  # again, for the time without compiling
+            score(split=config.task.test, log=progress, **how)
+        each = (time.perf_counter() - began) / found["examples"] if taught else None
+        return Row(name, accuracy, trained, size, seconds, loss, each)
 
     rows = [row("no prompt", 0, 0, 0.0)]
     if prompts:
@@ -155,6 +165,11 @@ def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list
             best = rank_prompts(prompts, ranked, say)[0]["prompt"]
         seconds = time.perf_counter() - began
         rows.append(row("written prompt", 0, len(best.encode()), seconds, prompt=best))
+    if taught:
+        shown, prompt = demonstrations_of(task, config), config.teacher.prompt
+        texts = [prompt, *(each[name] for each in shown for name in each if name != PLACE)]
+        length = sum(len(text.encode()) for text in texts)
+        rows.append(row("teacher", 0, length, 0.0, prompt=prompt, demonstrations=shown))
     size = (kept / TENSORS).stat().st_size
     name, trained = config.method.name.replace("_", " "), result.trainable_parameters
     rows.append(row(name, trained, size, result.seconds, artifact=result.artifact))

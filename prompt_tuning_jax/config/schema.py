@@ -49,7 +49,7 @@ def collect() -> dict[tuple[str, str], dict[str, Key]]:
     """Returns all keys by dotted name: by their section and the name of the method, optimizer or
     kind of task that has them, "" where every config has them."""
     # Imported here, because they import this package for their keys.
-    from prompt_tuning_jax import calibration, compare, generate, optimizers, search
+    from prompt_tuning_jax import calibration, compare, generate, optimizers, search, teacher
     from prompt_tuning_jax.data import demonstrations, task
     from prompt_tuning_jax.methods import METHODS
     from prompt_tuning_jax.models import language_model
@@ -69,6 +69,7 @@ def collect() -> dict[tuple[str, str], dict[str, Key]]:
         ("compare", ""): compare.KEYS,
         ("search", ""): search.KEYS,
         **{("search", name): each.KEYS for name, each in search.SEARCHES.items()},
+        ("teacher", ""): teacher.KEYS,
     }
     return {("", ""): LOOP} | {
         (section, owner): {f"{section}.{name}": key for name, key in keys.items()}

@@ -41,6 +41,35 @@ def choose_demonstrations(
     return [drawn[place] for _, _, place in sorted(turns)[:number]]
 
 
+def spare_half(
+    rows: Sequence[Mapping[str, str]], *, balanced: bool, seed: int
+) -> list[Mapping[str, str]]:
+    """Returns at most half of the records, of each label if `balanced`, in the order in which
+    `choose_demonstrations` takes them."""
+    chosen = choose_demonstrations(rows, len(rows), balanced=balanced, seed=seed)
+    if not balanced:
+        return chosen[: len(rows) // 2]
+    seen: collections.Counter[str] = collections.Counter()
+    totals, taken = collections.Counter(row["label"] for row in rows), []
+    for row in chosen:
+        seen[row["label"]] += 1
+        if 2 * seen[row["label"]] <= totals[row["label"]]:
+            taken.append(row)
+    return taken
+
+
+def without_demonstrations(
+    rows: Sequence[Mapping[str, str]], shown: Sequence[Mapping[str, str]], fields: Sequence[str]
+) -> list[Any]:
+    """Returns the records whose `fields` are in none of the demonstrations `shown`, which answer
+    them."""
+    answered = {tuple(map(row.get, fields)) for row in shown}
+    left = [row for row in rows if tuple(map(row.get, fields)) not in answered]
+    if not left:
+        raise UserError(f"all {len(rows)} training records are demonstrations: give fewer of these")
+    return left
+
+
 def fit_demonstrations(
     rows: Sequence[Mapping[str, str]],
     chosen: Sequence[Mapping[str, str]],
@@ -54,7 +83,7 @@ def fit_demonstrations(
     """
 
     def needed(example: Any) -> int:
-        return len(example.trunk) + max(map(len, example.tails)) - 1
+        return len(example.trunk) + max(map(len, example.tails), default=1) - 1
 
     alone = [needed(example) for example in encode(rows, ())]
     longest = alone.index(max(alone))

@@ -72,10 +72,11 @@ def encode_examples(
                 words,
                 tokenizer,
                 num_virtual_tokens=num_virtual_tokens,
-                add_bos=add_bos,
+                add_bos=add_bos and not task.continues,
                 max_length=max_length,
                 answer=answer,
                 ending=ending,
+                continues=task.continues,
             )
         except UserError as error:
             raise UserError(f"{record.get(PLACE, f'record {number}')}: {error}") from error

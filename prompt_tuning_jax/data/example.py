@@ -51,6 +51,7 @@ def encode_example(
     max_length: int,
     answer: int = -1,
     ending: Sequence[int] = (),
+    continues: bool = False,
 ) -> Example:
     """Renders `template` with each answer behind it and tokenises the whole.
 
@@ -68,6 +69,7 @@ def encode_example(
             those of the model less a prefix. The longest field of a longer example is cut at its
             end.
         ending: tokens behind each answer.
+        continues: whether another text is in front, in the virtual tokens.
 
     Raises:
         UserError: the slots do not add up to P, the record lacks a field or is too long, the
@@ -87,7 +89,7 @@ def encode_example(
     shortened, whole = "", 0
     while True:
         _check_neighbours(template, layout, fields, answers or ("a",), tokenizer)
-        rendered = _render(layout, fields, tokenizer, bos)
+        rendered = _render(layout, fields, tokenizer, bos, continues)
         trunk, tails = _answered(rendered, answers or ("a",), tokenizer, template.direct)
         tails = [[*tail, *ending] for tail in tails] if answers else []
         length = len(trunk.ids) + max(map(len, tails), default=1) - 1
@@ -181,13 +183,14 @@ def _render(
     fields: Mapping[str, str],
     tokenizer: Any,
     bos: Sequence[int],
+    continues: bool,
 ) -> _Rendered:
     specials: dict[str, int] = tokenizer.specials
     front = _Tokens(list(bos), [0] * len(bos), [0] * len(bos))
     spans: dict[str, list[tuple[int, int]]] = {}
     first_field = most = sys.maxsize
     begins = place = 0
-    text, continues = "", False
+    text = ""
     for number, item in enumerate(layout):
         if isinstance(item, Special | range):
             ids = [-1 - j for j in item] if isinstance(item, range) else [specials[item.markup]]

@@ -115,6 +115,10 @@ class Task(NamedTuple):
     target: str = ""  # a template of the text to write, instead of labels
     tokenizer: str = "auto"  # of the metrics of texts, see `metrics.text_metrics`
     chat: str | None = None  # the system text of a chat, None for no chat
+    # Whether its texts go on, without BOS, behind demonstrations that virtual tokens began as, and
+    # the tokens of these.
+    continues: bool = False
+    front: tuple[int, ...] = ()
 
 
 def make_task(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:

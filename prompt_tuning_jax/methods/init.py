@@ -75,6 +75,12 @@ def from_text(rng, settings, lm, task):
     return lm.embed(np.resize(np.array(ids), settings.num_virtual_tokens))
 
 
+def from_demonstrations(rng, settings, lm, task):
+    """Returns the embeddings of whole demonstrations, which `prepare` chose: P is the number of
+    their tokens (context tuning, 2507.04221)."""
+    return lm.embed(np.array(task.front))
+
+
 def _word_ids(tokenizer, word):
     """Returns the ids of a word behind another text, where a label stands."""
     ids, offsets = tokenizer.encode(f"a {word}")
@@ -104,8 +110,10 @@ INITS = {
     "vocabulary": from_vocabulary,
     "labels": from_labels,
     "text": from_text,
+    "demonstrations": from_demonstrations,
 }
 TOKEN_KEYS = {
+    # With 'demonstrations' the most: P is the number of tokens of those that fit.
     "num_virtual_tokens": whole(16, 1),
     "init": among("vocabulary", (*INITS, "file")),
     "init_scale": number(0.5),

@@ -48,7 +48,7 @@ def make(settings, start=NOTHING) -> Method:
         if not settings.hidden_size:
             return prefix, {}
         embedding, weights = jax.random.split(jax.random.fold_in(rng, 1))
-        shape = (settings.num_virtual_tokens, settings.hidden_size)
+        shape = (prefix["k"].shape[1], settings.hidden_size)
         inputs = jax.random.normal(embedding, shape, jnp.float32)
         weights = network(prefix["k"].shape).init(weights, inputs)
         return {**prefix, "inputs": inputs, "network": weights["params"]}, {}

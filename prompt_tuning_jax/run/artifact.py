@@ -58,6 +58,7 @@ _KINDS: dict[str, type] = {
     "tensors_sha256": str,
     "demonstrations": list,
     "calibration": dict,
+    "continues": bool,  # whether texts go on behind the virtual tokens, see `data.task.Task`
 }
 PROMPTED = "demonstrations"  # an artifact of a written prompt alone has them, if only as []
 # Names of earlier versions.
@@ -96,6 +97,7 @@ def make_manifest(lm: Any, task: Any, config: Any, metrics: Mapping[str, Any]) -
         "labels": [list(label) for label in task.labels],
         "max_length": config.task.max_length,
         "add_bos": lm.tokenizer.add_bos,
+        **({"continues": True} if getattr(task, "continues", False) else {}),
         "config": config.to_dict() | {"model": dict(lm.settings)},
         "metrics": dict(metrics),
         "versions": {
@@ -305,7 +307,7 @@ def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
     unknown = sorted(manifest.keys() - _KINDS)
     yield from (f"{short(key)} is not a known key{nearest(key[:99], _KINDS)}" for key in unknown)
     for name, kind in _KINDS.items():
-        missing = kind() if name in (PROMPTED, "calibration") else None
+        missing = kind() if name in (PROMPTED, "calibration", "continues") else None
         if type(manifest.get(name, missing)) is not kind:
             yield f"{name!r} is {short(manifest.get(name))}, expected a {kind.__name__}"
     if not _METHOD.fullmatch(manifest["method"]):

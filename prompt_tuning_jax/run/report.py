@@ -33,6 +33,7 @@ class Row(NamedTuple):
     bytes: int  # the size of what was trained or written
     seconds: float  # to find it: training, or ranking the written prompts
     loss: float | None = None  # in nats an example, if there is no accuracy
+    seconds_an_example: float | None = None  # to score it, if there is a teacher
 
 
 def cells(rows: Sequence[Row]) -> list[dict[str, str]]:
@@ -73,6 +74,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "trainable_parameters": "{:,}".format,
     "bytes": size,
     "seconds": duration,
+    "seconds_an_example": "{:.4f}".format,
 }
 
 

@@ -1,0 +1,38 @@
+"""Demonstrations as keys and values, trained: context tuning with 16 headlines of each topic.
+
+Command: prompt-tuning train --config configs/context_tuning.py --workdir runs/context_tuning
+Hardware and time: 2 CPU cores, float32, at 92 GFLOP/s in matrix products beside other work: 2 min.
+Expected: 19 demonstrations fit. 78.0 % on the validation split, 78.2 % on the 500 test headlines
+  (seed 0; run here). With method.init=text, 32 virtual tokens and a rate of 0.01 74.7 % and 73.4 %;
+  16 demonstrations in context (evaluate --config.demonstrations.number=16) 30.0 % and 28.8 %.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.steps = 100
+    config.learning_rate = 0.003
+    config.evaluate_every = 25
+    config.save_every = 50
+
+    config.method = ConfigDict()
+    config.method.name = "prefix"
+    # Whole demonstrations that fit. At most half of each topic's records are taken, and they are
+    # not trained on.
+    config.method.init = "demonstrations"
+    config.method.num_virtual_tokens = 320
+    config.method.dropout = 0.05
+
+    config.task = ConfigDict()
+    config.task.examples_per_class = 16
+    config.task.validation_per_class = 16
+    config.task.labels = (
+        "business",
+        "entertainment",
+        "politics",
+        "sport=sports",
+        "tech=technology",
+    )
+    return config

@@ -1,0 +1,87 @@
+"""Distillation: the frozen model behind a long front, a written prompt or demonstrations, teaches
+what is trained. It answers the records once, and their own answers are not read.
+
+With labels, all their words are targets, weighted with the teacher's probabilities among the labels
+(or an example would count by how likely any label is to the teacher). The loss is the cross-entropy
+to these of what is trained in the whole vocabulary, as in training on right answers, so that it
+learns to answer with a label too. With a target, the likeliest text of the teacher takes its place.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from prompt_tuning_jax import score as scoring
+from prompt_tuning_jax.config.key import string, whole
+from prompt_tuning_jax.data.chat import read_chat
+from prompt_tuning_jax.data.demonstrations import choose_demonstrations
+from prompt_tuning_jax.data.records import Record
+from prompt_tuning_jax.data.task import Task, output_fields, training_records
+from prompt_tuning_jax.data.template import with_prompt
+from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.generate import generate, read_settings
+from prompt_tuning_jax.models.sites import NOTHING
+from prompt_tuning_jax.run.progress import with_progress
+
+KEYS = {
+    # A written prompt, as in `evaluate --prompt`.
+    "prompt": string(""),
+    # Training records in front of each example, which are not trained on. Without any of the two
+    # there is no teacher.
+    "demonstrations": whole(0),
+}
+WRITTEN = "text_of_the_teacher"  # the field of a record
+
+
+def is_taught(config: Any) -> bool:
+    """Tells whether a config has a teacher."""
+    return bool(config.teacher.prompt or config.teacher.demonstrations)
+
+
+def demonstrations_of(task: Task, config: Any) -> list[Mapping[str, str]]:
+    """Returns the teacher's demonstrations."""
+    number, balanced = config.teacher.demonstrations, bool(task.labels)
+    rows = training_records(task, config.task) if number else []
+    return choose_demonstrations(rows, min(number, len(rows)), balanced=balanced, seed=config.seed)
+
+
+def label_shares(lm, task: Task, rows, config, log) -> np.ndarray:
+    """Returns float32[N, C], the teacher's probability of each label for each record."""
+    scores = scoring.score(lm, _ask(lm, task, rows, config, log), NOTHING, log=log)
+    scoring.check_finite(lm, scores)
+    return scoring.probabilities(scores)
+
+
+def written_targets(lm, task: Task, rows, config, log) -> tuple[Task, list[Record]]:
+    """Returns the task whose target is the teacher's text, and the records with their texts. Those
+    whose text is empty or does not end are left out, and counted."""
+    settings = read_settings(config.generation)._replace(temperature=0.0, top_k=0, top_p=1.0)
+    end = None if task.chat is None else read_chat(lm.tokenizer, task.chat).end
+    settings = settings._replace(stop=(*settings.stop, end.markup)) if end else settings
+    room = lm.spec.max_positions - settings.max_new_tokens + 1
+    examples = _ask(lm, task, rows, config, log, room)
+    texts = generate(lm, examples, NOTHING, settings)
+    texts = with_progress(texts, "texts written", log, len(rows))
+    made = [(row, each.text.strip(), each.finished) for row, each in zip(rows, texts, strict=True)]
+    kept = [{**row, WRITTEN: text} for row, text, finished in made if finished and text]
+    if not kept:
+        raise UserError(
+            f"the teacher ends none of {len(rows)} texts: raise config.generation.max_new_tokens"
+            f" from {settings.max_new_tokens}, or give config.generation.stop"
+        )
+    if left_out := len(rows) - len(kept):
+        log(f"warning: {left_out} of {len(rows)} records have no text of the teacher that ends")
+    return task._replace(target=f"{{{WRITTEN}}}"), kept
+
+
+def _ask(lm, task, rows, config, log, room=0):
+    """Returns the records, without their answers, as the teacher's examples."""
+    template = with_prompt(task.template, config.teacher.prompt)
+    task, outputs = task._replace(continues=False), output_fields(task)
+    asked = [{name: text for name, text in row.items() if name not in outputs} for row in rows]
+    shown = demonstrations_of(task, config)
+    if not shown:
+        most = min(config.task.max_length or room, room or config.task.max_length)
+        return scoring.encode_for(lm, task, asked, NOTHING, most, template)
+    return scoring.encode_behind(lm, task, asked, shown, template, log, room)[0]

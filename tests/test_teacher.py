@@ -1,0 +1,88 @@
+"""Distillation: what a teacher gives to train on, and what is not read."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny_runs
+
+from prompt_tuning_jax import api, train
+from prompt_tuning_jax import score as scoring
+from prompt_tuning_jax.data.records import Source
+from prompt_tuning_jax.data.task import select_records
+from prompt_tuning_jax.data.template import with_prompt
+from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.generate import read_settings
+from prompt_tuning_jax.run.folder import REPORT
+from prompt_tuning_jax.step import loss_fn
+
+pytestmark = pytest.mark.usefixtures("home")
+PROMPT = "One of b, e, p, s, t. "
+TAUGHT = f"--config.teacher.prompt={PROMPT}"
+SHOWN = "--config.teacher.demonstrations=2"
+
+
+def softmax(scores):
+    powers = np.exp(scores - scores.max(1, keepdims=True).astype(np.float64))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def test_the_loss_is_the_cross_entropy_to_the_teachers_probabilities():
+    lm, task, config = tiny_runs.tiny(TAUGHT)
+    run = train.plan(lm, task, config, print)
+    teacher = api.label_scores(lm, task, prompt=PROMPT, split=config.task.train).scores
+    shares, given = softmax(teacher), run.adapt(run.trainable)
+    scores = scoring.score(lm, run.data.train, given)
+    chosen = [run.data.order[place] for place in range(config.batch_size)]
+    key = jax.random.key(0)
+    loss, _ = loss_fn(run.trainable, run.frozen, run.data.batch(0), key, run.parts)
+    wanted = -sum(shares[n, c] * scores[n, c] for n in chosen for c in range(5))
+    assert loss == pytest.approx(wanted, rel=1e-5)
+    assert {example.answer for example in run.data.train} == {-1}
+    # The same on the validation split, by which the result is chosen.
+    result = train.tune(lm, task, config, log=print)
+    split = config.task.validation
+    teacher = softmax(api.label_scores(lm, task, prompt=PROMPT, split=split).scores)
+    found = api.label_scores(lm, task, result.artifact, split=split)
+    wanted = -(teacher * found.scores).sum(1).mean()
+    assert result.artifact.manifest["metrics"]["validation_loss"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_labels_of_the_training_records_are_not_read():
+    lm, task, config = tiny_runs.tiny(TAUGHT)
+    splits = dict(task.load().splits)
+    labels = [row["label"] for row in splits["train"]]
+    moved = zip(splits["train"], labels[1:] + labels[:1], strict=True)
+    splits["train"] = [{**row, "label": label} for row, label in moved]
+    other = task._replace(load=lambda: Source(splits))
+    one, two = (train.tune(lm, each, config, log=print) for each in (task, other))
+    assert one.history == two.history
+    jax.tree.map(np.testing.assert_array_equal, one.artifact.tensors, two.artifact.tensors)
+
+
+def test_with_a_target_the_teachers_texts_are_the_targets():
+    words = [f"--config.task.{word}" for word in tiny_runs.texts()]
+    words += ["--config.prompts=()", "--config.generation.stop=('@@@@@@@@@', '@*')"]
+    lm, task, config = tiny_runs.tiny(TAUGHT, *words, "--config.generation.max_new_tokens=12")
+    asked = task._replace(template=with_prompt(task.template, PROMPT))
+    texts = [{"text": row["text"]} for row in select_records(task, "train")]
+    found = list(api.predict(lm, asked, texts, generation=read_settings(config.generation)))
+    wanted = [row["text"].strip() for row in found if row["finished"] and row["text"].strip()]
+    ends = [example.tails[0] for example in train.plan(lm, task, config, print).data.train]
+    assert {end[-1] for end in ends} == {lm.tokenizer.eos_id}
+    assert [lm.tokenizer.decode(end[:-1].tolist()).strip() for end in ends] == wanted
+    assert 0 < len(wanted) < len(texts)
+    with pytest.raises(UserError, match=r"ends none of \d+ texts: raise .*max_new_tokens from 1"):
+        train.plan(*tiny_runs.tiny(TAUGHT, *words, "--config.generation.max_new_tokens=1"), print)
+
+
+def test_the_report_has_a_row_for_the_teacher_whose_demonstrations_are_not_trained_on(typed):
+    refused = typed(*tiny_runs.training("run", "--config.teacher.prompt={no}"))
+    assert refused.status == 2 and "config.teacher.prompt: template '{no}'" in refused.err
+    done = typed(*tiny_runs.training("run", *tiny_runs.FEW, SHOWN))
+    assert done.status == 0 and "158 examples to train on" in done.out
+    rows = json.loads(Path("run", REPORT).read_text())["rows"]
+    assert [row["name"] for row in rows][1:] == ["written prompt", "teacher", "soft prompt"]
+    assert all(0 < row["seconds_an_example"] < 9 for row in rows)
