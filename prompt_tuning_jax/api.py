@@ -204,6 +204,12 @@ def save(artifact: Artifact, folder: str | os.PathLike) -> None:
     save_artifact(_read(artifact), folder)
 
 
+def encode(lm: LanguageModel, task: Task, rows: Sequence[Record], artifact: Artifact):
+    """Returns records as examples for the model with an artifact, and the artifact's `Given`."""
+    use = _use(lm, task, artifact)
+    return _encode(lm, task, rows, use), use.given
+
+
 class _Use(NamedTuple):
     """How the model is used: with what tailors it, a template, and at most so many positions."""
 

@@ -20,7 +20,7 @@ ROOMS = (
         "run",
     ),
     *("optimizers", "methods", "step", "score", "generate", "teacher", "prepare", "train", "api"),
-    *("exchange", "forgetting", "search", "compare", "cli"),
+    *("exchange", "inspection", "forgetting", "search", "compare", "cli"),
 )
 STRANGERS = {("data", "models"), ("run", "models"), ("methods", "data"), ("methods", "run")}
 

@@ -16,7 +16,7 @@ import click
 
 from prompt_tuning_jax import __version__
 from prompt_tuning_jax.cli.listing import collect, copy_config, find_config, print_lists
-from prompt_tuning_jax.cli.words import key_named, split_overrides
+from prompt_tuning_jax.cli.words import at_most_one, check_new, key_named, split_overrides
 from prompt_tuning_jax.errors import RunError, UserError, hide, quote
 
 FAILED = 1
@@ -201,13 +201,13 @@ def evaluate(
 
     An artifact brings its own config, unless --config gives another.
     """
-    _at_most_one({"--artifact DIR": artifact, "--prompt TEXT": prompt, "--prompts FILE": prompts})
-    _at_most_one({"--artifact DIR": artifact, "--demonstrations K": demonstrations})
+    at_most_one({"--artifact DIR": artifact, "--prompt TEXT": prompt, "--prompts FILE": prompts})
+    at_most_one({"--artifact DIR": artifact, "--demonstrations K": demonstrations})
     if out and not (prompt or prompts or calibrate):
         raise UserError(
             "--out keeps a prompt or calibration: give --prompt, --prompts or --calibrate"
         )
-    _check_new(out)
+    check_new(out)
     is_own = artifact is not None and config is None
     if is_own and overrides:
         raise UserError(
@@ -260,6 +260,26 @@ def predict(
     write_answers(artifact, given, as_json, output, overrides)
 
 
+@program.command(options_metavar="--artifact DIR [OPTIONS]")
+@_artifact
+@click.option("--split", help="What is scored, as 'test[:100]'. By default a part of validation.")
+@_json
+@click.option("--out", metavar="DIR", help="Also write inspection.json and inspection.png there.")
+@click.pass_obj
+def inspect(
+    overrides: list[str], artifact: str | None, split: str | None, as_json: bool, out: str | None
+) -> None:
+    """Shows what can be read from the virtual tokens of a soft prompt, or from a prefix."""
+    if not artifact or overrides:
+        raise UserError("inspect needs --artifact DIR, which brings its own config, and no other")
+    check_new(out)
+    with _uninterrupted():
+        from prompt_tuning_jax.cli.inspect import inspect_artifact, print_inspection
+    with _stdout_to_stderr():
+        found = inspect_artifact(artifact, split, out)
+    _print(found, as_json, print_inspection)
+
+
 @program.command(options_metavar="--artifact DIR --to hf|peft|npy|hub:USER/NAME [TARGET] [OPTIONS]")
 @_artifact
 @click.option(
@@ -302,7 +322,7 @@ def import_(
     """Makes an artifact of an adapter of PEFT, for the task of a config."""
     if not (kind and folder and config and out):
         raise UserError("import needs --from peft FOLDER, --config FILE and --out DIR")
-    _check_new(out)
+    check_new(out)
     with _uninterrupted():
         from prompt_tuning_jax.cli.exchange import import_adapter
         from prompt_tuning_jax.config import load
@@ -396,17 +416,6 @@ def _uninterrupted() -> Iterator[None]:
 def _stdout_to_stderr(is_quiet: bool = True) -> contextlib.redirect_stdout:
     """Sends what is printed to stderr, so that stdout holds the result alone."""
     return contextlib.redirect_stdout(sys.stderr if is_quiet else sys.stdout)
-
-
-def _check_new(folder: str | None) -> None:
-    if folder and os.path.exists(folder):
-        raise UserError(f"{folder!r} exists: give the name of a new folder")
-
-
-def _at_most_one(given: dict[str, Any]) -> None:
-    chosen = [name for name, value in given.items() if value is not None]
-    if len(chosen) > 1:
-        raise UserError(f"evaluate takes {' or '.join(chosen)}, not both")
 
 
 def _print(found: Any, as_json: bool, for_people: Callable[[Any], None]) -> None:

@@ -1,6 +1,7 @@
 """The words of a command line: what overrides a config, and what was meant by a wrong word."""
 
 import difflib
+import os
 from collections.abc import Collection
 
 import click
@@ -36,6 +37,19 @@ def split_overrides(arguments: list[str], commands: Collection[str]) -> tuple[li
             whole = quote(_with_value(arguments, arguments.index(word)))
             raise UserError(f"{word!r} has no value: write {whole} as one word")
     return overrides, words
+
+
+def check_new(folder: str | None) -> None:
+    """Raises a UserError if a folder to write exists."""
+    if folder and os.path.exists(folder):
+        raise UserError(f"{folder!r} exists: give the name of a new folder")
+
+
+def at_most_one(given: dict[str, str | None]) -> None:
+    """Raises a UserError if several options were given, of those by what to type."""
+    chosen = [name for name, value in given.items() if value is not None]
+    if len(chosen) > 1:
+        raise UserError(f"evaluate takes {' or '.join(chosen)}, not both")
 
 
 def key_named(error: click.ClickException, words: list[str]) -> str:

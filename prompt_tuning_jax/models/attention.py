@@ -89,6 +89,18 @@ def attend_cached(query, front, cache, mask, front_mask, cap, precision):
     return seen.astype(query.dtype)
 
 
+def front_share(query, front, own, mask, front_mask, cap, precision):
+    """Returns float32[R, Tq, F], the part of a query's weights that each position of the front has,
+    a mean over heads. The arguments are those of `attend` without shared positions."""
+    product, rows = functools.partial(_product, precision), mask.shape[:2]
+    before = _capped(product("nkgd,fkd->nkgf", query, front[0]), cap)
+    before = before if front_mask is None else before + front_mask[:, None, None]
+    query, before = (part.reshape(*rows, *part.shape[1:]) for part in (query, before))
+    own = _capped(product("rqkgd,rtkd->rqkgt", query, own[0]), cap) + mask[:, :, None, None]
+    weights = jax.nn.softmax(jnp.concatenate([before, own], axis=-1), axis=-1)
+    return weights[..., : len(front[0])].mean(axis=(2, 3))
+
+
 def _head_forward(front_mask, mask, cap, precision, query, front, own):
     """`attend` for one key head: `[M, d]` queries, M = (S + R*Tq) * G, keys and values `[F, d]` and
     `[R, T, d]`, additive float32[M, F] or None and float32[R, Tq*G, T]. Returns `[M, d]` and

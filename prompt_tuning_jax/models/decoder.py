@@ -63,7 +63,7 @@ class Decoder(nn.Module):
             self.positions = nn.Embed(spec.max_positions + spec.position_offset, spec.width)
         self.layers = nn.scan(
             nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False),
-            variable_axes=dict.fromkeys(("params", *LAYERED, "baked", "cache"), 0),
+            variable_axes=dict.fromkeys(("params", *LAYERED, "baked", "cache", "attention"), 0),
             split_rngs={"params": True},
             in_axes=(nn.broadcast, 0),
             length=spec.layers - 1,

@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from prompt_tuning_jax.models.attention import MASKED, attend, attend_cached
+from prompt_tuning_jax.models.attention import MASKED, attend, attend_cached, front_share
 from prompt_tuning_jax.models.positions import rotate
 from prompt_tuning_jax.models.spec import FAR, Spec
 
@@ -186,6 +186,7 @@ class Attention(nn.Module):
         query = checkpoint_name(project("q", x, spec.heads, tables) * scale, "query")
         query = query.reshape(-1, spec.kv_heads, spec.heads // spec.kv_heads, spec.head_size)
         front_mask = self.front_mask(places, len(front[0]), layer.window)
+        self.note_share(query, front, own, mask, front_mask, spec.attention_cap, self.precision)
         if context.place is None:
             before, cap = shared if reads is None else 0, spec.attention_cap
             seen = attend(query, front, own, mask, front_mask, before, cap, self.precision)
@@ -231,6 +232,11 @@ class Attention(nn.Module):
         if not masks:
             return None
         return jnp.where(functools.reduce(jnp.logical_and, masks), 0.0, MASKED)
+
+    def note_share(self, *asked):
+        """Writes `front_share` as the collection `attention` if the caller makes that mutable."""
+        if self.is_mutable_collection("attention") and not self.is_initializing():
+            self.put_variable("attention", "front", front_share(*asked))
 
     def remember(self, own, place):
         """Writes the rows' keys and values `[R, T, K, d]` into the collection `cache`, in the

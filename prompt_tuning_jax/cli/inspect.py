@@ -1,0 +1,126 @@
+"""The command `inspect`: what can be read from a soft prompt or a prefix."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prompt_tuning_jax import api
+from prompt_tuning_jax import score as scoring
+from prompt_tuning_jax.cli.machine import find_artifact, load_model
+from prompt_tuning_jax.cli.show import print_facts, print_table, say
+from prompt_tuning_jax.config import from_manifest
+from prompt_tuning_jax.data.task import make_task, select_records
+from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.inspection import nearest_tokens, prefix_attention, replace_slots
+from prompt_tuning_jax.models.sites import PREFIX, PROMPT
+from prompt_tuning_jax.run.artifact import load_artifact
+from prompt_tuning_jax.run.progress import with_progress
+from prompt_tuning_jax.run.report import TRAIN_COLOR, VALIDATION_COLOR, new_figure, save_figure
+from prompt_tuning_jax.storage import atomic_write
+
+NEIGHBOURS = 3
+# Examples that are scored in all: about a minute on 2 cores with a model of 135M.
+SCORED, FEWEST = 1500, 16
+WAYWARD = (
+    "such readings mislead: a prompt that works can be near almost any text (Khashabi et al. 2022)"
+)
+
+
+def inspect_artifact(folder: str, split: str | None, out: str | None) -> dict[str, Any]:
+    """Inspects an artifact on a split, or on so many records of its validation split that it takes
+    about a minute. Writes what it returns to the folder `out`, if any, with a picture."""
+    artifact = load_artifact(find_artifact(folder))
+    if artifact.tensors.keys() not in ({PROMPT}, {*PREFIX.values()}):
+        raise UserError(
+            f"the artifact is of the method {artifact.manifest['method']!r}: only a soft prompt or"
+            " a prefix has virtual tokens to inspect"
+        )
+    config = from_manifest(artifact.manifest)
+    task = make_task(config.task, artifact.manifest["labels"])
+    vectors = artifact.tensors.get(PROMPT, ())
+    name = split or config.task.validation
+    rows = select_records(task, name)
+    count = len(rows) if split else max(SCORED // (2 * len(vectors) + 2), FEWEST)
+    lm = load_model(config)
+    examples, given = api.encode(lm, task, rows[:count], artifact)
+    say(f"scores are of {len(examples)} of {len(rows)} records of {name}")
+
+    def measure(ids: Mapping[int, int | None]) -> dict[str, float]:
+        changed = replace_slots(examples, ids)
+        answers = np.array([example.answer for example in changed])
+        return scoring.loss_and_accuracy(scoring.score(lm, changed, given), answers)
+
+    found: dict[str, Any] = {"note": WAYWARD} | measure({})
+    if PROMPT in artifact.tensors:
+        found["tokens"] = nearest_tokens(lm, vectors, NEIGHBOURS)
+        ids = [each["cosine"][0]["id"] for each in found["tokens"]]
+        found["all_replaced"] = measure(dict(enumerate(ids)))
+        for slot, each in enumerate(with_progress(found["tokens"], "tokens", say, len(ids))):
+            each |= {"replaced": measure({slot: ids[slot]}), "without": measure({slot: None})}
+    else:
+        found["attention"] = prefix_attention(lm, given, examples).tolist()
+    if out is not None:
+        Path(out).mkdir(parents=True)
+        text = json.dumps(found, indent=1, ensure_ascii=False)
+        atomic_write(Path(out, "inspection.json"), f"{text}\n".encode())
+        draw = _draw_tokens if "tokens" in found else _draw_attention
+        save_figure(draw(found), Path(out, "inspection.png"))
+    return found
+
+
+def print_inspection(found: Mapping[str, Any]) -> None:
+    """Prints what `inspect_artifact` returned, for people."""
+    rows = [
+        {"position": str(place), "attention": f"{100 * share:.2f} %"}
+        for place, share in enumerate(found.get("attention", ()))
+    ] or [_cells(place, each) for place, each in enumerate(found["tokens"])]
+    print_table(rows, texts=["nearest by cosine", "by product"])
+    print()
+    print_facts({name: each for name, each in found.items() if name not in ("tokens", "attention")})
+
+
+def _cells(place: int, found: Mapping[str, Any]) -> dict[str, str]:
+    nearest = found["cosine"][0]
+    return {
+        "token": str(place),
+        "nearest by cosine": repr(nearest["token"]),
+        "cosine": f"{nearest['cosine']:.3f}",
+        "distance": f"{nearest['distance']:.3g}",
+        "by product": repr(found["product"][0]["token"]),
+        "product": f"{found['product'][0]['product']:.3g}",
+        "loss, replaced": f"{found['replaced']['loss']:.3f}",
+        "without": f"{found['without']['loss']:.3f}",
+    }
+
+
+def _draw_attention(found):
+    figure, axes = new_figure(9, 3.6)
+    shares = [100 * share for share in found["attention"]]
+    axes.bar(range(len(shares)), shares, color=TRAIN_COLOR)
+    axes.set(xlabel="position of the prefix", ylabel="attention (%)")
+    return figure
+
+
+def _draw_tokens(found):
+    tokens, places = found["tokens"], range(len(found["tokens"]))
+    figure, (left, right) = new_figure(9, 1.5 + 0.2 * len(tokens), 2)
+    for name, label, style in (
+        ("replaced", "replaced by its nearest token", {"color": TRAIN_COLOR, "marker": "o"}),
+        ("without", "left out", {"color": VALIDATION_COLOR, "marker": "D"}),
+    ):
+        changes = [each[name]["loss"] - found["loss"] for each in tokens]
+        left.plot(changes, places, linestyle="", markersize=5, label=label, **style)
+    left.axvline(0, color="black", linewidth=0.8)
+    left.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.4, 1), ncols=2)
+    right.barh(
+        places, [each["cosine"][0]["cosine"] for each in tokens], color=TRAIN_COLOR, zorder=2
+    )
+    words = [repr(each["cosine"][0]["token"])[:16].replace("$", r"\$") for each in tokens]
+    left.set_yticks(places, [f"{word}  {place}" for place, word in enumerate(words)])
+    right.set_yticks(places, [])
+    left.set(xlabel="change of the loss (nats)", ylim=(len(tokens) - 0.5, -0.5))
+    right.set(xlabel="cosine of the nearest token", ylim=(len(tokens) - 0.5, -0.5))
+    return figure
