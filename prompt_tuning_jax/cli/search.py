@@ -31,15 +31,12 @@ def search_and_report(config, folder: str, fresh: bool, command: Sequence[str]) 
             start["outcome"] = "stopped"
             say(f"saved in {kept}; this goes on from here:\n  {again}")
             return SAVED
+        start_text, how = found.history[0]["template"], {"max_length": config.task.max_length}
+        texts = ("start", start_text, 0.0), ("searched prompt", found.template, found.seconds)
         rows = []
-        for name, text in (
-            ("start", found.history[0]["template"]),
-            ("searched prompt", found.template),
-        ):
-            how = {"prompt": text, "split": config.task.test, "log": say}
-            scored = api.evaluate(lm, task, max_length=config.task.max_length, **how)
-            seconds = 0.0 if name == "start" else found.seconds
-            rows.append(Row(name, scored["accuracy"], 0, len(text.encode()), seconds))
+        for name, text, took in texts:
+            scored = api.evaluate(lm, task, split=config.task.test, prompt=text, log=say, **how)
+            rows.append(Row(name, scored["accuracy"], 0, len(text.encode()), took))
         print_table(cells(rows), texts=["name"])
         with writing(run / REPORT, again):
             write_report(run / REPORT, rows)

@@ -29,11 +29,6 @@ class Part(NamedTuple):
     answers: np.ndarray
     labels: int
 
-    @property
-    def size(self) -> int:
-        """The answers of all examples together."""
-        return len(self.answers) * self.labels
-
 
 def score_prompts(
     lm: LanguageModel, prompts: np.ndarray, part: Part
@@ -48,7 +43,9 @@ def score_prompts(
     for begin in range(0, len(prompts), AT_ONCE):
         # Of one size, so that there is one program.
         some = np.resize(filled[begin : begin + AT_ONCE], (AT_ONCE, size))
-        found.append(_score(lm.module, lm.params, some, rows, front < 0, part.size))
+        found.append(
+            _score(lm.module, lm.params, some, rows, front < 0, part.answers.size * part.labels)
+        )
     scores, own = (np.concatenate(each)[: len(prompts)] for each in zip(*found, strict=True))
     return scores.reshape(len(prompts), -1, part.labels), own
 
@@ -84,24 +81,23 @@ def _answers(module: Decoder, variables, batch: Batch, count: int):
 
 
 def label_loss(scores, answers):
-    """Returns how unlikely the right answers int[N] are among all, the mean negative log-likelihood
-    in nats, for scores float32[..., N, C]. It is what accuracy needs: the likelihood in the whole
-    vocabulary also counts how likely the labels are together."""
+    """Returns the mean negative log-likelihood of the right answers int[N] among the C labels, in
+    nats, of scores float32[..., N, C]: how likely all labels are together plays no part."""
     shares = jax.nn.log_softmax(scores, axis=-1)
     return -shares[..., np.arange(len(answers)), answers].mean(-1)
 
 
 def loss_gradient(lm: LanguageModel, prompt: np.ndarray, part: Part) -> np.ndarray:
     """Returns float32[P, E], the gradient of the label loss in the vectors of a prompt int[P]."""
-    given = lm.embed(prompt), part.batch, part.answers, part.size
+    given = lm.embed(prompt), part.batch, part.answers, part.labels
     return np.asarray(_gradient(lm.module, lm.params, *given))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
-def _gradient(module: Decoder, params, vectors, batch: Batch, answers, count: int):
+def _gradient(module: Decoder, params, vectors, batch: Batch, answers, labels: int):
     def loss(vectors):
         variables = bind(module.spec, params, Given({PROMPT: vectors}))
-        scores = _answers(module, variables, batch, count)
-        return label_loss(scores.reshape(len(answers), -1), answers)
+        scores = _answers(module, variables, batch, len(answers) * labels)
+        return label_loss(scores.reshape(-1, labels), answers)
 
     return jax.grad(loss)(vectors)
