@@ -3,8 +3,9 @@
 Command: prompt-tuning train --config configs/context_tuning.py --workdir runs/context_tuning
 Hardware and time: 2 CPU cores, float32, at 92 GFLOP/s in matrix products beside other work: 2 min.
 Expected: 19 demonstrations fit. 78.0 % on the validation split, 78.2 % on the 500 test headlines
-  (seed 0; run here). With method.init=text, 32 virtual tokens and a rate of 0.01 74.7 % and 73.4 %;
-  16 demonstrations in context (evaluate --config.demonstrations.number=16) 30.0 % and 28.8 %.
+  (seed 0; run here). With method.init=text, 32 virtual tokens and no dropout 76.2 % on the test
+  headlines, and with a rate of 0.01 and dropout 73.4 % (validation 74.7 %). 16 demonstrations in
+  context (evaluate --config.demonstrations.number=16) give 28.8 % (validation 30.0 %).
 """
 
 from ml_collections import ConfigDict
