@@ -30,7 +30,7 @@ PLACES = {
     "transformers": {"models/files/tokenizer.py", "data/render_chat.py"},
     "from_pretrained": {"models/files/tokenizer.py"},
     "trust_remote_code": {"models/files/tokenizer.py"},
-    "huggingface_hub": {"models/files/hub.py"},
+    "huggingface_hub": {"models/files/hub.py", "exchange/hub.py"},
 }
 
 

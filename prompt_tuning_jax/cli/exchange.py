@@ -1,7 +1,5 @@
 """The commands `export` and `import`: artifacts for other programs and the hub, and from PEFT."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 from prompt_tuning_jax import exchange
@@ -10,9 +8,8 @@ from prompt_tuning_jax.cli.show import say
 from prompt_tuning_jax.config import from_manifest
 from prompt_tuning_jax.data.task import make_task
 from prompt_tuning_jax.errors import UserError, nearest
-from prompt_tuning_jax.models.files.find import hub_name
-from prompt_tuning_jax.run.artifact import MANIFEST, TENSORS, load_artifact, save_artifact
-from prompt_tuning_jax.run.card import CARD, predict_command
+from prompt_tuning_jax.run.artifact import load_artifact, save_artifact
+from prompt_tuning_jax.run.card import predict_command
 
 KINDS = ("hf", "peft", "npy")
 
@@ -25,7 +22,9 @@ def export_artifact(folder: str, kind: str, target: str, overrides: list[str]) -
     folder = find_artifact(folder)
     artifact = load_artifact(folder)
     if kind == "hub":
-        say(f"{_push(artifact, Path(folder), target)}: the artifact and its card")
+        from prompt_tuning_jax.exchange.hub import push  # takes a while
+
+        say(f"{push(artifact, folder, target)}: the artifact and its card")
         return
     config = from_manifest(artifact.manifest, overrides)
     task = make_task(config.task, artifact.manifest["labels"])
@@ -40,17 +39,6 @@ def export_artifact(folder: str, kind: str, target: str, overrides: list[str]) -
         ids = exchange.export_front(lm, task, artifact, target)
         own = lm.tokenizer.decode([number for number in ids.tolist() if number >= 0])
         say(f"{target}: {len(ids)} vectors, of the virtual tokens and of the text {own!r}")
-
-
-def _push(artifact, folder: Path, repo: str) -> str:
-    from prompt_tuning_jax.models.files.hub import push  # takes a while
-
-    files = {name: (folder / name).read_bytes() for name in (MANIFEST, TENSORS, CARD)}
-    facts = ["---", "library_name: prompt-tuning-jax"]
-    if base := hub_name(artifact.manifest["model"]["name"]):
-        facts.append(f"base_model: {json.dumps(base)}")
-    files[CARD] = "\n".join([*facts, "---", ""]).encode() + files[CARD]
-    return push(repo, files)
 
 
 def import_adapter(config: Any, kind: str, folder: str, out: str) -> None:

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 from flax import traverse_util
 from safetensors.numpy import save_file
+from tokenizers import processors
 
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models.families import FAMILIES
+from prompt_tuning_jax.models.files.tokenizer import Tokenizer
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import SCALED_INPUT, Given
 from prompt_tuning_jax.models.spec import Spec, linear_layers
@@ -61,7 +64,26 @@ def write_model(folder: Path, lm: LanguageModel, leaves: Mapping[str, np.ndarray
     config |= {"torch_dtype": next(iter(made.values())).dtype.name, **ids}
     _write(folder / "config.json", config)
     _write(folder / "generation_config.json", {**ids, "eos_token_id": words.end_ids or None})
-    words.write(folder)
+    _write_tokenizer(folder, words)
+
+
+def _write_tokenizer(folder: Path, words: Tokenizer) -> None:
+    """Writes `tokenizer.json` and `tokenizer_config.json`."""
+    library = tokenizers.Tokenizer.from_str(json.dumps(words.vocabulary))
+    tokens = {
+        f"{name}_token": library.id_to_token(number)
+        for name in ("bos", "eos", "pad")
+        if (number := getattr(words, f"{name}_id")) is not None
+    }
+    if words.add_bos and words.bos_id not in library.encode("a").ids:
+        bos = tokens["bos_token"]
+        library.post_processor = processors.TemplateProcessing(
+            single=[bos, "$A"], pair=[bos, "$A", "$B"], special_tokens=[(bos, words.bos_id)]
+        )
+    library.save(str(folder / "tokenizer.json"))
+    chat = {"chat_template": words.chat_template} if words.chat_template else {}
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens, **chat}
+    _write(folder / "tokenizer_config.json", named)
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:

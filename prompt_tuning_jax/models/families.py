@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from prompt_tuning_jax.errors import UserError, nearest, short
 from prompt_tuning_jax.models import name_tables
-from prompt_tuning_jax.models.fields import FULL, SLIDING, Fields
+from prompt_tuning_jax.models.fields import Fields
 from prompt_tuning_jax.models.spec import FAR, Rope, Spec
 
+SLIDING, FULL = "sliding_attention", "full_attention"  # in `layer_types`
 LEAST_FACTOR = 1e-6  # a smaller one gives frequencies that float32 cannot hold
 ACTIVATIONS = {
     "silu": "silu",
@@ -44,7 +45,6 @@ def make_spec(fields: Fields) -> Spec:
 def _common(fields: Fields, **more: Any) -> dict[str, Any]:
     """Returns what most families say by the same names; `more` stands in place of some."""
     heads, width = fields.number("num_attention_heads"), fields.number("hidden_size")
-    head_size = fields.number("head_dim", default=width // heads)
     activation = fields.under(hidden_act="silu").check("hidden_act", *ACTIVATIONS)
     found = {
         "family": fields.get("model_type"),
@@ -52,7 +52,7 @@ def _common(fields: Fields, **more: Any) -> dict[str, Any]:
         "width": width,
         "heads": heads,
         "kv_heads": fields.number("num_key_value_heads", default=heads),
-        "head_size": head_size,
+        "head_size": fields.number("head_dim", default=width // heads),
         "feedforward": fields.number("intermediate_size"),
         "vocabulary": fields.number("vocab_size"),
         "max_positions": fields.number("max_position_embeddings", default=2048),
@@ -63,30 +63,27 @@ def _common(fields: Fields, **more: Any) -> dict[str, Any]:
     if "norm_epsilon" not in more:
         found["norm_epsilon"] = fields.number("rms_norm_eps", float, 1e-6)
     if "ropes" not in more:
-        rope, most = _rope(fields, head_size)
+        rope, most = _rope(fields)
         found |= {"ropes": (rope,), "max_positions": min(most, found["max_positions"])}
     return found | more
 
 
-def _rope(
-    fields: Fields,
-    head_size: int,
-    part: float | None = None,
-    entry: Mapping[str, Any] | None = None,
-) -> tuple[Rope, int]:
+def _rope(fields: Fields, part: float = 0, entry: Any = None) -> tuple[Rope, int]:
     """Returns a rotary embedding, and the most positions that it has.
 
-    `part` is the default of the share of a head that turns, or None if all of it must. transformers
-    5 keeps base and scaling in one entry, earlier versions in two. If a file has both, it takes the
+    `part` is the default of the share of a head that turns, or 0 if all of it must. transformers 5
+    keeps base and scaling in one entry, earlier versions in two. If a file has both, it takes the
     earlier one.
     """
     if entry is None:
         entry = fields.entry("rope_scaling") or fields.entry("rope_parameters")
     inside = fields.over(entry)
     most = fields.number("max_position_embeddings", default=2048)
-    if part is None:
+    if not part:
         inside.check("partial_rotary_factor", 1, None)
-    size = int(head_size * inside.number("partial_rotary_factor", float, part or 1.0))
+    whole = fields.number("hidden_size") // fields.number("num_attention_heads")
+    whole = fields.number("head_dim", default=whole)
+    size = int(whole * inside.number("partial_rotary_factor", float, part or 1.0))
     theta = inside.number("rope_theta", float, 10000.0)
     kind = inside.get("rope_type", entry.get("type", "default"))
     # Dynamic scaling begins behind the last position that the model has.
@@ -155,7 +152,12 @@ def _factor(fields: Fields, default: float | None = None) -> float:
 _SCALINGS = {"linear": _linear, "llama3": _llama3, "yarn": _yarn, "longrope": _longrope}
 
 
-def _windows(window: int, kinds: list[str]) -> tuple[int, ...]:
+def _windows(fields: Fields, kinds: list[str], window: int | None = None) -> tuple[int, ...]:
+    """Returns how many positions each layer sees; `kinds` and `window` are defaults."""
+    kinds = fields.get("layer_types", kinds)
+    if not isinstance(kinds, list) or not all(kind in (SLIDING, FULL) for kind in kinds):
+        raise fields.refuse("layer_types", f"a list of {SLIDING!r} and {FULL!r}")
+    window = fields.number("sliding_window", default=window)
     return tuple(window if kind == SLIDING else FAR for kind in kinds)
 
 
@@ -183,7 +185,7 @@ def _qwen2(fields: Fields, **more: Any) -> dict[str, Any]:
         if type(first) is not int:
             raise fields.refuse("max_window_layers", "a whole number")
         kinds = [SLIDING if number >= first else FULL for number in range(found["layers"])]
-        found["layer_windows"] = _windows(fields.number("sliding_window"), fields.kinds(kinds))
+        found["layer_windows"] = _windows(fields, kinds)
     return found
 
 
@@ -195,8 +197,7 @@ def _qwen3(fields: Fields) -> dict[str, Any]:
 
 def _phi3(fields: Fields) -> dict[str, Any]:
     """Phi-3, 3.5 and 4, without experts: Llama; positions up to where the short factors reach."""
-    head_size = fields.number("hidden_size") // fields.number("num_attention_heads")
-    rope, most = _rope(fields, head_size, 1.0)
+    rope, most = _rope(fields, 1.0)
     return _mistral(fields, ropes=(rope,), max_positions=most)
 
 
@@ -217,8 +218,8 @@ def _smollm3(fields: Fields) -> dict[str, Any]:
     if not isinstance(turned, list) or not all(each in (0, 1) for each in turned):
         raise fields.refuse("no_rope_layers", "a list of 0 and 1")
     if fields.flag("use_sliding_window"):
-        kinds = fields.kinds([FULL if each == 0 else SLIDING for each in turned])
-        found["layer_windows"] = _windows(fields.number("sliding_window"), kinds)
+        kinds = [FULL if each == 0 else SLIDING for each in turned]
+        found["layer_windows"] = _windows(fields, kinds)
     return found | {"layer_ropes": tuple(1 - each for each in turned)}
 
 
@@ -238,15 +239,13 @@ def _gemma2(fields: Fields, every: int = 2, **more: Any) -> dict[str, Any]:
     found = _gemma(fields, placement="both", **more)
     every = fields.number("sliding_window_pattern", default=every)
     kinds = [SLIDING if (number + 1) % every else FULL for number in range(found["layers"])]
-    kinds = fields.kinds(kinds)
     caps = {
         f"{name}_cap": fields.number(f"{key}_logit_softcapping", float)
         for name, key in (("attention", "attn"), ("final", "final"))
         if fields.get(f"{key}_logit_softcapping")
     }
     scale = fields.number("query_pre_attn_scalar", float, 256.0) ** -0.5
-    windows = _windows(fields.number("sliding_window", default=4096), kinds)
-    return found | caps | {"scale": scale, "layer_windows": windows}
+    return found | caps | {"scale": scale, "layer_windows": _windows(fields, kinds, 4096)}
 
 
 def _gemma3(fields: Fields) -> dict[str, Any]:
@@ -256,11 +255,8 @@ def _gemma3(fields: Fields) -> dict[str, Any]:
     earlier = {"rope_theta": fields.get("rope_theta", 1e6), **fields.entry("rope_scaling")}
     full = nested.entry(FULL) or earlier
     local = nested.entry(SLIDING) or {"rope_theta": fields.get("rope_local_base_freq", 1e4)}
-    head_size = fields.number("head_dim", default=256)
-    plain = Fields(
-        {"max_position_embeddings": fields.get("max_position_embeddings")}, fields.source
-    )
-    ropes = tuple(_rope(plain, head_size, entry=entry)[0] for entry in (full, local))
+    plain = fields.under(head_dim=256).over({"rope_theta": None})
+    ropes = tuple(_rope(plain, entry=entry)[0] for entry in (full, local))
     found = _gemma2(fields, 6, qk_norm="head", ropes=ropes)
     return found | {"layer_ropes": tuple(int(each != FAR) for each in found["layer_windows"])}
 
@@ -287,8 +283,7 @@ def _gpt_neox(fields: Fields) -> dict[str, Any]:
     """GPT-NeoX, Pythia, Dolly 2: attention and feed-forward side by side, LayerNorm."""
     fields = fields.renamed(rotary_pct="partial_rotary_factor", rotary_emb_base="rope_theta")
     fields = fields.under(hidden_act="gelu")
-    head_size = fields.number("hidden_size") // fields.number("num_attention_heads")
-    rope, _ = _rope(fields, head_size, 0.25)
+    rope, _ = _rope(fields, 0.25)
     biases = ALL if fields.flag("attention_bias", True) else ("up", "down")
     parallel = fields.flag("use_parallel_residual", True)
     more = {"ropes": (rope,), "biases": biases, "parallel": parallel}
@@ -353,14 +348,14 @@ FAMILIES = {
     "llama": Family(_llama, name_tables.LLAMA, "LlamaForCausalLM"),
     "mistral": Family(_mistral, name_tables.LLAMA, "MistralForCausalLM"),
     "qwen2": Family(_qwen2, name_tables.LLAMA, "Qwen2ForCausalLM"),
-    "qwen3": Family(_qwen3, name_tables.QWEN3, "Qwen3ForCausalLM"),
+    "qwen3": Family(_qwen3, name_tables.LLAMA, "Qwen3ForCausalLM"),
     "phi3": Family(_phi3, name_tables.PHI3, "Phi3ForCausalLM"),
-    "olmo2": Family(_olmo2, name_tables.OLMO2, "Olmo2ForCausalLM"),
+    "olmo2": Family(_olmo2, name_tables.GEMMA2, "Olmo2ForCausalLM"),
     "smollm3": Family(_smollm3, name_tables.LLAMA, "SmolLM3ForCausalLM"),
     "gemma": Family(_gemma, name_tables.LLAMA, "GemmaForCausalLM"),
     "gemma2": Family(_gemma2, name_tables.GEMMA2, "Gemma2ForCausalLM"),
-    "gemma3_text": Family(_gemma3, name_tables.GEMMA3, "Gemma3ForCausalLM"),
-    "gemma3": Family(_gemma3_multimodal, name_tables.GEMMA3, "Gemma3ForCausalLM"),
+    "gemma3_text": Family(_gemma3, name_tables.GEMMA2, "Gemma3ForCausalLM"),
+    "gemma3": Family(_gemma3_multimodal, name_tables.GEMMA2, "Gemma3ForCausalLM"),
     "gpt2": Family(_gpt2, name_tables.GPT2, "GPT2LMHeadModel"),
     "gpt_neox": Family(_gpt_neox, name_tables.GPT_NEOX, "GPTNeoXForCausalLM"),
     "opt": Family(_opt, name_tables.OPT, "OPTForCausalLM"),

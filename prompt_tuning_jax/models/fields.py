@@ -5,8 +5,6 @@ from typing import Any
 
 from prompt_tuning_jax.errors import UserError, short
 
-SLIDING, FULL = "sliding_attention", "full_attention"
-
 
 class Fields:
     """The fields of a model by the names of `config.json`, with the file for messages. A field that
@@ -33,9 +31,9 @@ class Fields:
         shown = {ours: self.names.get(theirs, theirs) for theirs, ours in names.items()}
         return Fields(values, self.source, {**self.names, **shown})
 
-    def refuse(self, key: str, expected: str) -> UserError:
-        value, name = self.get(key), self.names.get(key, key)
-        return UserError(f"{self.source}: {name} is {short(value)}, expected {expected}.")
+    def refuse(self, key: str, expected: str, how: str = ", expected") -> UserError:
+        name = self.names.get(key, key)
+        return UserError(f"{self.source}: {name} is {short(self.get(key))}{how} {expected}.")
 
     def check(self, key: str, *supported: Any) -> Any:
         """Returns a value, or refuses one that the decoder does not compute."""
@@ -43,9 +41,7 @@ class Fields:
         if not any(
             value is each or (value == each and type(each) is not bool) for each in supported
         ):
-            listed = ", ".join(map(repr, supported))
-            name = self.names.get(key, key)
-            raise UserError(f"{self.source}: {name} is {short(value)}; supported: {listed}.")
+            raise self.refuse(key, ", ".join(map(repr, supported)), "; supported:")
         return value
 
     def number(self, key: str, kind: type = int, default: Any = None) -> Any:
@@ -69,10 +65,3 @@ class Fields:
         if not isinstance(value, Mapping):
             raise self.refuse(key, "an object or null")
         return value
-
-    def kinds(self, default: list[str]) -> list[str]:
-        """Returns for each layer whether its attention is over a window or all positions."""
-        kinds = self.get("layer_types", default)
-        if not isinstance(kinds, list) or not all(kind in (SLIDING, FULL) for kind in kinds):
-            raise self.refuse("layer_types", f"a list of {SLIDING!r} and {FULL!r}")
-        return kinds

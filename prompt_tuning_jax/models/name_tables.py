@@ -1,8 +1,8 @@
 """Tables of the names of tensors in Hugging Face folders, for `families.py`.
 
 A row is a module of ours, the folder's, and how a tensor there is cut. Its leaves follow from the
-module: 'bias' is '.bias' in a folder, any other '.weight'. What a model has, and of which shape, is
-what its module reads (`decoder.param_shapes`). The gguf package knows the names there.
+module: 'bias' is '.bias' in a folder, any other '.weight'. Which rows a model has, and of which
+shape, is what its module reads (`decoder.param_shapes`). The gguf package knows the names there.
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,12 @@ final_norm  model.norm
 head        lm_head
 """
 ATTENTION = """
-attention/q  self_attn.q_proj
-attention/k  self_attn.k_proj
-attention/v  self_attn.v_proj
-attention/o  self_attn.o_proj
+attention/q       self_attn.q_proj
+attention/k       self_attn.k_proj
+attention/v       self_attn.v_proj
+attention/o       self_attn.o_proj
+attention/q_norm  self_attn.q_norm
+attention/k_norm  self_attn.k_norm
 """
 MLP = """
 feedforward/gate  mlp.gate_proj
@@ -50,20 +52,9 @@ attention_out_norm    post_attention_layernorm
 feedforward_norm      pre_feedforward_layernorm
 feedforward_out_norm  post_feedforward_layernorm
 """
-NORMS_OUTPUT = """
-attention_out_norm    post_attention_layernorm
-feedforward_out_norm  post_feedforward_layernorm
-"""
-QK_NORMS = """
-attention/q_norm  self_attn.q_norm
-attention/k_norm  self_attn.k_norm
-"""
 IN_LAYER = "model.layers.{}."
 LLAMA = make_table(IN_LAYER, ATTENTION + MLP + NORMS_BEFORE)
-QWEN3 = make_table(IN_LAYER, ATTENTION + MLP + NORMS_BEFORE + QK_NORMS)
 GEMMA2 = make_table(IN_LAYER, ATTENTION + MLP + NORMS_BOTH)
-GEMMA3 = make_table(IN_LAYER, ATTENTION + MLP + NORMS_BOTH + QK_NORMS)
-OLMO2 = make_table(IN_LAYER, ATTENTION + MLP + NORMS_OUTPUT + QK_NORMS)
 PHI3 = make_table(
     IN_LAYER,
     NORMS_BEFORE

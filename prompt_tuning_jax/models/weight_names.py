@@ -20,22 +20,20 @@ class Tensor(NamedTuple):
       shape: in the file.
       leaves: paths, as in `param_shapes`; several if the tensor holds one below the other.
       layer: which layer's part of a stack it is, or None: the leaf is no stack.
-      how: 'T', 'heads' or ''.
-      heads: how many 'heads' means.
+      how: 'T' if it is transposed, or how many heads its rows are in order of, or ''.
     """
 
     name: str
     shape: tuple[int, ...]
     leaves: tuple[str, ...]
     layer: int | None
-    how: str
-    heads: int
+    how: str | int
 
 
 def tensors(spec: Spec) -> Iterator[Tensor]:
     """Yields what a folder of the model holds."""
     shapes = param_shapes(spec)
-    for ours, (theirs, *how) in FAMILIES[spec.family].table.items():
+    for ours, (theirs, *cut) in FAMILIES[spec.family].table.items():
         place, _, names = ours.rpartition("/")
         modules = [f"{place}/{name}".lstrip("/") for name in names.split(",")]
         kinds = [path.rpartition("/") for path in shapes]
@@ -43,26 +41,22 @@ def tensors(spec: Spec) -> Iterator[Tensor]:
             parts = [f"{module}/{leaf}" for module in modules]
             sizes = [shapes[path] for path in parts]
             shape = (sum(size[0] for size in sizes), *sizes[0][1:])
-            turned = "T" in how and len(shape) == 2
-            shape = shape[::-1] if turned else shape
-            rest = (("T" if turned else "") or ("heads" if "heads" in how else ""), spec.heads)
+            how: str | int = spec.heads if "heads" in cut else ""
+            if "T" in cut and len(shape) == 2:
+                how, shape = "T", shape[::-1]
             name = theirs + (".bias" if leaf == "bias" else ".weight")
-            if not ours.startswith("last/"):
-                yield Tensor(name, shape, tuple(parts), None, *rest)
-                continue
-            for number in range(spec.layers):
-                last = number == spec.layers - 1
-                paths = parts if last else [path.replace("last/", "layers/", 1) for path in parts]
-                index = None if last else number
-                yield Tensor(name.format(number), shape, tuple(paths), index, *rest)
+            stacks = [path.replace("last/", "layers/", 1) for path in parts]
+            for number in range(spec.layers - 1) if stacks != parts else ():
+                yield Tensor(name.format(number), shape, tuple(stacks), number, how)
+            yield Tensor(name.format(spec.layers - 1), shape, tuple(parts), None, how)
 
 
 def split(tensor: Tensor, array: np.ndarray, rows: Sequence[int]) -> list[np.ndarray]:
     """Cuts a file's array into the parts of its leaves, of so many rows each."""
     if tensor.how == "T":
         array = array.T
-    if tensor.how == "heads":  # [H, 3, d, ...]
-        parts = array.reshape(tensor.heads, len(rows), -1, *array.shape[1:])
+    if isinstance(tensor.how, int):  # [H, 3, d, ...]
+        parts = array.reshape(tensor.how, len(rows), -1, *array.shape[1:])
         return [part.reshape(-1, *array.shape[1:]) for part in parts.swapaxes(0, 1)]
     ends = [0, *itertools.accumulate(rows)]
     return [array[begin:end] for begin, end in itertools.pairwise(ends)]
@@ -70,8 +64,8 @@ def split(tensor: Tensor, array: np.ndarray, rows: Sequence[int]) -> list[np.nda
 
 def join(tensor: Tensor, parts: Sequence[np.ndarray]) -> np.ndarray:
     """Puts the parts together as the file has them: undoes `split`."""
-    if tensor.how == "heads":
-        cut = [part.reshape(tensor.heads, -1, *part.shape[1:]) for part in parts]
+    if isinstance(tensor.how, int):
+        cut = [part.reshape(tensor.how, -1, *part.shape[1:]) for part in parts]
         return np.concatenate(cut, axis=1).reshape(tensor.shape)
     whole = np.concatenate(parts)
     return np.ascontiguousarray(whole.T if tensor.how == "T" else whole)

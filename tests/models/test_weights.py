@@ -263,7 +263,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path):
     path = tiny_models.write_folder(tmp_path, shards=2)
     first, second = sorted(path.glob("*.safetensors"))
     save_file(load_file(second) | dict(list(load_file(first).items())[:1]), second)
-    with pytest.raises(UserError, match="is in another file too"):
+    with pytest.raises(UserError, match="is there twice"):
         read_weights(str(path), "float32")
 
 

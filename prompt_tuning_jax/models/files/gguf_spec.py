@@ -10,13 +10,10 @@ from prompt_tuning_jax.models.families import GPT2_NAMES, LEAST_FACTOR, make_spe
 from prompt_tuning_jax.models.fields import Fields
 from prompt_tuning_jax.models.spec import Spec
 
-# GGUF's names of families and of fields, which it has behind the family's.
+# GGUF's names of families, and of fields, which it has behind the family's.
 ARCHITECTURES = {
-    "llama": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
+    **{name: name for name in ("llama", "qwen2", "qwen3", "gpt2")},
     "gemma3": "gemma3_text",
-    "gpt2": "gpt2",
 }
 GGUF_NAMES = {
     "num_hidden_layers": "block_count",
@@ -46,36 +43,33 @@ def spec_from_gguf(
     """Returns the spec that a GGUF file's metadata describes, and the `config.json` of such a
     model. The head is tied if the file has none of its own. Frequencies are divided by float32[d/2]
     `factors` (`rope_freqs.weight`), if any."""
-    architecture = fields.get("general.architecture")
-    Fields(fields, source).check("general.architecture", *ARCHITECTURES)
-    prefix, theirs = f"{architecture}.", {}
-    for key, value in fields.items():
-        if key.startswith(prefix):
-            theirs[key.removeprefix(prefix)] = value
-    given = Fields(
-        theirs, source, {key: f"{prefix}{key}" for key in (*theirs, *GGUF_NAMES.values())}
-    )
-    given.check("expert_count", 0, None)
-    given.check("attention.causal", True, None)
-    tokens, names = fields.get("tokenizer.ggml.tokens"), {}
-    config: dict[str, Any] = {"model_type": ARCHITECTURES[str(architecture)]}
-    for ours, name in GGUF_NAMES.items():
-        config[ours], names[ours] = given.get(name), f"{prefix}{name}"
+    given = Fields(fields, source)
+    architecture = given.check("general.architecture", *ARCHITECTURES)
+    prefix = f"{architecture}."
+    given.check(f"{prefix}expert_count", 0, None)
+    given.check(f"{prefix}attention.causal", True, None)
+    names = {ours: f"{prefix}{name}" for ours, name in GGUF_NAMES.items()}
+    config = {ours: given.get(name) for ours, name in names.items()}
+    config["model_type"] = ARCHITECTURES[architecture]
+    tokens = fields.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list):
         config["vocab_size"] = config["vocab_size"] or len(tokens)
     read = Fields(config, source, names)
     width, heads = read.number("hidden_size"), read.number("num_attention_heads")
-    rotated = given.number("rope.dimension_count", default=width // heads)
+    rotary = f"{prefix}rope.dimension_count"
+    rotated = given.number(rotary, default=width // heads)
     size = read.number("head_dim", default=rotated)
-    rotated = given.number("rope.dimension_count", default=size)  # Gemma's files do not say it
-    if {rotated, size, given.number("attention.value_length", default=size)} != {size}:
+    rotated = given.number(rotary, default=size)  # Gemma's files do not say it
+    if {rotated, given.number(f"{prefix}attention.value_length", default=size)} != {size}:
         raise UserError(
             f"{source} rotates {rotated} of {size} dimensions of a head, or its values differ "
             "in size from its keys; expected all three to be equal."
         )
     theta = read.number("rope_theta", float, 10000.0)
-    original = given.number("rope.scaling.original_context_length", default=ORIGINAL_MAX_POSITIONS)
-    scaling = _find_scaling(factors, size // 2, theta, original, source) or _gguf_scaling(given)
+    length = f"{prefix}rope.scaling.original_context_length"
+    original = given.number(length, default=ORIGINAL_MAX_POSITIONS)
+    scaling = _find_scaling(factors, size // 2, theta, original, source)
+    scaling = scaling or _gguf_scaling(given, f"{prefix}rope.")
     config |= {"head_dim": size, "tie_word_embeddings": tied_head, "rope_scaling": scaling}
     if architecture == "gemma3":
         # Not in the file: the 27B alone takes D / H.
@@ -88,15 +82,15 @@ def spec_from_gguf(
     return make_spec(read), read.values
 
 
-def _gguf_scaling(given: Fields) -> dict[str, Any] | None:
+def _gguf_scaling(given: Fields, rope: str) -> dict[str, Any] | None:
     # A file that names a factor but no type is linear to llama.cpp, under the earlier key too. A
     # factor of 0 means none.
-    kind = given.get("rope.scaling.type", "linear")
-    factors = [given.get(f"rope.{key}", 1) for key in ("scaling.factor", "scale_linear")]
+    kind = given.get(f"{rope}scaling.type", "linear")
+    factors = [given.get(f"{rope}{key}", 1) for key in ("scaling.factor", "scale_linear")]
     factor = next((each for each in factors if each not in (0, 1)), None)
     if kind == "none" or (kind == "linear" and factor is None):
         return None
-    given.over({"rope.scaling.type": kind}).check("rope.scaling.type", "none", "linear")
+    given.over({f"{rope}scaling.type": kind}).check(f"{rope}scaling.type", "none", "linear")
     return {"rope_type": "linear", "factor": factor}
 
 

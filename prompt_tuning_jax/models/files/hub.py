@@ -1,4 +1,4 @@
-"""Models by their names on a Hugging Face hub, and files that are pushed to it.
+"""Models by their names on a Hugging Face hub.
 
 Only files of known names are downloaded. A file gets its place in the cache that all programs share
 (HF_HOME) once it has the hash that the hub says. A download that was cut or stopped is continued.
@@ -11,11 +11,10 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, errors, get_token, hf_hub_url
+from huggingface_hub import HfApi, constants, errors, hf_hub_url
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
@@ -48,7 +47,7 @@ def fetch(repo: str, revision: str) -> Path:
     except errors.RevisionNotFoundError:
         wrong = f"{this} has no revision '{revision}' on {hub}: give a branch, a tag or a commit"
     except FAILURES as error:
-        folder, reason = store / "snapshots" / _commit(store, revision), _reason(error)
+        folder, reason = store / "snapshots" / _commit(store, revision), reason_of(error)
         if _is_whole(folder):
             if not constants.HF_HUB_OFFLINE:
                 log.warning("warning: no download from %s (%s): %s is used", hub, reason, folder)
@@ -149,7 +148,8 @@ def _commit(store: Path, revision: str) -> str:
     return ref.read_text() if ref.is_file() else revision
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Returns the first line of an error."""
     return f"{type(error).__name__}: {error}".partition("\n")[0][:200]
 
 
@@ -158,18 +158,3 @@ def nearest_model(name: str) -> str:
     cached = Path(constants.HF_HUB_CACHE).glob("models--*")
     names = {*PACKAGED, *(path.name[8:].replace("--", "/") for path in cached)}
     return nearest(name, sorted(names - {name}))
-
-
-def push(repo: str, files: Mapping[str, bytes]) -> str:
-    """Writes files to a model's repository on the hub, which is made if it does not exist, in one
-    commit, and returns its address. Raises a UserError if the hub does not take them."""
-    if not get_token():
-        raise UserError(f"the hub takes files only with a token that may write: {LOGIN}.")
-    added = [CommitOperationAdd(name, data) for name, data in files.items()]
-    try:
-        HfApi().create_repo(repo, exist_ok=True)
-        HfApi().create_commit(repo, added, commit_message="Upload an artifact of prompt-tuning-jax")
-    except FAILURES as error:
-        wrong = f"{constants.ENDPOINT} does not take '{repo}' ({_reason(error)})"
-        raise UserError(f"{wrong}: give USER/NAME, and a token that may write there.") from error
-    return hide(f"{constants.ENDPOINT}/{repo}")

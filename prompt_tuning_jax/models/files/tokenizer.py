@@ -172,26 +172,6 @@ class Tokenizer:
                 )
         return encoding.ids, encoding.offsets
 
-    def write(self, folder: Path) -> None:
-        """Writes `tokenizer.json` and `tokenizer_config.json`, as transformers reads them."""
-        library = tokenizers.Tokenizer.from_str(json.dumps(self.vocabulary))
-        tokens = {
-            f"{name}_token": library.id_to_token(number)
-            for name in ("bos", "eos", "pad")
-            if (number := getattr(self, f"{name}_id")) is not None
-        }
-        if self.add_bos and self.bos_id not in library.encode("a").ids:
-            bos = tokens["bos_token"]
-            library.post_processor = processors.TemplateProcessing(
-                single=[bos, "$A"], pair=[bos, "$A", "$B"], special_tokens=[(bos, self.bos_id)]
-            )
-        library.save(str(folder / "tokenizer.json"))
-        named = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens}
-        if self.chat_template:
-            named["chat_template"] = self.chat_template
-        text = json.dumps(named, indent=2, ensure_ascii=False)
-        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
-
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids, special ones too; bytes that are not UTF-8 become U+FFFD."""
         with _panics(f"{len(ids)} tokens cannot be turned into text by the tokenizer.json"):

@@ -5,10 +5,10 @@ filled tensor by tensor, so the peak of memory is the model and one tensor.
 """
 
 import hashlib
+import itertools
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,17 +70,13 @@ def _read_folder(folder: Path, dtype: np.dtype, most: float) -> Weights:
     config = read_json(folder / "config.json")
     spec = spec_from_config(config, str(folder / "config.json"))
     headers = {file: read_header(file) for file in weight_files(folder)}
-    found = [name for entries in headers.values() for name in entries]
-    twice = next((name for name, times in Counter(found).items() if times > 1), None)
-    if twice is not None:
-        raise UserError(f"{folder}: the tensor {short(twice)} is in another file too.")
-    names = {name: new for name, new in _standard_names(spec, found) if not IGNORED.fullmatch(name)}
-    shapes = {
-        names[name]: entry.shape
-        for entries in headers.values()
-        for name, entry in entries.items()
-        if name in names
-    }
+    names = _standard_names(spec, itertools.chain(*headers.values()))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, entry in itertools.chain(*(entries.items() for entries in headers.values())):
+        if names.get(name) in shapes:
+            raise UserError(f"{folder}: the tensor {short(name)} is there twice.")
+        if name in names:
+            shapes[names[name]] = entry.shape
     # Some files repeat a tied embedding as the head: both must be the same, byte for byte.
     head, embedding = (
         f"{FAMILIES[spec.family].table[module][0]}.weight" for module in ("head", "embed")
@@ -109,26 +105,17 @@ def _read_folder(folder: Path, dtype: np.dtype, most: float) -> Weights:
     return Weights(spec, _finish(leaves), whole.hexdigest(), config)
 
 
-def _standard_names(spec: Spec, found: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yields names of tensors with those of the family's table: a file may hold the model without
+def _standard_names(spec: Spec, found: Iterable[str]) -> dict[str, str]:
+    """Returns for names of tensors those of the family's table: a file may hold the model without
     its head, whose names lack their beginning, or the text part of a larger one."""
-    table, names = FAMILIES[spec.family].table, set(found)
-    embedding, head = (f"{table[module][0]}.weight" for module in ("embed", "head"))
-    base = f"{embedding.split('.')[0]}."
-    old, new = "", ""
-    for old, new in (
-        ("", ""),
-        ("", base),
-        ("language_model.", ""),
-        (f"{base}language_model.", base),
-    ):
-        if embedding.startswith(new) and old + embedding.removeprefix(new) in names:
-            break
+    table = FAMILIES[spec.family].table
+    head, base = f"{table['head'][0]}.weight", f"{table['embed'][0].split('.')[0]}."
+    front, names = re.compile(rf"(language_model\.|{re.escape(base)})*"), {}
     for name in found:
-        if name.endswith((head, "lm_head.weight")):
-            yield name, head
-        else:
-            yield name, new + name.removeprefix(old) if name.startswith(old) else name
+        if not IGNORED.fullmatch(name):
+            is_head = name.endswith((head, "lm_head.weight"))
+            names[name] = head if is_head else base + front.sub("", name, count=1)
+    return names
 
 
 def weight_files(folder: Path) -> list[Path]:
