@@ -16,7 +16,6 @@ from prompt_tuning_jax import api, train
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data.task import make_task, select_records
 from prompt_tuning_jax.errors import RunError, UserError
-from prompt_tuning_jax.models.language_model import load
 from prompt_tuning_jax.prepare import check_task
 from prompt_tuning_jax.run import artifact
 from prompt_tuning_jax.run import folder as workdir
@@ -39,12 +38,6 @@ def given():
 @pytest.fixture(scope="module")
 def made():
     return artifact.load_artifact(tiny_runs.artifact())
-
-
-def test_the_names_are_the_packages(given):
-    for name in ("evaluate", "predict", "save"):
-        assert getattr(prompt_tuning_jax, name) is getattr(api, name)
-    assert prompt_tuning_jax.tune is train.tune and prompt_tuning_jax.load is load
 
 
 def test_a_model_that_was_loaded_by_name_is_what_a_config_loads(given):
@@ -114,15 +107,6 @@ def test_records_may_be_fields_or_text_and_their_label_is_not_looked_at(given, m
     assert texts == fields == list(api.predict(lm, task, labelled, made))
     with pytest.raises(UserError, match="text"):
         list(api.predict(lm, task, [{"txt": "banks"}], made))
-
-
-def test_a_records_name_may_have_its_other_unicode_form(given):
-    lm, task, _ = given
-    asked = task._replace(template="{caf\u00e9}:", fields=())
-    [one], [other] = (
-        list(api.predict(lm, asked, [{name: "banks"}])) for name in ("caf\u00e9", "cafe\u0301")
-    )
-    assert one == other
 
 
 def test_a_text_alone_is_refused_where_the_template_has_several_fields(given):

@@ -114,8 +114,6 @@ def test_texts_that_are_empty_and_labels_that_look_alike_are_said(typed, home):
 # Overrides and parts of the sentence that refuses them.
 MISTAKES = {
     "file": (("files.train=new.csv",), "'new.csv' does not exist", "did you mean 'news.csv'?"),
-    "column": (("files.train=news.csv",), "news.csv, line 2: no column 'text'", "'Head Line'"),
-    "label": ((*CSV, "labels=('big money','loud musik')"), "news.csv, line ", "mean 'loud musik'?"),
     "slot": (
         ("files.train=gone.csv", "template={text}:"),
         "error: template '{text}:' has no slot for the ",
@@ -126,8 +124,6 @@ MISTAKES = {
         "the model has no chat template: give config.task.as_chat=false",
     ),
     "name": (("name=ag_news",), "config.task.name is 'ag_news'", "of other data save a file"),
-    "part": ((*CSV, "files.test_part=60"), "news.csv has 60 records", "files.test_part"),
-    "delimiter": ((*CSV, "files.delimiter=;"), "line 2: ';' expected", "set config.task.files.del"),
 }
 
 

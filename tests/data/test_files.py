@@ -137,10 +137,7 @@ def test_a_split_without_a_file_is_taken_from_the_training_file(tmp_path):
 # Content, the file's name and overrides, and parts of the sentence.
 BAD = {
     "empty": ("", "data.csv", (), "holds no record"),
-    "header alone": ("text,label\n", "data.csv", (), "holds no record"),
-    "blank lines alone": ("\n\n", "data.jsonl", (), "holds no record"),
     "one row": ("text,label\na,b\n", "data.csv", (), "1 records", "validation_part"),
-    "row": (SAMPLE + "a,b,c\n", "data.csv", (), "line 4: 3 cells, expected 2"),
     "missing column": (
         "txet,label\na,b\n",
         "data.csv",
@@ -159,26 +156,13 @@ BAD = {
         "line 2: config.task.columns is the other way round: write"
         " 'text=title', the template's field first",
     ),
-    "swapped label": (
-        "text,y\na,b\n",
-        "data.csv",
-        ("columns=('y=label',)",),
-        "write 'label=y', the template's",
-    ),
     "names that look alike": (
         "caf\u00e9,cafe\u0301,label\na,b,c\n",
         "data.csv",
         ("template={soft}{café}",),
         "line 2: the names of two columns look alike",
     ),
-    "NaN": ('{"text": "a", "label": NaN}', "data.jsonl", (), "line 1: 'label' is NaN, expected a"),
     "no header": ("hello,good\nbye,bad\n", "data.csv", (), "files.header=false if line 1"),
-    "missing field": (
-        '{"text": "a", "label": "b"}\n{"label": "b"}\n',
-        "data.jsonl",
-        (),
-        "line 2: no column 'text'",
-    ),
     "label": (
         SAMPLE + "third,good\n",
         "data.csv",

@@ -16,7 +16,7 @@ from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.models.decoder import REMAT
 from prompt_tuning_jax.models.positions import rotary_tables
-from prompt_tuning_jax.models.sites import NOTHING, PREFIX, PROMPT, VISIBLE, Given, bind, sites
+from prompt_tuning_jax.models.sites import PREFIX, VISIBLE, Given, bind, sites
 
 # One shape of rows for all tests, so that little is compiled.
 ROWS, LENGTH, SLOTS = 2, 16, 3
@@ -136,36 +136,6 @@ def test_logits_of_every_position_are_those_of_one_sequence(name, shared):
     close(jax.nn.log_softmax(logits[0, : len(wanted)]), wanted)
 
 
-def test_the_last_layer_at_some_positions_is_the_whole_layer_there(model):
-    lm, plain = model
-    given = plain_model.random_given(3, SPEC, "prompt", "prefix")
-    ids = [*FRONT, *range(90, 101)]
-    batch = one_row(ids, len(FRONT))
-    whole = plain_model.states(plain, ids, given)[len(FRONT) :]
-    for some in ([10], [0, 3, 10], [7, 7, 2, 0]):
-        reads = np.resize(some, (ROWS, LENGTH))
-        found = run(lm.module, lm.params, given, batch._replace(reads=reads))[0]
-        close(found[0], whole[reads[0]])
-
-
-def test_a_text_is_a_soft_prompt_of_its_embeddings_is_a_prefix_of_its_keys_and_values(model):
-    lm, plain = model
-    text, slots, rest = [1, 60, 61], [-1, -2, -3], [99, 98, 97, 96]
-    prompt = Given({PROMPT: lm.params["embed"]["embedding"][np.array(text)]})
-    prefix = bake(lm, np.array(text, np.int32), NOTHING)
-    baked_prompt = bake(lm, np.array(slots, np.int32), prompt)
-    assert prefix.sites[K].shape == (SPEC.layers, len(text), SPEC.kv_heads, SPEC.head_size)
-    wanted = plain_model.states(plain, text + rest)
-    for shared in (0, 3):
-        close(hidden_of(lm, NOTHING, text + rest, shared), wanted[shared:])
-        close(hidden_of(lm, prompt, slots + rest, shared), wanted[shared:])
-    close(hidden_of(lm, prefix, rest), wanted[3:])
-    close(
-        hidden_of(lm, Given({path: baked_prompt.sites[path] for path in (K, V)}), rest), wanted[3:]
-    )
-    close(plain_model.states(plain, rest, prefix), wanted[3:])
-
-
 def test_baked_shared_positions_are_the_unbaked_behind_a_prefix_too(model):
     lm, plain = model
     given = plain_model.random_given(4, SPEC, "prompt", "prefix")
@@ -176,13 +146,6 @@ def test_baked_shared_positions_are_the_unbaked_behind_a_prefix_too(model):
     close(after, hidden_of(lm, given, ids, len(FRONT)), 2e-6)
     close(after, plain_model.states(plain, ids, given)[len(FRONT) :])
     assert bake(lm, np.zeros(0, np.int32), given) is given
-
-
-def test_a_prompt_of_one_vector_acts_wherever_its_slot_stands(model):
-    lm, plain = model
-    given = plain_model.random_given(5, SPEC, "prompt", size=1)
-    for ids in ([-1, 50, 51], [50, -1, 51], [50, 51, -1]):
-        close(hidden_of(lm, given, ids), plain_model.states(plain, ids, given))
 
 
 @pytest.fixture(scope="module")

@@ -34,23 +34,6 @@ def test_fixtures_are_what_transformers_computes(name):
             np.testing.assert_allclose(kept[key], wanted, atol=3e-5, err_msg=key)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", CASES)
-def test_random_models_from_folders_that_transformers_wrote(tmp_path, name, dtype):
-    """Another seed for each, in one file or, as bfloat16, in several."""
-    seed = 100 + list(CASES).index(name)
-    written = make_fixtures.make_model(CASES[name], seed).to(dtype)
-    size = "10KB" if dtype == torch.bfloat16 else "1GB"
-    written.save_pretrained(tmp_path, max_shard_size=size)
-    assert len(list(tmp_path.glob("*.safetensors"))) > (dtype == torch.bfloat16)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    kept = make_fixtures.compute(theirs.eval(), seed)._asdict()
-    ours = parity.read_model(tmp_path)
-    parity.check_right_padding(ours, kept)
-    parity.check_left_padding(ours, kept)
-    parity.check_prompt(ours, kept, shared_slots=3)
-
-
 @pytest.mark.parametrize("name", ["grouped", "one_key_head_llama3"])
 def test_logits_far_from_the_beginning(tmp_path, name):
     """There a last bit of a frequency is an angle of 1e-4."""
@@ -130,16 +113,6 @@ def test_the_special_tokens_and_the_chat_template_of_smollm2():
     ids = (words.bos_token_id, words.eos_token_id, words.pad_token_id)
     assert (ours.bos_id, ours.eos_id, ours.pad_id) == ids
     assert ours.chat_template == words.chat_template
-
-
-@pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe"])
-def test_other_splittings_of_gguf(tmp_path, pre):
-    tiny_models.write_gguf(tmp_path / "model.gguf", pre=pre)
-    words = AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
-    words.backend_tokenizer.encode_special_tokens = True
-    ours = read_tokenizer(str(tmp_path / "model.gguf"))
-    for line in [*reference_lines.NASTY, *reference_lines.real()[:500]]:
-        assert ours.encode(line)[0] == make_fixtures.encode(words.backend_tokenizer, line), line
 
 
 @pytest.mark.parametrize("setting", [None, True, False])

@@ -61,12 +61,8 @@ RAW = {
 HEADERS = {
     "a shape of 2^62": {"prompt/vectors": entry((2**62,), 0, 2**64)},
     "a shape of 2^62 and no bytes": {"prompt/vectors": entry((2**62, 0), 0, 0)},
-    "a shape that wraps around to 4 bytes": {"prompt/vectors": entry((2**62 + 1,), 0, 4)},
     "a shape of 10,000 axes": {"prompt/vectors": entry((1,) * 10_000)},
-    "a size below 0": {"prompt/vectors": entry((-1,), 0, 4)},
     "an end beyond the file": {"prompt/vectors": entry((10**9,), 0, 4 * 10**9)},
-    "an end before the start": {"prompt/vectors": entry((1,), 4, 0)},
-    "tensors over each other": {"a/b": entry((1,), 0, 4), "a/c": entry((1,), 0, 4)},
     "a type that is not known": {"prompt/vectors": entry(dtype="PICKLE")},
     "integers": {"prompt/vectors": entry(dtype="I32")},
     "a path upwards": {"../../evil": entry()},
@@ -75,9 +71,6 @@ HEADERS = {
     "a leaf that is a branch": {"a/b": entry((1,), 0, 4), "a/b/c": entry((0,), 4, 4)},
     "no collection": {"vectors": entry()},
     "no tensor": {},
-    "a list": [],
-    "a shape that is a text": {"prompt/vectors": {**entry(), "shape": "ab"}},
-    "no shape": {"prompt/vectors": {"dtype": "F32", "data_offsets": [0, 4]}},
     "nested deeply": b"[" * 60_000,
     "duplicate keys": b'{"a/b": %b, "a/b": %b}'
     % (json.dumps(entry((1,), 0, 4)).encode(), json.dumps(entry((0,), 4, 4)).encode()),
