@@ -32,6 +32,10 @@ _config = click.option(
     # A file has an ending; a word without one can only be a name.
     callback=lambda _, option, given: find_config(given) if (given or "").isidentifier() else given,
 )
+_workdir = click.option(
+    "--workdir", metavar="DIR", help="The folder to work in. The same command again goes on."
+)
+_fresh = click.option("--fresh", is_flag=True, help="Start over what the workdir holds.")
 _json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, all else on stderr.")
 _artifact = click.option("--artifact", metavar="DIR", help="A run's folder, or its artifact.")
 
@@ -49,10 +53,8 @@ def program(debug: bool) -> None:
 
 @program.command(options_metavar="--config FILE --workdir DIR [--config.KEY=VALUE]... [OPTIONS]")
 @_config
-@click.option(
-    "--workdir", metavar="DIR", help="The folder of the run. The same command again goes on."
-)
-@click.option("--fresh", is_flag=True, help="Start over if the workdir holds a run.")
+@_workdir
+@_fresh
 @_json
 @click.option(
     "--dry_run",
@@ -77,25 +79,18 @@ def train(
         from prompt_tuning_jax.cli.train import train_and_report
         from prompt_tuning_jax.config import load
     settings = load(config, overrides)
+    if not dry_run:
+        return _report(train_and_report, settings, str(workdir), fresh, as_json)
     with _stdout_to_stderr(as_json):
-        if dry_run:
-            found = rehearse(settings, workdir, fresh)
-        else:
-            status = train_and_report(settings, str(workdir), fresh, sys.argv)
-    if dry_run:
-        _print(found, as_json, print_plan)
-        return 0
-    if as_json and status == 0:
-        click.echo(Path(str(workdir), "report.json").read_text(encoding="utf-8").rstrip())
-    return status
+        found = rehearse(settings, workdir, fresh)
+    _print(found, as_json, print_plan)
+    return 0
 
 
 @program.command(options_metavar="--config FILE --workdir DIR [--config.KEY=VALUE]... [OPTIONS]")
 @_config
-@click.option(
-    "--workdir", metavar="DIR", help="The folder of all runs. The same command again goes on."
-)
-@click.option("--fresh", is_flag=True, help="Start the rows over that the workdir holds.")
+@_workdir
+@_fresh
 @_json
 @click.option("--dry_run", "--dry-run", is_flag=True, help="Show how long it takes; write nothing.")
 @click.pass_obj
@@ -114,25 +109,18 @@ def compare(
         from prompt_tuning_jax.cli.compare import compare_and_report, print_plan, rehearse
         from prompt_tuning_jax.config import load
     settings = load(config, overrides)
+    if not dry_run:
+        return _report(compare_and_report, settings, str(workdir), fresh, as_json)
     with _stdout_to_stderr(as_json):
-        if dry_run:
-            found = rehearse(settings)
-        else:
-            status = compare_and_report(settings, str(workdir), fresh, sys.argv)
-    if dry_run:
-        _print(found, as_json, print_plan)
-        return 0
-    if as_json and status == 0:
-        click.echo(Path(str(workdir), "report.json").read_text(encoding="utf-8").rstrip())
-    return status
+        found = rehearse(settings)
+    _print(found, as_json, print_plan)
+    return 0
 
 
 @program.command(options_metavar="--config FILE --workdir DIR [--config.KEY=VALUE]... [OPTIONS]")
 @_config
-@click.option(
-    "--workdir", metavar="DIR", help="The folder of the search. The same command again goes on."
-)
-@click.option("--fresh", is_flag=True, help="Start over if the workdir holds a search.")
+@_workdir
+@_fresh
 @_json
 @click.pass_obj
 def search(
@@ -144,12 +132,7 @@ def search(
     with _uninterrupted():
         from prompt_tuning_jax.cli.search import search_and_report
         from prompt_tuning_jax.config import load
-    settings = load(config, overrides)
-    with _stdout_to_stderr(as_json):
-        status = search_and_report(settings, workdir, fresh, sys.argv)
-    if as_json and status == 0:
-        click.echo(Path(workdir, "report.json").read_text(encoding="utf-8").rstrip())
-    return status
+    return _report(search_and_report, load(config, overrides), workdir, fresh, as_json)
 
 
 @program.command(
@@ -416,6 +399,17 @@ def _uninterrupted() -> Iterator[None]:
 def _stdout_to_stderr(is_quiet: bool = True) -> contextlib.redirect_stdout:
     """Sends what is printed to stderr, so that stdout holds the result alone."""
     return contextlib.redirect_stdout(sys.stderr if is_quiet else sys.stdout)
+
+
+def _report(
+    run: Callable[..., int], settings: Any, workdir: str, fresh: bool, as_json: bool
+) -> int:
+    """Runs what works in a folder and writes `report.json` there; returns the exit status."""
+    with _stdout_to_stderr(as_json):
+        status = run(settings, workdir, fresh, sys.argv)
+    if as_json and status == 0:
+        click.echo(Path(workdir, "report.json").read_text(encoding="utf-8").rstrip())
+    return status
 
 
 def _print(found: Any, as_json: bool, for_people: Callable[[Any], None]) -> None:

@@ -33,7 +33,7 @@ from prompt_tuning_jax.search.text import Place, find_place, first_prompt
 from prompt_tuning_jax.search.words import find_words
 from prompt_tuning_jax.storage import atomic_write
 
-TWICE = 4  # prompts that a round scores on further examples, the one that it began with first
+SCORED_AGAIN = 4  # prompts of a round that are scored on further examples, its first one too
 VALIDATED = 2  # the best of these, at most
 
 
@@ -105,7 +105,7 @@ def run(
     now |= {"state": state, "scored": begin, "history": [], "left_out": 0}
     now |= restore(folder, now["sources"], log)
     began = time.perf_counter() - now["seconds"]
-    forwards = settings.candidates + TWICE * settings.again
+    forwards = settings.candidates + SCORED_AGAIN * settings.again
     progress = Progress("prompts scored", log, (settings.rounds - now["round"]) * forwards)
     if not now["history"]:
         validate(place, held_out, np.array(begin[0][0]), now, log)
@@ -159,7 +159,7 @@ def make_round(place: Place, config: Any, propose: Callable, part_of: Callable) 
         now["left_out"] += len(made) - len(readable)
         best = [scored.best]
         if readable:
-            order = losses(np.array(readable), new).argsort(kind="stable")[: TWICE - 1]
+            order = losses(np.array(readable), new).argsort(kind="stable")[: SCORED_AGAIN - 1]
             best += filter(place.reads_as, join(scored.best, [readable[n] for n in order]))
         found = np.array(best)
         return Scored(found, np.mean([losses(found, part) for part in others], axis=0))

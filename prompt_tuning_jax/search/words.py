@@ -32,7 +32,7 @@ def find_words(lm: LanguageModel, words_only: bool) -> Words:
     """Returns the tokens that their own text gives back: of whole printable words, or all.
 
     Raises:
-      UserError: there is none.
+      UserError: the vocabulary holds no such token.
     """
     tokenizer, first, others = lm.tokenizer, [], []
     anchor = tokenizer.encode("a")[0]
