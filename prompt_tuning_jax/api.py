@@ -9,11 +9,11 @@ import numpy as np
 
 from prompt_tuning_jax import metrics
 from prompt_tuning_jax import score as scoring
-from prompt_tuning_jax.calibration import Calibration
+from prompt_tuning_jax.calibration import Calibration, halves
 from prompt_tuning_jax.data.chat import read_chat
 from prompt_tuning_jax.data.encode import count_shortened, group_by_input
 from prompt_tuning_jax.data.records import LABEL, PLACE, Record, require_text
-from prompt_tuning_jax.data.task import Task, select_records
+from prompt_tuning_jax.data.task import Task, select_records, validation_records
 from prompt_tuning_jax.data.template import field_names, plain_name, with_prompt
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.generate import DEFAULTS, Settings, check_settings, generate
@@ -208,6 +208,15 @@ def encode(lm: LanguageModel, task: Task, rows: Sequence[Record], artifact: Arti
     """Returns records as examples for the model with an artifact, and the artifact's `Given`."""
     use = _use(lm, task, artifact)
     return _encode(lm, task, rows, use), use.given
+
+
+def held_out(task: Task, config: Any, by: str | None) -> tuple[list[Record], list[Record]]:
+    """Returns the validation records that choose, such as the best of some prompts, and those that
+    calibrate `by` 'labels' or 'texts', if at all; see `calibration.KEYS`."""
+    choosing, own = validation_records(task, config.task), config.calibration.split
+    if own:
+        return choosing, select_records(task, own)
+    return halves(choosing) if by == "labels" else (choosing, choosing)
 
 
 class _Use(NamedTuple):

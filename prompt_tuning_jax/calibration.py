@@ -83,6 +83,11 @@ def fit_texts(scores: np.ndarray) -> Calibration:
     return Calibration("texts", count, (1.0,) * labels, (*(-mean).tolist(),))
 
 
+def fit(by: str, scores: np.ndarray, answers: np.ndarray) -> Calibration:
+    """Fits by 'labels' or by 'texts'."""
+    return fit_labels(scores, answers) if by == "labels" else fit_texts(scores)
+
+
 def _normalise(scores: np.ndarray) -> np.ndarray:
     scores = np.asarray(scores, np.float64)
     return scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)

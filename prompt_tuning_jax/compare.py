@@ -26,7 +26,7 @@ from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.config.key import Key, among, string, strings
 from prompt_tuning_jax.data.demonstrations import choose_demonstrations
 from prompt_tuning_jax.data.task import Task, make_task, training_records, validation_records
-from prompt_tuning_jax.errors import UserError, nearest
+from prompt_tuning_jax.errors import UserError, nearest, short
 from prompt_tuning_jax.forgetting import cross_entropy, unrelated_texts
 from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.language_model import LanguageModel
@@ -110,21 +110,12 @@ def read_rows(config) -> list[Row]:
     rows: dict[str, Row] = {}
     missing = ("searched prompt", *(("written prompt",) if not config.prompts else ()))
     for entry in config.compare.rows or [name for name in _NAMES if name not in missing]:
-        name, _, rest = (part.strip() for part in entry.partition(":"))
-        words = tuple(shlex.split(rest))
-        method = name.replace(" ", "_")
-        if any(word.startswith("method.name=") for word in words) or name in WAYS:
-            words = (*WAYS.get(name, ()), *words)
-        elif method in METHODS:
-            words = (f"method.name={method}", *words)
-        else:
+        row = _read_row(entry)
+        if any(row.folder == other.folder for other in rows.values()):
             raise UserError(
-                f"config.compare.rows has {name!r}, which names no method{nearest(name, _NAMES)}:"
-                f" expected one of {', '.join(_NAMES)}, or method.name=METHOD behind a colon"
+                f"config.compare.rows has {row.name!r} twice: give each row its own name"
             )
-        if name in rows:
-            raise UserError(f"config.compare.rows has {name!r} twice: give each row its own name")
-        rows[name] = Row(name, tuple(f"--config.{word}" for word in words))
+        rows[row.name] = row
     trained = [name for name, row in rows.items() if row.is_trained]
     for entry in config.compare.learning_rates:
         name, _, rest = (part.strip() for part in entry.partition(":"))
@@ -143,6 +134,28 @@ def read_rows(config) -> list[Row]:
     for name in config.compare.curve:
         _check_name(name, trained, "curve")
     return list(rows.values())
+
+
+def _read_row(entry: str) -> Row:
+    """Reads 'NAME: KEY=VALUE KEY=VALUE'."""
+    name, _, rest = (part.strip() for part in entry.partition(":"))
+    try:
+        words = shlex.split(rest)
+    except ValueError as error:
+        raise UserError(
+            f"config.compare.rows has {short(entry, 200)}: a quotation mark has no partner"
+        ) from error
+    method = name.replace(" ", "_")
+    if any(word.startswith("method.name=") for word in words) or name in WAYS:
+        words = [*WAYS.get(name, ()), *words]
+    elif method in METHODS:
+        words = [f"method.name={method}", *words]
+    else:
+        raise UserError(
+            f"config.compare.rows has {name!r}, which names no method{nearest(name, _NAMES)}:"
+            f" expected one of {', '.join(_NAMES)}, or method.name=METHOD behind a colon"
+        )
+    return Row(name, tuple(f"--config.{word}" for word in words))
 
 
 def _check_name(name: str, trained: Sequence[str], key: str) -> None:
@@ -348,7 +361,8 @@ def _choose(setting: Setting, run: Run) -> dict[str, Any]:
         candidates = [{"demonstrations": number}]
         texts = (text for each in _demonstrations(task, config) for text in each.values())
         found |= {"examples": number, "bytes": sum(len(str(text).encode()) for text in texts)}
-    rows, scored = _held_out(setting, task, run)[0], []
+    kind = setting.config.compare.calibrate if task.labels else ""
+    rows, scored = api.held_out(task, config, kind)[0], []
     for each in candidates:
         given = _score(setting, task, run, each, rows)
         scored.append(each | scoring.loss_and_accuracy(given.scores, given.answers))
@@ -377,13 +391,6 @@ def _score(setting: Setting, task: Task, run: Run, found: Mapping[str, Any], spl
     return api.label_scores(setting.lm, task, split=split, log=setting.log, **how)
 
 
-def _held_out(setting: Setting, task: Task, run: Run) -> tuple[list, list]:
-    """Returns the validation records that choose, and those that calibrate."""
-    rows, kind = validation_records(task, run.config.task), setting.config.compare.calibrate
-    is_calibrated = bool(task.labels) and not run.row.is_trained
-    return calibration.halves(rows) if kind == "labels" and is_calibrated else (rows, rows)
-
-
 def _test(setting: Setting, run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `values` on the test split, which are 1 and 0 for right and wrong labels, or the
     log-probabilities of texts; the same as calibrated, if a row is; and forgetting."""
@@ -391,11 +398,9 @@ def _test(setting: Setting, run: Run, found: Mapping[str, Any]) -> dict[str, Any
     scored = _score(setting, task, run, found, run.config.task.test)
     result: dict[str, Any] = {"values": _values(scored.scores, scored.answers)}
     if kind and task.labels and not run.row.is_trained:
-        scores, answers, _ = _score(setting, task, run, found, _held_out(setting, task, run)[1])
-        if kind == "labels":
-            made = calibration.fit_labels(scores, answers)
-        else:
-            made = calibration.fit_texts(scores)
+        held = api.held_out(task, run.config, kind)[1]
+        scores, answers, _ = _score(setting, task, run, found, held)
+        made = calibration.fit(kind, scores, answers)
         result["calibrated"] = _values(made.apply(scored.scores), scored.answers)
         result |= {"calibrated_by": made.examples, "calibration": kind}
     tensors = load_artifact(run.folder / ARTIFACT).tensors if run.row.is_trained else {}

@@ -125,7 +125,6 @@ def rehearse(config) -> dict[str, Any]:
     lm = load_model(config)
     say(describe_machine(lm))
     found: dict[str, Any] = {}
-    scored = 0.0
     for row in compare.read_rows(config):
         run = compare.make_run(config, Path(), row, config.compare.seeds[0])
         if not row.is_trained:
@@ -134,16 +133,13 @@ def rehearse(config) -> dict[str, Any]:
         with enough_memory(config):
             plan = dry_run.measure(lm, make_task(run.config.task), run.config, say)
         scored = plan["seconds"]["validation"] / plan["examples"]["validation"]
-        runs = max(len(row.rates), 1) - 1 + len(config.compare.seeds)
-        few = len([count for count in config.compare.examples_per_class if count])
-        if row.name in (config.compare.curve or [row.name]):
-            runs += few * len(config.compare.seeds)
-        tests = len(config.compare.seeds) * (1 + few) * plan["examples"]["test"] * scored
-        compiling = plan["seconds"]["compile"]
-        found[row.name] = {
-            "runs": runs,
-            "seconds": runs * (plan["seconds"]["run"] + compiling) + tests,
-        }
+        is_repeated = row.name in (config.compare.curve or [row.name])
+        few = is_repeated * len([count for count in config.compare.examples_per_class if count])
+        tested = len(config.compare.seeds) * (1 + few)
+        runs = max(len(row.rates) - 1, 0) + tested
+        seconds = runs * (plan["seconds"]["run"] + plan["seconds"]["compile"])
+        seconds += tested * plan["examples"]["test"] * scored
+        found[row.name] = {"runs": runs, "seconds": seconds}
     return found
 
 
@@ -157,3 +153,4 @@ def print_plan(found: dict[str, Any]) -> None:
     runs = sum(each["runs"] for each in found.values())
     rows.append({"row": "all", "runs": str(runs), "time": f"about {duration(total)}"})
     print_table(rows, texts=["row"])
+    print("not counted: rows without training; a search alone can take half an hour")

@@ -5,19 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prompt_tuning_jax import api, exchange, generate
-from prompt_tuning_jax.calibration import fit_labels, fit_texts, halves
+from prompt_tuning_jax.calibration import fit
 from prompt_tuning_jax.cli.exchange import keep
 from prompt_tuning_jax.cli.machine import find_artifact, load_model
 from prompt_tuning_jax.cli.show import print_facts, print_table, say
 from prompt_tuning_jax.cli.written_prompts import check_prompts, rank_prompts, read_prompts
 from prompt_tuning_jax.config import from_manifest
 from prompt_tuning_jax.data.demonstrations import choose_demonstrations
-from prompt_tuning_jax.data.task import (
-    make_task,
-    select_records,
-    training_records,
-    validation_records,
-)
+from prompt_tuning_jax.data.task import make_task, select_records, training_records
 from prompt_tuning_jax.data.template import field_names
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.run.artifact import load_artifact
@@ -80,7 +75,7 @@ def evaluate_split(
     calibration = None
     if calibrate is not None:
         scores, answers, _ = api.label_scores(lm, task, artifact, split=held, prompt=prompt, **use)
-        calibration = fit_labels(scores, answers) if calibrate == "labels" else fit_texts(scores)
+        calibration = fit(calibrate, scores, answers)
         say(f"calibrated with {len(held)} {_HELD[calibrate]}")
     result |= score(split=split, prompt=prompt, calibration=calibration)
     say(f"scored {split}")
@@ -115,10 +110,8 @@ def _held_out(task, config, path, calibrate, split):
         raise UserError("--calibrate is for labels, and the task has a target: leave it out")
     if not (path or calibrate):
         return [], []
-    ranking, own = validation_records(task, config.task), config.calibration.split
-    held = select_records(task, own) if own else ranking
+    ranking, held = api.held_out(task, config, calibrate)
     if calibrate == "labels":
-        ranking, held = (ranking, held) if own else halves(ranking)
         warn_of_overlap(task, held, split)
     return ranking, held
 

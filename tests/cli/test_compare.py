@@ -30,7 +30,8 @@ def command(workdir, *more, **keys):
     }
     words = [f"--config.compare.{name}={value}" for name, value in keys.items()]
     prompts = "--config.prompts=('One of b, e, p, s, t. ', 'What? ')"
-    prompts = [prompts, "--config.task.validation=validation[:100]"]
+    parts = {"task.validation": "validation[:100]", "calibration.split": "validation[100:160]"}
+    prompts = [prompts, *(f"--config.{name}={part}" for name, part in parts.items())]
     config = ["--config", tiny_runs.world().config]
     return ["compare", *config, "--workdir", workdir, *prompts, *tiny_runs.FEW, *words, *more]
 
@@ -106,6 +107,8 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
     [
         ({"rows": ("lorra",)}, "names no method (did you mean 'lora'?)"),
         ({"rows": ("lora", "lora: steps=1")}, "'lora' twice"),
+        ({"rows": ("soft prompt", "soft_prompt")}, "'soft_prompt' twice"),
+        ({"rows": ("lora: method.targets='x",)}, "a quotation mark has no partner"),
         ({"rows": ("lora: step=1",)}, "config.step is not a known key"),
         ({"curve": ("no prompt",)}, "expected a trained row, one of soft prompt, few"),
         ({"learning_rates": ("fow: 1",)}, "(did you mean 'few'?)"),
