@@ -341,8 +341,7 @@ def _bytes(lm: LanguageModel) -> int:
 def _choose(setting: Setting, run: Run) -> dict[str, Any]:
     """Scores a row without training on the part of the validation split that calibrates nothing.
     Of several written prompts it takes the best."""
-    began, config = time.perf_counter(), run.config
-    task = make_task(config.task)
+    config, task, took = run.config, make_task(run.config.task), 0.0
     found: dict[str, Any] = {"examples": 0, "bytes": 0, "parameters": 0}
     candidates: Sequence[dict[str, Any]] = [{}]
     if run.row.name == "written prompt":
@@ -354,15 +353,16 @@ def _choose(setting: Setting, run: Run) -> dict[str, Any]:
         if not searched.finished:
             raise KeyboardInterrupt
         candidates = [{"prompt": searched.template}]
-        found["examples"] = len(training_records(task, config.task))
-        found["examples"] += len(validation_records(task, config.task))
+        took = searched.seconds
+        sources = training_records(task, config.task), validation_records(task, config.task)
+        found["examples"] = sum(map(len, sources))
     elif run.row.name == "demonstrations":
         number = config.demonstrations.number
         candidates = [{"demonstrations": number}]
         texts = (text for each in _demonstrations(task, config) for text in each.values())
         found |= {"examples": number, "bytes": sum(len(str(text).encode()) for text in texts)}
-    kind = setting.config.compare.calibrate if task.labels else ""
-    rows, scored = api.held_out(task, config, kind)[0], []
+    rows, scored = api.held_out(task, config, _calibration_of(setting, run))[0], []
+    began = time.perf_counter()
     for each in candidates:
         given = _score(setting, task, run, each, rows)
         scored.append(each | scoring.loss_and_accuracy(given.scores, given.answers))
@@ -370,8 +370,16 @@ def _choose(setting: Setting, run: Run) -> dict[str, Any]:
     if "prompt" in best:
         found["bytes"] = len(best["prompt"].encode())
     found["examples"] += best.pop("examples") * (len(candidates) > 1)
-    found |= {"model_bytes": _bytes(setting.lm), "seconds": time.perf_counter() - began}
-    return found | best
+    took += time.perf_counter() - began
+    return found | {"model_bytes": _bytes(setting.lm), "seconds": took} | best
+
+
+def _calibration_of(setting: Setting, run: Run) -> str:
+    """Returns how a row is calibrated, if at all. A searched prompt is chosen on the whole
+    validation split, so none of that is left."""
+    if run.row.is_trained or run.row.name == "searched prompt" or run.config.task.target:
+        return ""
+    return str(setting.config.compare.calibrate)
 
 
 def _demonstrations(task: Task, config) -> list[Any]:
@@ -394,10 +402,10 @@ def _score(setting: Setting, task: Task, run: Run, found: Mapping[str, Any], spl
 def _test(setting: Setting, run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `values` on the test split, which are 1 and 0 for right and wrong labels, or the
     log-probabilities of texts; the same as calibrated, if a row is; and forgetting."""
-    task, kind = make_task(run.config.task), setting.config.compare.calibrate
+    task, kind = make_task(run.config.task), _calibration_of(setting, run)
     scored = _score(setting, task, run, found, run.config.task.test)
     result: dict[str, Any] = {"values": _values(scored.scores, scored.answers)}
-    if kind and task.labels and not run.row.is_trained:
+    if kind:
         held = api.held_out(task, run.config, kind)[1]
         scores, answers, _ = _score(setting, task, run, found, held)
         made = calibration.fit(kind, scores, answers)

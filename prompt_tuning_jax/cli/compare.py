@@ -120,7 +120,7 @@ def _command(each: Compared, calibrated: bool) -> str:
     return shlex.join(words)
 
 
-def rehearse(config) -> dict[str, Any]:
+def rehearse(config, folder: str | None = None, fresh: bool = False) -> dict[str, Any]:
     """Returns how long the rows take, by a few steps of each; writes nothing."""
     lm = load_model(config)
     say(describe_machine(lm))

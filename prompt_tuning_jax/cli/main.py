@@ -1,6 +1,7 @@
 """The command `prompt-tuning`: reads a command line, then imports what the command needs."""
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -37,6 +38,9 @@ _workdir = click.option(
 )
 _fresh = click.option("--fresh", is_flag=True, help="Start over what the workdir holds.")
 _json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, all else on stderr.")
+_dry_run = click.option(
+    "--dry_run", "--dry-run", is_flag=True, help="Show what it takes, and how long; write nothing."
+)
 _artifact = click.option("--artifact", metavar="DIR", help="A run's folder, or its artifact.")
 
 
@@ -51,88 +55,57 @@ def program(debug: bool) -> None:
     """Adapts a frozen language model to a task."""
 
 
-@program.command(options_metavar="--config FILE --workdir DIR [--config.KEY=VALUE]... [OPTIONS]")
-@_config
-@_workdir
-@_fresh
-@_json
-@click.option(
-    "--dry_run",
-    "--dry-run",
-    is_flag=True,
-    help="Show the data, an example, memory and time. Trains nothing and writes nothing.",
+def _works_in_folder(name: str, about: str, plan: str = "") -> None:
+    """Adds a command that works in a folder and writes `report.json` there: NAME_and_report of its
+    module. With --dry_run `rehearse` of the module `plan` tells what that takes."""
+
+    def work(
+        overrides: list[str],
+        config: str | None,
+        workdir: str | None,
+        fresh: bool,
+        as_json: bool,
+        dry_run: bool = False,
+    ) -> int:
+        if config is None or not (workdir or dry_run):
+            raise UserError(f"{name} needs both --config FILE and --workdir DIR")
+        with _uninterrupted():
+            from prompt_tuning_jax.config import load
+
+            module = importlib.import_module(f"prompt_tuning_jax.cli.{plan if dry_run else name}")
+        settings = load(config, overrides)
+        with _stdout_to_stderr(as_json):
+            if not dry_run:
+                run = getattr(module, f"{name}_and_report")
+                status: int = run(settings, str(workdir), fresh, sys.argv)
+            else:
+                found = module.rehearse(settings, workdir, fresh)
+        if dry_run:
+            _print(found, as_json, module.print_plan)
+            return 0
+        if as_json and status == 0:
+            click.echo(Path(str(workdir), "report.json").read_text(encoding="utf-8").rstrip())
+        return status
+
+    options, added = (
+        [_config, _workdir, _fresh, _json, *([_dry_run] * bool(plan))],
+        click.pass_obj(work),
+    )
+    for option in reversed(options):
+        added = option(added)
+    needs = "--config FILE --workdir DIR [--config.KEY=VALUE]... [OPTIONS]"
+    program.command(name, help=about, options_metavar=needs)(added)
+
+
+_works_in_folder("train", "Trains an adaptation, evaluates it and writes the report.", "dry_run")
+_works_in_folder(
+    "compare",
+    "Compares ways to adapt a model: writes a report with a table and pictures.",
+    "compare",
 )
-@click.pass_obj
-def train(
-    overrides: list[str],
-    config: str | None,
-    workdir: str | None,
-    fresh: bool,
-    as_json: bool,
-    dry_run: bool,
-) -> int:
-    """Trains an adaptation, evaluates it and writes the report."""
-    if config is None or not (workdir or dry_run):
-        raise UserError("train needs both --config FILE and --workdir DIR")
-    with _uninterrupted():
-        from prompt_tuning_jax.cli.dry_run import print_plan, rehearse
-        from prompt_tuning_jax.cli.train import train_and_report
-        from prompt_tuning_jax.config import load
-    settings = load(config, overrides)
-    if not dry_run:
-        return _report(train_and_report, settings, str(workdir), fresh, as_json)
-    with _stdout_to_stderr(as_json):
-        found = rehearse(settings, workdir, fresh)
-    _print(found, as_json, print_plan)
-    return 0
-
-
-@program.command(options_metavar="--config FILE --workdir DIR [--config.KEY=VALUE]... [OPTIONS]")
-@_config
-@_workdir
-@_fresh
-@_json
-@click.option("--dry_run", "--dry-run", is_flag=True, help="Show how long it takes; write nothing.")
-@click.pass_obj
-def compare(
-    overrides: list[str],
-    config: str | None,
-    workdir: str | None,
-    fresh: bool,
-    as_json: bool,
-    dry_run: bool,
-) -> int:
-    """Compares ways to adapt a model: writes a report with a table and pictures."""
-    if config is None or not (workdir or dry_run):
-        raise UserError("compare needs both --config FILE and --workdir DIR")
-    with _uninterrupted():
-        from prompt_tuning_jax.cli.compare import compare_and_report, print_plan, rehearse
-        from prompt_tuning_jax.config import load
-    settings = load(config, overrides)
-    if not dry_run:
-        return _report(compare_and_report, settings, str(workdir), fresh, as_json)
-    with _stdout_to_stderr(as_json):
-        found = rehearse(settings)
-    _print(found, as_json, print_plan)
-    return 0
-
-
-@program.command(options_metavar="--config FILE --workdir DIR [--config.KEY=VALUE]... [OPTIONS]")
-@_config
-@_workdir
-@_fresh
-@_json
-@click.pass_obj
-def search(
-    overrides: list[str], config: str | None, workdir: str | None, fresh: bool, as_json: bool
-) -> int:
-    """Searches for a written prompt, as config.search says, and keeps the best as an artifact."""
-    if config is None or not workdir:
-        raise UserError("search needs both --config FILE and --workdir DIR")
-    with _uninterrupted():
-        from prompt_tuning_jax.cli.search import search_and_report
-        from prompt_tuning_jax.config import load
-    return _report(search_and_report, load(config, overrides), workdir, fresh, as_json)
+_works_in_folder(
+    "search", "Searches for a written prompt, as config.search says, and keeps it as an artifact."
+)
 
 
 @program.command(
@@ -399,17 +372,6 @@ def _uninterrupted() -> Iterator[None]:
 def _stdout_to_stderr(is_quiet: bool = True) -> contextlib.redirect_stdout:
     """Sends what is printed to stderr, so that stdout holds the result alone."""
     return contextlib.redirect_stdout(sys.stderr if is_quiet else sys.stdout)
-
-
-def _report(
-    run: Callable[..., int], settings: Any, workdir: str, fresh: bool, as_json: bool
-) -> int:
-    """Runs what works in a folder and writes `report.json` there; returns the exit status."""
-    with _stdout_to_stderr(as_json):
-        status = run(settings, workdir, fresh, sys.argv)
-    if as_json and status == 0:
-        click.echo(Path(workdir, "report.json").read_text(encoding="utf-8").rstrip())
-    return status
 
 
 def _print(found: Any, as_json: bool, for_people: Callable[[Any], None]) -> None:
