@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from prompt_tuning_jax.data.batch import (
     Batch,
@@ -28,9 +28,10 @@ from prompt_tuning_jax.memory import device_bytes, free_bytes
 from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.language_model import LanguageModel
+from prompt_tuning_jax.models.sharding import AXES, Layout, make_mesh, place
 from prompt_tuning_jax.models.sites import NOTHING, Given, bind, prefix_length, virtual_tokens
 from prompt_tuning_jax.run.progress import with_progress
-from prompt_tuning_jax.step import AXIS, make_mesh, place_rows, row_specs, target_scores
+from prompt_tuning_jax.step import place_rows, row_specs, target_scores
 
 WHOLE = sys.maxsize  # examples of any length
 
@@ -98,13 +99,13 @@ def score(
       UserError: the answers of an example, which share a row, take more than the free memory.
     """
     devices = jax.local_devices() if devices is None else devices
-    mesh = make_mesh(devices)
+    mesh = make_mesh(devices, lm.layout.shards)
     answers = len(examples[0].tails)
     shared = shared_length(examples)
     front = bake(lm, np.asarray(examples[0].trunk[:shared]), given)
-    compiled = _compile(lm.module, mesh)
+    compiled = _compile(lm.module, mesh, lm.layout)
     # Placed once, not again for each batch.
-    params, front = jax.device_put((lm.params, front), NamedSharding(mesh, PartitionSpec()))
+    params, front = jax.tree.map(functools.partial(place, mesh=mesh), (lm.params, front))
     scores = np.zeros((len(examples), answers), np.float32)
     shape = shape or evaluation_shape(examples, shared, row_multiple=len(devices))
     _check_memory(lm, shape, device_bytes() * len(devices) or free_bytes())
@@ -141,7 +142,7 @@ def check_finite(lm: LanguageModel, scores: np.ndarray) -> None:
 
 def not_finite(lm: LanguageModel) -> RunError:
     """Returns the error for a model whose scores are not numbers."""
-    dtype, advice = lm.params["embed"]["embedding"].dtype, "check the model and the artifact"
+    dtype, advice = lm.dtype, "check the model and the artifact"
     if dtype != np.float32:
         advice = "give --config.model.dtype=float32"
     return RunError(f"the model's scores are not finite, with weights in {dtype}: {advice}.")
@@ -161,18 +162,22 @@ def _check_memory(lm: LanguageModel, shape: Shape, most: int) -> None:
 
 
 @functools.cache
-def _compile(module: Decoder, mesh):
+def _compile(module: Decoder, mesh, layout: Layout):
     def scores(params, given: Given, batch: Batch):
         return target_scores(module, bind(module.spec, params, given), batch)[0]
 
     everywhere = PartitionSpec()
-    mapped = jax.shard_map(
-        scores,
-        mesh=mesh,
-        in_specs=(everywhere, everywhere, row_specs()),
-        out_specs=PartitionSpec(AXIS),
-        check_vma=False,
-    )
+
+    def mapped(params, given, batch):
+        over = jax.shard_map(
+            scores,
+            mesh=mesh,
+            in_specs=(layout.specs(params), everywhere, row_specs()),
+            out_specs=PartitionSpec(AXES),
+            check_vma=False,
+        )
+        return over(params, given, batch)
+
     return jax.jit(mapped)
 
 

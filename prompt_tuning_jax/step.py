@@ -18,9 +18,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from prompt_tuning_jax.data.batch import Batch
 from prompt_tuning_jax.methods.base import Method
 from prompt_tuning_jax.models.decoder import Decoder
+from prompt_tuning_jax.models.sharding import AXES, WHOLE, Layout, make_mesh, place
 from prompt_tuning_jax.models.sites import bind
-
-AXIS = "data"
 
 
 class Parts(NamedTuple):
@@ -111,13 +110,13 @@ def gradients(trainable, frozen: Frozen, batch: Batch, rng, parts: Parts):
     return total
 
 
-def train_step(state: State, frozen: Frozen, batch: Batch, parts: Parts, axis: str | None = None):
+def train_step(state: State, frozen: Frozen, batch: Batch, parts: Parts, axis=None):
     """Updates `state.trainable`, and only reads what is frozen.
 
     Args:
       state: from `init_state` or an earlier step.
       batch: rows of this device; `shared` is the same on all.
-      axis: name of the mapped axis to sum over, if any.
+      axis: name of the mapped axis to sum over, or names, if any.
 
     Returns:
       The next state, and a dict of float32[]: loss (mean nats a target), accuracy (in the whole
@@ -177,22 +176,18 @@ class Compiled(NamedTuple):
     fetch: Callable
 
 
-def compile_step(parts: Parts, parallel: str, devices=None) -> Compiled:
-    """Maps `train_step` over devices: `parallel` is 'jit' (shard_map over a mesh) or 'pmap'."""
+def compile_step(parts: Parts, parallel: str, devices=None, layout: Layout = WHOLE) -> Compiled:
+    """Maps `train_step` over devices: `parallel` is 'jit' (shard_map over a mesh, on which the
+    frozen weights have a layout) or 'pmap'."""
     devices = jax.devices() if devices is None else devices
-    step = functools.partial(train_step, parts=parts, axis=AXIS)
-    return (_over_pmap if parallel == "pmap" else _over_mesh)(step, devices)
+    if parallel == "pmap":
+        return _over_pmap(functools.partial(train_step, parts=parts, axis=AXES[0]), devices)
+    return _over_mesh(functools.partial(train_step, parts=parts, axis=AXES), devices, layout)
 
 
 def row_specs() -> Batch:
-    """Returns how a batch lies on a mesh: rows over the axis, the shared positions everywhere."""
-    return Batch(PartitionSpec(), *[PartitionSpec(AXIS)] * (len(Batch._fields) - 1))
-
-
-def make_mesh(devices):
-    """Returns a mesh of one axis, `data`."""
-    kinds = (jax.sharding.AxisType.Auto,)
-    return jax.make_mesh((len(devices),), (AXIS,), axis_types=kinds, devices=devices)
+    """Returns how a batch lies on a mesh: rows over both axes, the shared positions everywhere."""
+    return Batch(PartitionSpec(), *[PartitionSpec(AXES)] * (len(Batch._fields) - 1))
 
 
 def place_rows(mesh, batch: Batch) -> Batch:
@@ -205,27 +200,23 @@ def place_rows(mesh, batch: Batch) -> Batch:
     return Batch(*map(put, batch, row_specs()))
 
 
-def _over_mesh(step, devices):
-    mesh = make_mesh(devices)
-    everywhere = NamedSharding(mesh, PartitionSpec())
+def _over_mesh(step, devices, layout):
+    mesh, everywhere = make_mesh(devices, layout.shards), PartitionSpec()
 
-    def place(leaf):
-        if everywhere.is_fully_addressable:
-            return jax.device_put(leaf, everywhere)
-        # `device_put` would first send the whole tree to every process, to compare.
-        return jax.make_array_from_callback(np.shape(leaf), everywhere, lambda _: np.asarray(leaf))
+    def mapped(state, frozen, batch):
+        # check_vma=True would sum the shared keys' gradient over devices in every layer.
+        over = jax.shard_map(
+            step,
+            mesh=mesh,
+            in_specs=(everywhere, Frozen(layout.specs(frozen.params), everywhere), row_specs()),
+            out_specs=everywhere,
+            check_vma=False,
+        )
+        return over(state, frozen, batch)
 
-    # check_vma=True would sum the shared keys' gradient over devices in every layer.
-    mapped = jax.shard_map(
-        step,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec(), row_specs()),
-        out_specs=PartitionSpec(),
-        check_vma=False,
-    )
     return Compiled(
         jax.jit(mapped, donate_argnums=0),
-        functools.partial(jax.tree.map, place),
+        functools.partial(jax.tree.map, functools.partial(place, mesh=mesh)),
         functools.partial(place_rows, mesh),
         # Copies: on a CPU numpy would look into memory that the next step reuses.
         functools.partial(jax.tree.map, np.array),
@@ -234,7 +225,7 @@ def _over_mesh(step, devices):
 
 def _over_pmap(step, devices):
     in_axes = (0, 0, Batch(None, *[0] * (len(Batch._fields) - 1)))
-    mapped = jax.pmap(step, AXIS, in_axes=in_axes, donate_argnums=0, devices=devices)
+    mapped = jax.pmap(step, AXES[0], in_axes=in_axes, donate_argnums=0, devices=devices)
 
     def spread(batch):
         rows = (part.reshape(len(devices), -1, *part.shape[1:]) for part in batch[1:])

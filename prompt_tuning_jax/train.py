@@ -21,6 +21,7 @@ from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.memory import step_bytes
 from prompt_tuning_jax.methods import make_method
 from prompt_tuning_jax.models.language_model import LanguageModel
+from prompt_tuning_jax.models.quantization import whole
 from prompt_tuning_jax.models.sites import PROMPT, Given, from_tensors, to_tensors, without_leaves
 from prompt_tuning_jax.optimizers import make_optimizer
 from prompt_tuning_jax.prepare import Data, check_task, prepare, start_from_demonstrations
@@ -136,7 +137,7 @@ def tune(
         opened.enter_context(run_log)
         warn_of_norm(run_log, lm, run.adapt(state.trainable))
 
-        compiled = compile_step(run.parts, config.parallel)
+        compiled = compile_step(run.parts, config.parallel.name, layout=lm.layout)
         frozen, state = compiled.place(run.frozen), compiled.place(state)
         steps = executables(compiled, state, frozen, run.data, log) if start < config.steps else {}
         memory = max(map(step_bytes, steps.values()), default=memory)
@@ -316,7 +317,8 @@ def validate(lm: LanguageModel, data: Data, given: Given, step: int, run_log: Ru
 def warn_of_norm(run_log: RunLog, lm: LanguageModel, given: Given) -> None:
     """Warns once of virtual tokens whose norm is far from that of the model's embeddings."""
     if PROMPT in given.sites:
-        embedding = lm.params["embed"]["embedding"]
+        size = lm.spec.vocabulary, lm.spec.prompt_width
+        embedding = whole(lm.params["embed"]["embedding"], size)
         # As the embeddings are before the model scales them.
         vectors = given.sites[PROMPT] / lm.spec.embedding_scale
         run_log.warn("norm", warnings.prompt_norm(vectors, embedding))

@@ -18,6 +18,7 @@ from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.batch import Shape, pack_batch
 from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.methods.base import Method
+from prompt_tuning_jax.models.sharding import shard
 from prompt_tuning_jax.models.sites import Given, check_given, virtual_tokens, without_leaves
 from prompt_tuning_jax.step import Frozen, Parts, compile_step, init_state
 
@@ -95,12 +96,14 @@ def tried(row) -> Tried:
 
 
 @functools.cache
-def after(row, parallel, devices, microbatches=1):
+def after(row, parallel, devices, microbatches=1, shards=1):
     """The state, all losses, and the frozen weights, as numpy, of three steps over devices."""
     given = tried(row)
     parts = given.parts._replace(microbatches=microbatches)
-    compiled = compile_step(parts, parallel, jax.devices()[:devices])
-    frozen, state = compiled.place(given.frozen), compiled.place(init_state(parts, given.trainable))
+    layout = tiny_methods.layout(SPEC, shards)
+    compiled = compile_step(parts, parallel, jax.devices()[:devices], layout)
+    frozen = compiled.place(given.frozen._replace(params=shard(given.frozen.params, layout)))
+    state = compiled.place(init_state(parts, given.trainable))
     batches = [compiled.place_batch(given.batch(part)) for part in cut(given.examples)]
     run = compiled.step.lower(state, frozen, batches[0]).compile()
     losses = []
@@ -152,8 +155,8 @@ def test_only_what_is_trained_moves_and_it_changes_the_scores(row):
 
 
 @EVERY_ROW
-@pytest.mark.parametrize("how", [("pmap", 8), ("jit", 1, 4)])
-def test_devices_and_microbatches_change_nothing(row, how):
+@pytest.mark.parametrize("how", [("pmap", 8), ("jit", 1, 4), ("jit", 8, 2, 4)])
+def test_devices_microbatches_and_divided_weights_change_nothing(row, how):
     wanted, losses, _ = after(row, "jit", 8)
     state, found, _ = after(row, *how)
     np.testing.assert_allclose(found, losses, rtol=0, atol=1e-5)

@@ -119,7 +119,7 @@ def test_the_same_shape_is_compiled_once(seen):
     given = plain_model.random_given(1, SPEC, "prompt", size=2)
     examples = plain_model.random_examples(2, COUNT, FRONT, back=(-1, 50), answers=4)
     scoring.score(MODEL, examples, given)
-    compiled = scoring._compile(MODEL.module, scoring.make_mesh(jax.devices()))
+    compiled = scoring._compile(MODEL.module, scoring.make_mesh(jax.devices()), MODEL.layout)
     before = compiled._cache_size(), cached._bake._cache_size()
     assert min(before) > 0
     others = jax.tree.map(lambda leaf: leaf + 1, given)

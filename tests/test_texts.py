@@ -142,7 +142,7 @@ def test_an_error_counts_records_over_the_whole_stream(lm, task, monkeypatch):
 
 def test_a_stream_of_records_compiles_few_shapes_and_the_next_none(lm, monkeypatch):
     monkeypatch.setattr(api, "PREDICTED_AT_ONCE", 8)
-    compiled = scoring._compile(lm.module, scoring.make_mesh(jax.devices()))
+    compiled = scoring._compile(lm.module, scoring.make_mesh(jax.devices()), lm.layout)
 
     def stream(seed):
         draw = random.Random(seed)

@@ -6,6 +6,8 @@ import plain_model
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data.task import Task
 from prompt_tuning_jax.methods import make_method
+from prompt_tuning_jax.models.decoder import param_shapes
+from prompt_tuning_jax.models.sharding import Layout, make_layout
 from prompt_tuning_jax.models.sites import Given, from_tensors, to_tensors
 from prompt_tuning_jax.run import artifact as artifacts
 
@@ -21,6 +23,12 @@ def make(**settings):
     """Returns the method of a section `method` of a config."""
     section = configs.build({"method": settings}).method
     return make_method(section, from_tensors(artifacts.load_start(section)))
+
+
+def layout(spec, shards) -> Layout:
+    """How the weights of a model lie over so many devices, by default."""
+    parallel = configs.build({"parallel": {"model": shards}}).parallel
+    return make_layout(spec, param_shapes(spec), parallel)
 
 
 def first(method, key=KEY, lm=LM, task=TASK):

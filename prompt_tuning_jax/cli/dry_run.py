@@ -52,7 +52,7 @@ def measure(lm: LanguageModel, task, config, log) -> dict[str, Any]:
     updates = np.linspace(0, config.steps - 1, min(config.steps, BATCHES)).astype(int)
     batches = [data.batch(update) for update in updates.tolist()]
     untrained = plan.adapt(plan.trainable)  # before a step takes its memory
-    compiled = compile_step(plan.parts, config.parallel)
+    compiled = compile_step(plan.parts, config.parallel.name, layout=lm.layout)
     frozen = compiled.place(plan.frozen)
     state = compiled.place(init_state(plan.parts, plan.trainable))
     began = time.perf_counter()

@@ -26,7 +26,8 @@ def export_artifact(folder: str, kind: str, target: str, overrides: list[str]) -
 
         say(f"{push(artifact, folder, target)}: the artifact and its card")
         return
-    config = from_manifest(artifact.manifest, overrides)
+    exact = ["--config.model.quantize="] * (kind == "hf")  # weights that are merged
+    config = from_manifest(artifact.manifest, [*overrides, *exact])
     task = make_task(config.task, artifact.manifest["labels"])
     lm = load_model(config)
     if kind == "hf":

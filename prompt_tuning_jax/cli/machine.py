@@ -28,7 +28,7 @@ def find_artifact(folder: str) -> str:
 
 def load_model(config) -> LanguageModel:
     """Reads the frozen model of a config, and keeps from then on what XLA compiles."""
-    lm = load(config.model)
+    lm = load(config.model, config.parallel)
     # Not before: a command that is rejected writes nothing.
     keep_compiled()
     return lm
@@ -51,7 +51,7 @@ def keep_compiled():
 def describe_machine(lm: LanguageModel) -> str:
     """Returns a line with the devices and the speed of one of them: how fast it multiplies large
     matrices of the model's dtype. Takes a tenth of a second."""
-    size, dtype = 1536, lm.params["embed"]["embedding"].dtype
+    size, dtype = 1536, lm.dtype
     square, multiply = jnp.ones((size, size), dtype), jax.jit(jnp.matmul)
     seconds = timeit.repeat(lambda: multiply(square, square).block_until_ready(), number=1)
     kind, count = jax.devices()[0].device_kind, jax.device_count()

@@ -46,6 +46,7 @@ def from_manifest(manifest: Mapping[str, Any], overrides: Sequence[str] = ()) ->
     from prompt_tuning_jax.methods import METHODS
 
     values = dict(manifest["config"])
+    values.pop("parallel", None)  # of the machine that trained it
     if flatten(values).get("method.name") == manifest["method"] not in METHODS:
         values.pop("method")
     return build(values, overrides)

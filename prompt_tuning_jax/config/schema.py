@@ -24,7 +24,6 @@ LOOP = {
     "learning_rate": Key(
         0.02, "a number above 0", lambda value: value > 0.0 and math.isfinite(value)
     ),
-    "parallel": among("jit", ("jit", "pmap")),
     # Steps from one to the next; 0: only at the end.
     "evaluate_every": whole(50),
     "save_every": whole(50),
@@ -52,10 +51,11 @@ def collect() -> dict[tuple[str, str], dict[str, Key]]:
     from prompt_tuning_jax import calibration, compare, generate, optimizers, search, teacher
     from prompt_tuning_jax.data import demonstrations, task
     from prompt_tuning_jax.methods import METHODS
-    from prompt_tuning_jax.models import language_model
+    from prompt_tuning_jax.models import language_model, sharding
 
     declared: dict[tuple[str, str], Mapping[str, Key]] = {
         ("model", ""): language_model.KEYS,
+        ("parallel", ""): sharding.KEYS,
         ("task", ""): task.KEYS,
         **{("task", name): kind.keys for name, kind in task.KINDS.items()},
         ("method", ""): {"name": among(next(iter(METHODS)), METHODS)},
@@ -96,6 +96,9 @@ def complete(
     from prompt_tuning_jax.optimizers import RENAMED
 
     owners, given = collect(), dict(given)
+    if isinstance(given.get("parallel"), str):  # in front of the section was its name
+        given["parallel.name"] = given.pop("parallel")
+        typed = {"parallel.name" if name == "parallel" else name for name in typed}
     keys = {name: key for place in owners if not place[1] for name, key in owners[place].items()}
     chosen = {}
     for section in dict.fromkeys(section for section, owner in owners if owner):

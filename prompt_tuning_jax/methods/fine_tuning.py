@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from prompt_tuning_jax.config.key import strings
+from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.methods.base import NOTHING, Given, Method
 from prompt_tuning_jax.methods.targets import match_paths
 
@@ -24,11 +25,16 @@ def make(settings, start=NOTHING) -> Method:
     """Returns the method for `config.method`."""
 
     def init(rng, lm, task):
+        if lm.settings.get("quantize"):
+            raise UserError(
+                "config.model.quantize is 'int8', and fine-tuning trains the weights themselves:"
+                " leave it out, or give another config.method.name"
+            )
         leaves = traverse_util.flatten_dict(lm.params, sep="/")
         chosen = match_paths(list(leaves), settings.leaves, "config.method.leaves", "weights")
         # Copies: the step takes the memory of what is trained.
         trained = {path: jnp.array(leaves[path], jnp.float32, copy=True) for path in chosen}
-        return trained, {"dtype": jnp.zeros((), leaves["embed/embedding"].dtype)}
+        return trained, {"dtype": jnp.zeros((), lm.dtype)}
 
     def adapt(trained, fixed, frozen, rng, train):
         dtype = fixed["dtype"].dtype

@@ -13,6 +13,7 @@ from prompt_tuning_jax.models.decoder import LAYERED, Decoder
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.layers import POSITIONS_AXIS, Block, Context, layer_kinds
 from prompt_tuning_jax.models.positions import rotary_tables
+from prompt_tuning_jax.models.sharding import is_divided
 from prompt_tuning_jax.models.sites import PREFIX, VISIBLE, Given, bind
 
 
@@ -61,7 +62,7 @@ def split_layers(module: Decoder, variables) -> list:
     """
     layered = {name: variables[name] for name in ("params", *LAYERED) if name in variables}
     stacks = {name: part["layers"] for name, part in layered.items()}
-    if jax.default_backend() == "cpu":
+    if jax.default_backend() == "cpu" and not any(map(is_divided, jax.tree.leaves(stacks))):
         stacks = jax.device_get(stacks)
     last = {name: part["last"] for name, part in layered.items()}
     return jax.device_put([*_unstack(stacks, module.spec.layers - 1), last])

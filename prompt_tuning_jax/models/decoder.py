@@ -25,6 +25,7 @@ from prompt_tuning_jax.models.layers import (
     times,
 )
 from prompt_tuning_jax.models.positions import rotary_tables
+from prompt_tuning_jax.models.quantization import whole
 from prompt_tuning_jax.models.spec import Spec
 
 LAYERED = ("prefix", "lora", "scale")  # collections that hold something for every layer
@@ -110,7 +111,7 @@ class Decoder(nn.Module):
 
         A slot without a vector is NaN: any number would silently be another prompt.
         """
-        x = self.embed(jnp.maximum(ids, 0))
+        x = jnp.take(self.embedding(), jnp.maximum(ids, 0), axis=0)
         if self.spec.embedding_scale != 1:
             x *= jnp.asarray(self.spec.embedding_scale, x.dtype)
         slots = jnp.full_like(x, jnp.nan)
@@ -118,6 +119,13 @@ class Decoder(nn.Module):
             prompt = jnp.asarray(self.get_variable("prompt", "vectors"), x.dtype)
             slots = prompt.at[jnp.maximum(-1 - ids, 0)].get(mode="fill", fill_value=jnp.nan)
         return jnp.where((ids < 0)[:, None], slots, x)
+
+    def embedding(self):
+        """Returns `[V, E]`, the embeddings of all tokens."""
+        if self.is_initializing():
+            return self.embed.embedding
+        shape = self.spec.vocabulary, self.spec.prompt_width
+        return whole(self.variables["params"]["embed"]["embedding"], shape)
 
     def normalise(self, x):
         """The final norm, if the model has one."""
@@ -134,7 +142,7 @@ class Decoder(nn.Module):
         if self.spec.embedding_width:
             rows = self.project_out(rows)
         if self.spec.tied_head:
-            logits = times(rows, self.embed.embedding, self.precision, jnp.float32)
+            logits = times(rows, self.embedding(), self.precision, jnp.float32)
         else:
             logits = self.head(rows)
         if cap:

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +13,12 @@ from ml_collections import ConfigDict
 from prompt_tuning_jax.config.key import among, faults, string
 from prompt_tuning_jax.errors import UserError, nearest
 from prompt_tuning_jax.memory import device_bytes
-from prompt_tuning_jax.models.decoder import REMAT, Decoder
+from prompt_tuning_jax.models.decoder import REMAT, Decoder, param_shapes
 from prompt_tuning_jax.models.files.find import pin
 from prompt_tuning_jax.models.files.tokenizer import Tokenizer, read_tokenizer
 from prompt_tuning_jax.models.files.weights import DTYPES, read_weights
+from prompt_tuning_jax.models.quantization import quantize
+from prompt_tuning_jax.models.sharding import WHOLE, Layout, make_layout, make_mesh, shard
 from prompt_tuning_jax.models.sites import sites
 from prompt_tuning_jax.models.spec import Spec, axis_sizes
 
@@ -27,6 +30,8 @@ KEYS = {
     "dtype": among("auto", ("auto", *DTYPES)),
     # What the backward pass keeps, see `Decoder`.
     "remat": among("named", tuple(REMAT)),
+    # 'int8' keeps the frozen matrices in a quarter of float32's bytes.
+    "quantize": among("", ("", "int8")),
     # Of matrix products; '' is the platform's default.
     "matmul_precision": among("highest", ("", "default", "high", "highest")),
 }
@@ -39,10 +44,11 @@ class LanguageModel(NamedTuple):
       settings: what it was loaded with, by the names in `KEYS`.
       spec: sizes and options.
       module: the linen module; `module.apply(sites.bind(spec, params, given), ...)`.
-      params: the frozen tree (`models/decoder.py`), on the default device.
+      params: the frozen tree (`models/decoder.py`), on the default device, or in parts.
       tokenizer: text to ids and back.
       fingerprint: hex digest of the source files, whatever the dtype.
       config: its `config.json`.
+      layout: how the frozen tree lies over devices.
     """
 
     settings: Mapping[str, str]
@@ -52,6 +58,7 @@ class LanguageModel(NamedTuple):
     tokenizer: Tokenizer
     fingerprint: str
     config: Mapping[str, Any] = {}
+    layout: Layout = WHOLE
 
     @property
     def name(self) -> str:
@@ -68,6 +75,11 @@ class LanguageModel(NamedTuple):
         """The sizes of the model's axes by their letters."""
         return axis_sizes(self.spec)
 
+    @property
+    def dtype(self) -> Any:
+        """What it computes in."""
+        return jax.tree.leaves(self.params["embed"])[-1].dtype
+
     def embed(self, ids: Any, prompt: Any = None) -> jax.Array:
         """Returns float32[N, E], what the model reads at int32[N] ids: scaled as the model does.
         Slot j, id -1-j, is row j of `prompt`."""
@@ -80,6 +92,7 @@ class LanguageModel(NamedTuple):
 
 def load(
     model: str | os.PathLike | Mapping[str, str] | ConfigDict = KEYS["path"].default,
+    parallel: Mapping[str, Any] | ConfigDict = MappingProxyType({"model": 1}),
     **changes: str,
 ) -> LanguageModel:
     """Reads a frozen language model and places it on the default device, once.
@@ -88,6 +101,7 @@ def load(
       model: `config.model`, or the path alone: a packaged model's name, a `.gguf` file, a Hugging
         Face folder with `config.json` and safetensors, or a name on the hub, such as
         'HuggingFaceTB/SmolLM2-360M-Instruct', whose commit the settings then name.
+      parallel: `config.parallel`, with which the weights lie in parts over this process's devices.
       changes: other values than those of `model` or the defaults, by the names in `KEYS`.
 
     Raises:
@@ -103,7 +117,11 @@ def load(
     path, dtype = settings["path"], settings["dtype"]
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    source = read_weights(path, dtype, device_bytes() or math.inf)
+    make_mesh(jax.local_devices(), parallel["model"])  # refuses what does not fit
+    shrinks = DTYPES[dtype].itemsize if settings["quantize"] else 1
+    most = device_bytes() * parallel["model"] * shrinks
+    source = read_weights(path, dtype, most or math.inf)
+    layout = make_layout(source.spec, param_shapes(source.spec), parallel)
     words = read_tokenizer(path)
     settings["path"] = pin(path)
     if words.highest >= source.spec.vocabulary:
@@ -115,7 +133,8 @@ def load(
     words.embeddings = source.spec.vocabulary
     precision = settings["matmul_precision"] or None
     module = Decoder(source.spec, remat=settings["remat"], precision=precision)
-    params = jax.device_put(source.params)
+    params = quantize(source.params, source.spec) if settings["quantize"] else source.params
+    params = shard(params, layout)
     return LanguageModel(
-        settings, source.spec, module, params, words, source.fingerprint, source.config
+        settings, source.spec, module, params, words, source.fingerprint, source.config, layout
     )

@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from prompt_tuning_jax.models.attention import MASKED, attend, attend_cached, front_share
 from prompt_tuning_jax.models.positions import rotate
+from prompt_tuning_jax.models.quantization import whole
 from prompt_tuning_jax.models.spec import FAR, Spec
 
 POSITIONS_AXIS = {"k": 3, "v": 2}  # in the leaves of the collection `cache`
@@ -101,7 +102,11 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x):
         start = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
-        weight = self.param("weight", start, (self.features, x.shape[-1]), x.dtype)
+        shape = self.features, x.shape[-1]
+        if self.is_initializing():
+            weight = self.param("weight", start, shape, x.dtype)
+        else:  # it may be in int8, or in parts over devices
+            weight = whole(self.get_variable("params", "weight"), shape)
         if self.scaled_input:
             x = self.scale(x)
         y = times(x, weight, self.precision, self.dtype)

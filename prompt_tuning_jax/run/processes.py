@@ -78,8 +78,10 @@ def check_processes(config, sources: Mapping[str, str]) -> None:
             f"process {', '.join(map(str, different))} of {len(found)} has another config, model "
             "or data than process 0: start all of them by the same command."
         )
-    if config.parallel != "jit":
-        raise UserError(f"config.parallel is '{config.parallel}': several processes need 'jit'.")
+    if config.parallel.name != "jit":
+        raise UserError(
+            f"config.parallel.name is '{config.parallel.name}': several processes need 'jit'."
+        )
 
 
 def agreed(tree: Any) -> Any:

@@ -1,0 +1,54 @@
+"""Frozen matrices in int8: `{q, scale}`, a scale for each output row, of the model's dtype.
+
+A matrix is made whole where it is used, and again in the backward pass: it is never kept.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from prompt_tuning_jax.models.sharding import gather, matrices
+from prompt_tuning_jax.models.spec import Spec
+
+HIGHEST = 127
+AT_ONCE = 4096  # rows that are quantised together
+
+
+def quantize(params: dict[str, Any], spec: Spec) -> dict[str, Any]:
+    """Returns a frozen tree of numpy arrays with its matrices and embeddings in int8. Those of
+    `params` are taken out of it one by one, so that both trees are never there whole."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    params.clear()
+    found = {}
+    for path in list(flat):
+        leaf = flat.pop(path)
+        if path not in matrices(spec):
+            found[path] = leaf
+            continue
+        rows, parts = leaf.reshape(-1, leaf.shape[-1]), range(0, leaf[..., 0].size, AT_ONCE)
+        pairs = [_quantize(rows[begin : begin + AT_ONCE]) for begin in parts]
+        numbers, scales = (np.concatenate(part) for part in zip(*pairs, strict=True))
+        found[f"{path}/q"] = numbers.reshape(leaf.shape)
+        found[f"{path}/scale"] = scales.reshape(leaf.shape[:-1])
+    return traverse_util.unflatten_dict(found, sep="/")
+
+
+def _quantize(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns int8[n, in] and the scales [n] of rows."""
+    exact = rows.astype(np.float32)
+    scales = np.abs(exact).max(axis=1) / HIGHEST
+    # Rounded as it is stored, before the numbers are.
+    scales = np.where(scales > 0, scales, 1).astype(rows.dtype)
+    numbers = np.rint(exact / scales.astype(np.float32)[:, None])
+    return numbers.clip(-HIGHEST, HIGHEST).astype(np.int8), scales
+
+
+def whole(leaf: Any, shape: tuple[int, ...]) -> jax.Array:
+    """Returns a matrix of a shape, of which `leaf` may be the part of one device, or int8."""
+    if not isinstance(leaf, Mapping):
+        return gather(leaf, shape)
+    scale = gather(leaf["scale"], shape[:-1])
+    return gather(leaf["q"], shape).astype(scale.dtype) * scale[..., None]

@@ -1,0 +1,150 @@
+"""Frozen weights over several devices, and what makes them whole again where they are used.
+
+A mesh has the axes `data` and `model`. Rows lie over both. A frozen matrix is the same on all of
+`data` and lies in parts over `model`; inside a step a layer gathers its own as it comes to them, in
+the forward and in the backward pass, so that one layer is whole at a time.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from prompt_tuning_jax.config.key import among, strings, whole
+from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.models.spec import Spec, linear_layers
+
+AXES = ("data", "model")
+MODEL = "model"
+KEYS = {
+    # 'jit' over a mesh of devices, or 'pmap', for data parallelism alone.
+    "name": among("jit", ("jit", "pmap")),
+    # Devices that share the frozen weights.
+    "model": whole(1, 1).if_fits(
+        "1, because config.parallel.name is 'pmap', which has the weights whole on each device",
+        lambda value, section: value == 1 or section["name"] == "jit",
+    ),
+    # Letters of the axes of matrices (design: V, E, D, Hd, Kd, F): a matrix is divided along its
+    # first axis that is among them and that `model` divides.
+    "axes": strings()._replace(default=("V", "E", "D", "Hd", "Kd", "F")),
+}
+
+
+class Layout(NamedTuple):
+    """How a frozen tree lies: over how many devices, and by the path of a leaf which of its axes is
+    divided. Hashable."""
+
+    shards: int = 1
+    axes: tuple[tuple[str, int], ...] = ()
+
+    def specs(self, params: Any) -> dict[str, Any]:
+        """Returns the `PartitionSpec` of each leaf of a frozen tree, whole or in part."""
+        flat, axes = traverse_util.flatten_dict(params, sep="/"), dict(self.axes)
+        found = {
+            path: PartitionSpec(*[None] * axes[path], MODEL) if path in axes else PartitionSpec()
+            for path in flat
+        }
+        return traverse_util.unflatten_dict(found, sep="/")
+
+
+WHOLE = Layout()
+
+
+def make_layout(spec: Spec, shapes: Mapping[str, tuple[int, ...]], settings) -> Layout:
+    """Returns the layout that `config.parallel` asks for, of leaves with some shapes by path.
+
+    Raises:
+      UserError: the number of devices does not divide a matrix.
+    """
+    count = settings["model"]
+    if count == 1:
+        return WHOLE
+    axes = []
+    for path, letters in matrices(spec).items():
+        if path in shapes:
+            sizes = [*zip(letters.split(), shapes[path], strict=True)]
+            fitting = [
+                axis
+                for axis, (letter, size) in enumerate(sizes)
+                if letter in settings["axes"] and size % count == 0
+            ]
+            if not fitting:
+                shown = " x ".join(f"{size} ({letter})" for letter, size in sizes)
+                allowed = [size for letter, size in sizes if letter in settings["axes"]]
+                fits = [n for n in range(1, 65) if any(size % n == 0 for size in allowed)]
+                raise UserError(
+                    f"config.parallel.model is {count}, and '{path}' is {shown}: give a number that"
+                    f" divides one of {', '.join(settings['axes'])}, as {', '.join(map(str, fits))}"
+                )
+            # In int8 a matrix has a scale for each row beside it.
+            axes += [(path, fitting[0]), (f"{path}/q", fitting[0])]
+            axes += [(f"{path}/scale", fitting[0])] * (fitting[0] < len(sizes) - 1)
+    return Layout(count, tuple(axes))
+
+
+def matrices(spec: Spec) -> dict[str, str]:
+    """Returns the letters of the axes of the frozen matrices by path; L is that of a stack."""
+    found = {"embed/embedding": "V E", "head/weight": "V D"}
+    found |= {"project_in/weight": "D E", "project_out/weight": "E D"}
+    for module, (outputs, inputs) in linear_layers(spec).items():
+        found[f"layers/{module}/weight"] = f"L {outputs} {inputs}"
+        found[f"last/{module}/weight"] = f"{outputs} {inputs}"
+    return found
+
+
+def make_mesh(devices: Sequence[Any], shards: int = 1) -> Mesh:
+    """Returns a mesh of devices with the axes `data` and `model`.
+
+    Raises:
+      UserError: `shards`, the size of `model`, does not divide their number.
+    """
+    count = len(devices)
+    if count % shards:
+        fits = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
+        raise UserError(
+            f"config.parallel.model is {shards}, and there are {count} devices here: give {fits}"
+        )
+    kinds = (jax.sharding.AxisType.Auto,) * 2
+    return jax.make_mesh((count // shards, shards), AXES, axis_types=kinds, devices=devices)
+
+
+def shard(params: Any, layout: Layout) -> Any:
+    """Places a frozen tree of numpy arrays: in parts, over the devices of this process, or whole on
+    the default device."""
+    if layout.shards == 1:
+        return jax.device_put(params)
+    mesh = make_mesh(jax.local_devices(), layout.shards)
+    place = jax.tree.map(lambda spec: NamedSharding(mesh, spec), layout.specs(params))
+    return jax.device_put(params, place)
+
+
+def place(leaf: Any, mesh: Mesh) -> jax.Array:
+    """Places an array on a mesh: whole on every device, or in parts if it already lies so."""
+    spec = PartitionSpec()
+    if is_divided(leaf):
+        spec = leaf.sharding.spec
+    sharding = NamedSharding(mesh, spec)
+    if sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    if is_divided(leaf):
+        parts = [part.data for part in leaf.addressable_shards]
+        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)
+    # `device_put` would first send the whole leaf to every process, to compare.
+    return jax.make_array_from_callback(np.shape(leaf), sharding, lambda _: np.asarray(leaf))
+
+
+def is_divided(leaf: Any) -> bool:
+    """Tells whether an array lies in parts over `model`."""
+    sharding = getattr(leaf, "sharding", None)
+    return isinstance(sharding, NamedSharding) and MODEL in sharding.spec
+
+
+def gather(leaf: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns a matrix of a shape, of which this may be the part of one device."""
+    for axis, size in enumerate(shape):
+        if leaf.shape[axis] != size:
+            leaf = jax.lax.all_gather(leaf, MODEL, axis=axis, tiled=True)
+    return leaf

@@ -1,0 +1,145 @@
+"""Frozen weights in parts over devices, and in int8."""
+
+import collections
+
+import jax
+import numpy as np
+import plain_model
+import pytest
+import test_methods
+import tiny_methods
+from test_step import COLLECTIVE, assert_near
+from tiny_models import changed
+
+from prompt_tuning_jax import config as configs
+from prompt_tuning_jax import score as scoring
+from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.generate import DEFAULTS, generate
+from prompt_tuning_jax.models.cached import bake
+from prompt_tuning_jax.models.decoder import param_shapes
+from prompt_tuning_jax.models.quantization import quantize, whole
+from prompt_tuning_jax.models.sharding import make_layout, make_mesh, shard
+from prompt_tuning_jax.models.sites import NOTHING
+from prompt_tuning_jax.step import compile_step, init_state
+
+LM, SPEC = test_methods.LM, test_methods.SPEC
+
+
+def divided(shards, lm=LM):
+    """The model with its weights over so many devices."""
+    layout = tiny_methods.layout(lm.spec, shards)
+    return lm._replace(params=shard(jax.device_get(lm.params), layout), layout=layout)
+
+
+@pytest.mark.parametrize("shards", [2, 8])
+def test_a_mesh_of_any_form_trains_the_same(shards):
+    wanted, losses, _ = test_methods.after("lora", "jit", 8)
+    state, found, frozen = test_methods.after("lora", "jit", 8, 1, shards)
+    np.testing.assert_allclose(found, losses, rtol=0, atol=1e-6)
+    assert_near(state.trainable, wanted.trainable, 1e-4)
+    assert_near(frozen.params, LM.params, 0)
+
+
+def test_a_device_holds_its_part_and_one_layer_is_gathered_at_a_time():
+    spec = changed(layers=5, width=64, heads=8, kv_heads=8, head_size=8, feedforward=256)
+    lm, given = plain_model.make(spec)[0], test_methods.tried("lora")
+    lm = divided(4, lm)
+    bytes_of = lambda leaves: sum(leaf.nbytes for leaf in leaves)  # noqa: E731
+    whole = bytes_of(jax.tree.leaves(lm.params))
+    held = [leaf.addressable_shards[0].data for leaf in jax.tree.leaves(lm.params)]
+    assert bytes_of(held) <= 0.26 * whole
+
+    made = tiny_methods.make(name="lora", rank=2)
+    parts = given.parts._replace(module=lm.module, method=made)
+    compiled = compile_step(parts, "jit", jax.devices(), lm.layout)
+    state = init_state(parts, made.init(jax.random.key(0), lm, tiny_methods.TASK)[0])
+    frozen = given.frozen._replace(params=lm.params, fixed={})
+    arguments = compiled.place(state), compiled.place(frozen)
+    batch = compiled.place_batch(given.batch(given.examples))
+    text = compiled.step.lower(*arguments, batch).compile().as_text()
+    found = collections.Counter(match[1] for match in COLLECTIVE.finditer(text))
+    # The sum over devices; forward and backward of the scanned layers, the last layer, the
+    # embedding, which is the head too.
+    assert found["all-reduce"] == 1 and set(found) == {"all-reduce", "all-gather"}
+    assert found["all-gather"] <= 7 + 7 + 7 + 7 + 3
+    # No gather gives a whole stack.
+    assert "[4,256,64]" not in text and "[4,64,256]" not in text
+
+
+def test_scores_texts_and_baked_positions_are_those_of_whole_weights():
+    examples = plain_model.random_examples(5, 6, (1, 40))
+    lm = divided(4)
+    ours, wanted = (scoring.score(each, examples, NOTHING) for each in (lm, LM))
+    np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-5)
+    front = np.arange(3, 9, dtype=np.int32)
+    assert_near(bake(lm, front, NOTHING), bake(LM, front, NOTHING), 1e-5)
+    settings = DEFAULTS._replace(max_new_tokens=5)
+    texts = [[each.text for each in generate(one, examples, NOTHING, settings)] for one in (lm, LM)]
+    assert texts[0] == texts[1]
+
+
+def in_int8(lm=LM):
+    """The model with its matrices in int8."""
+    params = quantize(jax.device_get(lm.params), lm.spec)
+    return lm._replace(params=params, settings={**lm.settings, "quantize": "int8"})
+
+
+def test_in_int8_each_row_is_near_and_a_quarter_of_the_bytes():
+    spec = changed(width=256, heads=8, kv_heads=8, head_size=32, feedforward=512)
+    lm = plain_model.make(spec)[0]
+    small = in_int8(lm)
+    bytes_of = [sum(leaf.nbytes for leaf in jax.tree.leaves(one.params)) for one in (small, lm)]
+    assert bytes_of[0] <= 0.27 * bytes_of[1]
+    found, wanted = (one.params["layers"]["attention"]["q"]["weight"] for one in (small, lm))
+    assert found["q"].dtype == np.int8 and found["scale"].shape == wanted.shape[:-1]
+    # Half of a step, which is a 127th of the row's largest number.
+    most = np.abs(wanted).max(axis=-1, keepdims=True) / 127 / 2
+    assert (np.abs(whole(found, wanted.shape) - wanted) <= most * 1.0001).all()
+    zero = quantize({"embed": {"embedding": np.zeros((3, 4), np.float32)}}, spec)["embed"]
+    np.testing.assert_array_equal(whole(zero["embedding"], (3, 4)), np.zeros((3, 4)))
+
+
+@pytest.mark.parametrize("row", [row for row in test_methods.ROWS if row != "fine_tuning"])
+def test_methods_train_over_int8_as_over_the_same_numbers_in_float32(row):
+    small, given = in_int8(), test_methods.tried(row)
+    same = jax.tree.map(np.asarray, _floats(small.params))
+    results = []
+    for params, shards in ((same, 1), (small.params, 2 if row == "lora" else 1)):
+        layout = tiny_methods.layout(SPEC, shards)
+        compiled = compile_step(given.parts, "jit", jax.devices()[:2], layout)
+        frozen = compiled.place(given.frozen._replace(params=shard(params, layout)))
+        state = compiled.place(init_state(given.parts, given.trainable))
+        for _ in range(2):
+            batch = compiled.place_batch(given.batch(given.examples))
+            state, metrics = compiled.step(state, frozen, batch)
+        results.append((compiled.fetch(state).trainable, compiled.fetch(metrics)["loss"]))
+    assert_near(results[1], results[0], 1e-4)
+
+
+def _floats(tree):
+    if isinstance(tree, dict) and "q" in tree and "scale" in tree and len(tree) == 2:
+        if not isinstance(tree["q"], dict):
+            return tree["q"].astype(np.float32) * tree["scale"][..., None]
+    return {name: _floats(leaf) for name, leaf in tree.items()} if isinstance(tree, dict) else tree
+
+
+def test_fine_tuning_over_int8_is_refused():
+    with pytest.raises(UserError, match=r"config.model.quantize is 'int8', and fine-tuning trains"):
+        tiny_methods.make(name="fine_tuning").init(jax.random.key(0), in_int8(), tiny_methods.TASK)
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(UserError, match=r"model is 3, and there are 8 devices here: give 1, 2, 4,"):
+        make_mesh(jax.devices(), 3)
+    with pytest.raises(
+        UserError, match=r"model is 7, and 'embed/embedding' is 264 \(V\) x 24 \(E\): "
+    ):
+        tiny_methods.layout(SPEC, 7)
+    alone = configs.build({"parallel": {"model": 8, "axes": ("F",)}}).parallel
+    with pytest.raises(
+        UserError, match=r"'embed/embedding' is 264 \(V\) x 24 \(E\): give a number"
+    ):
+        make_layout(SPEC, param_shapes(SPEC), alone)
+    with pytest.raises(UserError, match=r"parallel.model is 2: expected 1, because .* 'pmap'"):
+        configs.build({"parallel": {"model": 2, "name": "pmap"}})
+    assert configs.build({}, ["--config.parallel=pmap"]).parallel.name == "pmap"
