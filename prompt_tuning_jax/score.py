@@ -28,9 +28,9 @@ from prompt_tuning_jax.memory import device_bytes, free_bytes
 from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.language_model import LanguageModel
-from prompt_tuning_jax.models.sharding import AXES, Layout, make_mesh, place
 from prompt_tuning_jax.models.sites import NOTHING, Given, bind, prefix_length, virtual_tokens
 from prompt_tuning_jax.run.progress import with_progress
+from prompt_tuning_jax.sharding import AXES, Layout, make_mesh, place
 from prompt_tuning_jax.step import place_rows, row_specs, target_scores
 
 WHOLE = sys.maxsize  # examples of any length

@@ -18,8 +18,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from prompt_tuning_jax.data.batch import Batch
 from prompt_tuning_jax.methods.base import Method
 from prompt_tuning_jax.models.decoder import Decoder
-from prompt_tuning_jax.models.sharding import AXES, WHOLE, Layout, make_mesh, place
 from prompt_tuning_jax.models.sites import bind
+from prompt_tuning_jax.sharding import AXES, WHOLE, Layout, make_mesh, place
 
 
 class Parts(NamedTuple):

@@ -21,10 +21,10 @@ from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.memory import step_bytes
 from prompt_tuning_jax.methods import make_method
 from prompt_tuning_jax.models.language_model import LanguageModel
-from prompt_tuning_jax.models.quantization import whole
 from prompt_tuning_jax.models.sites import PROMPT, Given, from_tensors, to_tensors, without_leaves
 from prompt_tuning_jax.optimizers import make_optimizer
 from prompt_tuning_jax.prepare import Data, check_task, prepare, start_from_demonstrations
+from prompt_tuning_jax.quantization import whole
 from prompt_tuning_jax.run import warnings
 from prompt_tuning_jax.run.artifact import Artifact, load_start, make_manifest
 from prompt_tuning_jax.run.checkpoint import Checkpoints

@@ -15,6 +15,8 @@ ROOMS = (
         "config",
         "metrics",
         "calibration",
+        "sharding",
+        "quantization",
         "models",
         "data",
         "run",

@@ -18,8 +18,8 @@ from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.batch import Shape, pack_batch
 from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.methods.base import Method
-from prompt_tuning_jax.models.sharding import shard
 from prompt_tuning_jax.models.sites import Given, check_given, virtual_tokens, without_leaves
+from prompt_tuning_jax.sharding import shard
 from prompt_tuning_jax.step import Frozen, Parts, compile_step, init_state
 
 # A method and what it is tried with; a method that has a network only on request has two rows.

@@ -17,9 +17,10 @@ from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.generate import DEFAULTS, generate
 from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.models.decoder import param_shapes
-from prompt_tuning_jax.models.quantization import quantize, whole
-from prompt_tuning_jax.models.sharding import make_layout, make_mesh, shard
 from prompt_tuning_jax.models.sites import NOTHING
+from prompt_tuning_jax.models.spec import matrices
+from prompt_tuning_jax.quantization import quantize, whole
+from prompt_tuning_jax.sharding import make_layout, make_mesh, shard
 from prompt_tuning_jax.step import compile_step, init_state
 
 LM, SPEC = test_methods.LM, test_methods.SPEC
@@ -80,7 +81,7 @@ def test_scores_texts_and_baked_positions_are_those_of_whole_weights():
 
 def in_int8(lm=LM):
     """The model with its matrices in int8."""
-    params = quantize(jax.device_get(lm.params), lm.spec)
+    params = quantize(jax.device_get(lm.params), matrices(lm.spec))
     return lm._replace(params=params, settings={**lm.settings, "quantize": "int8"})
 
 
@@ -95,7 +96,7 @@ def test_in_int8_each_row_is_near_and_a_quarter_of_the_bytes():
     # Half of a step, which is a 127th of the row's largest number.
     most = np.abs(wanted).max(axis=-1, keepdims=True) / 127 / 2
     assert (np.abs(whole(found, wanted.shape) - wanted) <= most * 1.0001).all()
-    zero = quantize({"embed": {"embedding": np.zeros((3, 4), np.float32)}}, spec)["embed"]
+    zero = quantize({"embed": {"embedding": np.zeros((3, 4), np.float32)}}, matrices(spec))["embed"]
     np.testing.assert_array_equal(whole(zero["embedding"], (3, 4)), np.zeros((3, 4)))
 
 
@@ -139,7 +140,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(
         UserError, match=r"'embed/embedding' is 264 \(V\) x 24 \(E\): give a number"
     ):
-        make_layout(SPEC, param_shapes(SPEC), alone)
+        make_layout(matrices(SPEC), param_shapes(SPEC), alone)
     with pytest.raises(UserError, match=r"parallel.model is 2: expected 1, because .* 'pmap'"):
         configs.build({"parallel": {"model": 2, "name": "pmap"}})
     assert configs.build({}, ["--config.parallel=pmap"]).parallel.name == "pmap"

@@ -7,9 +7,10 @@ from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data.task import Task
 from prompt_tuning_jax.methods import make_method
 from prompt_tuning_jax.models.decoder import param_shapes
-from prompt_tuning_jax.models.sharding import Layout, make_layout
 from prompt_tuning_jax.models.sites import Given, from_tensors, to_tensors
+from prompt_tuning_jax.models.spec import matrices
 from prompt_tuning_jax.run import artifact as artifacts
+from prompt_tuning_jax.sharding import Layout, make_layout
 
 LM, PLAIN = plain_model.make()
 KEY = jax.random.key(0)
@@ -28,7 +29,7 @@ def make(**settings):
 def layout(spec, shards) -> Layout:
     """How the weights of a model lie over so many devices, by default."""
     parallel = configs.build({"parallel": {"model": shards}}).parallel
-    return make_layout(spec, param_shapes(spec), parallel)
+    return make_layout(matrices(spec), param_shapes(spec), parallel)
 
 
 def first(method, key=KEY, lm=LM, task=TASK):

@@ -48,10 +48,18 @@ def collect() -> dict[tuple[str, str], dict[str, Key]]:
     """Returns all keys by dotted name: by their section and the name of the method, optimizer or
     kind of task that has them, "" where every config has them."""
     # Imported here, because they import this package for their keys.
-    from prompt_tuning_jax import calibration, compare, generate, optimizers, search, teacher
+    from prompt_tuning_jax import (
+        calibration,
+        compare,
+        generate,
+        optimizers,
+        search,
+        sharding,
+        teacher,
+    )
     from prompt_tuning_jax.data import demonstrations, task
     from prompt_tuning_jax.methods import METHODS
-    from prompt_tuning_jax.models import language_model, sharding
+    from prompt_tuning_jax.models import language_model
 
     declared: dict[tuple[str, str], Mapping[str, Key]] = {
         ("model", ""): language_model.KEYS,

@@ -13,8 +13,8 @@ from prompt_tuning_jax.models.decoder import LAYERED, Decoder
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.layers import POSITIONS_AXIS, Block, Context, layer_kinds
 from prompt_tuning_jax.models.positions import rotary_tables
-from prompt_tuning_jax.models.sharding import is_divided
 from prompt_tuning_jax.models.sites import PREFIX, VISIBLE, Given, bind
+from prompt_tuning_jax.sharding import is_divided
 
 
 def bake(lm: LanguageModel, shared: np.ndarray, given: Given) -> Given:

@@ -25,8 +25,8 @@ from prompt_tuning_jax.models.layers import (
     times,
 )
 from prompt_tuning_jax.models.positions import rotary_tables
-from prompt_tuning_jax.models.quantization import whole
 from prompt_tuning_jax.models.spec import Spec
+from prompt_tuning_jax.quantization import whole
 
 LAYERED = ("prefix", "lora", "scale")  # collections that hold something for every layer
 

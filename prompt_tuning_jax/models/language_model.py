@@ -17,10 +17,10 @@ from prompt_tuning_jax.models.decoder import REMAT, Decoder, param_shapes
 from prompt_tuning_jax.models.files.find import pin
 from prompt_tuning_jax.models.files.tokenizer import Tokenizer, read_tokenizer
 from prompt_tuning_jax.models.files.weights import DTYPES, read_weights
-from prompt_tuning_jax.models.quantization import quantize
-from prompt_tuning_jax.models.sharding import WHOLE, Layout, make_layout, make_mesh, shard
 from prompt_tuning_jax.models.sites import sites
-from prompt_tuning_jax.models.spec import Spec, axis_sizes
+from prompt_tuning_jax.models.spec import Spec, axis_sizes, matrices
+from prompt_tuning_jax.quantization import quantize
+from prompt_tuning_jax.sharding import WHOLE, Layout, make_layout, make_mesh, shard
 
 KEYS = {
     # A packaged model's name, a GGUF file, a Hugging Face folder with safetensors, or a name on the
@@ -121,7 +121,8 @@ def load(
     shrinks = DTYPES[dtype].itemsize if settings["quantize"] else 1
     most = device_bytes() * parallel["model"] * shrinks
     source = read_weights(path, dtype, most or math.inf)
-    layout = make_layout(source.spec, param_shapes(source.spec), parallel)
+    letters = matrices(source.spec)
+    layout = make_layout(letters, param_shapes(source.spec), parallel)
     words = read_tokenizer(path)
     settings["path"] = pin(path)
     if words.highest >= source.spec.vocabulary:
@@ -133,7 +134,7 @@ def load(
     words.embeddings = source.spec.vocabulary
     precision = settings["matmul_precision"] or None
     module = Decoder(source.spec, remat=settings["remat"], precision=precision)
-    params = quantize(source.params, source.spec) if settings["quantize"] else source.params
+    params = quantize(source.params, letters) if settings["quantize"] else source.params
     params = shard(params, layout)
     return LanguageModel(
         settings, source.spec, module, params, words, source.fingerprint, source.config, layout

@@ -16,8 +16,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from prompt_tuning_jax.models.attention import MASKED, attend, attend_cached, front_share
 from prompt_tuning_jax.models.positions import rotate
-from prompt_tuning_jax.models.quantization import whole
 from prompt_tuning_jax.models.spec import FAR, Spec
+from prompt_tuning_jax.quantization import whole
 
 POSITIONS_AXIS = {"k": 3, "v": 2}  # in the leaves of the collection `cache`
 ACTIVATIONS = {

@@ -128,6 +128,16 @@ def linear_layers(spec: Spec) -> dict[str, tuple[str, str]]:
     return named | {f"feedforward/{name}": axes for name, axes in feedforward.items()}
 
 
+def matrices(spec: Spec) -> dict[str, str]:
+    """Returns the letters of the axes of the frozen matrices by path; L is that of a stack."""
+    found = {"embed/embedding": "V E", "head/weight": "V D"}
+    found |= {"project_in/weight": "D E", "project_out/weight": "E D"}
+    for module, (outputs, inputs) in linear_layers(spec).items():
+        found[f"layers/{module}/weight"] = f"L {outputs} {inputs}"
+        found[f"last/{module}/weight"] = f"{outputs} {inputs}"
+    return found
+
+
 def axis_sizes(spec: Spec) -> dict[str, int]:
     """Returns the sizes of the model's axes by their letters; E is the width of embeddings."""
     return {

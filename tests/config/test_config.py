@@ -197,8 +197,8 @@ def test_a_wrong_type_says_given_and_expected():
 
 INVALID = """seed=-1 steps=0 steps=ten steps=1.5 steps=True batch_size=-4 microbatches=0 log_every=0
     learning_rate=0 learning_rate=nan learning_rate=1e999 evaluate_every=-1 optimizer.b1=1.5
-    optimizer.nesterov=maybe schedule.name=cosinus parallel.name=xmap method.name=softprompt model.path=
-    task.name=tfds task.labels=only,one task.labels=('one',2) task.labels=('one','')"""
+    optimizer.nesterov=maybe schedule.name=cosinus parallel.name=xmap method.name=softprompt
+    model.path= task.name=tfds task.labels=only,one task.labels=('one',2) task.labels=('one','')"""
 
 
 @pytest.mark.parametrize("override", INVALID.split())

@@ -15,7 +15,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prompt_tuning_jax.config.key import among, strings, whole
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models.spec import Spec, linear_layers
 
 AXES = ("data", "model")
 MODEL = "model"
@@ -53,8 +52,11 @@ class Layout(NamedTuple):
 WHOLE = Layout()
 
 
-def make_layout(spec: Spec, shapes: Mapping[str, tuple[int, ...]], settings) -> Layout:
-    """Returns the layout that `config.parallel` asks for, of leaves with some shapes by path.
+def make_layout(
+    letters: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]
+) -> Layout:
+    """Returns the layout that `config.parallel` asks for, of matrices by path: the letters of their
+    axes, and their shapes.
 
     Raises:
       UserError: the number of devices does not divide a matrix.
@@ -63,9 +65,9 @@ def make_layout(spec: Spec, shapes: Mapping[str, tuple[int, ...]], settings) -> 
     if count == 1:
         return WHOLE
     axes = []
-    for path, letters in matrices(spec).items():
+    for path, named in letters.items():
         if path in shapes:
-            sizes = [*zip(letters.split(), shapes[path], strict=True)]
+            sizes = [*zip(named.split(), shapes[path], strict=True)]
             fitting = [
                 axis
                 for axis, (letter, size) in enumerate(sizes)
@@ -83,16 +85,6 @@ def make_layout(spec: Spec, shapes: Mapping[str, tuple[int, ...]], settings) -> 
             axes += [(path, fitting[0]), (f"{path}/q", fitting[0])]
             axes += [(f"{path}/scale", fitting[0])] * (fitting[0] < len(sizes) - 1)
     return Layout(count, tuple(axes))
-
-
-def matrices(spec: Spec) -> dict[str, str]:
-    """Returns the letters of the axes of the frozen matrices by path; L is that of a stack."""
-    found = {"embed/embedding": "V E", "head/weight": "V D"}
-    found |= {"project_in/weight": "D E", "project_out/weight": "E D"}
-    for module, (outputs, inputs) in linear_layers(spec).items():
-        found[f"layers/{module}/weight"] = f"L {outputs} {inputs}"
-        found[f"last/{module}/weight"] = f"{outputs} {inputs}"
-    return found
 
 
 def make_mesh(devices: Sequence[Any], shards: int = 1) -> Mesh:

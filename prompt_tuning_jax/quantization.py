@@ -3,29 +3,28 @@
 A matrix is made whole where it is used, and again in the backward pass: it is never kept.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax import traverse_util
 
-from prompt_tuning_jax.models.sharding import gather, matrices
-from prompt_tuning_jax.models.spec import Spec
+from prompt_tuning_jax.sharding import gather
 
 HIGHEST = 127
 AT_ONCE = 4096  # rows that are quantised together
 
 
-def quantize(params: dict[str, Any], spec: Spec) -> dict[str, Any]:
-    """Returns a frozen tree of numpy arrays with its matrices and embeddings in int8. Those of
+def quantize(params: dict[str, Any], matrices: Container[str]) -> dict[str, Any]:
+    """Returns a frozen tree of numpy arrays with the leaves at some paths in int8. Those of
     `params` are taken out of it one by one, so that both trees are never there whole."""
     flat = traverse_util.flatten_dict(params, sep="/")
     params.clear()
     found = {}
     for path in list(flat):
         leaf = flat.pop(path)
-        if path not in matrices(spec):
+        if path not in matrices:
             found[path] = leaf
             continue
         rows, parts = leaf.reshape(-1, leaf.shape[-1]), range(0, leaf[..., 0].size, AT_ONCE)
