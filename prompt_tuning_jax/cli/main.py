@@ -1,7 +1,6 @@
 """The command `prompt-tuning`: reads a command line, then imports what the command needs."""
 
 import contextlib
-import importlib
 import json
 import os
 import signal
@@ -55,57 +54,69 @@ def program(debug: bool) -> None:
     """Adapts a frozen language model to a task."""
 
 
-def _works_in_folder(name: str, about: str, plan: str = "") -> None:
-    """Adds a command that works in a folder and writes `report.json` there: NAME_and_report of its
-    module. With --dry_run `rehearse` of the module `plan` tells what that takes."""
+def _works_in_folder(has_plan: bool) -> Callable:
+    """Makes a command of a function that imports what works in a folder and writes `report.json`
+    there, and the module whose `rehearse` says before it what that takes, if any (`has_plan`)."""
 
-    def work(
-        overrides: list[str],
-        config: str | None,
-        workdir: str | None,
-        fresh: bool,
-        as_json: bool,
-        dry_run: bool = False,
-    ) -> int:
-        if config is None or not (workdir or dry_run):
-            raise UserError(f"{name} needs both --config FILE and --workdir DIR")
-        with _uninterrupted():
-            from prompt_tuning_jax.config import load
+    def add(imports: Callable[[], tuple[Callable[..., int], Any]]) -> None:
+        def work(
+            overrides: list[str],
+            config: str | None,
+            workdir: str | None,
+            fresh: bool,
+            as_json: bool,
+            dry_run: bool = False,
+        ) -> int:
+            if config is None or not (workdir or dry_run):
+                raise UserError(f"{name} needs both --config FILE and --workdir DIR")
+            with _uninterrupted():
+                from prompt_tuning_jax.config import load
 
-            module = importlib.import_module(f"prompt_tuning_jax.cli.{plan if dry_run else name}")
-        settings = load(config, overrides)
-        with _stdout_to_stderr(as_json):
-            if not dry_run:
-                run = getattr(module, f"{name}_and_report")
-                status: int = run(settings, str(workdir), fresh, sys.argv)
-            else:
-                found = module.rehearse(settings, workdir, fresh)
-        if dry_run:
-            _print(found, as_json, module.print_plan)
-            return 0
-        if as_json and status == 0:
-            click.echo(Path(str(workdir), "report.json").read_text(encoding="utf-8").rstrip())
-        return status
+                run, plan = imports()
+            settings = load(config, overrides)
+            if dry_run:
+                with _stdout_to_stderr(as_json):
+                    found = plan.rehearse(settings, workdir, fresh)
+                _print(found, as_json, plan.print_plan)
+                return 0
+            with _stdout_to_stderr(as_json):
+                status = run(settings, str(workdir), fresh, sys.argv)
+            if as_json and status == 0:
+                click.echo(Path(str(workdir), "report.json").read_text(encoding="utf-8").rstrip())
+            return status
 
-    options, added = (
-        [_config, _workdir, _fresh, _json, *([_dry_run] * bool(plan))],
-        click.pass_obj(work),
-    )
-    for option in reversed(options):
-        added = option(added)
-    needs = "--config FILE --workdir DIR [--config.KEY=VALUE]... [OPTIONS]"
-    program.command(name, help=about, options_metavar=needs)(added)
+        name, added = imports.__name__, click.pass_obj(work)
+        for option in (*([_dry_run] * has_plan), _json, _fresh, _workdir, _config):
+            added = option(added)
+        needs = "--config FILE --workdir DIR [--config.KEY=VALUE]... [OPTIONS]"
+        program.command(name, help=imports.__doc__, options_metavar=needs)(added)
+
+    return add
 
 
-_works_in_folder("train", "Trains an adaptation, evaluates it and writes the report.", "dry_run")
-_works_in_folder(
-    "compare",
-    "Compares ways to adapt a model: writes a report with a table and pictures.",
-    "compare",
-)
-_works_in_folder(
-    "search", "Searches for a written prompt, as config.search says, and keeps it as an artifact."
-)
+@_works_in_folder(has_plan=True)
+def train():
+    """Trains an adaptation, evaluates it and writes the report."""
+    from prompt_tuning_jax.cli import dry_run
+    from prompt_tuning_jax.cli.train import train_and_report
+
+    return train_and_report, dry_run
+
+
+@_works_in_folder(has_plan=True)
+def compare():
+    """Compares ways to adapt a model: writes a report with a table and pictures."""
+    from prompt_tuning_jax.cli import compare
+
+    return compare.compare_and_report, compare
+
+
+@_works_in_folder(has_plan=False)
+def search():
+    """Searches for a written prompt, as config.search says, and keeps the best as an artifact."""
+    from prompt_tuning_jax.cli.search import search_and_report
+
+    return search_and_report, None
 
 
 @program.command(
