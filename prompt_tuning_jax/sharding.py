@@ -88,19 +88,19 @@ def make_layout(
 
 
 def make_mesh(devices: Sequence[Any], shards: int = 1) -> Mesh:
-    """Returns a mesh of devices with the axes `data` and `model`.
+    """Returns a mesh of devices with the axes `data` and `model`, which has `shards` of them."""
+    check_devices(len(devices), shards)
+    kinds = (jax.sharding.AxisType.Auto,) * 2
+    return jax.make_mesh((len(devices) // shards, shards), AXES, axis_types=kinds, devices=devices)
 
-    Raises:
-      UserError: `shards`, the size of `model`, does not divide their number.
-    """
-    count = len(devices)
+
+def check_devices(count: int, shards: int) -> None:
+    """Raises a UserError if so many devices cannot be divided into groups of `shards`."""
     if count % shards:
         fits = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
         raise UserError(
-            f"config.parallel.model is {shards}, and there are {count} devices here: give {fits}"
+            f"config.parallel.model is {shards}, and there are {count} devices: give {fits}"
         )
-    kinds = (jax.sharding.AxisType.Auto,) * 2
-    return jax.make_mesh((count // shards, shards), AXES, axis_types=kinds, devices=devices)
 
 
 def shard(params: Any, layout: Layout) -> Any:

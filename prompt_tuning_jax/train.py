@@ -182,24 +182,18 @@ def tune(
     return Result(artifact, lines, finished, size, seconds, saved, step_seconds, memory)
 
 
-def plan(lm: LanguageModel, task, config, log: Callable) -> Plan:
-    """Reads the data and makes everything that can be refused; writes nothing."""
+def plan(lm: LanguageModel, task, config, log: Callable, devices: int = 0) -> Plan:
+    """Reads the data and makes everything that can be refused; writes nothing. The rows are for so
+    many devices, by default all that there are."""
     configs.validate(config)
     check_task(task, config)
     check_tracker(config.tracker)
-    method = make_method(config.method, from_tensors(load_start(config.method)))
-    parts = Parts(lm.module, method, make_optimizer(config), config.seed, config.microbatches)
-    key = jax.random.key(config.seed)
     task, shown = start_from_demonstrations(lm, task, config, log)
-    trainable, fixed = method.init(key, lm, task)
-    # The frozen weights are an argument: what a jitted function closes over is compiled in.
-    run = jax.jit(lambda tree, fixed, params: method.adapt(tree, fixed, params, key, False))
+    parts, trainable, frozen, run, given = make_step(lm, task, config)
 
     def adapt(tree):
-        return run(tree, fixed, lm.params)
+        return run(tree, frozen.fixed, lm.params)
 
-    given = jax.eval_shape(adapt, trainable)
-    frozen = Frozen(without_leaves(lm.params, given.params), fixed)
     trained, left = parameter_count(trainable), parameter_count(frozen.params)
     share = trained / (trained + left)
     log(f"{trained:,} trainable parameters, {left:,} frozen ({share:.4%} trained)")
@@ -207,10 +201,29 @@ def plan(lm: LanguageModel, task, config, log: Callable) -> Plan:
         log(warning)
     for warning in warnings.odd_settings(config):
         log(f"warning: {warning}")
-    data = prepare(lm, task, config, given, log, shown)
+    data = prepare(lm, task, config, given, log, shown, devices or jax.device_count())
     sources = {"model": lm.fingerprint, "data": data.fingerprint()}
     check_processes(config, sources)
     return Plan(parts, trainable, frozen, adapt, data, sources, task)
+
+
+def make_step(lm: LanguageModel, task, config):
+    """Returns what a step is made of: its parts, the first trainable tree, and what it only reads;
+    and a compiled `adapt` of a trainable tree, `fixed` and the frozen weights, and the shapes of
+    what that returns. All are shapes if the weights are (`outline`)."""
+    method = make_method(config.method, from_tensors(load_start(config.method)))
+    parts = Parts(lm.module, method, make_optimizer(config), config.seed, config.microbatches)
+    key = jax.random.key(config.seed)
+
+    def init(params):
+        return method.init(key, lm._replace(params=params), task)
+
+    is_outline = isinstance(jax.tree.leaves(lm.params)[0], jax.ShapeDtypeStruct)
+    trainable, fixed = jax.eval_shape(init, lm.params) if is_outline else init(lm.params)
+    # The frozen weights are an argument: what a jitted function closes over is compiled in.
+    run = jax.jit(lambda tree, fixed, params: method.adapt(tree, fixed, params, key, False))
+    given = jax.eval_shape(run, trainable, fixed, lm.params)
+    return parts, trainable, Frozen(without_leaves(lm.params, given.params), fixed), run, given
 
 
 def better(best: Best, trainable, found: Mapping[str, float], step: int, by: str) -> Best:

@@ -74,7 +74,8 @@ def test_pyenvs_interpreters_count_and_an_environment_is_made_once(run, tmp_path
     status, lines = run(versions)
     assert status == 0
     assert [line for line in lines if line.startswith("tested")] == [
-        f"tested {version} with --ignore tests/reference --ignore tests/slow tests"
+        f"tested {version} with --ignore tests/reference --ignore tests/slow --ignore tests/tpu"
+        " tests"
         for version in ("3.11", "3.13", "3.13")
     ]
     before = (tmp_path / "installed.txt").read_text()

@@ -72,9 +72,14 @@ def enough_memory(config):
         ) from error
 
 
-def less_memory(config) -> str:
-    """Says what to type so that a step takes less memory, the cheapest change first."""
+def less_memory(config, devices: int = 1) -> str:
+    """Says what to type so that a step takes less memory of each of so many devices, the cheapest
+    change first."""
     changes = []
+    if config.parallel.model < devices:
+        changes.append(
+            f"--config.parallel.model={devices} (each device holds a part of the weights)"
+        )
     if config.microbatches < config.batch_size:
         parts = min(2 * config.microbatches, config.batch_size)
         changes.append(f"--config.microbatches={parts} (about half of the temporaries)")
@@ -82,4 +87,6 @@ def less_memory(config) -> str:
         changes.append("--config.model.remat=full (slower, far fewer temporaries)")
     if config.model.dtype not in ("bfloat16", "float16"):
         changes.append("--config.model.dtype=bfloat16 (half the weights if they are float32)")
+    if devices > 1 and not config.model.quantize and config.method.name != "fine_tuning":
+        changes.append("--config.model.quantize=int8 (the frozen weights in half of bfloat16)")
     return f"try {' or '.join(changes)}" if changes else "try a smaller model"

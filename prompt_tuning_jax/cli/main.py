@@ -40,6 +40,9 @@ _json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, al
 _dry_run = click.option(
     "--dry_run", "--dry-run", is_flag=True, help="Show what it takes, and how long; write nothing."
 )
+_topology = click.option(
+    "--topology", metavar="SLICE", help="With --dry_run: for a TPU slice, such as v5e:2x4."
+)
 _artifact = click.option("--artifact", metavar="DIR", help="A run's folder, or its artifact.")
 
 
@@ -54,9 +57,9 @@ def program(debug: bool) -> None:
     """Adapts a frozen language model to a task."""
 
 
-def _works_in_folder(has_plan: bool) -> Callable:
+def _works_in_folder(*options: Callable) -> Callable:
     """Makes a command of a function that imports what works in a folder and writes `report.json`
-    there, and the module whose `rehearse` says before it what that takes, if any (`has_plan`)."""
+    there, and the module whose `rehearse` says before it what that takes, if it has the options."""
 
     def add(imports: Callable[[], tuple[Callable[..., int], Any]]) -> None:
         def work(
@@ -66,7 +69,10 @@ def _works_in_folder(has_plan: bool) -> Callable:
             fresh: bool,
             as_json: bool,
             dry_run: bool = False,
+            topology: str | None = None,
         ) -> int:
+            if topology and not dry_run:
+                raise UserError("--topology is for --dry_run: give both, and nothing is trained")
             if config is None or not (workdir or dry_run):
                 raise UserError(f"{name} needs both --config FILE and --workdir DIR")
             with _uninterrupted():
@@ -74,6 +80,13 @@ def _works_in_folder(has_plan: bool) -> Callable:
 
                 run, plan = imports()
             settings = load(config, overrides)
+            if topology:
+                from prompt_tuning_jax.cli.topology import print_topology, rehearse_on
+
+                with _stdout_to_stderr(as_json):
+                    found = rehearse_on(settings, topology)
+                _print(found, as_json, print_topology)
+                return 0
             if dry_run:
                 with _stdout_to_stderr(as_json):
                     found = plan.rehearse(settings, workdir, fresh)
@@ -86,7 +99,7 @@ def _works_in_folder(has_plan: bool) -> Callable:
             return status
 
         name, added = imports.__name__, click.pass_obj(work)
-        for option in (*([_dry_run] * has_plan), _json, _fresh, _workdir, _config):
+        for option in (*options, _json, _fresh, _workdir, _config):
             added = option(added)
         needs = "--config FILE --workdir DIR [--config.KEY=VALUE]... [OPTIONS]"
         program.command(name, help=imports.__doc__, options_metavar=needs)(added)
@@ -94,7 +107,7 @@ def _works_in_folder(has_plan: bool) -> Callable:
     return add
 
 
-@_works_in_folder(has_plan=True)
+@_works_in_folder(_topology, _dry_run)
 def train():
     """Trains an adaptation, evaluates it and writes the report."""
     from prompt_tuning_jax.cli import dry_run
@@ -103,7 +116,7 @@ def train():
     return train_and_report, dry_run
 
 
-@_works_in_folder(has_plan=True)
+@_works_in_folder(_dry_run)
 def compare():
     """Compares ways to adapt a model: writes a report with a table and pictures."""
     from prompt_tuning_jax.cli import compare
@@ -111,7 +124,7 @@ def compare():
     return compare.compare_and_report, compare
 
 
-@_works_in_folder(has_plan=False)
+@_works_in_folder()
 def search():
     """Searches for a written prompt, as config.search says, and keeps the best as an artifact."""
     from prompt_tuning_jax.cli.search import search_and_report

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from prompt_tuning_jax.config.key import among, faults, string
@@ -15,12 +16,12 @@ from prompt_tuning_jax.errors import UserError, nearest
 from prompt_tuning_jax.memory import device_bytes
 from prompt_tuning_jax.models.decoder import REMAT, Decoder, param_shapes
 from prompt_tuning_jax.models.files.find import pin
-from prompt_tuning_jax.models.files.tokenizer import Tokenizer, read_tokenizer
-from prompt_tuning_jax.models.files.weights import DTYPES, read_weights
+from prompt_tuning_jax.models.files.tokenizer import Tokenizer, has_tokenizer, read_tokenizer
+from prompt_tuning_jax.models.files.weights import DTYPES, read_spec, read_weights
 from prompt_tuning_jax.models.sites import sites
 from prompt_tuning_jax.models.spec import Spec, axis_sizes, matrices
 from prompt_tuning_jax.quantization import quantize
-from prompt_tuning_jax.sharding import WHOLE, Layout, make_layout, make_mesh, shard
+from prompt_tuning_jax.sharding import WHOLE, Layout, check_devices, make_layout, shard
 
 KEYS = {
     # A packaged model's name, a GGUF file, a Hugging Face folder with safetensors, or a name on the
@@ -117,7 +118,7 @@ def load(
     path, dtype = settings["path"], settings["dtype"]
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    make_mesh(jax.local_devices(), parallel["model"])  # refuses what does not fit
+    check_devices(jax.local_device_count(), parallel["model"])
     shrinks = DTYPES[dtype].itemsize if settings["quantize"] else 1
     most = device_bytes() * parallel["model"] * shrinks
     source = read_weights(path, dtype, most or math.inf)
@@ -132,10 +133,32 @@ def load(
             f"embeddings for {source.spec.vocabulary}: give the two that belong together."
         )
     words.embeddings = source.spec.vocabulary
-    precision = settings["matmul_precision"] or None
-    module = Decoder(source.spec, remat=settings["remat"], precision=precision)
+    module = _module(source.spec, settings)
     params = quantize(source.params, letters) if settings["quantize"] else source.params
     params = shard(params, layout)
     return LanguageModel(
         settings, source.spec, module, params, words, source.fingerprint, source.config, layout
     )
+
+
+def outline(settings: Mapping[str, str], parallel: Mapping[str, Any]) -> LanguageModel:
+    """Returns a model whose weights are shapes, for a plan: the sections `model` and `parallel` of
+    a config, of which `path` may be a folder with a `config.json` alone. The tokenizer is None if
+    its files are missing; 'auto' is bfloat16."""
+    spec, config = read_spec(settings["path"])
+    words: Any = read_tokenizer(settings["path"]) if has_tokenizer(settings["path"]) else None
+    dtype = DTYPES["bfloat16" if settings["dtype"] == "auto" else settings["dtype"]]
+    letters, shapes, leaves = matrices(spec), param_shapes(spec), {}
+    for path, shape in shapes.items():
+        if settings["quantize"] and path in letters:
+            leaves[f"{path}/q"] = jax.ShapeDtypeStruct(shape, jnp.int8)
+            path, shape = f"{path}/scale", shape[:-1]
+        leaves[path] = jax.ShapeDtypeStruct(shape, dtype)
+    params = traverse_util.unflatten_dict(leaves, sep="/")
+    layout, module = make_layout(letters, shapes, parallel), _module(spec, settings)
+    return LanguageModel(settings, spec, module, params, words, "", config, layout)
+
+
+def _module(spec: Spec, settings: Mapping[str, str]) -> Decoder:
+    precision = settings["matmul_precision"] or None
+    return Decoder(spec, remat=settings["remat"], precision=precision)

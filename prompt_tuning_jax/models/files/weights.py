@@ -135,16 +135,29 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(names))]
 
 
+def read_spec(path: str) -> tuple[Spec, dict[str, Any]]:
+    """Returns the spec of a model and its `config.json`, from that file or a GGUF file's header."""
+    found = find_model(path)
+    if found.is_dir():
+        config = read_json(found / "config.json")
+        return spec_from_config(config, str(found / "config.json")), config
+    with found.open("rb") as data:
+        return _gguf_spec(read_gguf(found), data, found)
+
+
+def _gguf_spec(file: Any, data: Any, path: Path) -> tuple[Spec, dict[str, Any]]:
+    factors = None
+    if ROPE_FACTORS in file.tensors:
+        factors = dequantize(data, ROPE_FACTORS, file.tensors[ROPE_FACTORS])
+    return spec_from_gguf(file.fields, GGUF_HEAD not in file.tensors, factors, str(path))
+
+
 def _read_gguf(path: Path, dtype: np.dtype, most: float) -> Weights:
     """Reads a GGUF file and dequantises it tensor by tensor."""
     file = read_gguf(path)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
-    factors = None
     with path.open("rb") as data:
-        if ROPE_FACTORS in shapes:
-            factors = dequantize(data, ROPE_FACTORS, file.tensors[ROPE_FACTORS])
-        tied = GGUF_HEAD not in shapes
-        spec, config = spec_from_gguf(file.fields, tied, factors, str(path))
+        spec, config = _gguf_spec(file, data, path)
         names = tensor_names(file.fields["general.architecture"], spec.layers)
         renamed = (_as_gguf(tensor, names) for tensor in tensors(spec))
         wanted = list(_check_shapes(spec, renamed, shapes, {ROPE_FACTORS}, path))

@@ -1,0 +1,203 @@
+"""`train --dry_run --topology`: what a step takes of each chip of a TPU slice.
+
+The step is compiled for these chips where libtpu is installed; a TPU is not needed for that.
+"""
+
+import importlib.metadata
+import importlib.util
+import math
+import os
+import re
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from prompt_tuning_jax import train
+from prompt_tuning_jax.cli.machine import less_memory
+from prompt_tuning_jax.cli.show import print_facts, say
+from prompt_tuning_jax.data.batch import Batch
+from prompt_tuning_jax.data.task import make_task
+from prompt_tuning_jax.errors import UserError, nearest
+from prompt_tuning_jax.models.language_model import outline
+from prompt_tuning_jax.models.sites import virtual_tokens
+from prompt_tuning_jax.run.report import duration, size
+from prompt_tuning_jax.sharding import check_devices, make_mesh
+from prompt_tuning_jax.step import Frozen, compile_step, init_state, row_specs
+
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+# Bytes of a chip (https://cloud.google.com/tpu/docs/system-architecture-tpu-vm), and the slices.
+CHIPS = {"v4": (32, CUBES), "v5e": (16, FLAT), "v5p": (95, CUBES), "v6e": (32, FLAT)}
+SLICES = [f"{chip}:{shape}" for chip, (_, shapes) in CHIPS.items() for shape in shapes]
+# Without a tokenizer there are no examples: the positions and targets of a row.
+POSITIONS, TARGETS = 256, 16
+COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all)(?:-start)?\(")
+
+
+def rehearse_on(config, topology: str) -> dict[str, Any]:
+    """Returns what a step takes of each chip of a slice, such as 'v5e:2x4'; writes nothing.
+
+    Raises:
+      UserError: the slice or the installed libtpu is not known, or the model cannot be divided so.
+    """
+    if topology not in SLICES:
+        known = ", ".join(SLICES)
+        raise UserError(
+            f"--topology takes one of {known}, not {topology!r}{nearest(topology, SLICES)}"
+        )
+    chip, shape = topology.split(":")
+    count = math.prod(map(int, shape.split("x")))
+    check_devices(count, config.parallel.model)
+    jax.config.update("jax_platforms", "cpu")  # an installed libtpu would look for a TPU
+    lm = outline(config.model, config.parallel)
+    step, state, frozen, batch, read = _arguments(lm, config, count)
+    sizes = {"weights": _bytes(frozen.params, lm.layout), "trained": _bytes(state.trainable)}
+    sizes["optimizer"] = _bytes(state.optimizer_state)
+    found: dict[str, Any] = {
+        "slice": topology,
+        "chips": count,
+        "chip": CHIPS[chip][0] << 30,
+        "batch": read,
+    }
+    found |= {"model_axis": lm.layout.shards, "bytes": sizes}
+    devices, compiler = _devices(topology)
+    if not devices:
+        found |= {"temporaries": None, "compiler": compiler}
+    else:
+        began = time.perf_counter()
+        found |= _compile(step, state, frozen, batch, lm.layout, devices)
+        found |= {"compiler": compiler, "seconds": time.perf_counter() - began}
+    found.setdefault("needed", sum(sizes.values()) + (found["temporaries"] or 0))
+    found["fits"] = found["needed"] <= found["chip"]
+    found["advice"] = "it fits" if found["fits"] else less_memory(config, count)
+    if found["temporaries"] is None and found["fits"]:
+        found["advice"] = "that fits without the temporaries, which only a compiler knows"
+    return found
+
+
+def _arguments(lm, config, count):
+    """Returns the parts of a step, its arguments as shapes, and what the batch is."""
+    if lm.tokenizer is not None:
+        plan = train.plan(lm, make_task(config.task), config, say, count)
+        batches = [plan.data.batch(update) for update in range(min(config.steps, 64))]
+        batch = max(batches, key=lambda each: each.tokens.size)
+        shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, batch))
+        rows, length = batch.tokens.shape
+        read = f"{rows} rows of {length} positions behind {len(batch.shared)}, of the data"
+        return plan.parts, _state(plan.parts, plan.trainable), plan.frozen, shapes, read
+    config = config.copy_and_resolve_references().unlock()
+    if "init" in config.method:
+        config.method.init = "zero" if config.method.name == "prefix" else "uniform"
+    parts, trainable, frozen, _, given = train.make_step(lm, make_task(config.task), config)
+    shared = virtual_tokens(given) + 1
+    multiple = count * config.microbatches
+    rows = -(-config.batch_size // multiple) * multiple
+    length = min(config.task.max_length or POSITIONS, lm.spec.max_positions)
+    sizes = [(shared,), *[(rows, length)] * 4, *[(rows, TARGETS)] * 5]
+    batch = Batch(*(jax.ShapeDtypeStruct(each, jnp.int32) for each in sizes))
+    weights = jax.ShapeDtypeStruct((rows, TARGETS), jnp.float32)
+    what = f"{rows} rows of {length} positions behind {shared}, {TARGETS} targets in each: assumed"
+    return parts, _state(parts, trainable), frozen, batch._replace(target_weights=weights), what
+
+
+def _state(parts, trainable):
+    return jax.eval_shape(lambda tree: init_state(parts, tree), trainable)
+
+
+def _bytes(tree, layout=None) -> int:
+    """Returns the bytes of a tree of shapes on one device."""
+    leaves = jax.tree.leaves(tree)
+    parts = [1] * len(leaves)
+    if layout is not None:
+        specs = jax.tree.leaves(layout.specs(tree), is_leaf=lambda x: isinstance(x, PartitionSpec))
+        parts = [layout.shards if any(spec) else 1 for spec in specs]
+    pairs = zip(leaves, parts, strict=True)
+    return sum(leaf.size * leaf.dtype.itemsize // part for leaf, part in pairs)
+
+
+def _devices(topology: str) -> tuple[list, str]:
+    """Returns the devices of a slice and what compiles for them; none without libtpu, and then how
+    to install it."""
+    needs = " ".join(importlib.metadata.requires("jax") or ())
+    [wanted] = re.findall(r"libtpu==([\d.]+)\.\*", needs)
+    found = importlib.util.find_spec("libtpu")
+    if found is None:
+        return [], f"none: type `pip install 'libtpu=={wanted}.*'`"
+    version = importlib.metadata.version("libtpu")
+    if not f"{version}.".startswith(f"{wanted}."):
+        raise UserError(
+            f"libtpu {version} is of another jax than {jax.__version__}: type"
+            f" `pip install 'libtpu=={wanted}.*'`"
+        )
+    from jax.experimental import topologies
+
+    # It would ask for a TPU's own description of itself.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    os.environ["TPU_LIBRARY_PATH"] = str(Path(str(found.origin)).with_name("libtpu.so"))
+    described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    return list(described.devices), f"libtpu {version}"
+
+
+def _compile(parts, state, frozen, batch, layout, devices) -> dict[str, Any]:
+    mesh = make_mesh(devices, layout.shards)
+
+    def placed(tree, specs):
+        return jax.tree.map(
+            lambda leaf, spec: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec)
+            ),
+            tree,
+            specs,
+        )
+
+    def everywhere(tree):
+        return placed(tree, jax.tree.map(lambda _: PartitionSpec(), tree))
+
+    frozen = Frozen(placed(frozen.params, layout.specs(frozen.params)), everywhere(frozen.fixed))
+    step = compile_step(parts, "jit", devices, layout).step
+    lowered = step.lower(everywhere(state), frozen, placed(batch, row_specs()))
+    say("compiling the step: a minute or a few")
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        # 'Ran out of memory …, the total memory required for HLO temporaries (16.52G) exceeds …'
+        said = re.search(r"\(([\d.]+)G\) exceeds", str(error))
+        if not said:
+            raise
+        return {"temporaries": int(float(said[1]) * 2**30)}
+    analysis = compiled.memory_analysis()
+    found = Counter(match[1] for match in COLLECTIVE.finditer(compiled.as_text()))
+    return {
+        "needed": analysis.peak_memory_in_bytes,
+        "temporaries": analysis.temp_size_in_bytes,
+        "collectives": dict(found),
+    }
+
+
+def print_topology(found: dict[str, Any]) -> None:
+    """Prints what `rehearse_on` found, for people."""
+    parts = ", ".join(f"{size(each)} {name}" for name, each in found["bytes"].items())
+    if found["temporaries"] is not None:
+        parts += f", {size(found['temporaries'])} temporaries"
+    compiled = f" in {duration(found['seconds'])}" if "seconds" in found else ""
+    facts = {
+        "slice": f"{found['slice']}, {found['chips']} chips of {size(found['chip'])}",
+        "model axis": found["model_axis"],
+        "a batch": found["batch"],
+        "a chip": f"{size(found['needed'])} of {size(found['chip'])} ({parts})",
+        "so": found["advice"],
+        "compiled by": f"{found['compiler']}{compiled}",
+    }
+    if "collectives" in found:
+        facts["in the program"] = ", ".join(
+            f"{n} {name}" for name, n in found["collectives"].items()
+        )
+    print()
+    print_facts(facts)

@@ -1,0 +1,65 @@
+"""What a step takes of a TPU slice, without the compiler for one."""
+
+import json
+import math
+
+import pytest
+import tiny_models
+import tiny_runs
+
+from prompt_tuning_jax.cli import topology
+from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.models.decoder import param_shapes
+
+CONFIG = str(tiny_runs.world().config)
+pytestmark = pytest.mark.usefixtures("home")
+
+
+def planned(typed, *more):
+    words = [*tiny_runs.FEW, "--dry_run", "--topology", "v5e:2x2", "--json", *more]
+    shown = typed("train", "--config", CONFIG, *words)
+    assert shown.status == 0, shown.err
+    return json.loads(shown.out)
+
+
+def test_without_a_compiler_it_counts_the_bytes_of_the_shapes(typed, home):
+    one, four = planned(typed), planned(typed, "--config.parallel.model=4")
+    # bfloat16 on a TPU; all but the norms lie in parts.
+    assert one["bytes"]["weights"] == 2 * 22_920
+    norms = 2 * 24 * (2 * 3 + 1)
+    assert four["bytes"]["weights"] == (2 * 22_920 - norms) // 4 + norms
+    assert one["bytes"]["trained"] == 4 * 96 and one["temporaries"] is None
+    assert "rows of" in one["batch"] and "of the data" in one["batch"]
+    assert "pip install 'libtpu==" in one["compiler"]
+    assert tiny_runs.listing(home) == {}
+
+
+def test_a_model_may_be_its_config_alone(typed, tmp_path):
+    spec = tiny_models.changed(layers=40, width=64)
+    (tmp_path / "config.json").write_text(json.dumps(tiny_models.config(spec)))
+    numbers = sum(map(math.prod, param_shapes(spec).values()))
+    model = f"--config.model.path={tmp_path}"
+    for method, behind in (("soft_prompt", 8), ("prefix", 1)):
+        own = f"--config.method.name={method}", "--config.method.init=vocabulary"
+        found = planned(
+            typed, model, *own, "--config.method.num_virtual_tokens=7", "--config.batch_size=10"
+        )
+        assert found["bytes"]["weights"] == 2 * numbers
+        assert found["batch"].startswith(f"12 rows of 128 positions behind {behind},")
+    small = planned(typed, model, "--config.model.quantize=int8")
+    assert small["bytes"]["weights"] < 0.57 * 2 * numbers
+
+
+def test_what_cannot_be_planned_is_refused(typed, monkeypatch):
+    words = ["train", "--config", CONFIG, "--workdir", "run"]
+    shown = typed(*words, "--topology", "v5e:2x2")
+    assert shown.status == 2 and "--topology is for --dry_run" in shown.err
+    shown = typed(*words, "--dry_run", "--topology", "v5e:2x3")
+    assert shown.status == 2 and "(did you mean 'v5e:2x4'?)" in shown.err and "v6e:4x4" in shown.err
+    shown = typed(*words, "--dry_run", "--topology", "v5e:2x2", "--config.parallel.model=3")
+    assert shown.status == 2 and "config.parallel.model is 3" in shown.err
+    other = type("Spec", (), {"origin": "libtpu/__init__.py"})
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: other)
+    monkeypatch.setattr(topology.importlib.metadata, "version", lambda name: "0.0.1")
+    with pytest.raises(UserError, match=r"libtpu 0\.0\.1 is of another jax .*pip install 'libtpu"):
+        topology._devices("v5e:2x2")

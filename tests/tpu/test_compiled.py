@@ -1,0 +1,104 @@
+"""The step, scoring and decoding compiled for TPU slices, by libtpu alone: `make test-tpu`."""
+
+import collections
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import plain_model
+import pytest
+import test_methods
+import tiny_methods
+from jax.sharding import NamedSharding, PartitionSpec
+from tiny_models import changed
+
+from prompt_tuning_jax import score as scoring
+from prompt_tuning_jax.cli import topology
+from prompt_tuning_jax.models.cached import decode, prefill
+from prompt_tuning_jax.models.sites import NOTHING, bind
+from prompt_tuning_jax.sharding import make_mesh
+from prompt_tuning_jax.step import compile_step, init_state, row_specs
+
+SPEC = changed(layers=4, width=128, heads=8, kv_heads=8, head_size=16, feedforward=256)
+LM = plain_model.make(SPEC)[0]
+EVERY_SLICE = pytest.mark.parametrize(
+    ("name", "shards"), [("v5e:2x2", 1), ("v5e:2x4", 1), ("v5e:2x2", 4), ("v5e:2x4", 4)]
+)
+HALF = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), LM.params)
+
+
+@functools.cache
+def devices_of(name):
+    devices, compiler = topology._devices(name)
+    assert devices, compiler
+    return devices
+
+
+def on(mesh, tree, specs=None):
+    specs = specs or jax.tree.map(lambda _: PartitionSpec(), tree)
+    return jax.tree.map(
+        lambda leaf, spec: jax.ShapeDtypeStruct(
+            np.shape(leaf), leaf.dtype, sharding=NamedSharding(mesh, spec)
+        ),
+        tree,
+        specs,
+    )
+
+
+def collectives(compiled):
+    return collections.Counter(
+        match[1] for match in topology.COLLECTIVE.finditer(compiled.as_text())
+    )
+
+
+@EVERY_SLICE
+def test_a_step_compiles_with_one_sum_and_with_the_gathers_of_its_layers(name, shards):
+    given, layout = test_methods.tried("lora"), tiny_methods.layout(SPEC, shards)
+    made = tiny_methods.make(name="lora", rank=2)
+    parts = given.parts._replace(module=LM.module, method=made)
+    state = jax.eval_shape(
+        lambda: init_state(parts, made.init(jax.random.key(0), LM, tiny_methods.TASK)[0])
+    )
+    mesh = make_mesh(devices_of(name), shards)
+    frozen = given.frozen._replace(params=on(mesh, HALF, layout.specs(HALF)), fixed={})
+    batch = on(mesh, given.batch(given.examples), row_specs())
+    step = compile_step(parts, "jit", devices_of(name), layout).step
+    compiled = step.lower(on(mesh, state), frozen, batch).compile()
+    found = collectives(compiled)
+    assert found["all-reduce"] == 1 and set(found) <= {"all-reduce", "all-gather"}
+    assert bool(found["all-gather"]) == (shards > 1)
+    weights = sum(leaf.size * 2 for leaf in jax.tree.leaves(HALF))
+    trained = sum(leaf.size * 4 for leaf in jax.tree.leaves(state))
+    held = compiled.memory_analysis().argument_size_in_bytes - trained
+    # A TPU pads small arrays.
+    assert held <= 1.2 * weights / shards + 200_000
+
+
+@EVERY_SLICE
+def test_scoring_and_decoding_compile(name, shards):
+    layout, mesh = tiny_methods.layout(SPEC, shards), make_mesh(devices_of(name), shards)
+    params = on(mesh, HALF, layout.specs(HALF))
+    given = test_methods.tried("lora")
+    batch = given.batch(given.examples)._replace(shared=np.zeros(0, np.int32))
+    scores = scoring._compile(LM.module, mesh, layout)
+    found = collectives(scores.lower(params, NOTHING, on(mesh, batch, row_specs())).compile())
+    assert set(found) <= {"all-gather"} and bool(found) == (shards > 1)
+
+    @jax.jit
+    def write(params, tokens):
+        variables = bind(SPEC, params, NOTHING)
+        places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        logits, cache = prefill(LM.module, variables, tokens, places, places * 0 + 1, 16)
+        layers = [
+            jax.tree.map(lambda leaf, n=n: leaf[n], {"params": params["layers"]}) for n in range(3)
+        ]
+        seen = jnp.ones((len(tokens), 16), bool)
+        best = logits.argmax(-1)
+        layers = [*layers, {"params": params["last"]}]
+        return decode(LM.module, variables, layers, cache, best, best * 0 + 8, seen, jnp.array(8))[
+            0
+        ]
+
+    tokens = jax.ShapeDtypeStruct((2, 8), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+    write.lower(params, tokens).compile()
