@@ -85,7 +85,7 @@ def our_writer(options: argparse.Namespace, lm, cases: Sequence[inputs.Case]):
     from prompt_tuning_jax.generate import Settings, generate
 
     endless = copy.copy(lm.tokenizer)
-    endless.eos_id, endless.more_ends = None, []
+    endless.end_ids = []
     lm = lm._replace(tokenizer=endless)
     examples = [Example(np.array(case.ids), (), -1, case.constant, 0) for case in cases]
     settings = Settings(max_new_tokens=options.tokens, batch_size=len(cases))

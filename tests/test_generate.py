@@ -47,7 +47,7 @@ def plainly(example, given, most):
 def with_eos(token):
     """The model with another end-of-text token."""
     words = copy.copy(MODEL.tokenizer)
-    words.eos_id = token
+    words.end_ids = [] if token is None else [token]
     return MODEL._replace(tokenizer=words)
 
 
@@ -167,7 +167,7 @@ def test_any_of_several_ends_of_text_ends_it():
     texts = ids()
     last = {text[3] for text in texts}
     words = copy.copy(MODEL.tokenizer)
-    words.more_ends = sorted(last)
+    words.end_ids = sorted(last)
     for found, text in zip(write(lm=MODEL._replace(tokenizer=words)), texts, strict=True):
         cut = next(place for place, token in enumerate(text) if token in last)
         assert (found.ids, found.finished) == (text[: cut + 1], True)

@@ -112,17 +112,17 @@ def import_adapter(
     Raises:
       UserError: the adapter is damaged, of a kind that is not supported, or for another model.
     """
-    adapter = read_adapter(Path(folder), lm.spec)
-    given = from_tensors(adapter.sites)
+    method, sites = read_adapter(Path(folder), lm.spec)
+    given = Given(sites)
     check_given(lm.spec, given)
-    values = config.to_dict() | {"method": {"name": adapter.method}}
-    if PROMPT in adapter.sites:
+    values = config.to_dict() | {"method": {"name": method}}
+    if PROMPT in sites:
         if task.chat is not None:
             raise UserError(
                 "PEFT's virtual tokens come before BOS, which a chat has itself: give"
                 " config.task.as_chat=false and the chat's markup in config.task.template"
             )
-        values["method"]["num_virtual_tokens"] = len(adapter.sites[PROMPT])
+        values["method"]["num_virtual_tokens"] = len(sites[PROMPT])
         # PEFT's virtual tokens come first, before BOS.
         specials, first = lm.tokenizer.specials.items(), lm.tokenizer.bos_id
         bos = [text for text, number in specials if number == first and lm.tokenizer.add_bos]

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from prompt_tuning_jax.errors import UserError, nearest, short
+from prompt_tuning_jax.errors import UserError, nearest
 from prompt_tuning_jax.models import name_tables
 from prompt_tuning_jax.models.fields import Fields
 from prompt_tuning_jax.models.spec import FAR, Rope, Spec
@@ -34,10 +34,7 @@ def make_spec(fields: Fields) -> Spec:
     family = fields.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
         hint = nearest(family, FAMILIES) if isinstance(family, str) else ""
-        name = fields.names.get("model_type", "model_type")
-        raise UserError(
-            f"{fields.source}: {name} is {short(family)}{hint}; supported: {', '.join(FAMILIES)}."
-        )
+        raise fields.refuse("model_type", ", ".join(FAMILIES), f"{hint}; supported:")
     fields.check("quantization_config", None)
     return Spec(**FAMILIES[family].spec(fields))
 
@@ -75,8 +72,7 @@ def _rope(fields: Fields, part: float = 0, entry: Any = None) -> tuple[Rope, int
     keeps base and scaling in one entry, earlier versions in two. If a file has both, it takes the
     earlier one.
     """
-    if entry is None:
-        entry = fields.entry("rope_scaling") or fields.entry("rope_parameters")
+    entry = entry or fields.entry("rope_scaling") or fields.entry("rope_parameters")
     inside = fields.over(entry)
     most = fields.number("max_position_embeddings", default=2048)
     if not part:
@@ -103,20 +99,12 @@ def _rope(fields: Fields, part: float = 0, entry: Any = None) -> tuple[Rope, int
     return Rope(theta, size, kind, numbers), original if kind == "longrope" else most
 
 
-def _linear(fields: Fields, size: int, original: int, most: int) -> tuple[Any, ...]:
-    return (_factor(fields),)
-
-
 def _llama3(fields: Fields, size: int, original: int, most: int) -> tuple[Any, ...]:
-    factor = fields.number("factor", float)
     low, high = (fields.number(f"{each}_freq_factor", float) for each in ("low", "high"))
-    if not LEAST_FACTOR <= min(factor, low) or not low < high:
-        raise UserError(
-            f"{fields.source}: llama3's factor, low_freq_factor and high_freq_factor are "
-            f"{factor:g}, {low:g} and {high:g}; expected at least {LEAST_FACTOR:g}, the second "
-            "below the third."
-        )
-    return factor, low, high, original
+    if not LEAST_FACTOR <= low < high:
+        least = f"at least {LEAST_FACTOR:g}"
+        raise fields.refuse("low_freq_factor", f"{least} and below high_freq_factor, {high:g}")
+    return _factor(fields), low, high, original
 
 
 def _yarn(fields: Fields, size: int, original: int, most: int) -> tuple[Any, ...]:
@@ -149,7 +137,8 @@ def _factor(fields: Fields, default: float | None = None) -> float:
     return factor
 
 
-_SCALINGS = {"linear": _linear, "llama3": _llama3, "yarn": _yarn, "longrope": _longrope}
+_SCALINGS: dict[str, Callable] = {"llama3": _llama3, "yarn": _yarn, "longrope": _longrope}
+_SCALINGS = {"linear": lambda fields, *_: (_factor(fields),), **_SCALINGS}
 
 
 def _windows(fields: Fields, kinds: list[str], window: int | None = None) -> tuple[int, ...]:

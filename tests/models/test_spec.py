@@ -77,7 +77,7 @@ def test_a_scaling_gives_finite_frequencies_or_is_refused(key, value):
     try:
         found, _ = frequencies(spec_from_config(scaled, "it").ropes[0])
     except UserError as error:
-        assert "llama3's factor, low_freq_factor" in str(error)
+        assert "factor is" in str(error)
         return
     assert np.isfinite(found).all() and (found >= 0).all()
 
@@ -174,7 +174,7 @@ def test_a_config_may_say_that_nothing_is_scaled():
         ({"rope_scaling": {"type": "yarn", "mscale": 2}}, "mscale is 2; supported: None"),
         ({"rope_scaling": {"rope_type": ["llama3"]}}, "supported: 'default', 'linear', 'llama3'"),
         ({"rope_scaling": [1]}, r"rope_scaling is \[1\], expected an object"),
-        ({"rope_scaling": scaling(low_freq_factor=4.0)}, "are 8, 4 and 4; .* second below the"),
+        ({"rope_scaling": scaling(low_freq_factor=4.0)}, "factor is 4.0, .* below high_freq_factor"),
         ({"hidden_size": None}, "it does not say hidden_size"),
         ({"hidden_size": "24"}, "hidden_size is '24', expected a whole number above 0"),
         ({"num_hidden_layers": True}, "num_hidden_layers is True"),

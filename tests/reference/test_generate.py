@@ -28,7 +28,7 @@ def random_cases(seed, lengths=(12, 5, 9, 1, 30)):
 def ours(lm, cases, vectors=None, tokens=TOKENS):
     """The ids that we write, without an end of text."""
     endless = copy.copy(lm.tokenizer)
-    endless.eos_id, endless.more_ends = None, []
+    endless.end_ids = []
     slots = [] if vectors is None else [-1 - slot for slot in range(len(vectors))]
     examples = [
         Example(np.array([*slots, *case.ids], np.int32), (), -1, len(slots), 0) for case in cases

@@ -61,10 +61,8 @@ def spec_from_gguf(
     size = read.number("head_dim", default=rotated)
     rotated = given.number(rotary, default=size)  # Gemma's files do not say it
     if {rotated, given.number(f"{prefix}attention.value_length", default=size)} != {size}:
-        raise UserError(
-            f"{source} rotates {rotated} of {size} dimensions of a head, or its values differ "
-            "in size from its keys; expected all three to be equal."
-        )
+        problem = f"rotates {rotated} of {size} dimensions of a head, or its values differ in size"
+        raise UserError(f"{source} {problem} from its keys; expected all three to be equal.")
     theta = read.number("rope_theta", float, 10000.0)
     length = f"{prefix}rope.scaling.original_context_length"
     original = given.number(length, default=ORIGINAL_MAX_POSITIONS)

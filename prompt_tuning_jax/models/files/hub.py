@@ -1,7 +1,8 @@
 """Models by their names on a Hugging Face hub.
 
 Only files of known names are downloaded. A file gets its place in the cache that all programs share
-(HF_HOME) once it has the hash that the hub says. A download that was cut or stopped is continued.
+(HF_HOME) once it has the hash that the hub says, and a download that was stopped is continued:
+huggingface_hub's own downloads do neither.
 """
 
 import functools
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, constants, errors, hf_hub_url
-from huggingface_hub.file_download import http_get
+from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from prompt_tuning_jax.errors import UserError, hide, nearest
@@ -36,27 +37,25 @@ constants.HF_HUB_DISABLE_TELEMETRY = True  # it looks for the program that start
 def fetch(repo: str, revision: str) -> Path:
     """Downloads what the cache lacks of a model, and returns its folder there. If the hub does not
     answer, a complete earlier download is used; without one, a UserError is raised."""
-    hub, hint, this = hide(constants.ENDPOINT), nearest_model(repo), f"the model '{repo}'"
-    store = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
+    hub, hint = hide(constants.ENDPOINT), nearest_model(repo)
+    store = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type="model"))
     try:
         return _download(repo, revision, store)
     except errors.GatedRepoError:
-        wrong = f"{this} is gated: ask for access at {hub}/{repo}, then {LOGIN}"
+        wrong = f"is gated: ask for access at {hub}/{repo}, then {LOGIN}"
     except errors.RepositoryNotFoundError:
-        wrong = f"{this} does not exist here or on {hub}{hint}: correct it; if private, {LOGIN}"
+        wrong = f"does not exist here or on {hub}{hint}: correct it; if private, {LOGIN}"
     except errors.RevisionNotFoundError:
-        wrong = f"{this} has no revision '{revision}' on {hub}: give a branch, a tag or a commit"
+        wrong = f"has no revision '{revision}' on {hub}: give a branch, a tag or a commit"
     except FAILURES as error:
         folder, reason = store / "snapshots" / _commit(store, revision), reason_of(error)
         if _is_whole(folder):
             if not constants.HF_HUB_OFFLINE:
                 log.warning("warning: no download from %s (%s): %s is used", hub, reason, folder)
             return folder
-        wrong = (
-            f"{this} does not exist here, is not whole in {store.parent}, and was not downloaded"
-        )
-        wrong = f"{wrong} from {hub} ({reason}){hint}: check the name, then type the same again"
-    raise UserError(f"{wrong}.")
+        wrong = f"does not exist here, is not whole in {store.parent}, and was not downloaded from"
+        wrong += f" {hub} ({reason}){hint}: check the name, then type the same again"
+    raise UserError(f"the model '{repo}' {wrong}.")
 
 
 def _download(repo: str, revision: str, store: Path) -> Path:

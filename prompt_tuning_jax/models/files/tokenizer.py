@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +31,6 @@ SETTINGS = ("tokenizer_config.json", "config.json", "special_tokens_map.json")
 FILES = (*VOCABULARIES, *SETTINGS, "added_tokens.json", "merges.txt", "chat_template.jinja")
 SAFE = ("model_type", "transformers_version", "chat_template", "added_tokens_decoder")
 SPACE = "\u2581"  # how SentencePiece writes a space
-
 
 OFF = dict.fromkeys(("add_prefix_space", "trim_offsets"), False)
 BYTE_LEVEL = {"type": "ByteLevel", **OFF, "use_regex": True}
@@ -79,7 +79,7 @@ class Tokenizer:
         `rstrip`) or are special only as a separate word (`single_word`).
       text_ids: the ids that are not special, in order.
       bos_id, eos_id, pad_id: None if the model has none.
-      more_ends: further ids that end a text which the model writes.
+      end_ids: those that end a text which the model writes.
       add_bos: whether the model's own tokenizer puts BOS in front of a text.
       behind: the ids that it puts behind a text. A prompt does not get them: it goes on.
       chat_template: the jinja source, if any.
@@ -130,9 +130,9 @@ class Tokenizer:
         spelled = self.library.get_vocab().items()
         self.text_ids = sorted(number for token, number in spelled if token not in self.specials)
         self.highest = max([0, self.bos_id or 0, self.eos_id or 0, *self.text_ids[-1:]])
-        listed = (each if isinstance(each, list) else [each] for each in facts.ends)
+        listed = (each if isinstance(each, list) else [each] for each in (*facts.ends, self.eos_id))
         ends = {each for each in itertools.chain(*listed) if type(each) is int and each >= 0}
-        self.more_ends = sorted(ends)
+        self.end_ids = sorted(ends)
         # A processor that adds nothing: others add BOS, or trim the space off a token's offsets.
         self.library.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
         decisive = [vocabulary, self.bos_id, self.eos_id, self.pad_id, self.add_bos]
@@ -146,11 +146,6 @@ class Tokenizer:
             whole = {**json.loads(self.library.to_str()), "pre_tokenizer": json.loads(changed)}
             self.inside = tokenizers.Tokenizer.from_str(json.dumps(whole))
             self.inside.encode_special_tokens = True
-
-    @property
-    def end_ids(self) -> list[int]:
-        """The ids that end a text which the model writes."""
-        return sorted({*self.more_ends, *([] if self.eos_id is None else [self.eos_id])})
 
     def encode(
         self, text: str, *, continues: bool = False
@@ -201,17 +196,14 @@ def _added(library: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
     return encoding.ids[: added.index(0)], encoding.ids[len(added) - added[::-1].index(0) :]
 
 
-def _growth(part: Any) -> int:
-    """Returns how many characters the replacements in a part of a `tokenizer.json`, one after
-    another, make of one; counted up to `MOST_GROWTH`."""
-    made = 1
+def _growth(part: Any) -> float:
+    """Returns the logarithm of how many characters the replacements in a part of a
+    `tokenizer.json`, one after another, make of one."""
     if isinstance(part, dict):
         content = part.get("content")
-        made = max(len(content), 1) if isinstance(content, str) else 1
-        part = list(part.values())
-    for inside in part if isinstance(part, list) else ():
-        made = min(made * _growth(inside), MOST_GROWTH + 1)
-    return made
+        own = math.log(len(content)) if isinstance(content, str) and content else 0.0
+        return own + sum(map(_growth, part.values()))
+    return sum(map(_growth, part)) if isinstance(part, list) else 0.0
 
 
 def read_tokenizer(path: str) -> Tokenizer:
@@ -252,7 +244,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], Facts]:
         if isinstance(ids, dict) and any(isinstance(n, int) and n > HIGHEST for n in ids.values()):
             raise ValueError(f"it has an id above {HIGHEST}")
     for step in ("normalizer", "decoder"):
-        if whole and _growth(whole.get(step)) > MOST_GROWTH:
+        if whole and _growth(whole.get(step)) > math.log(MOST_GROWTH):
             raise ValueError(f"its {step} makes over {MOST_GROWTH} characters of one")
     made = _ask_transformers({name: files[name] for name in files.keys() & {*FILES}})
     template = made.chat_template
@@ -337,20 +329,19 @@ def _first_id(fields: Mapping[str, Any], kind: str) -> int | None:
 def _read_gguf(path: Path) -> tuple[dict[str, Any], Facts]:
     """Makes a `tokenizer.json` of a GGUF file's fields."""
     fields = read_gguf(path).fields
-    tokens, kinds, merges, scores = (
-        fields.get(f"tokenizer.ggml.{key}", [])
-        for key in ("tokens", "token_type", "merges", "scores")
-    )
+    fields = {key.removeprefix("tokenizer.ggml."): value for key, value in fields.items()}
+    lists = ("tokens", "token_type", "merges", "scores")
+    tokens, kinds, merges, scores = (fields.get(key, []) for key in lists)
     if not all(isinstance(part, list) for part in (tokens, kinds, merges, scores)) or not tokens:
         raise UserError(f"{path} has a tokenizer without a list of tokens, merges or token types.")
-    model, cut = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
+    model, cut = fields.get("model"), fields.get("pre")
     words: dict[str, Any] = {"ignore_merges": cut == LLAMA3}
     if model == "llama":
         if not len(tokens) == len(kinds) == len(scores):
             counts = f"{len(tokens)} tokens, {len(kinds)} types and {len(scores)} scores"
             raise UserError(f"{path} has a tokenizer of {counts}: use the Hugging Face folder.")
         merges = _make_merges(tokens, kinds, scores)
-        steps = _write_spaces(int(bool(fields.get("tokenizer.ggml.add_space_prefix", True))))
+        steps = _write_spaces(int(bool(fields.get("add_space_prefix", True))))
         words = {"fuse_unk": True, "byte_fallback": True}
     elif model != "gpt2" or not isinstance(cut, str) or cut not in SPLITTINGS:
         raise UserError(
@@ -365,7 +356,7 @@ def _read_gguf(path: Path) -> tuple[dict[str, Any], Facts]:
     vocabulary = {
         "version": "1.0",
         "added_tokens": [
-            {"id": number, "content": token, **flags, "special": bool(kind == CONTROL)}
+            {"id": number, "content": token, **flags, "special": kind == CONTROL}
             for number, (token, kind) in enumerate(zip(tokens, kinds, strict=False))
             if kind in (CONTROL, USER_DEFINED)
         ],
@@ -377,12 +368,10 @@ def _read_gguf(path: Path) -> tuple[dict[str, Any], Facts]:
             "merges": merges,
         },
     }
-    bos, eos, pad = (
-        _first_id(fields, f"tokenizer.ggml.{kind}") for kind in ("bos", "eos", "padding")
-    )
-    add_bos = bool(fields.get("tokenizer.ggml.add_bos_token", model == "llama" or cut == LLAMA3))
+    bos, eos, pad = (_first_id(fields, kind) for kind in ("bos", "eos", "padding"))
+    add_bos = bool(fields.get("add_bos_token", model == "llama" or cut == LLAMA3))
     # The ends of a turn and of a message, for models that were tuned for chats.
-    ends = tuple(fields.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eot", "eom"))
+    ends = fields.get("eot_token_id"), fields.get("eom_token_id")
     return vocabulary, Facts(bos, eos, pad, add_bos, fields.get("tokenizer.chat_template"), ends)
 
 
