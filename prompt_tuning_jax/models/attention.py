@@ -54,13 +54,9 @@ def _backward(shared, cap, precision, kept, given):
     head = functools.partial(_head_backward, hidden, row_mask, cap, precision)
     stacks = *_by_head(query, front, own), _split_heads(seen), normalizer, _split_heads(given)
     to_query, to_front, to_own = _each_head(head, *stacks)
-    return (
-        _join_heads(to_query, query.shape),
-        tuple(part.swapaxes(0, 1) for part in to_front),
-        tuple(part.transpose(1, 2, 0, 3) for part in to_own),
-        None,
-        None,
-    )
+    to_front = tuple(part.swapaxes(0, 1) for part in to_front)
+    to_own = tuple(part.transpose(1, 2, 0, 3) for part in to_own)
+    return _join_heads(to_query, query.shape), to_front, to_own, None, None
 
 
 attend.defvjp(_forward, _backward)
@@ -81,9 +77,8 @@ def attend_cached(query, front, cache, mask, front_mask, cap, precision):
     own = _capped(product("rkgd,rkdc->rkgc", query, cache[0]), cap) + mask[:, None]
     before = _capped(product("rkgd,fkd->rkgf", query, front[0]), cap)
     before = before if front_mask is None else before + front_mask[:, None, None]
-    scores = jnp.concatenate([before, own], axis=-1)
-    weights = jax.nn.softmax(scores, axis=-1)
-    size = front[0].shape[0]
+    weights = jax.nn.softmax(jnp.concatenate([before, own], axis=-1), axis=-1)
+    size = len(front[0])
     seen = product("rkgc,rkcd->rkgd", weights[..., size:], cache[1])
     seen += product("rkgf,fkd->rkgd", weights[..., :size], front[1])
     return seen.astype(query.dtype)
@@ -132,9 +127,8 @@ def _head_backward(front_mask, mask, cap, precision, query, front, own, seen, no
     front = jnp.exp(front if front_mask is None else front + front_mask)
     front_scores = front * (product("md,fd->mf", given, front_value) - mean)
     front_scores = _uncap(front_scores, capped, cap)
-    own_query, own_given, own_normalizer, own_mean = (
-        _rows(part, mask) for part in (query, given, normalizer, mean)
-    )
+    flat = query, given, normalizer, mean
+    own_query, own_given, own_normalizer, own_mean = (_rows(part, mask) for part in flat)
     capped = _capped(product("rnd,rud->rnu", own_query, own_key), cap)
     own = jnp.exp(capped + mask - own_normalizer)
     own_scores = own * (product("rnd,rud->rnu", own_given, own_value) - own_mean)

@@ -30,14 +30,17 @@ def _bake(module: Decoder, params, given: Given, shared):
     row = jnp.zeros((1, 1), jnp.int32)
     variables = bind(module.spec, params, given)
     _, out = module.apply(variables, shared, row, row, row, row, row, mutable=["baked"])
-    layers, last = (out["baked"][stack]["attention"] for stack in ("layers", "last"))
-    baked = {
-        path: jnp.concatenate([layers[name], last[name][None]]) for name, path in PREFIX.items()
-    }
+    baked = {PREFIX[name]: part for name, part in _stack(out["baked"]).items()}
     if VISIBLE in given.sites:
         visible = given.sites[VISIBLE]
         baked[VISIBLE] = jnp.pad(visible, (0, len(shared)), constant_values=1)
     return baked
+
+
+def _stack(kept) -> dict:
+    """Returns what attention wrote into a collection, with all L layers in one stack."""
+    layers, last = (kept[name]["attention"] for name in ("layers", "last"))
+    return {name: jnp.concatenate([layers[name], part[None]]) for name, part in last.items()}
 
 
 def bake_rows(module: Decoder, params, fronts):
@@ -48,8 +51,7 @@ def bake_rows(module: Decoder, params, fronts):
     hidden, kept = module.apply(
         {"params": params}, shared, fronts, places, ones, 0 * ones, places, mutable=["cache"]
     )
-    layers, last = (kept["cache"][name]["attention"] for name in ("layers", "last"))
-    whole = {name: jnp.concatenate([layers[name], last[name][None]]) for name in ("k", "v")}
+    whole = _stack(kept["cache"])
     return whole["k"].transpose(1, 0, 4, 2, 3), whole["v"].transpose(1, 0, 3, 2, 4), hidden
 
 
@@ -111,9 +113,7 @@ def decode(module: Decoder, variables, layers, cache, tokens, positions, visible
       place: int32[], where in the cache the tokens go.
     """
     mask = jnp.where(visible, 0.0, MASKED)[:, None]
-    front = 0
-    if "prefix" in layers[-1]:
-        front = len(layers[-1]["prefix"]["attention"]["k"])
+    front = len(layers[-1]["prefix"]["attention"]["k"]) if "prefix" in layers[-1] else 0
     positions = positions + front
     context = Context(rotary_tables(module.spec, positions), mask, positions, place)
     kinds = layer_kinds(module.spec, front + visible.shape[1])

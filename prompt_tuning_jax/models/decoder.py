@@ -84,14 +84,11 @@ class Decoder(nn.Module):
           tokens, positions, segments, branches: int32[R, T] (`data.batch.Batch`).
           reads: int32[R, Q], the positions of each row that are needed.
         """
-        places = jnp.concatenate([jnp.arange(shared.shape[0]), positions.reshape(-1)])
-        front = shared.shape[0]
-        if "prefix" in self.variables:
-            size = len(self.variables["prefix"]["last"]["attention"]["k"])
-            places, front = places + size, front + size
-        tables = rotary_tables(self.spec, places)
-        context = Context(tables, row_mask(segments, branches), places)
-        kinds = layer_kinds(self.spec, front + tokens.shape[1])
+        prefix = self.variables.get("prefix")
+        before = len(prefix["last"]["attention"]["k"]) if prefix else 0
+        places = before + jnp.concatenate([jnp.arange(len(shared)), positions.reshape(-1)])
+        context = Context(rotary_tables(self.spec, places), row_mask(segments, branches), places)
+        kinds = layer_kinds(self.spec, before + len(shared) + tokens.shape[1])
         x = self.begin(jnp.concatenate([shared, tokens.reshape(-1)]), places)
         x, _ = self.layers(x, context, jax.tree.map(lambda part: part[:-1], kinds))
         x, _ = self.last(x, context, jax.tree.map(lambda part: part[-1], kinds), reads)

@@ -1,5 +1,4 @@
-"""The specs of model families, from the fields of a `config.json` or, by the same names, of a GGUF
-file (`gguf_spec.py`).
+"""The specs of model families, from the fields of a `config.json`.
 
 A family is a function and a row of `FAMILIES`, see docs/new_family.md. An option that the decoder
 does not compute is refused, not ignored.
@@ -25,12 +24,10 @@ ACTIVATIONS = {
 }
 
 
-def spec_from_config(config: Mapping[str, Any], source: str) -> Spec:
-    """Returns the spec that a Hugging Face `config.json` describes; a UserError names `source`."""
-    return make_spec(Fields(config, source))
-
-
-def make_spec(fields: Fields) -> Spec:
+def spec_from_config(config: Mapping[str, Any], source: str, names: Mapping[str, str] = {}) -> Spec:
+    """Returns the spec that a Hugging Face `config.json` describes. A UserError names `source`, and
+    the fields by `names`, if any."""
+    fields = Fields(config, source, names)
     family = fields.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
         hint = nearest(family, FAMILIES) if isinstance(family, str) else ""

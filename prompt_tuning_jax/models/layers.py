@@ -175,7 +175,7 @@ class Attention(nn.Module):
             tables = tuple(part[layer.rope] for part in tables)
         key = checkpoint_name(project("k", x, spec.kv_heads, tables), "key")
         value = checkpoint_name(project("v", x, spec.kv_heads), "value")
-        front = self.front(key[:shared], value[:shared])
+        front = tuple(self.front(k=key[:shared], v=value[:shared]))
         own = tuple(part[shared:].reshape(rows, length, *part.shape[1:]) for part in (key, value))
         if self.is_mutable_collection("cache"):
             cache = self.remember(own, context.place)
@@ -191,13 +191,13 @@ class Attention(nn.Module):
         query = checkpoint_name(project("q", x, spec.heads, tables) * scale, "query")
         query = query.reshape(-1, spec.kv_heads, spec.heads // spec.kv_heads, spec.head_size)
         front_mask = self.front_mask(places, len(front[0]), layer.window)
-        self.note_share(query, front, own, mask, front_mask, spec.attention_cap, self.precision)
+        options = spec.attention_cap, self.precision
+        self.note_share(query, front, own, mask, front_mask, *options)
         if context.place is None:
-            before, cap = shared if reads is None else 0, spec.attention_cap
-            seen = attend(query, front, own, mask, front_mask, before, cap, self.precision)
+            before = shared if reads is None else 0
+            seen = attend(query, front, own, mask, front_mask, before, *options)
         else:
-            cap = spec.attention_cap
-            seen = attend_cached(query, front, cache, mask, front_mask, cap, self.precision)
+            seen = attend_cached(query, front, cache, mask, front_mask, *options)
         output = Linear(spec.width, self.precision, "o" in spec.biases, name="o")
         return output(seen.reshape(len(seen), -1))
 
@@ -211,18 +211,15 @@ class Attention(nn.Module):
         seen = (context.row_mask == 0).astype(jnp.int32)
         return jnp.flip(jnp.cumsum(jnp.flip(seen, -1), -1), -1) - 1
 
-    def front(self, key, value):
-        """The prefix's keys and values, then the shared positions': `[F, K, d]` each.
-
-        Also written as the collection `baked` if the caller makes that mutable.
-        """
-        if self.has_variable("prefix", "k"):
-            key = jnp.concatenate([self.get_variable("prefix", "k").astype(key.dtype), key])
-            value = jnp.concatenate([self.get_variable("prefix", "v").astype(value.dtype), value])
-        if self.is_mutable_collection("baked"):
-            self.put_variable("baked", "k", key)
-            self.put_variable("baked", "v", value)
-        return key, value
+    def front(self, **shared):
+        """Yields the prefix's keys, then values, each with the shared positions' behind them:
+        `[F, K, d]`. Also written as the collection `baked` if the caller makes that mutable."""
+        for name, part in shared.items():
+            if self.has_variable("prefix", name):
+                part = jnp.concatenate([self.get_variable("prefix", name).astype(part.dtype), part])
+            if self.is_mutable_collection("baked"):
+                self.put_variable("baked", name, part)
+            yield part
 
     def front_mask(self, places, size, window):
         """Additive float32[N, F] for N queries at their places: hides positions of the prefix, and
@@ -234,9 +231,7 @@ class Attention(nn.Module):
             masks.append(jnp.broadcast_to(shown, (len(places), size)))
         if window is not None:
             masks.append(places[:, None] - jnp.arange(size) < window)
-        if not masks:
-            return None
-        return jnp.where(functools.reduce(jnp.logical_and, masks), 0.0, MASKED)
+        return jnp.where(functools.reduce(jnp.logical_and, masks), 0.0, MASKED) if masks else None
 
     def note_share(self, *asked):
         """Writes `front_share` as the collection `attention` if the caller makes that mutable."""

@@ -87,8 +87,7 @@ def check_given(spec: Spec, given: Given) -> None:
     table, sizes, shapes = sites(spec), axis_sizes(spec), param_shapes(spec)
     free: dict[str, int] = {}
     for path, array in given.sites.items():
-        if path not in table:
-            raise UserError(_unread(path, table))
+        _check_read(path, table)
         letters = table[path].split()
         # One P for all of a prefix, and one r for both factors of a layer.
         names = [path.rpartition("/")[0] + each if each in "Pr" else each for each in letters]
@@ -97,11 +96,9 @@ def check_given(spec: Spec, given: Given) -> None:
             size > 0 and expected in (0, size)
             for size, expected in zip(array.shape, wanted, strict=True)
         ):
-            shown = [size or letter for size, letter in zip(wanted, letters, strict=True)]
-            raise UserError(
-                f"'{path}' has shape {tuple(array.shape)}; the model reads"
-                f" [{', '.join(map(str, shown))}]."
-            )
+            shown = [str(size or letter) for size, letter in zip(wanted, letters, strict=True)]
+            read = f"the model reads [{', '.join(shown)}]"
+            raise UserError(f"'{path}' has shape {tuple(array.shape)}; {read}.")
         free |= dict(zip(names, array.shape, strict=True))
         # The sites without which this one has no meaning.
         partners = {"prefix": [*PREFIX.values()], "lora": [path[:-1] + factor for factor in "ab"]}
@@ -109,16 +106,18 @@ def check_given(spec: Spec, given: Given) -> None:
             if other not in given.sites:
                 raise UserError(f"'{path}' needs '{other}' beside it.")
     for path, leaf in given.params.items():
-        if path not in shapes:
-            raise UserError(_unread(path, shapes))
+        _check_read(path, shapes)
         if leaf.shape != shapes[path]:
             raise UserError(f"'{path}' has shape {leaf.shape}; the model reads {shapes[path]}.")
 
 
-def _unread(path: str, known: Collection[str]) -> str:
-    alike = [name for name in known if name.split("/")[0] == path.split("/")[0]]
-    names = alike or dict.fromkeys(name.split("/")[0] for name in known)
-    return f"the model does not read '{path}'{nearest(path, known)}; it reads {', '.join(names)}."
+def _check_read(path: str, known: Collection[str]) -> None:
+    if path not in known:
+        alike = [name for name in known if name.split("/")[0] == path.split("/")[0]]
+        names = ", ".join(alike or dict.fromkeys(name.split("/")[0] for name in known))
+        raise UserError(
+            f"the model does not read '{path}'{nearest(path, known)}; it reads {names}."
+        )
 
 
 def to_tensors(given: Given) -> dict[str, jax.Array]:

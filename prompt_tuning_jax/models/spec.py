@@ -98,24 +98,19 @@ class Spec:
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
-            raise UserError(
-                f"{self.heads} query heads and {self.kv_heads} key heads; expected a multiple."
-            )
+            heads = f"{self.heads} query heads and {self.kv_heads} key heads"
+            raise UserError(f"{heads}; expected a multiple.")
         for rope in self.ropes:
             if rope.size % 2 or not 0 < rope.size <= self.head_size:
-                raise UserError(
-                    f"{rope.size} dimensions of a head of size {self.head_size} turn; expected an"
-                    " even number of them, at most all."
-                )
+                turn = f"{rope.size} dimensions of a head of size {self.head_size} turn"
+                raise UserError(f"{turn}; expected an even number of them, at most all.")
             if rope.theta < 1:
                 # Frequencies would rise above one radian a position, and out of float32.
                 raise UserError(f"the rotary base is {rope.theta:g}; expected at least 1.")
         for name in ("layer_ropes", "layer_windows"):
-            if len(getattr(self, name)) not in (0, self.layers):
-                raise UserError(
-                    f"{len(getattr(self, name))} entries say what differs from layer to layer;"
-                    f" expected {self.layers}, one a layer."
-                )
+            if (found := len(getattr(self, name))) not in (0, self.layers):
+                problem = f"{found} entries say what differs from layer to layer"
+                raise UserError(f"{problem}; expected {self.layers}, one a layer.")
 
 
 def linear_layers(spec: Spec) -> dict[str, tuple[str, str]]:

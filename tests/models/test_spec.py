@@ -174,7 +174,7 @@ def test_a_config_may_say_that_nothing_is_scaled():
         ({"rope_scaling": {"type": "yarn", "mscale": 2}}, "mscale is 2; supported: None"),
         ({"rope_scaling": {"rope_type": ["llama3"]}}, "supported: 'default', 'linear', 'llama3'"),
         ({"rope_scaling": [1]}, r"rope_scaling is \[1\], expected an object"),
-        ({"rope_scaling": scaling(low_freq_factor=4.0)}, "factor is 4.0, .* below high_freq_factor"),
+        ({"rope_scaling": scaling(low_freq_factor=4.0)}, "is 4.0, .* below high_freq_factor, 4"),
         ({"hidden_size": None}, "it does not say hidden_size"),
         ({"hidden_size": "24"}, "hidden_size is '24', expected a whole number above 0"),
         ({"num_hidden_layers": True}, "num_hidden_layers is True"),

@@ -111,7 +111,7 @@ def test_a_model_larger_than_memory_is_refused_before_any_is_taken(tmp_path, mon
     path = write(tmp_path, source)
     size = sum(leaf.nbytes for leaf in WANTED.values())
     taken = []
-    monkeypatch.setattr(weights, "_allocate", lambda *_: taken.append(True))
+    monkeypatch.setattr(weights.np, "empty", lambda *_: taken.append(True))
     for dtype, free, advice in (
         ("float32", size - 1, "--config.model.dtype=bfloat16"),
         ("float32", size // 2 - 1, "a smaller model"),

@@ -19,12 +19,9 @@ def find_model(path: str) -> Path:
     """Returns the GGUF file or the folder of a model; raises a UserError for anything else. A name
     on the hub, which is not a path here, is downloaded into the cache if it is not there."""
     if path in PACKAGED:
-        found = find_packaged(path)
-        if found is None:
-            raise UserError(
-                f"the packaged model '{path}' is not installed; {PACKAGED[path].install}."
-            )
-        return found
+        if packaged := find_packaged(path):
+            return packaged
+        raise UserError(f"the packaged model '{path}' is not installed; {PACKAGED[path].install}.")
     found, expected = Path(os.path.expanduser(path)), f"a GGUF file, {FOLDER}"
     try:
         if (named := HUB.fullmatch(path)) and not found.exists():

@@ -114,10 +114,9 @@ def read_gguf(path: Path) -> Gguf:
             fields[key] = cursor.value()
         parts = fields.get("split.count", 1)
         if parts not in (0, 1):
-            raise UserError(
-                f"{path} is one of {short(parts)} files of a split model: join them with "
-                "`llama-gguf-split --merge FIRST_FILE NEW_FILE`, and give the new file."
-            )
+            join = "join them with `llama-gguf-split --merge FIRST_FILE NEW_FILE`"
+            problem = f"is one of {short(parts)} files of a split model"
+            raise UserError(f"{path} {problem}: {join}, and give the new file.")
         tensors: dict[str, Tensor] = {}
         for _ in range(tensor_count):
             name = cursor.text()
@@ -171,10 +170,9 @@ def dequantize(file: BinaryIO, name: str, tensor: Tensor) -> np.ndarray:
     try:
         return quants.dequantize(data, kind).reshape(tensor.shape)
     except NotImplementedError:
-        raise UserError(
-            f"the tensor {short(name)} is quantised as {kind.name}, which cannot be read; use a "
-            "file in Q8_0, F16, BF16 or F32."
-        ) from None
+        problem = f"is quantised as {kind.name}, which cannot be read"
+        use = "use a file in Q8_0, F16, BF16 or F32"
+        raise UserError(f"the tensor {short(name)} {problem}; {use}.") from None
 
 
 def tensor_names(architecture: str, layers: int) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models.families import GPT2_NAMES, LEAST_FACTOR, make_spec
+from prompt_tuning_jax.models.families import GPT2_NAMES, LEAST_FACTOR, spec_from_config
 from prompt_tuning_jax.models.fields import Fields
 from prompt_tuning_jax.models.spec import Spec
 
@@ -76,8 +76,9 @@ def spec_from_gguf(
     if architecture == "gpt2":
         for key, ours in GPT2_NAMES.items():
             config[key], names[key] = config.pop(ours, None), names.get(ours, ours)
-    read = Fields(config, source, names | {"model_type": "general.architecture"})
-    return make_spec(read), read.values
+    config = {key: value for key, value in config.items() if value is not None}
+    names["model_type"] = "general.architecture"
+    return spec_from_config(config, source, names), config
 
 
 def _gguf_scaling(given: Fields, rope: str) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,8 +61,11 @@ def read_weights(path: str, dtype: str, most: float = math.inf) -> Weights:
     supported, or larger than the free memory or than `most` bytes.
     """
     found = find_model(path)
-    most = min(most, free_bytes())
-    return (_read_folder if found.is_dir() else _read_gguf)(found, DTYPES[dtype], most)
+    read = _read_folder if found.is_dir() else _read_gguf
+    flat = read(found, DTYPES[dtype], min(most, free_bytes()))
+    for leaf in flat.params.values():
+        leaf.flags.writeable = False
+    return flat._replace(params=traverse_util.unflatten_dict(flat.params, sep="/"))
 
 
 def _read_folder(folder: Path, dtype: np.dtype, most: float) -> Weights:
@@ -82,17 +85,15 @@ def _read_folder(folder: Path, dtype: np.dtype, most: float) -> Weights:
         f"{FAMILIES[spec.family].table[module][0]}.weight" for module in ("head", "embed")
     )
     twins = {head, embedding} if spec.tied_head else set()
-    wanted = list(_check_shapes(spec, tensors(spec), shapes, twins, folder))
-    _check_size(spec, dtype, most, folder)
-    digests, ties = [], set()
-    leaves = _allocate(spec, dtype)
-    places = {tensor.name: tensor for tensor in wanted}
+    wanted = _check_shapes(spec, tensors(spec), shapes, twins, folder)
+    leaves = _allocate(spec, dtype, most, folder)
+    whole, ties = hashlib.sha256(), set()
     for file, entries in headers.items():
-        digests.append(sha256(file))
+        whole.update(bytes.fromhex(sha256(file)))
         kept = {name: entry for name, entry in entries.items() if name in names}
         for name, array in read_tensors(file, kept):
-            if names[name] in places:
-                _fill(leaves, places[names[name]], array, f"{file}: the tensor '{name}'")
+            if names[name] in wanted:
+                _fill(leaves, wanted[names[name]], array, f"{file}: the tensor '{name}'")
             if names[name] in twins and head in shapes:
                 ties.add(hashlib.sha256(array.view(np.uint8).data).digest())
     if len(ties) > 1:
@@ -100,9 +101,8 @@ def _read_folder(folder: Path, dtype: np.dtype, most: float) -> Weights:
             f"{folder}: config.json ties the head to the embedding, but '{head}' differs "
             f"from '{embedding}'; set tie_word_embeddings to false."
         )
-    digests.append(sha256(folder / "config.json"))
-    whole = hashlib.sha256(b"".join(map(bytes.fromhex, digests)))
-    return Weights(spec, _finish(leaves), whole.hexdigest(), config)
+    whole.update(bytes.fromhex(sha256(folder / "config.json")))
+    return Weights(spec, leaves, whole.hexdigest(), config)
 
 
 def _standard_names(spec: Spec, found: Iterable[str]) -> dict[str, str]:
@@ -124,10 +124,8 @@ def weight_files(folder: Path) -> list[Path]:
     if single.exists():
         return [single]
     if not index.exists():
-        raise UserError(
-            f"the model folder '{folder}' holds neither {SINGLE} nor {INDEX}; expected weights as "
-            "safetensors."
-        )
+        neither = f"neither {SINGLE} nor {INDEX}; expected weights as safetensors"
+        raise UserError(f"the model folder '{folder}' holds {neither}.")
     weight_map = read_json(index).get("weight_map")
     names = weight_map.values() if isinstance(weight_map, dict) else ()
     if not names or not all(isinstance(name, str) and SHARD.fullmatch(name) for name in names):
@@ -160,17 +158,16 @@ def _read_gguf(path: Path, dtype: np.dtype, most: float) -> Weights:
         spec, config = _gguf_spec(file, data, path)
         names = tensor_names(file.fields["general.architecture"], spec.layers)
         renamed = (_as_gguf(tensor, names) for tensor in tensors(spec))
-        wanted = list(_check_shapes(spec, renamed, shapes, {ROPE_FACTORS}, path))
-        _check_size(spec, dtype, most, path)
-        leaves = _allocate(spec, dtype)
-        for tensor in wanted:
-            array = dequantize(data, tensor.name, file.tensors[tensor.name])
-            if file.fields["general.architecture"] == "llama" and ROTARY.fullmatch(tensor.name):
+        wanted = _check_shapes(spec, renamed, shapes, {ROPE_FACTORS}, path)
+        leaves = _allocate(spec, dtype, most, path)
+        for name, tensor in wanted.items():
+            array = dequantize(data, name, file.tensors[name])
+            if file.fields["general.architecture"] == "llama" and ROTARY.fullmatch(name):
                 array = unpermute(array, array.shape[0] // spec.head_size)
-            if spec.norm_offset and "norm" in tensor.name:
+            if spec.norm_offset and "norm" in name:
                 array = array - np.float32(spec.norm_offset)  # the converter has added it
-            _fill(leaves, tensor, array, f"{path}: the tensor '{tensor.name}'")
-    return Weights(spec, _finish(leaves), sha256(path), config)
+            _fill(leaves, tensor, array, f"{path}: the tensor '{name}'")
+    return Weights(spec, leaves, sha256(path), config)
 
 
 def _as_gguf(tensor: Tensor, names: Any) -> Tensor:
@@ -181,62 +178,49 @@ def _as_gguf(tensor: Tensor, names: Any) -> Tensor:
     return tensor._replace(name=name or tensor.name, shape=shape, how="")
 
 
-def _finish(leaves: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Returns the tree of leaves, which are read-only from now on."""
-    for leaf in leaves.values():
-        leaf.flags.writeable = False
-    return traverse_util.unflatten_dict(leaves, sep="/")
-
-
 def _check_shapes(
     spec: Spec,
     wanted: Iterable[Tensor],
     shapes: Mapping[str, tuple[int, ...]],
     ignored: set[str],
     path: Path,
-) -> Iterator[Tensor]:
-    """Yields the tensors that are wanted. Refuses one that is missing or of another shape, and then
-    one in the file that has no place in the model and is not `ignored`."""
-    names = set()  # not from the spec at once: a damaged one may say 2**31 layers
-    for tensor in wanted:
+) -> dict[str, Tensor]:
+    """Returns the tensors that are wanted by name. Refuses one that is missing or of another shape,
+    and then one in the file that has no place in the model and is not `ignored`."""
+    found: dict[str, Tensor] = {}
+    for tensor in wanted:  # one by one: a damaged file may say 2**31 layers
         name, shape = tensor.name, tensor.shape
         if name not in shapes:
             raise UserError(f"{path}: the tensor '{name}' is missing, expected of shape {shape}.")
         if shapes[name] != shape:
             raise UserError(f"{path}: '{name}' has shape {shapes[name]}, expected {shape}.")
-        names.add(name)
-        yield tensor
+        found[name] = tensor
     for name in shapes:
-        if name not in names and name not in ignored:
-            raise UserError(
-                f"{path}: the tensor {short(name)} has no place in a {spec.family} model of "
-                f"{spec.layers} layers{', whose head is tied' if spec.tied_head else ''}."
-            )
+        if name not in found and name not in ignored:
+            model = f"a {spec.family} model of {spec.layers} layers"
+            model += ", whose head is tied" if spec.tied_head else ""
+            raise UserError(f"{path}: the tensor {short(name)} has no place in {model}.")
+    return found
 
 
-def _check_size(spec: Spec, dtype: np.dtype, most: float, path: Path) -> None:
-    """Refuses a model that takes more than `most` bytes, before any are taken."""
-    numbers = sum(map(math.prod, param_shapes(spec).values()))
+def _allocate(spec: Spec, dtype: np.dtype, most: float, path: Path) -> dict[str, np.ndarray]:
+    """Returns empty leaves by path. Refuses a model that takes more than `most` bytes."""
+    shapes = param_shapes(spec)
+    numbers = sum(map(math.prod, shapes.values()))
     needed, half = numbers * dtype.itemsize, numbers * DTYPES["bfloat16"].itemsize
     if needed > most:
         other = "give --config.model.dtype=bfloat16" if half <= most else "give a smaller model"
-        raise UserError(
-            f"the model {path} takes {needed / 1e9:,.1f} GB as {dtype.name}, and "
-            f"{most / 1e9:,.1f} GB of memory are free: {other}, or a machine with more."
-        )
-
-
-def _allocate(spec: Spec, dtype: np.dtype) -> dict[str, np.ndarray]:
-    """Returns empty leaves by path."""
-    return {path: np.empty(shape, dtype) for path, shape in param_shapes(spec).items()}
+        takes = f"takes {needed / 1e9:,.1f} GB as {dtype.name}"
+        free = f"{most / 1e9:,.1f} GB of memory are free"
+        raise UserError(f"the model {path} {takes}, and {free}: {other}, or a machine with more.")
+    return {leaf: np.empty(shape, dtype) for leaf, shape in shapes.items()}
 
 
 def _fill(leaves: Mapping[str, np.ndarray], tensor: Tensor, array: np.ndarray, what: str) -> None:
     """Copies a tensor into its places, cast, and refuses numbers that are not finite then."""
     places = parts_of(leaves, tensor)
-    for place, part in zip(
-        places, split(tensor, array, [len(each) for each in places]), strict=True
-    ):
+    parts = split(tensor, array, [len(place) for place in places])
+    for place, part in zip(places, parts, strict=True):
         with np.errstate(over="ignore"):
             place[...] = part
         if not np.isfinite(place).all():
