@@ -43,10 +43,8 @@ def read_tensors(path: Path, entries: Mapping[str, Entry]) -> Iterator[tuple[str
     with _opened(path) as file:
         for name, entry in entries.items():
             if entry.dtype not in DTYPES:
-                raise UserError(
-                    f"{path}: the tensor {short(name)} is of type {short(entry.dtype)}; supported: "
-                    f"{', '.join(DTYPES)}."
-                )
+                what = f"the tensor {short(name)} is of type {short(entry.dtype)}"
+                raise UserError(f"{path}: {what}; supported: {', '.join(DTYPES)}.")
             yield name, file.get_tensor(name)
 
 
@@ -58,10 +56,8 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="np") as file:
             yield file
     except SafetensorError as error:
-        raise UserError(
-            f"{path} is not a valid safetensors file, or is cut short ({short(str(error), 200)}): "
-            "get it again."
-        ) from error
+        problem = f"is not a valid safetensors file, or is cut short ({short(str(error), 200)})"
+        raise UserError(f"{path} {problem}: get it again.") from error
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
     except OSError as error:

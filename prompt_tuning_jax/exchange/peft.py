@@ -27,7 +27,7 @@ MOST_BYTES = 1 << 20  # of the config
 # Options of PEFT under which an adapter is something that we do not hold, and their plain values
 # beside null.
 FLAGS = ("use_dora", "use_qalora", "lora_bias", "fan_in_fan_out", "prefix_projection")
-PLAIN = {
+PLAIN: dict[str, Any] = {
     **dict.fromkeys(FLAGS, False),
     **dict.fromkeys(("layer_replication", "trainable_token_indices")),
     "rank_pattern": {},

@@ -15,6 +15,7 @@ from prompt_tuning_jax.models.spec import FAR, Rope, Spec
 
 SLIDING, FULL = "sliding_attention", "full_attention"  # in `layer_types`
 LEAST_FACTOR = 1e-6  # a smaller one gives frequencies that float32 cannot hold
+SCALINGS = ("linear", "llama3", "yarn", "longrope")
 ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -83,7 +84,7 @@ def _rope(fields: Fields, part: float = 0, entry: Any = None) -> tuple[Rope, int
     if kind == "dynamic" or (kind == "linear" and inside.get("factor") == 1):
         kind = "default"
     kind = "longrope" if kind == "su" else kind
-    inside.over({"rope_type": kind}).check("rope_type", "default", *_SCALINGS)
+    inside.over({"rope_type": kind}).check("rope_type", "default", *SCALINGS)
     if kind == "default":
         return Rope(theta, size), most
     # transformers 5 prefers the one outside.
@@ -92,50 +93,39 @@ def _rope(fields: Fields, part: float = 0, entry: Any = None) -> tuple[Rope, int
     original = inside.number("original_max_position_embeddings", default=most)
     if kind in ("yarn", "longrope") and (theta == 1 or original == 1):
         raise UserError(f"{fields.source}: {kind} needs a base and positions above 1.")
-    numbers = _SCALINGS[kind](inside, size, original, most)
+    numbers = _scaling(kind, inside, size, original, most)
     return Rope(theta, size, kind, numbers), original if kind == "longrope" else most
 
 
-def _llama3(fields: Fields, size: int, original: int, most: int) -> tuple[Any, ...]:
-    low, high = (fields.number(f"{each}_freq_factor", float) for each in ("low", "high"))
-    if not LEAST_FACTOR <= low < high:
-        least = f"at least {LEAST_FACTOR:g}"
-        raise fields.refuse("low_freq_factor", f"{least} and below high_freq_factor, {high:g}")
-    return _factor(fields), low, high, original
-
-
-def _yarn(fields: Fields, size: int, original: int, most: int) -> tuple[Any, ...]:
-    fields.check("truncate", True, None)
-    factor = _factor(fields, most / original)
-    fast, slow = fields.number("beta_fast", float, 32.0), fields.number("beta_slow", float, 1.0)
-    scales = [fields.get("mscale"), fields.get("mscale_all_dim")]
-    if any(scales):  # DeepSeek's
-        fields.check("mscale", scales[1])
-    magnitude = 1.0 if any(scales) or factor <= 1 else 0.1 * math.log(factor) + 1
-    return factor, fast, slow, original, fields.number("attention_factor", float, magnitude)
-
-
-def _longrope(fields: Fields, size: int, original: int, most: int) -> tuple[Any, ...]:
-    factors = fields.get("short_factor")
-    real = isinstance(factors, list) and len(factors) == size // 2
-    if not real or not all(
-        type(each) in (int, float) and LEAST_FACTOR <= each < 2**53 for each in factors
-    ):
-        raise fields.refuse("short_factor", f"{size // 2} numbers above 0")
-    factor = _factor(fields, most / original)
-    magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    return tuple(map(float, factors)), fields.number("attention_factor", float, magnitude)
-
-
-def _factor(fields: Fields, default: float | None = None) -> float:
+def _scaling(kind: str, fields: Fields, size: int, original: int, most: int) -> tuple[Any, ...]:
+    """Returns the numbers of a `Rope` of a kind, from the fields of its scaling."""
+    default = most / original if kind in ("yarn", "longrope") else None
     factor = fields.number("factor", float, default)
     if factor < LEAST_FACTOR:
         raise fields.refuse("factor", f"at least {LEAST_FACTOR:g}")
-    return factor
-
-
-_SCALINGS: dict[str, Callable] = {"llama3": _llama3, "yarn": _yarn, "longrope": _longrope}
-_SCALINGS = {"linear": lambda fields, *_: (_factor(fields),), **_SCALINGS}
+    if kind == "linear":
+        return (factor,)
+    if kind == "llama3":
+        low, high = (fields.number(f"{each}_freq_factor", float) for each in ("low", "high"))
+        if not LEAST_FACTOR <= low < high:
+            least = f"at least {LEAST_FACTOR:g}"
+            raise fields.refuse("low_freq_factor", f"{least} and below high_freq_factor, {high:g}")
+        return factor, low, high, original
+    if kind == "yarn":
+        fields.check("truncate", True, None)
+        fast, slow = fields.number("beta_fast", float, 32.0), fields.number("beta_slow", float, 1.0)
+        scales = [fields.get("mscale"), fields.get("mscale_all_dim")]
+        if any(scales):  # DeepSeek's
+            fields.check("mscale", scales[1])
+        magnitude = 1.0 if any(scales) or factor <= 1 else 0.1 * math.log(factor) + 1
+        return factor, fast, slow, original, fields.number("attention_factor", float, magnitude)
+    factors = fields.get("short_factor")
+    real = isinstance(factors, list) and {*map(type, factors)} <= {int, float}
+    real = real and all(LEAST_FACTOR <= each < 2**53 for each in factors)
+    if not real or len(factors) != size // 2:
+        raise fields.refuse("short_factor", f"{size // 2} numbers above 0")
+    magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return tuple(map(float, factors)), fields.number("attention_factor", float, magnitude)
 
 
 def _windows(fields: Fields, kinds: list[str], window: int | None = None) -> tuple[int, ...]:

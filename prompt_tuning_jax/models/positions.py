@@ -1,7 +1,6 @@
 """The rotary embedding: attention knows a position by how far its queries and keys are turned."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,45 +19,30 @@ def frequencies(rope: Rope) -> tuple[np.ndarray, float]:
     exponents = np.arange(0, rope.size, 2, dtype=np.float32) / np.float32(rope.size)
     powers = (rope.theta ** exponents.astype(np.float64)).astype(np.float32)
     plain = np.float32(1) / powers
-    return _KINDS[rope.kind](rope, powers, plain, *rope.numbers)
-
-
-def _linear(rope, powers, plain, factor):
-    return plain / np.float32(factor), 1.0
-
-
-def _llama3(rope, powers, plain, factor, low, high, original):
-    # Llama 3.1: long wavelengths are stretched, short ones kept, with a ramp between the two.
-    turns = original * plain / np.float32(2 * np.pi)
-    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return plain * (kept + (1.0 - kept) / factor), 1.0
-
-
-def _yarn(rope, powers, plain, factor, fast, slow, original, size):
-    # Peng et al. 2023: a ramp over the dimensions that turn between `slow` and `fast` times within
-    # the original positions.
-    def place(turns):
-        return rope.size * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
-
-    first, last = max(math.floor(place(fast)), 0), min(math.ceil(place(slow)), rope.size - 1)
-    ramp = np.arange(rope.size // 2, dtype=np.float32) - np.float32(first)
-    kept = 1 - np.clip(ramp / np.float32((last - first) or 0.001), 0, 1)
-    return np.float32(1) / (np.float32(factor) * powers) * (1 - kept) + plain * kept, size
-
-
-def _longrope(rope, powers, plain, factors, size):
-    # A factor for each pair. transformers takes others for texts beyond the original positions,
-    # chosen by the length of the batch: a text would depend on what stands beside it.
-    return np.float32(1) / (np.array(factors, np.float32) * powers), size
-
-
-_KINDS: dict[str, Any] = {
-    "default": lambda rope, powers, plain: (plain, 1.0),
-    "linear": _linear,
-    "llama3": _llama3,
-    "yarn": _yarn,
-    "longrope": _longrope,
-}
+    if rope.kind == "linear":
+        return plain / np.float32(rope.numbers[0]), 1.0
+    if rope.kind == "llama3":
+        # Llama 3.1: long wavelengths are stretched, short ones kept, with a ramp between the two.
+        factor, low, high, original = rope.numbers
+        turns = original * plain / np.float32(2 * np.pi)
+        kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        return plain * (kept + (1.0 - kept) / factor), 1.0
+    if rope.kind == "yarn":
+        # Peng et al. 2023: a ramp over the dimensions that turn between `slow` and `fast` times
+        # within the original positions.
+        factor, fast, slow, original, size = rope.numbers
+        lengths = (math.log(original / (turns * 2 * math.pi)) for turns in (fast, slow))
+        first, last = (rope.size * length / (2 * math.log(rope.theta)) for length in lengths)
+        first, last = max(math.floor(first), 0), min(math.ceil(last), rope.size - 1)
+        ramp = np.arange(rope.size // 2, dtype=np.float32) - np.float32(first)
+        kept = 1 - np.clip(ramp / np.float32((last - first) or 0.001), 0, 1)
+        return np.float32(1) / (np.float32(factor) * powers) * (1 - kept) + plain * kept, size
+    if rope.kind == "longrope":
+        # A factor for each pair. transformers takes others for texts beyond the original positions,
+        # chosen by the length of the batch: a text would depend on what stands beside it.
+        factors, size = rope.numbers
+        return np.float32(1) / (np.array(factors, np.float32) * powers), size
+    return plain, 1.0
 
 
 def rotary_tables(spec: Spec, positions: jax.Array) -> tuple[jax.Array, jax.Array] | None:

@@ -92,10 +92,8 @@ def check_given(spec: Spec, given: Given) -> None:
         # One P for all of a prefix, and one r for both factors of a layer.
         names = [path.rpartition("/")[0] + each if each in "Pr" else each for each in letters]
         wanted = [free.get(name, sizes.get(name, 0)) for name in names]
-        if len(array.shape) != len(wanted) or not all(
-            size > 0 and expected in (0, size)
-            for size, expected in zip(array.shape, wanted, strict=True)
-        ):
+        filled = tuple(size or own for size, own in zip(wanted, array.shape, strict=False))
+        if filled != tuple(array.shape) or len(filled) != len(wanted) or 0 in filled:
             shown = [str(size or letter) for size, letter in zip(wanted, letters, strict=True)]
             read = f"the model reads [{', '.join(shown)}]"
             raise UserError(f"'{path}' has shape {tuple(array.shape)}; {read}.")
@@ -128,11 +126,9 @@ def to_tensors(given: Given) -> dict[str, jax.Array]:
 
 def from_tensors(tensors: Mapping[str, jax.Array]) -> Given:
     """Returns what an artifact gives to the model, see `to_tensors`."""
-    own = {path for path in tensors if path.startswith("params/")}
-    return Given(
-        {path: leaf for path, leaf in tensors.items() if path not in own},
-        {path.removeprefix("params/"): tensors[path] for path in own},
-    )
+    own = {path: leaf for path, leaf in tensors.items() if path.startswith("params/")}
+    sites = {path: leaf for path, leaf in tensors.items() if path not in own}
+    return Given(sites, {path.removeprefix("params/"): leaf for path, leaf in own.items()})
 
 
 def prefix_length(given: Given) -> int:

@@ -89,7 +89,7 @@ def _gguf_scaling(given: Fields, rope: str) -> dict[str, Any] | None:
     factor = next((each for each in factors if each not in (0, 1)), None)
     if kind == "none" or (kind == "linear" and factor is None):
         return None
-    given.over({f"{rope}scaling.type": kind}).check(f"{rope}scaling.type", "none", "linear")
+    given.check(f"{rope}scaling.type", "none", "linear", None)
     return {"rope_type": "linear", "factor": factor}
 
 

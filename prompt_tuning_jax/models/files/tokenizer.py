@@ -107,15 +107,13 @@ class Tokenizer:
         if len(front) == 1 and (self.bos_id is None or isinstance(facts.bos, int)):
             self.bos_id = front[0]  # transformers ignores config.json here too
         if front not in ([], [self.bos_id]):
-            raise ValueError(
-                f"its post_processor puts {short(front)} in front of a text, expected at most the "
-                f"BOS token, {self.bos_id}: change one of them"
-            )
+            problem = f"its post_processor puts {short(front)} in front of a text"
+            expected = f"expected at most the BOS token, {self.bos_id}"
+            raise ValueError(f"{problem}, {expected}: change one of them")
         for number in (self.bos_id, self.eos_id, self.pad_id):
             if number is not None and number >= self.size:
                 raise ValueError(f"it names id {number} and has {self.size}")
-        add_bos = bool(front) if facts.add_bos is None else facts.add_bos
-        self.add_bos: bool = add_bos and self.bos_id is not None
+        self.add_bos = bool(front) or (bool(facts.add_bos) and self.bos_id is not None)
         template = facts.chat_template
         self.chat_template = template if isinstance(template, str) else None
         added = self.library.get_added_tokens_decoder().items()
@@ -162,9 +160,8 @@ class Tokenizer:
         for number in self.special_ids.intersection(encoding.ids):
             markup = str(library.id_to_token(number))
             if markup in text:  # and not for an unknown character
-                raise UserError(
-                    f"a text has {markup!r}, which the model reads as a special token: remove it."
-                )
+                problem = f"a text has {markup!r}, which the model reads as a special token"
+                raise UserError(f"{problem}: remove it.")
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -262,19 +259,18 @@ def _ask_transformers(files: Mapping[str, Any]) -> Any:
     off = logging.root.manager.disable
     logging.disable(logging.WARNING)  # of libraries that are missing, and of old settings
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as copy:
             warnings.simplefilter("ignore")  # in a notebook without widgets
             from transformers.models.auto import tokenization_auto as auto
 
-        known = {str(name).removesuffix("Fast") for name in auto.TOKENIZER_MAPPING_NAMES.values()}
-        with tempfile.TemporaryDirectory() as copy:
+            names = auto.TOKENIZER_MAPPING_NAMES.values()
+            known = {str(name).removesuffix("Fast") for name in names}
             for name, content in files.items():
                 content = _safe(name, content, known) if name in SETTINGS else content
                 raw = content if isinstance(content, bytes) else json.dumps(content).encode()
                 Path(copy, name).write_bytes(raw)
-            return auto.AutoTokenizer.from_pretrained(
-                copy, local_files_only=True, trust_remote_code=False
-            )
+            read = auto.AutoTokenizer.from_pretrained
+            return read(copy, local_files_only=True, trust_remote_code=False)
     finally:
         logging.disable(off)
 
