@@ -25,10 +25,8 @@ def merge(spec: Spec, params: Mapping[str, Any], given: Given) -> dict[str, np.n
     other leaves, LoRA's products, IA3's scales. Raises a UserError for a soft prompt or prefix."""
     whole = [path for path in given.sites if path.split("/")[0] not in ("lora", "scale")]
     if whole:
-        raise UserError(
-            f"the artifact holds '{whole[0]}', which cannot be merged into weights: export it to"
-            " peft"
-        )
+        problem = f"the artifact holds '{whole[0]}', which cannot be merged into weights"
+        raise UserError(f"{problem}: export it to peft")
     flat = {**traverse_util.flatten_dict(params, sep="/"), **given.params}
     leaves = {path: np.asarray(leaf) for path, leaf in flat.items()}
     for layer in linear_layers(spec):
@@ -55,13 +53,10 @@ def write_model(folder: Path, lm: LanguageModel, leaves: Mapping[str, np.ndarray
     save_file(made, folder / "model.safetensors", metadata={"format": "pt"})
     config = lm.config.get("text_config", lm.config)
     config = {key: value for key, value in config.items() if key not in ("auto_map", "dtype")}
-    config |= {
-        "model_type": lm.spec.family,
-        "architectures": [FAMILIES[lm.spec.family].architecture],
-    }
-    words = lm.tokenizer
+    words, family = lm.tokenizer, lm.spec.family
     ids = {f"{name}_token_id": getattr(words, f"{name}_id") for name in ("bos", "eos", "pad")}
-    config |= {"torch_dtype": next(iter(made.values())).dtype.name, **ids}
+    config |= {"model_type": family, "architectures": [FAMILIES[family].architecture], **ids}
+    config["torch_dtype"] = next(iter(made.values())).dtype.name
     _write(folder / "config.json", config)
     _write(folder / "generation_config.json", {**ids, "eos_token_id": words.end_ids or None})
     _write_tokenizer(folder, words)

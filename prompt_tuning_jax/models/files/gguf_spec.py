@@ -34,7 +34,8 @@ GGUF_NAMES = {
     "vocab_size": "vocab_size",
 }
 # GGUF holds only the factors that llama3's scaling gives. Every released model used these numbers.
-LOW_FREQ_FACTOR, HIGH_FREQ_FACTOR, ORIGINAL_MAX_POSITIONS = 1.0, 4.0, 8192
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ORIGINAL_MAX_POSITIONS = 8192
 
 
 def spec_from_gguf(
@@ -76,9 +77,8 @@ def spec_from_gguf(
     if architecture == "gpt2":
         for key, ours in GPT2_NAMES.items():
             config[key], names[key] = config.pop(ours, None), names.get(ours, ours)
-    config = {key: value for key, value in config.items() if value is not None}
     names["model_type"] = "general.architecture"
-    return spec_from_config(config, source, names), config
+    return spec_from_config(config, source, names), Fields(config, source).values
 
 
 def _gguf_scaling(given: Fields, rope: str) -> dict[str, Any] | None:
@@ -99,10 +99,10 @@ def _find_scaling(
     """Returns the llama3 scaling that gives float32[d/2] factors, or None if none is not 1."""
     if factors is None or (factors.shape == (half,) and np.all(factors == 1)):
         return None
-    factor = float(factors.max())
+    factor, (low, high) = float(factors.max()), LLAMA3.values()
     with np.errstate(all="ignore"):  # a number that is not finite is not close either
         turns = original * theta ** (-np.arange(half) / half) / (2 * np.pi)
-        kept = np.clip((turns - LOW_FREQ_FACTOR) / (HIGH_FREQ_FACTOR - LOW_FREQ_FACTOR), 0, 1)
+        kept = np.clip((turns - low) / (high - low), 0, 1)
         scaled = 1 / (kept + (1 - kept) / np.float64(factor))
     fits = factors.shape == (half,) and LEAST_FACTOR <= factor < np.inf
     if not fits or not np.allclose(factors, scaled, rtol=1e-4):
@@ -110,10 +110,5 @@ def _find_scaling(
             f"{source}: the tensor 'rope_freqs.weight' of shape {factors.shape} is not llama3's "
             f"scaling of {original} positions by {factor:g} for {half} frequencies."
         )
-    return {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": LOW_FREQ_FACTOR,
-        "high_freq_factor": HIGH_FREQ_FACTOR,
-        "original_max_position_embeddings": original,
-    }
+    scaling = {"rope_type": "llama3", "factor": factor, **LLAMA3}
+    return {**scaling, "original_max_position_embeddings": original}
