@@ -90,10 +90,9 @@ def front_ids(lm: LanguageModel, task: Task, artifact: Artifact) -> np.ndarray:
     examples = encode_for(lm, task, rows, given, template=template)
     trunk, shared = examples[0].trunk, shared_length(examples)
     if (trunk[shared:] < 0).any():
-        raise UserError(
-            f"the template {template!r} has a slot behind a field, and other programs have virtual"
-            " tokens in front alone: train with the slots in front of all fields"
-        )
+        problem = f"the template {template!r} has a slot behind a field"
+        others = "other programs have virtual tokens in front alone"
+        raise UserError(f"{problem}, and {others}: train with the slots in front of all fields")
     return trunk[:shared]
 
 

@@ -38,9 +38,8 @@ class Fields:
     def check(self, key: str, *supported: Any) -> Any:
         """Returns a value, or refuses one that the decoder does not compute."""
         value = self.get(key)
-        if not any(
-            value is each or (value == each and type(each) is not bool) for each in supported
-        ):
+        same = (value is each or (value == each and type(each) is not bool) for each in supported)
+        if not any(same):
             raise self.refuse(key, ", ".join(map(repr, supported)), "; supported:")
         return value
 

@@ -128,10 +128,8 @@ def load(
     settings["path"] = pin(path)
     if words.highest >= source.spec.vocabulary:
         # The embedding of such an id would be NaN, and so would every score.
-        raise UserError(
-            f"the tokenizer of '{path}' has ids up to {words.highest} and the model "
-            f"embeddings for {source.spec.vocabulary}: give the two that belong together."
-        )
+        ids = f"has ids up to {words.highest} and the model embeddings for {source.spec.vocabulary}"
+        raise UserError(f"the tokenizer of '{path}' {ids}: give the two that belong together.")
     words.embeddings = source.spec.vocabulary
     module = _module(source.spec, settings)
     params = quantize(source.params, letters) if settings["quantize"] else source.params
