@@ -269,8 +269,9 @@ def _ask_transformers(files: Mapping[str, Any]) -> Any:
                 content = _safe(name, content, known) if name in SETTINGS else content
                 raw = content if isinstance(content, bytes) else json.dumps(content).encode()
                 Path(copy, name).write_bytes(raw)
-            read = auto.AutoTokenizer.from_pretrained
-            return read(copy, local_files_only=True, trust_remote_code=False)
+            return auto.AutoTokenizer.from_pretrained(
+                copy, local_files_only=True, trust_remote_code=False
+            )
     finally:
         logging.disable(off)
 
