@@ -1,6 +1,7 @@
 """A run over several processes, usually one a machine: they step together, the first one writes.
 
-Each gets the same command, with the three variables below in its environment. Each reads all data
+Each gets the same command. They find each other by the three variables below, or as jax does in a
+Slurm step, under Open MPI, on a TPU slice, and with CLUSTER=k8s in Kubernetes. Each reads all data
 and gives its devices their rows of each batch (`step.place_rows`).
 """
 
@@ -12,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -22,33 +24,65 @@ from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.errors import UserError
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+CLUSTER = "PROMPT_TUNING_CLUSTER"
+# Numbers of processes, in a Slurm step and under Open MPI; and the hosts of a TPU slice in GKE.
+COUNTS, HOSTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"), "TPU_WORKER_HOSTNAMES"
+CHIPS = ("/dev/accel0", "/dev/vfio/0")  # of a TPU
 
 
 @contextlib.contextmanager
 def join_processes() -> Iterator[bool]:
-    """Joins the other processes of a run, if the variables name any, and waits for them at the end.
+    """Joins the other processes of a run, if there are any, and waits for them at the end.
 
     Call it before jax is asked for devices. Yields whether this is the process that writes.
     """
-    given = {name: os.environ.get(name, "") for name in (ADDRESS, COUNT, NUMBER)}
-    if not any(given.values()):
+    how = _how_to_join()
+    if how is None:
         yield True
         return
+    try:
+        jax.distributed.initialize(**how)
+    except (RuntimeError, ValueError, ImportError, OSError) as error:
+        why = next(iter(str(error).splitlines()), "")
+        raise UserError(
+            f"this process cannot join the others ({type(error).__name__}: {why}): set {ADDRESS},"
+            f" {COUNT} and {NUMBER} in each of them, and let them reach that address"
+        ) from error
+    try:
+        yield jax.process_index() == 0
+        multihost_utils.sync_global_devices("end")
+    except BaseException as error:
+        # At the exit jax would wait for the others, which wait for this one, and then abort.
+        atexit.register(_exit, {UserError: 2, KeyboardInterrupt: 130}.get(type(error), 1))
+        raise
+
+
+def _how_to_join() -> dict[str, Any] | None:
+    """Returns arguments of `jax.distributed.initialize`; none if it finds the others by itself, and
+    None for a single process."""
+    given = {name: os.environ.get(name, "") for name in (ADDRESS, COUNT, NUMBER)}
     address, count, number = given.values()
+    if not any(given.values()):
+        if named := os.environ.get(CLUSTER, ""):
+            return {"cluster_detection_method": named}
+        counts = (os.environ.get(name, "") for name in COUNTS)
+        several = any(count.isdecimal() and int(count) > 1 for count in counts)
+        hosts = os.environ.get(HOSTS, "")
+        # Without the variable the slice, of one host or many, describes itself.
+        is_tpu = find_spec("libtpu") and any(map(os.path.exists, CHIPS))
+        is_slice = "," in hosts if hosts else is_tpu
+        return {} if several or is_slice else None
     if not (address and count.isdecimal() and number.isdecimal() and int(number) < int(count)):
         shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
         raise UserError(
             f"{shown}: expected HOST:PORT of the first process, the number of processes, and the "
             "number of this one, from 0; for a single process set none of the three."
         )
-    jax.distributed.initialize(address, int(count), int(number))
-    try:
-        yield int(number) == 0
-        multihost_utils.sync_global_devices("end")
-    except BaseException as error:
-        # At the exit jax would wait for the others, which wait for this one, and then abort.
-        atexit.register(_exit, {UserError: 2, KeyboardInterrupt: 130}.get(type(error), 1))
-        raise
+    return {
+        "coordinator_address": address,
+        "num_processes": int(count),
+        "process_id": int(number),
+    }
 
 
 def _exit(status: int) -> None:

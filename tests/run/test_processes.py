@@ -36,6 +36,42 @@ def test_variables_that_do_not_name_a_process_are_refused(given, tmp_path, monke
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, None),
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_JOB_ID": "7"}, None),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, {}),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, {}),
+        ({"TPU_WORKER_HOSTNAMES": "host-0"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, {}),
+        ({"PROMPT_TUNING_CLUSTER": "k8s"}, {"cluster_detection_method": "k8s"}),
+    ],
+)
+def test_a_cluster_is_joined_where_it_has_several_processes(given, wanted, monkeypatch, tmp_path):
+    for name in (*processes.COUNTS, processes.HOSTS, processes.CLUSTER):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    joined = []
+
+    def initialize(**how):
+        joined.append(how)
+        raise RuntimeError("no answer\nin five minutes")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    status = main.run(["train", "--config", "nothing.py", "--workdir", str(tmp_path)])
+    assert status == 2 and joined == []  # not before the config is read
+    if wanted is None:
+        with processes.join_processes() as first:
+            assert first
+    else:
+        with pytest.raises(UserError, match=r"join the others .RuntimeError: no answer.: set JAX_"):
+            with processes.join_processes():
+                pass
+    assert joined == ([] if wanted is None else [wanted])
+
+
 def test_processes_that_jax_found_by_itself_are_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     with pytest.raises(UserError, match="there are 4 processes on these devices: set JAX_COORD"):

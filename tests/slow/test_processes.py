@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 
@@ -40,14 +41,20 @@ with processes.join_processes() as first:
 """
 
 
-def two(commands):
-    """Starts two processes of one run."""
+def two(commands, named=None, more=()):
+    """Starts two processes of one run, which find each other by our variables, or by those that a
+    cluster sets: `named`, with {} for the number of a process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    names = processes.ADDRESS, processes.COUNT, processes.NUMBER
+    ours = {processes.ADDRESS: address, processes.COUNT: "2", processes.NUMBER: "{}"}
     environments = [
-        tiny_runs.environment(**dict(zip(names, (address, "2", number), strict=True)))
+        tiny_runs.environment(
+            **{
+                name: value.format(number)
+                for name, value in {**(named or ours), **dict(more)}.items()
+            }
+        )
         for number in "01"
     ]
     return [
@@ -76,6 +83,14 @@ def test_they_do_what_one_process_does(whole, tmp_path):
     finish(tiny_runs.train(run, *WORDS))
     assert len(losses(whole)) == len(losses(run)) == STEPS
     np.testing.assert_allclose(losses(whole), losses(run), rtol=1e-4)
+    assert sorted(os.listdir(whole)) == sorted(os.listdir(run))
+
+
+def test_divided_weights_train_the_same(whole, tmp_path):
+    run, words = tmp_path / "run", ("--config.parallel.model=2", *WORDS)
+    four = {"JAX_NUM_CPU_DEVICES": "4"}
+    ended(two([tiny_runs.train(run, *words)] * 2, more=four), [0, 0])
+    np.testing.assert_allclose(losses(run), losses(whole), rtol=1e-4)
     assert sorted(os.listdir(whole)) == sorted(os.listdir(run))
 
 
@@ -122,11 +137,22 @@ def test_one_that_is_killed_ends_the_other(whole, tmp_path):
     assert_same_but_config(run, whole)
 
 
-def test_all_agree_on_the_values_of_the_first_bit_for_bit(tmp_path):
+SLURM = {
+    "SLURM_JOB_ID": str(random.randrange(4096)),  # jax makes the port of it
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "{}",
+    "SLURM_LOCALID": "{}",
+}
+
+
+@pytest.mark.parametrize("named", [None, SLURM], ids=["our variables", "a Slurm step"])
+def test_all_agree_on_the_values_of_the_first_bit_for_bit(named, tmp_path):
     path = tmp_path / "agrees.py"
     path.write_text(AGREES)
     python = tiny_runs.world().program.read_text().splitlines()[0].removeprefix("#!")
-    ended(two([[python, str(path)]] * 2), [0, 0])
+    ended(two([[python, str(path)]] * 2, named), [0, 0])
 
 
 def test_only_the_first_writes_the_report(whole):
