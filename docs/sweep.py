@@ -1,4 +1,4 @@
-"""Searches settings with Optuna on many machines at once: `pip install optuna`, then on each of them
+"""Searches settings with Optuna on many machines at once: `pip install optuna`, then on each
 
     python sweep.py /shared/sweep.journal
 
