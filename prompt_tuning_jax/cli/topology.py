@@ -142,7 +142,8 @@ def _devices(topology: str) -> tuple[list, str]:
     # It would ask for a TPU's own description of itself.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
     os.environ["TPU_LIBRARY_PATH"] = str(Path(str(found.origin)).with_name("libtpu.so"))
-    described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    bounds = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
+    described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **bounds)
     return list(described.devices), f"libtpu {version}"
 
 
