@@ -139,8 +139,9 @@ def _devices(topology: str) -> tuple[list, str]:
         )
     from jax.experimental import topologies
 
-    # It would ask for a TPU's own description of itself.
+    # It would ask a TPU about itself, and keep a second process from compiling.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "true"
     os.environ["TPU_LIBRARY_PATH"] = str(Path(str(found.origin)).with_name("libtpu.so"))
     bounds = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **bounds)
