@@ -105,7 +105,7 @@ def score(
     front = bake(lm, np.asarray(examples[0].trunk[:shared]), given)
     compiled = _compile(lm.module, mesh, lm.layout)
     # Placed once, not again for each batch.
-    params, front = jax.tree.map(functools.partial(place, mesh=mesh), (lm.params, front))
+    params, front = place((lm.params, front), mesh, lm.layout)
     scores = np.zeros((len(examples), answers), np.float32)
     shape = shape or evaluation_shape(examples, shared, row_multiple=len(devices))
     _check_memory(lm, shape, device_bytes() * len(devices) or free_bytes())
@@ -166,13 +166,11 @@ def _compile(module: Decoder, mesh, layout: Layout):
     def scores(params, given: Given, batch: Batch):
         return target_scores(module, bind(module.spec, params, given), batch)[0]
 
-    everywhere = PartitionSpec()
-
     def mapped(params, given, batch):
         over = jax.shard_map(
             scores,
             mesh=mesh,
-            in_specs=(layout.specs(params), everywhere, row_specs()),
+            in_specs=(layout.specs(params), layout.specs(given), row_specs()),
             out_specs=PartitionSpec(AXES),
             check_vma=False,
         )

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prompt_tuning_jax.config.key import among, strings, whole
@@ -33,20 +32,24 @@ KEYS = {
 
 
 class Layout(NamedTuple):
-    """How a frozen tree lies: over how many devices, and by the path of a leaf which of its axes is
-    divided. Hashable."""
+    """How the weights lie: over how many devices, and by path the `PartitionSpec` of a matrix that
+    is divided. Hashable."""
 
     shards: int = 1
-    axes: tuple[tuple[str, int], ...] = ()
+    divided: tuple[tuple[str, PartitionSpec], ...] = ()
 
-    def specs(self, params: Any) -> dict[str, Any]:
-        """Returns the `PartitionSpec` of each leaf of a frozen tree, whole or in part."""
-        flat, axes = traverse_util.flatten_dict(params, sep="/"), dict(self.axes)
-        found = {
-            path: PartitionSpec(*[None] * axes[path], MODEL) if path in axes else PartitionSpec()
-            for path in flat
-        }
-        return traverse_util.unflatten_dict(found, sep="/")
+    def specs(self, tree: Any) -> Any:
+        """Returns the `PartitionSpec` of each leaf of a tree: of frozen weights, of trained ones by
+        their path, or of an optimizer's numbers for these."""
+        known = dict(self.divided)
+
+        def spec(place: tuple[Any, ...], leaf: Any) -> PartitionSpec:
+            names = [str(getattr(part, "key", "")) for part in place]
+            ends = ("/".join(names[begin:]) for begin in range(len(names)))
+            found = next((known[end] for end in ends if end in known), PartitionSpec())
+            return found if len(found) == np.ndim(leaf) else PartitionSpec()
+
+        return jax.tree_util.tree_map_with_path(spec, tree)
 
 
 WHOLE = Layout()
@@ -64,7 +67,7 @@ def make_layout(
     count = settings["model"]
     if count == 1:
         return WHOLE
-    axes = []
+    divided = []
     for path, named in letters.items():
         if path in shapes:
             sizes = [*zip(named.split(), shapes[path], strict=True)]
@@ -81,10 +84,11 @@ def make_layout(
                     f"config.parallel.model is {count}, and '{path}' is {shown}: give a number that"
                     f" divides one of {', '.join(settings['axes'])}, as {', '.join(map(str, fits))}"
                 )
+            names = [MODEL if axis == fitting[0] else None for axis in range(len(sizes))]
             # In int8 a matrix has a scale for each row beside it.
-            axes += [(path, fitting[0]), (f"{path}/q", fitting[0])]
-            axes += [(f"{path}/scale", fitting[0])] * (fitting[0] < len(sizes) - 1)
-    return Layout(count, tuple(axes))
+            parts = {path: names, f"{path}/q": names, f"{path}/scale": names[:-1]}
+            divided += [(part, PartitionSpec(*axes)) for part, axes in parts.items()]
+    return Layout(count, tuple(divided))
 
 
 def make_mesh(devices: Sequence[Any], shards: int = 1) -> Mesh:
@@ -108,24 +112,34 @@ def shard(params: Any, layout: Layout) -> Any:
     the default device."""
     if layout.shards == 1:
         return jax.device_put(params)
-    mesh = make_mesh(jax.local_devices(), layout.shards)
-    place = jax.tree.map(lambda spec: NamedSharding(mesh, spec), layout.specs(params))
-    return jax.device_put(params, place)
+    return place(params, make_mesh(jax.local_devices(), layout.shards), layout)
 
 
-def place(leaf: Any, mesh: Mesh) -> jax.Array:
-    """Places an array on a mesh: whole on every device, or in parts if it already lies so."""
-    spec = PartitionSpec()
-    if is_divided(leaf):
-        spec = leaf.sharding.spec
-    sharding = NamedSharding(mesh, spec)
-    if sharding.is_fully_addressable:
-        return jax.device_put(leaf, sharding)
-    if is_divided(leaf):
-        parts = [part.data for part in leaf.addressable_shards]
-        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)
-    # `device_put` would first send the whole leaf to every process, to compare.
-    return jax.make_array_from_callback(np.shape(leaf), sharding, lambda _: np.asarray(leaf))
+def place(tree: Any, mesh: Mesh, layout: Layout) -> Any:
+    """Places a tree on a mesh: divided matrices in parts, all else whole on every device."""
+
+    def put(leaf: Any, spec: PartitionSpec) -> jax.Array:
+        sharding = NamedSharding(mesh, spec)
+        if sharding.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        if is_divided(leaf):
+            parts = [part.data for part in leaf.addressable_shards]
+            return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)
+        # `device_put` would first send the whole leaf to every process, to compare.
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(put, tree, layout.specs(tree))
+
+
+def fetch(leaf: jax.Array) -> np.ndarray:
+    """Copies a placed array back to numpy, from the parts that this process has."""
+    if leaf.is_fully_addressable or not is_divided(leaf):
+        return np.array(leaf)  # a copy: on a CPU numpy would look into memory that is used again
+    whole = np.empty(leaf.shape, leaf.dtype)
+    for part in leaf.addressable_shards:
+        whole[part.index] = part.data
+    return whole
 
 
 def is_divided(leaf: Any) -> bool:

@@ -19,7 +19,7 @@ from prompt_tuning_jax.data.batch import Batch
 from prompt_tuning_jax.methods.base import Method
 from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.sites import bind
-from prompt_tuning_jax.sharding import AXES, WHOLE, Layout, make_mesh, place
+from prompt_tuning_jax.sharding import AXES, MODEL, WHOLE, Layout, fetch, make_mesh, place
 
 
 class Parts(NamedTuple):
@@ -123,11 +123,20 @@ def train_step(state: State, frozen: Frozen, batch: Batch, parts: Parts, axis=No
       vocabulary), targets, gradient_norm, refused_in_a_row. An update whose gradient or result is
       not finite is skipped.
     """
-    rng = jax.random.fold_in(jax.random.key(parts.seed), state.step)
-    total = gradients(state.trainable, frozen, batch, rng, parts)
+    total = gradients(state.trainable, frozen, batch, draws(state.step, parts), parts)
     if axis is not None:
         # XLA makes one collective of the tree, however many leaves it has.
         total = jax.lax.psum(total, axis)
+    return update(state, total, parts)
+
+
+def draws(step, parts: Parts) -> jax.Array:
+    """Returns the key of an update's random draws, the same on all devices."""
+    return jax.random.fold_in(jax.random.key(parts.seed), step)
+
+
+def update(state: State, total: tuple[Any, Sums], parts: Parts):
+    """Returns what `train_step` does, for the summed gradient and the sums of all rows."""
     gradient, sums = total
     count = jnp.maximum(sums.targets, 1.0)
     gradient = jax.tree.map(lambda leaf: leaf / count, gradient)
@@ -165,7 +174,7 @@ class Compiled(NamedTuple):
 
     Attributes:
       step: `(state, frozen, batch) -> (state, metrics)`; reuses the old state's memory.
-      place: copies a tree (state, frozen) to every device.
+      place: copies a tree (state, frozen) to every device, divided matrices in parts.
       place_batch: spreads the rows of a numpy batch over the devices.
       fetch: copies a placed tree back to numpy.
     """
@@ -182,7 +191,7 @@ def compile_step(parts: Parts, parallel: str, devices=None, layout: Layout = WHO
     devices = jax.devices() if devices is None else devices
     if parallel == "pmap":
         return _over_pmap(functools.partial(train_step, parts=parts, axis=AXES[0]), devices)
-    return _over_mesh(functools.partial(train_step, parts=parts, axis=AXES), devices, layout)
+    return _over_mesh(parts, devices, layout)
 
 
 def row_specs() -> Batch:
@@ -200,26 +209,41 @@ def place_rows(mesh, batch: Batch) -> Batch:
     return Batch(*map(put, batch, row_specs()))
 
 
-def _over_mesh(step, devices, layout):
+def _over_mesh(parts, devices, layout):
     mesh, everywhere = make_mesh(devices, layout.shards), PartitionSpec()
 
-    def mapped(state, frozen, batch):
+    def summed(trainable, step, frozen, batch):
+        gradient, sums = gradients(trainable, frozen, batch, draws(step, parts), parts)
+        leaves, tree = jax.tree.flatten(gradient)
+        # That of a divided leaf is already a sum over `model`, as its gathering is undone.
+        parted = [MODEL in spec for spec in jax.tree.leaves(layout.specs(gradient))]
+        own = [leaf for leaf, is_parted in zip(leaves, parted, strict=True) if is_parted]
+        others = [leaf for leaf, is_parted in zip(leaves, parted, strict=True) if not is_parted]
+        (others, sums), own = jax.lax.psum((others, sums), AXES), jax.lax.psum(own, AXES[0])
+        both = iter(others), iter(own)
+        return jax.tree.unflatten(tree, [next(both[is_parted]) for is_parted in parted]), sums
+
+    def step(state, frozen, batch):
+        trained = layout.specs(state.trainable)
+        weights = Frozen(layout.specs(frozen.params), everywhere)
         # check_vma=True would sum the shared keys' gradient over devices in every layer.
         over = jax.shard_map(
-            step,
+            summed,
             mesh=mesh,
-            in_specs=(everywhere, Frozen(layout.specs(frozen.params), everywhere), row_specs()),
-            out_specs=everywhere,
+            in_specs=(trained, everywhere, weights, row_specs()),
+            out_specs=(trained, everywhere),
             check_vma=False,
         )
-        return over(state, frozen, batch)
+        total = over(state.trainable, state.step, frozen, batch)
+        new, metrics = update(state, total, parts)
+        places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), layout.specs(new))
+        return jax.lax.with_sharding_constraint(new, places), metrics
 
     return Compiled(
-        jax.jit(mapped, donate_argnums=0),
-        functools.partial(jax.tree.map, functools.partial(place, mesh=mesh)),
+        jax.jit(step, donate_argnums=0),
+        functools.partial(place, mesh=mesh, layout=layout),
         functools.partial(place_rows, mesh),
-        # Copies: on a CPU numpy would look into memory that the next step reuses.
-        functools.partial(jax.tree.map, np.array),
+        functools.partial(jax.tree.map, fetch),
     )
 
 

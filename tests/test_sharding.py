@@ -67,6 +67,22 @@ def test_a_device_holds_its_part_and_one_layer_is_gathered_at_a_time():
     assert "[4,256,64]" not in text and "[4,64,256]" not in text
 
 
+def test_what_is_trained_of_the_model_and_its_optimizer_lie_in_parts_too():
+    given, layout = test_methods.tried("fine_tuning"), tiny_methods.layout(SPEC, 4)
+    compiled = compile_step(given.parts, "jit", jax.devices(), layout)
+    frozen = compiled.place(given.frozen)
+    state = compiled.place(init_state(given.parts, given.trainable))
+    lowered = compiled.step.lower(state, frozen, compiled.place_batch(given.batch(given.examples)))
+    executable = lowered.compile()
+    found = collections.Counter(match[1] for match in COLLECTIVE.finditer(executable.as_text()))
+    # A gradient comes back in parts, and those of `data` are added.
+    assert found["reduce-scatter"] and found["all-reduce"] and "all-to-all" not in found
+    state, _ = executable(state, frozen, compiled.place_batch(given.batch(given.examples)))
+    leaves = jax.tree.leaves(state)
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+    assert held <= 0.3 * sum(leaf.nbytes for leaf in leaves)
+
+
 def test_scores_texts_and_baked_positions_are_those_of_whole_weights():
     examples = plain_model.random_examples(5, 6, (1, 40))
     lm = divided(4)

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from prompt_tuning_jax import train
 from prompt_tuning_jax.cli.machine import less_memory
@@ -27,7 +27,7 @@ from prompt_tuning_jax.models.language_model import outline
 from prompt_tuning_jax.models.sites import virtual_tokens
 from prompt_tuning_jax.run.report import duration, size
 from prompt_tuning_jax.sharding import check_devices, make_mesh
-from prompt_tuning_jax.step import Frozen, compile_step, init_state, row_specs
+from prompt_tuning_jax.step import compile_step, init_state, row_specs
 
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
@@ -56,8 +56,9 @@ def rehearse_on(config, topology: str) -> dict[str, Any]:
     jax.config.update("jax_platforms", "cpu")  # an installed libtpu would look for a TPU
     lm = outline(config.model, config.parallel)
     step, state, frozen, batch, read = _arguments(lm, config, count)
-    sizes = {"weights": _bytes(frozen.params, lm.layout), "trained": _bytes(state.trainable)}
-    sizes["optimizer"] = _bytes(state.optimizer_state)
+    kinds = {"weights": frozen.params, "trained": state.trainable}
+    kinds["optimizer"] = state.optimizer_state
+    sizes = {name: _bytes(tree, lm.layout) for name, tree in kinds.items()}
     found: dict[str, Any] = {
         "slice": topology,
         "chips": count,
@@ -112,15 +113,13 @@ def _state(parts, trainable):
     return jax.eval_shape(lambda tree: init_state(parts, tree), trainable)
 
 
-def _bytes(tree, layout=None) -> int:
+def _bytes(tree, layout) -> int:
     """Returns the bytes of a tree of shapes on one device."""
-    leaves = jax.tree.leaves(tree)
-    parts = [1] * len(leaves)
-    if layout is not None:
-        specs = jax.tree.leaves(layout.specs(tree), is_leaf=lambda x: isinstance(x, PartitionSpec))
-        parts = [layout.shards if any(spec) else 1 for spec in specs]
-    pairs = zip(leaves, parts, strict=True)
-    return sum(leaf.size * leaf.dtype.itemsize // part for leaf, part in pairs)
+    specs = jax.tree.leaves(layout.specs(tree))
+    return sum(
+        leaf.size * leaf.dtype.itemsize // (layout.shards if any(spec) else 1)
+        for leaf, spec in zip(jax.tree.leaves(tree), specs, strict=True)
+    )
 
 
 def _devices(topology: str) -> tuple[list, str]:
@@ -160,12 +159,9 @@ def _compile(parts, state, frozen, batch, layout, devices) -> dict[str, Any]:
             specs,
         )
 
-    def everywhere(tree):
-        return placed(tree, jax.tree.map(lambda _: PartitionSpec(), tree))
-
-    frozen = Frozen(placed(frozen.params, layout.specs(frozen.params)), everywhere(frozen.fixed))
+    state, frozen = (placed(tree, layout.specs(tree)) for tree in (state, frozen))
     step = compile_step(parts, "jit", devices, layout).step
-    lowered = step.lower(everywhere(state), frozen, placed(batch, row_specs()))
+    lowered = step.lower(state, frozen, placed(batch, row_specs()))
     say("compiling the step: a minute or a few")
     try:
         compiled = lowered.compile()

@@ -55,7 +55,7 @@ def sites(spec: Spec) -> dict[str, str]:
 def bind(spec: Spec, params: Mapping[str, Any], given: Given) -> dict[str, Any]:
     """Returns the variables of the module: the frozen tree, which may lack the leaves that are
     given, with all that a method's `adapt` gives; raises what `check_given` raises."""
-    check_given(spec, given)
+    check_given(spec, given, parts=True)
     table, variables = sites(spec), dict[tuple[str, ...], Any]()
     for path, array in given.sites.items():
         collection, stack, *module = path.split("/")
@@ -81,9 +81,9 @@ def without_leaves(params: Mapping[str, Any], paths: Container[str]) -> dict[str
     return traverse_util.unflatten_dict(kept, sep="/")
 
 
-def check_given(spec: Spec, given: Given) -> None:
+def check_given(spec: Spec, given: Given, parts: bool = False) -> None:
     """Raises a UserError for the first array that the model does not read, or reads in another
-    shape: it would be ignored silently."""
+    shape: it would be ignored silently. Leaves of the model itself may be `parts` of devices."""
     table, sizes, shapes = sites(spec), axis_sizes(spec), param_shapes(spec)
     free: dict[str, int] = {}
     for path, array in given.sites.items():
@@ -105,7 +105,7 @@ def check_given(spec: Spec, given: Given) -> None:
                 raise UserError(f"'{path}' needs '{other}' beside it.")
     for path, leaf in given.params.items():
         _check_read(path, shapes)
-        if leaf.shape != shapes[path]:
+        if leaf.shape != shapes[path] and not parts:
             raise UserError(f"'{path}' has shape {leaf.shape}; the model reads {shapes[path]}.")
 
 
