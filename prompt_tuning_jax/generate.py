@@ -53,7 +53,14 @@ class Settings(NamedTuple):
 
 DEFAULTS = Settings()
 
-_DRAWS = "config.generation.temperature above 0 beside it, because 0 takes the likeliest token"
+
+def _of_draws(key: Key) -> Key:
+    return key.if_fits(
+        "config.generation.temperature above 0 beside it, because 0 takes the likeliest token",
+        lambda value, settings: value == key.default or settings["temperature"] > 0,
+    )
+
+
 KEYS = {
     "max_new_tokens": whole(DEFAULTS.max_new_tokens, 1),
     "temperature": Key(
@@ -61,13 +68,9 @@ KEYS = {
         "0, or a number of at least 0.001",
         lambda value: value == 0 or 0.001 <= value < math.inf,
     ),
-    "top_k": whole(DEFAULTS.top_k).if_fits(
-        _DRAWS, lambda value, settings: value == DEFAULTS.top_k or settings["temperature"] > 0
-    ),
-    "top_p": Key(
-        DEFAULTS.top_p, "a number above 0 and at most 1", lambda value: 0 < value <= 1
-    ).if_fits(
-        _DRAWS, lambda value, settings: value == DEFAULTS.top_p or settings["temperature"] > 0
+    "top_k": _of_draws(whole(DEFAULTS.top_k)),
+    "top_p": _of_draws(
+        Key(DEFAULTS.top_p, "a number above 0 and at most 1", lambda value: 0 < value <= 1)
     ),
     "stop": strings(),
     "batch_size": whole(DEFAULTS.batch_size, 1),
@@ -290,14 +293,8 @@ def _begin(module: Decoder, size: int, most: int, params, given: Given, rows: Ro
     variables = bind(module.spec, params, given)
     logits, cache = prefill(module, variables, rows.tokens, rows.positions, rows.segments, size)
     height = len(rows.tokens)
-    written = Written(
-        jnp.zeros((), jnp.int32),
-        jnp.zeros((height, most), jnp.int32),
-        jnp.zeros((height,), jnp.int32),
-        rows.limits <= 0,
-        cache,
-    )
-    return _append(written, logits, rows, rule)
+    steps, ids, counts = (jnp.zeros(shape, jnp.int32) for shape in ((), (height, most), height))
+    return _append(Written(steps, ids, counts, rows.limits <= 0, cache), logits, rows, rule)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=5)
@@ -310,13 +307,10 @@ def _go_on(module: Decoder, params, front: Front, rows: Rows, rule: Rule, writte
 
     def step(written: Written):
         last = jax.lax.dynamic_index_in_dim(written.ids, written.steps - 1, 1, keepdims=False)
-        place = length + written.steps - 1
-        columns = jnp.arange(size)
+        place, columns = length + written.steps - 1, jnp.arange(size)
         visible = fed | ((columns >= length) & (columns <= place))
-        positions, layers = behind + written.steps, front.layers
-        logits, cache = decode(
-            module, variables, layers, written.cache, last, positions, visible, place
-        )
+        at = last, behind + written.steps, visible, place
+        logits, cache = decode(module, variables, front.layers, written.cache, *at)
         return _append(written._replace(cache=cache), logits, rows, rule)
 
     return jax.lax.while_loop(
@@ -349,11 +343,8 @@ def choose(logits, numbers, step, rule: Rule):
         weights = keep_likely(jax.nn.softmax(logits / rule.temperature), rule.top_k, rule.top_p)
         return jax.vmap(jax.random.categorical)(keys(numbers), jnp.log(weights))
 
-    def likeliest():
-        return jnp.argmax(logits, axis=-1)
-
-    chosen = jax.lax.cond(rule.temperature > 0, draw, likeliest).astype(jnp.int32)
-    return jnp.where(jnp.isfinite(logits.max(axis=-1)), chosen, -1)
+    chosen = jax.lax.cond(rule.temperature > 0, draw, lambda: jnp.argmax(logits, axis=-1))
+    return jnp.where(jnp.isfinite(logits.max(axis=-1)), chosen.astype(jnp.int32), -1)
 
 
 def keep_likely(probabilities, top_k, top_p):

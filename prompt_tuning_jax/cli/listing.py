@@ -87,7 +87,7 @@ def _entries(kind: str) -> list[dict[str, Any]]:
     from prompt_tuning_jax.data.task import KINDS
 
     return [
-        _entry(name, _PACKAGE / "data" / f"{kind.module}.py")
+        _entry(name, _PACKAGE / "data" / f"{name}.py")
         | {"keys": ", ".join(f"task.{key}" for key in kind.keys) or "none of its own"}
         for name, kind in KINDS.items()
     ]

@@ -133,8 +133,5 @@ def _hint(key: Key, value: Any) -> str:
 def _section(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the values of the section that a name is in, by their names inside."""
     section = name[: name.find(".") + 1]
-    return {
-        each.removeprefix(section): value
-        for each, value in values.items()
-        if each.startswith(section)
-    }
+    inside = (each for each in values if each.startswith(section))
+    return {each.removeprefix(section): values[each] for each in inside}

@@ -8,7 +8,7 @@ import bisect
 import collections
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prompt_tuning_jax.config.key import whole
@@ -32,12 +32,8 @@ def choose_demonstrations(
     drawn = sorted(rows, key=lambda row: _digest(row, seed))
     if not balanced:
         return drawn[:number]
-    seen: collections.Counter[str] = collections.Counter()
-    turns = []
-    for place, row in enumerate(drawn):
-        # The other half of the digest: with the same half a frequent label would come first.
-        turns.append((seen[row["label"]], _digest(row, seed)[16:], place))
-        seen[row["label"]] += 1
+    # The other half of the digest: with the same half a frequent label would come first.
+    turns = [(turn, _digest(row, seed)[16:], n) for n, (turn, row) in enumerate(_in_turn(drawn))]
     return [drawn[place] for _, _, place in sorted(turns)[:number]]
 
 
@@ -49,13 +45,8 @@ def spare_half(
     chosen = choose_demonstrations(rows, len(rows), balanced=balanced, seed=seed)
     if not balanced:
         return chosen[: len(rows) // 2]
-    seen: collections.Counter[str] = collections.Counter()
-    totals, taken = collections.Counter(row["label"] for row in rows), []
-    for row in chosen:
-        seen[row["label"]] += 1
-        if 2 * seen[row["label"]] <= totals[row["label"]]:
-            taken.append(row)
-    return taken
+    totals = collections.Counter(row["label"] for row in rows)
+    return [row for turn, row in _in_turn(chosen) if 2 * (turn + 1) <= totals[row["label"]]]
 
 
 def without_demonstrations(
@@ -88,10 +79,10 @@ def fit_demonstrations(
     alone = [needed(example) for example in encode(rows, ())]
     longest = alone.index(max(alone))
 
-    def too_many(count: int) -> bool:
-        return needed(encode([rows[longest]], chosen[:count])[0]) > most
+    def with_front(count: int) -> int:
+        return needed(encode([rows[longest]], chosen[:count])[0])
 
-    count = bisect.bisect_left(range(1, len(chosen) + 1), True, key=too_many)
+    count = bisect.bisect_right(range(1, len(chosen) + 1), most, key=with_front)
     while count:
         examples = encode(rows, chosen[:count])
         # The text in front changes a record's first tokens, so another may be the longest now.
@@ -102,6 +93,14 @@ def fit_demonstrations(
         f"none of {len(chosen)} demonstrations fits in front of record {longest}, which takes"
         f" {alone[longest]} of {most} positions itself: give config.demonstrations.number=0"
     )
+
+
+def _in_turn(rows: Sequence[Mapping[str, str]]) -> Iterator[tuple[int, Mapping[str, str]]]:
+    """Yields each record, and how many of its label came before."""
+    seen: collections.Counter[str] = collections.Counter()
+    for row in rows:
+        yield seen[row["label"]], row
+        seen[row["label"]] += 1
 
 
 def _digest(row: Mapping[str, str], seed: int) -> bytes:

@@ -1,5 +1,6 @@
 """The records of a task as examples: rendered with their answers, and tokenised."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,25 +63,21 @@ def encode_examples(
     else:
         parsed = with_demonstrations(parsed, answered, markup.get(tokenizer.bos_id), ends)
     lay_out(parsed, num_virtual_tokens)  # whose errors are the template's and not a record's
+    encode = functools.partial(
+        encode_example,
+        num_virtual_tokens=num_virtual_tokens,
+        add_bos=add_bos and not task.continues,
+        max_length=max_length,
+        ending=ending,
+        continues=task.continues,
+    )
     examples = []
     for number, record in enumerate(records):
         try:
             words, answer = _answers(task, target, record)
-            example = encode_example(
-                parsed,
-                record,
-                words,
-                tokenizer,
-                num_virtual_tokens=num_virtual_tokens,
-                add_bos=add_bos and not task.continues,
-                max_length=max_length,
-                answer=answer,
-                ending=ending,
-                continues=task.continues,
-            )
+            examples.append(encode(parsed, record, words, tokenizer, answer=answer))
         except UserError as error:
             raise UserError(f"{record.get(PLACE, f'record {number}')}: {error}") from error
-        examples.append(example)
     return examples
 
 
@@ -92,14 +89,12 @@ def count_shortened(examples: Sequence[Example]) -> tuple[int, int]:
 
 def group_by_input(task: Task, records: Sequence[Record]) -> tuple[list[Record], list[list[str]]]:
     """Returns the first record of each distinct input, and the target texts of each input."""
-    firsts: dict[tuple[str, ...], Record] = {}
-    texts: dict[tuple[str, ...], list[str]] = {}
+    groups: dict[tuple[str, ...], list[Record]] = {}
     fields, target = field_names(task.template), parse(task.target)
     for record in records:
-        key = tuple(record[field] for field in fields)
-        firsts.setdefault(key, record)
-        texts.setdefault(key, []).append(_fill(target, record))
-    return list(firsts.values()), list(texts.values())
+        groups.setdefault(tuple(record[field] for field in fields), []).append(record)
+    texts = [[_fill(target, record) for record in group] for group in groups.values()]
+    return [group[0] for group in groups.values()], texts
 
 
 def _answers(task: Task, target: Template | None, record: Record) -> tuple[Sequence[str], int]:

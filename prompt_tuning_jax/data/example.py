@@ -10,6 +10,7 @@ import re
 import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,7 +93,7 @@ def encode_example(
         rendered = _render(layout, fields, tokenizer, bos, continues)
         trunk, tails = _answered(rendered, answers or ("a",), tokenizer, template.direct)
         tails = [[*tail, *ending] for tail in tails] if answers else []
-        length = len(trunk.ids) + max(map(len, tails), default=1) - 1
+        length = len(trunk) + max(map(len, tails), default=1) - 1
         whole = whole or length
         if length <= max_length:
             break
@@ -107,31 +108,21 @@ def encode_example(
                 " template, shorter answers or fewer virtual tokens, or raise task.max_length"
             )
         fields[shortened] = kept
-    if not trunk.ids:
+    if not trunk:
         raise UserError(
             f"template {short(template.text, 200)} puts nothing before the answer: give it text, a"
             " slot or a field that is not empty"
         )
     # A slot or special token behind an empty field is at the field's place.
-    constant = min(_constant(rendered.first_field, trunk.ends), rendered.most)
-    return Example(
-        np.array(trunk.ids, np.int32),
-        tuple(np.array(tail, np.int32) for tail in tails),
-        answer,
-        constant,
-        whole - length,
-    )
+    constant = min(_constant(rendered.first_field, trunk), rendered.most)
+    ids, *arrays = (np.array(part, np.int32) for part in (list(map(_ID, trunk)), *tails))
+    return Example(ids, tuple(arrays), answer, constant, whole - length)
 
 
-class _Tokens(NamedTuple):
-    """Tokens, and the characters of the rendered text that they come from.
-
-    Slots and special tokens have no characters: they start and end at the same place.
-    """
-
-    ids: list[int]
-    starts: list[int]
-    ends: list[int]
+# A token, and where the characters of the rendered text that it comes from start and end. Slots and
+# special tokens have no characters: they start and end at the same place.
+_Tokens = list[tuple[int, int, int]]
+_ID, _START, _END = map(itemgetter, range(3))
 
 
 class _Rendered(NamedTuple):
@@ -186,7 +177,7 @@ def _render(
     continues: bool,
 ) -> _Rendered:
     specials: dict[str, int] = tokenizer.specials
-    front = _Tokens(list(bos), [0] * len(bos), [0] * len(bos))
+    front = [(number, 0, 0) for number in bos]
     spans: dict[str, list[tuple[int, int]]] = {}
     first_field = most = sys.maxsize
     begins = place = 0
@@ -194,7 +185,7 @@ def _render(
     for number, item in enumerate(layout):
         if isinstance(item, Special | range):
             ids = [-1 - j for j in item] if isinstance(item, range) else [specials[item.markup]]
-            _extend(front, ids, [(0, 0)] * len(ids), place)
+            front += [(number, place, place) for number in ids]
             continues = continues or isinstance(item, Special)
         else:
             begins, text, continues = place, "", continues or place > 0
@@ -206,9 +197,8 @@ def _render(
                 text += added
                 place += len(added)
             if number < len(layout) - 1:
-                ids, offsets = tokenizer.encode(text, continues=continues)
-                _extend(front, ids, offsets, begins)
-                most = min(most, len(front.ids)) if spans else most
+                front += _placed(*tokenizer.encode(text, continues=continues), begins)
+                most = min(most, len(front)) if spans else most
     return _Rendered(front, text, begins, continues, spans, first_field, most)
 
 
@@ -270,12 +260,9 @@ def _text_of(item: _Run | Special | range, fields: Mapping[str, str]) -> str:
     )
 
 
-def _extend(
-    tokens: _Tokens, ids: Sequence[int], offsets: Sequence[tuple[int, int]], place: int
-) -> None:
-    tokens.ids.extend(ids)
-    tokens.starts.extend([start + place for start, _ in offsets])
-    tokens.ends.extend([end + place for _, end in offsets])
+def _placed(ids: Sequence[int], offsets: Sequence[tuple[int, int]], place: int) -> _Tokens:
+    found = zip(ids, offsets, strict=True)
+    return [(number, start + place, end + place) for number, (start, end) in found]
 
 
 def _answered(
@@ -288,28 +275,25 @@ def _answered(
     """
     text = rendered.last
     between = separator(text, direct)
-    encoded = [
-        tokenizer.encode(text + between + answer, continues=rendered.continues)
-        for answer in answers
-    ]
+    texts = (text + between + answer for answer in answers)
+    encoded = [tokenizer.encode(each, continues=rendered.continues) for each in texts]
     ids, offsets = encoded[0]
     shared = len(ids)
     for other, other_offsets in encoded:
-        shared = min(shared, _constant(len(text), [end for _, end in other_offsets]))
+        shared = min(shared, _constant(len(text), _placed(other, other_offsets, 0)))
         # A token that is only a space may have empty offsets.
         while between and shared and len(set(offsets[shared - 1])) == 1:
             shared -= 1
         while other[:shared] != ids[:shared]:
             shared -= 1
-    front = rendered.front
-    trunk = _Tokens(front.ids.copy(), front.starts.copy(), front.ends.copy())
-    _extend(trunk, ids[:shared], offsets[:shared], rendered.begins)
-    return trunk, [other[shared:] for other, _ in encoded]
+    own = _placed(ids[:shared], offsets[:shared], rendered.begins)
+    return rendered.front + own, [other[shared:] for other, _ in encoded]
 
 
-def _constant(place: int, ends: Sequence[int]) -> int:
+def _constant(place: int, tokens: _Tokens) -> int:
     """Returns how many front tokens end at or before `place`."""
-    return next((number for number, end in enumerate(ends) if end > place), len(ends))
+    ends = enumerate(map(_END, tokens))
+    return next((number for number, end in ends if end > place), len(tokens))
 
 
 def _longest(spans: Mapping[str, Sequence[tuple[int, int]]], tokens: _Tokens) -> str:
@@ -321,7 +305,7 @@ def _longest(spans: Mapping[str, Sequence[tuple[int, int]]], tokens: _Tokens) ->
 
 def _within(span: tuple[int, int], tokens: _Tokens) -> range:
     start, end = span
-    return range(bisect_right(tokens.ends, start), bisect_left(tokens.starts, end))
+    return range(bisect_right(tokens, start, key=_END), bisect_left(tokens, end, key=_START))
 
 
 def _cut(span: tuple[int, int], tokens: _Tokens, excess: int) -> int:
@@ -332,7 +316,7 @@ def _cut(span: tuple[int, int], tokens: _Tokens, excess: int) -> int:
     if kept <= 0:
         return 0
     # A character of several tokens may continue after the last kept token; it stays for now.
-    return max(min(tokens.ends[numbers[kept - 1]], end - 1) - start, 0)
+    return max(min(_END(tokens[numbers[kept - 1]]), end - 1) - start, 0)
 
 
 def _bos(template: Template, tokenizer: Any, add_bos: bool) -> list[int]:

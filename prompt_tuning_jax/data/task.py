@@ -20,24 +20,22 @@ class Kind(NamedTuple):
     """A kind of task.
 
     Attributes:
-        module: its `read_source(config)` is imported and called when the data is read.
         fields: what a template may name, () if the data decides.
         labels: for a config without labels, () if the data decides.
         keys: of the section `task` of a config that other kinds do not have.
     """
 
-    module: str
     fields: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     keys: Mapping[str, Key] = {}
 
 
 TOPICS = ("business", "entertainment", "politics", "sport=sports", "tech=technology")
-# By the part of `task.name` before a colon.
+# By the part of `task.name` before a colon: the module here whose `read_source(config)` reads it.
 KINDS = {
-    "bbc_news": Kind("bbc_news", ("text",), TOPICS),
-    "files": Kind("files", keys=files.KEYS),
-    "tfds": Kind("tfds", keys=tfds.KEYS),
+    "bbc_news": Kind(("text",), TOPICS),
+    "files": Kind(keys=files.KEYS),
+    "tfds": Kind(keys=tfds.KEYS),
 }
 NAMES = [f"{name}:NAME" if name == "tfds" else name for name in KINDS]
 _SAVED = "; of other data save a file, and give 'files' and config.task.files.train"
@@ -134,12 +132,12 @@ def make_task(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
         UserError: a template with an unknown field or without any, or labels that are empty or
             repeated.
     """
-    name = config.name
-    kind = KINDS[name.partition(":")[0]]
-    module = f"prompt_tuning_jax.data.{kind.module}"
-    load = functools.cache(lambda: importlib.import_module(module).read_source(config))
-    task = Task(name, config.template, (), tuple(config.metrics), kind.fields, load, config.target)
-    task = task._replace(chat=config.system if getattr(config, "as_chat", False) else None)
+    name, module = config.name, config.name.partition(":")[0]
+    kind, place = KINDS[module], f"prompt_tuning_jax.data.{module}"
+    load = functools.cache(lambda: importlib.import_module(place).read_source(config))
+    chat = config.system if getattr(config, "as_chat", False) else None
+    metrics = tuple(config.metrics)
+    task = Task(name, config.template, (), metrics, kind.fields, load, config.target, chat=chat)
     check_fields(task.template, task.fields, output_fields(task))
     if not field_names(task.template):
         doubled = re.search(r"\{\{\s*(\w+)\s*\}\}", task.template)
@@ -151,9 +149,8 @@ def make_task(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
     if task.target:
         check_fields(task.target, task.fields)
         parse_target(task.target, ())
-        metrics = task.metrics or TEXT_DEFAULTS
-        return task._replace(metrics=metrics, tokenizer=config.metrics_tokenizer)
-    task = task._replace(metrics=task.metrics or ("accuracy",))
+        return task._replace(metrics=metrics or TEXT_DEFAULTS, tokenizer=config.metrics_tokenizer)
+    task = task._replace(metrics=metrics or ("accuracy",))
     words = config.labels or kind.labels
     if labels or words:
         pairs = tuple((value, word) for value, word in labels) or parse_labels(words)
@@ -235,14 +232,12 @@ def select_records(task: Task, split: str) -> list[Record]:
 
 
 def training_records(task: Task, config: Any) -> list[Record]:
-    """Returns the records to train on: those of `config.train`, or `config.examples_per_class` of
-    each label in it, see `_draw`."""
+    """Returns the records of `config.train`, or `config.examples_per_class` of each label."""
     return _draw(task, config, "train", "examples_per_class")
 
 
 def validation_records(task: Task, config: Any) -> list[Record]:
-    """Returns the records to validate with: those of `config.validation`, or
-    `config.validation_per_class` of each label in it, see `_draw`."""
+    """Returns those of `config.validation`, or `config.validation_per_class` of each label."""
     return _draw(task, config, "validation", "validation_per_class")
 
 

@@ -73,19 +73,14 @@ def parse(text: str, specials: Iterable[str] = ()) -> Template:
         part, place = match[0], match.start() + 1
         if part in ("{", "}"):
             raise _misplaced(text, place, f"{part!r} without its partner: write {part * 2!r}")
-        if part in _WRITTEN:
-            constant += _WRITTEN[part]
-        elif part.startswith("{"):
-            pieces += split_at_specials(constant, markups)
-            constant = ""
-            if len(filled) == _MOST_FILLED:
-                raise _misplaced(
-                    text, place, f"more than {_MOST_FILLED:,} fields and slots: use fewer"
-                )
-            filled.append(_field_or_slot(text, part[1:-1], place))
-            pieces.append(filled[-1])
-        else:
-            constant += part
+        if part in _WRITTEN or not part.startswith("{"):
+            constant += _WRITTEN.get(part, part)
+            continue
+        if len(filled) == _MOST_FILLED:
+            raise _misplaced(text, place, f"more than {_MOST_FILLED:,} fields and slots: use fewer")
+        filled.append(_field_or_slot(text, part[1:-1], place))
+        pieces += [*split_at_specials(constant, markups), filled[-1]]
+        constant = ""
     pieces += split_at_specials(constant, markups)
     plain = [piece for piece in filled if isinstance(piece, Slot) and piece.size is None]
     if len(plain) > 1:
@@ -191,15 +186,15 @@ def plain_slot_size(template: Template, num_virtual_tokens: int) -> int:
         )
     counts = [slot.size for slot in slots if slot.size is not None]
     rest = num_virtual_tokens - sum(counts)
-    if counts and (rest < 0 or (rest and len(counts) == len(slots))):
+    if not counts or rest == 0 or (rest > 0 and len(counts) < len(slots)):
+        return rest
+    fault = "there are no virtual tokens for this slot: remove it, or write a plain {soft}"
+    if num_virtual_tokens:
         fault = (
             f"the slots add up to {sum(counts)} virtual tokens, expected num_virtual_tokens,"
             f" {num_virtual_tokens}: change one of them, or write a plain {{soft}} for the rest"
         )
-        if not num_virtual_tokens:
-            fault = "there are no virtual tokens for this slot: remove it, or write a plain {soft}"
-        raise _misplaced(template.text, slots[-1].place, fault)
-    return rest
+    raise _misplaced(template.text, slots[-1].place, fault)
 
 
 def separator(text: str, direct: bool = False) -> str:

@@ -315,9 +315,8 @@ def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
     if {name: type(value) for name, value in manifest["model"].items()} != _MODEL:
         yield f"'model' is {short(manifest['model'])}, expected {', '.join(_MODEL)}"
     yield from _odd_additions(manifest)
-    for pair in manifest["labels"]:
-        if not isinstance(pair, list) or list(map(type, pair)) != [str, str]:
-            yield f"'labels' has {short(pair)}, expected pairs of texts"
+    pairs = [pair for pair in manifest["labels"] if _types(pair) != [str, str]]
+    yield from (f"'labels' has {short(pair)}, expected pairs of texts" for pair in pairs)
     if any(len(set(part)) < len(part) for part in zip(*manifest["labels"], strict=True)):
         yield "'labels' has a value or a word twice"
     if manifest["max_length"] < 0:
@@ -327,14 +326,15 @@ def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
 def _odd_additions(manifest: Mapping[str, Any]) -> Iterator[str]:
     numbers, held = [float] * len(manifest["labels"]), manifest.get("calibration")
     wanted = {"by": str, "examples": int, "scale": numbers, "bias": numbers}
-    if held is not None and wanted != {
-        name: [*map(type, value)] if isinstance(value, list) else type(value)
-        for name, value in held.items()
-    }:
+    if held is not None and wanted != {name: _types(value) for name, value in held.items()}:
         yield f"'calibration' is {short(held)}, expected {', '.join(wanted)}, a number a label"
     for row in manifest.get(PROMPTED, ()):
         if not isinstance(row, dict) or {*map(type, row.values())} - {str}:
             yield f"'demonstrations' has {short(row)}, expected texts by field"
+
+
+def _types(value: Any) -> Any:
+    return [*map(type, value)] if isinstance(value, list) else type(value)
 
 
 def _shallow(value: Any, depth: int) -> bool:

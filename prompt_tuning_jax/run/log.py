@@ -225,17 +225,13 @@ def _open_events(folder: Path):
         earlier.unlink()
     events = EventsWriter(os.fspath(folder / "events"))
     # An open TensorBoard drops what it has read.
-    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    start = {"status": event_pb2.SessionLog.START}
     events.write_event(event_pb2.Event(wall_time=time.time(), step=0, session_log=start))
     return events
 
 
 def _event(step: int, numbers: dict[str, float]):
-    from tensorboardX.proto import event_pb2, summary_pb2
+    from tensorboardX.proto import event_pb2
 
-    values = [
-        summary_pb2.Summary.Value(tag=name, simple_value=number) for name, number in numbers.items()
-    ]
-    return event_pb2.Event(
-        wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=values)
-    )
+    values = [{"tag": name, "simple_value": number} for name, number in numbers.items()]
+    return event_pb2.Event(wall_time=time.time(), step=step, summary={"value": values})
