@@ -156,16 +156,15 @@ def lay_out(template: Template, num_virtual_tokens: int) -> tuple[_Run | Special
         if isinstance(piece, Constant | Field):
             run.append(piece)
             continue
-        slots = range(0)
+        item: Special | range
         if isinstance(piece, Slot):
-            slots = range(used, used + (rest if piece.size is None else piece.size))
-            used = slots.stop
-            if not slots:
-                continue
-        if run:
-            layout.append(tuple(run))
+            item = range(used, used + (rest if piece.size is None else piece.size))
+            used = item.stop
+        else:
+            item = piece
+        if item:
+            layout += [tuple(run), item] if run else [item]
             run = []
-        layout.append(piece if isinstance(piece, Special) else slots)
     return (*layout, tuple(run))
 
 

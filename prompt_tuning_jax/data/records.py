@@ -1,9 +1,9 @@
 """Records: named texts, made from the rows of any data format."""
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 from prompt_tuning_jax.config.key import Key
@@ -122,11 +122,8 @@ def shuffled_groups(
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(tuple(record[field] for field in fields), []).append(record)
-
-    def digest(key: tuple[str, ...]) -> bytes:
-        return hashlib.sha256(json.dumps([seed, *key]).encode()).digest()
-
-    return [groups[key] for key in sorted(groups, key=digest)]
+    ordered = sorted(groups, key=lambda key: sha256(json.dumps([seed, *key]).encode()).digest())
+    return [groups[key] for key in ordered]
 
 
 def _as_text(value: Any) -> str | None:

@@ -119,10 +119,7 @@ def tie_to_config(folder: Path, config: ConfigDict, fresh: bool = False) -> None
         raise UserError(f"'{path}' is damaged: put it back, {again}") from error
     if changes:
         lines = "".join(f"\n  {change}" for change in changes)
-        raise UserError(
-            f"the workdir '{folder}' holds a run of another config: give another --workdir, or "
-            f"--fresh to start over here.{lines}"
-        )
+        raise UserError(f"the workdir '{folder}' holds a run of another config: {again}{lines}")
 
 
 def _delete_run(folder: Path) -> None:
