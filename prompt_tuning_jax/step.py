@@ -141,11 +141,16 @@ def update(state: State, total: tuple[Any, Sums], parts: Parts):
     count = jnp.maximum(sums.targets, 1.0)
     gradient = jax.tree.map(lambda leaf: leaf / count, gradient)
     norm = optax.tree.norm(gradient)
-    old = state.trainable, state.optimizer_state
-    updates, optimizer_state = parts.optimizer.update(gradient, old[1], old[0])
-    new = optax.apply_updates(old[0], updates), optimizer_state
-    finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss) & jnp.isfinite(optax.tree.sum(new[0]))
-    kept = jax.tree.map(lambda ours, before: jnp.where(finite, ours, before), new, old)
+    updates, optimizer_state = parts.optimizer.update(
+        gradient, state.optimizer_state, state.trainable
+    )
+    trainable = optax.apply_updates(state.trainable, updates)
+    finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss) & jnp.isfinite(optax.tree.sum(trainable))
+    trainable, optimizer_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (trainable, optimizer_state),
+        (state.trainable, state.optimizer_state),
+    )
     refused = jnp.where(finite, 0, 1).astype(jnp.int32)
     in_a_row = (state.refused_in_a_row + refused) * refused
     metrics = {
@@ -155,7 +160,8 @@ def update(state: State, total: tuple[Any, Sums], parts: Parts):
         "gradient_norm": norm,
         "refused_in_a_row": in_a_row.astype(jnp.float32),
     }
-    return State(state.step + 1, *kept, state.refused + refused, in_a_row), metrics
+    all_refused = state.refused + refused
+    return State(state.step + 1, trainable, optimizer_state, all_refused, in_a_row), metrics
 
 
 class Compiled(NamedTuple):

@@ -237,7 +237,7 @@ def training_records(task: Task, config: Any) -> list[Record]:
 
 
 def validation_records(task: Task, config: Any) -> list[Record]:
-    """Returns those of `config.validation`, or `config.validation_per_class` of each label."""
+    """Returns records of `config.validation`, or `config.validation_per_class` of each label."""
     return _draw(task, config, "validation", "validation_per_class")
 
 
