@@ -196,7 +196,8 @@ def _render(
                 text += added
                 place += len(added)
             if number < len(layout) - 1:
-                front += _placed(*tokenizer.encode(text, continues=continues), begins)
+                ids, offsets = tokenizer.encode(text, continues=continues)
+                front += _placed(ids, offsets, begins)
                 most = min(most, len(front)) if spans else most
     return _Rendered(front, text, begins, continues, spans, first_field, most)
 
