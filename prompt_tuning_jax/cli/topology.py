@@ -23,6 +23,7 @@ from prompt_tuning_jax.cli.show import print_facts, say
 from prompt_tuning_jax.data.batch import Batch
 from prompt_tuning_jax.data.task import make_task
 from prompt_tuning_jax.errors import UserError, nearest
+from prompt_tuning_jax.memory import step_bytes
 from prompt_tuning_jax.models.language_model import outline
 from prompt_tuning_jax.models.sites import virtual_tokens
 from prompt_tuning_jax.run.report import duration, size
@@ -176,7 +177,7 @@ def _compile(parts, state, frozen, batch, layout, devices) -> dict[str, Any]:
     analysis = compiled.memory_analysis()
     found = Counter(match[1] for match in COLLECTIVE.finditer(compiled.as_text()))
     return {
-        "needed": analysis.peak_memory_in_bytes,
+        "needed": getattr(analysis, "peak_memory_in_bytes", 0) or step_bytes(compiled),
         "temporaries": analysis.temp_size_in_bytes,
         "collectives": dict(found),
     }
