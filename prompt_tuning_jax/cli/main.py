@@ -230,10 +230,10 @@ def predict(
     if not artifact:
         raise UserError("predict needs --artifact DIR")
     for word in overrides:
-        if not word.startswith("--config.generation."):
+        if not word.startswith(("--config.generation.", "--config.parallel.")):
             raise UserError(
                 f"predict takes no {word!r}: the artifact brings its own config, and only"
-                " --config.generation.KEY can be changed"
+                " --config.generation.KEY and --config.parallel.KEY can be changed"
             )
     with _uninterrupted():
         from prompt_tuning_jax.cli.predict import write_answers

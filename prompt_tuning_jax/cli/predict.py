@@ -39,7 +39,7 @@ def write_answers(
       given: texts, or one file; with nothing or '-', stdin is read.
       as_json: whether a line or text is a JSON object; None goes by the name of the file.
       path: of the file to write, whole or not at all; None is stdout, a line at a time.
-      overrides: of `generation.*`, for a task with a target.
+      overrides: of `parallel.*`, and of `generation.*` for a task with a target.
     """
     with _opened(path) as output, contextlib.redirect_stdout(sys.stderr):
         for row in answers(folder, given, as_json, overrides):
@@ -55,9 +55,10 @@ def answers(
     artifact = load_artifact(find_artifact(folder))
     config = from_manifest(artifact.manifest, overrides)
     task = make_task(config.task, artifact.manifest["labels"])
-    if overrides and not task.target:
+    unread = [word for word in overrides if word.startswith("--config.generation.")]
+    if unread and not task.target:
         raise UserError(
-            f"the artifact {folder!r} has labels and writes no texts: leave {overrides[0]!r} out"
+            f"the artifact {folder!r} has labels and writes no texts: leave {unread[0]!r} out"
         )
     template, columns = artifact.manifest["template"], task_fields(config.task).columns
     changes: Counter[str] = Counter()
