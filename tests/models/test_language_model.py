@@ -16,10 +16,12 @@ def test_a_path_has_the_defaults_of_a_config(folder):
 
 def test_every_key_of_a_section_acts_and_is_kept(folder):
     settings = {"path": str(folder), "dtype": "bfloat16", "remat": "full", "matmul_precision": ""}
+    settings["quantize"] = "int8"
     section = configs.build({"model": settings}).model
     for lm in (load(section), load(settings), load(section, remat="full")):
         assert lm.settings == settings
-        assert lm.params["embed"]["embedding"].dtype == jnp.bfloat16
+        assert lm.params["embed"]["embedding"]["q"].dtype == jnp.int8
+        assert lm.dtype == lm.params["final_norm"]["scale"].dtype == jnp.bfloat16
         assert (lm.module.remat, lm.module.precision) == ("full", None)
     assert load(section, remat="none").settings == {**settings, "remat": "none"}
 
