@@ -6,7 +6,8 @@ import shlex
 import pytest
 import tiny_runs
 
-from prompt_tuning_jax import api, train
+from prompt_tuning_jax import api, compare, train
+from prompt_tuning_jax import config as configs
 
 ROWS = (
     "no prompt",
@@ -121,3 +122,10 @@ def test_a_comparison_that_cannot_be_run_is_refused(typed, home, keys, fault):
     shown = typed(*command("whole", **{"learning_rates": (), "curve": (), **keys}))
     assert shown.status == 2 and fault in shown.err
     assert not (home / "whole").exists()
+
+
+def test_a_searched_prompt_is_not_calibrated_with_the_records_that_chose_it(tmp_path):
+    config = configs.build({"compare": {"rows": ("no prompt", "searched prompt", "ia3")}})
+    setting = compare.Setting(None, config, tmp_path, None, print)
+    runs = [compare.make_run(config, tmp_path, row, 0) for row in compare.read_rows(config)]
+    assert [compare._calibration_of(setting, run) for run in runs] == ["labels", "", ""]
