@@ -26,7 +26,7 @@ PLACES = {
     "runpy": {"config/read.py"},
     "import_module": {"__init__.py", "data/task.py", "run/tracking.py"},
     "subprocess": {"run/environment.py", "data/chat.py"},
-    "socket": {"run/folder.py"},
+    "socket": {"run/folder.py", "run/processes.py"},
     "transformers": {"models/files/tokenizer.py", "data/render_chat.py"},
     "from_pretrained": {"models/files/tokenizer.py"},
     "trust_remote_code": {"models/files/tokenizer.py"},

@@ -10,8 +10,10 @@ import contextlib
 import hashlib
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -27,6 +29,7 @@ ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PR
 CLUSTER = "PROMPT_TUNING_CLUSTER"
 # Numbers of processes, in a Slurm step and under Open MPI; and the hosts of a TPU slice in GKE.
 COUNTS, HOSTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"), "TPU_WORKER_HOSTNAMES"
+PATIENCE = 300.0  # seconds that a process waits for the first one
 CHIPS = ("/dev/accel0", "/dev/vfio/0")  # of a TPU
 
 
@@ -78,11 +81,29 @@ def _how_to_join() -> dict[str, Any] | None:
             f"{shown}: expected HOST:PORT of the first process, the number of processes, and the "
             "number of this one, from 0; for a single process set none of the three."
         )
+    if int(number):
+        _wait_for(address)
     return {
         "coordinator_address": address,
         "num_processes": int(count),
         "process_id": int(number),
     }
+
+
+def _wait_for(address: str) -> None:
+    """Waits until the first process listens: without an answer jax would abort this one."""
+    host, _, port = address.rpartition(":")
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except (OSError, ValueError) as error:
+            if time.monotonic() > until or isinstance(error, ValueError):
+                raise UserError(
+                    f"{ADDRESS} is {address!r}, where nothing answers ({error}): start the first"
+                    " process there, with a port that the others can reach"
+                ) from error
+        time.sleep(0.2)
 
 
 def _exit(status: int) -> None:

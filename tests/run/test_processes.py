@@ -72,6 +72,17 @@ def test_a_cluster_is_joined_where_it_has_several_processes(given, wanted, monke
     assert joined == ([] if wanted is None else [wanted])
 
 
+def test_a_first_process_that_does_not_answer_is_named(tmp_path, monkeypatch, capsys):
+    given = "127.0.0.1:1", "2", "1"
+    for name, value in zip(
+        (processes.ADDRESS, processes.COUNT, processes.NUMBER), given, strict=True
+    ):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes, "PATIENCE", 0.5)
+    assert main.run(tiny_runs.training(tmp_path / "run")) == 2
+    assert "'127.0.0.1:1', where nothing answers (" in capsys.readouterr().err
+
+
 def test_processes_that_jax_found_by_itself_are_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     with pytest.raises(UserError, match="there are 4 processes on these devices: set JAX_COORD"):
