@@ -4,6 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TextIO
 
 
+WIDTH = 200  # of a table that no terminal shows
+
+
 def say(line: str) -> None:
     """Prints a line at once."""
     print(line, flush=True)
@@ -41,4 +44,7 @@ def print_table(
             table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(*row.values())
-    Console(file=file, markup=False, highlight=False).print(table)
+    console = Console(file=file, markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH  # a log has no end of a line
+    console.print(table)
