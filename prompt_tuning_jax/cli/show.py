@@ -3,7 +3,6 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TextIO
 
-
 WIDTH = 200  # of a table that no terminal shows
 
 
