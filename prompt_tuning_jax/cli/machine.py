@@ -11,6 +11,7 @@ import jaxlib
 
 from prompt_tuning_jax.cli.show import say
 from prompt_tuning_jax.errors import RunError
+from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.language_model import LanguageModel, load
 from prompt_tuning_jax.run.artifact import MANIFEST
 from prompt_tuning_jax.run.folder import ARTIFACT
@@ -87,6 +88,7 @@ def less_memory(config, devices: int = 1) -> str:
         changes.append("--config.model.remat=full (slower, far fewer temporaries)")
     if config.model.dtype not in ("bfloat16", "float16"):
         changes.append("--config.model.dtype=bfloat16 (half the weights if they are float32)")
-    if devices > 1 and not config.model.quantize and config.method.name != "fine_tuning":
+    trains_weights = getattr(METHODS[config.method.name], "TRAINS_WEIGHTS", False)
+    if devices > 1 and not config.model.quantize and not trains_weights:
         changes.append("--config.model.quantize=int8 (the frozen weights in half of bfloat16)")
     return f"try {' or '.join(changes)}" if changes else "try a smaller model"

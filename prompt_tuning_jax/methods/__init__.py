@@ -14,7 +14,7 @@ from prompt_tuning_jax.methods.base import NOTHING, Given, Method
 
 # Each has `KEYS`, the keys of `config.method` beside its name, and `make(config.method, start)`. It
 # may have `HAS_SLOTS`, if its virtual tokens stand in the template's slots, and `DEFAULTS`, its own
-# defaults for other keys of a config, such as `learning_rate`.
+# defaults for other keys of a config, such as `learning_rate`, and `TRAINS_WEIGHTS`.
 METHODS: dict[str, ModuleType] = {
     "soft_prompt": soft_prompt,
     "prompt_encoder": prompt_encoder,

@@ -15,6 +15,7 @@ from prompt_tuning_jax.methods.base import NOTHING, Given, Method
 from prompt_tuning_jax.methods.targets import match_paths
 
 DEFAULTS = {"learning_rate": 0.0001}
+TRAINS_WEIGHTS = True  # those of the model, which so cannot be in int8
 KEYS = {
     # Such as '*norm/scale', 'embed/*' or 'last/*'; () is all leaves.
     "leaves": strings(),

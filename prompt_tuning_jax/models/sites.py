@@ -105,8 +105,15 @@ def check_given(spec: Spec, given: Given, parts: bool = False) -> None:
                 raise UserError(f"'{path}' needs '{other}' beside it.")
     for path, leaf in given.params.items():
         _check_read(path, shapes)
-        if leaf.shape != shapes[path] and not parts:
+        if leaf.shape != shapes[path] and not (parts and _is_part(leaf.shape, shapes[path])):
             raise UserError(f"'{path}' has shape {leaf.shape}; the model reads {shapes[path]}.")
+
+
+def _is_part(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Tells whether a shape is that of one of the equal parts of another, along one axis."""
+    pairs = [*zip(shape, whole, strict=False)]
+    divided = [not size or of % size for size, of in pairs if size != of]
+    return len(shape) == len(whole) and len(divided) == 1 and not any(divided)
 
 
 def _check_read(path: str, known: Collection[str]) -> None:
