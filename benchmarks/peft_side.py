@@ -121,7 +121,7 @@ def trained(wrapped) -> Given:
     with tempfile.TemporaryDirectory() as folder:
         if isinstance(wrapped, PeftModel):
             wrapped.save_pretrained(folder, save_embedding_layers=False)
-            return Given(read_adapter(Path(folder), _spec(wrapped)).sites)
+            return Given(read_adapter(Path(folder), _spec(wrapped))[1])
         params = read_weights(save(wrapped, folder), "float32").params
         return Given(params=traverse_util.flatten_dict(params, sep="/"))
 
