@@ -103,7 +103,7 @@ def check_devices(count: int, shards: int) -> None:
     if count % shards:
         fits = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
         raise UserError(
-            f"config.parallel.model is {shards}, and there are {count} devices: give {fits}"
+            f"config.parallel.model is {shards}, and the number of devices is {count}: give {fits}"
         )
 
 

@@ -146,7 +146,9 @@ def test_fine_tuning_over_int8_is_refused():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(UserError, match=r"model is 3, and there are 8 devices: give 1, 2, 4,"):
+    with pytest.raises(
+        UserError, match=r"model is 3, and the number of devices is 8: give 1, 2, 4,"
+    ):
         make_mesh(jax.devices(), 3)
     with pytest.raises(
         UserError, match=r"model is 7, and 'embed/embedding' is 264 \(V\) x 24 \(E\): "

@@ -84,7 +84,7 @@ def read_adapter(folder: Path, spec: Spec) -> tuple[str, dict[str, Any]]:
 
 
 def _write_prompt(spec: Spec, arrays):
-    return _write_embeddings(spec, arrays[PROMPT], spec.heads, token_dim=spec.prompt_width)
+    return _write_embeddings(spec, arrays[PROMPT], spec.heads, {"token_dim": spec.prompt_width})
 
 
 def _write_prefix(spec: Spec, arrays):
@@ -92,13 +92,13 @@ def _write_prefix(spec: Spec, arrays):
     pair = np.stack([arrays[path] for path in PREFIX.values()], axis=1)
     flat = pair.transpose(2, 0, 1, 3, 4).reshape(pair.shape[2], -1)
     sizes = dict.fromkeys(("token_dim", "encoder_hidden_size"), spec.kv_heads * spec.head_size)
-    return _write_embeddings(spec, flat, spec.kv_heads, **sizes)
+    return _write_embeddings(spec, flat, spec.kv_heads, sizes)
 
 
-def _write_embeddings(spec: Spec, vectors: np.ndarray, heads: int, **sizes: int):
+def _write_embeddings(spec: Spec, vectors: np.ndarray, heads: int, sizes: Mapping[str, int]):
     counts = {"num_virtual_tokens": len(vectors), "num_transformer_submodules": 1}
     counts |= {"num_layers": spec.layers, "num_attention_heads": heads}
-    return {EMBEDDINGS: vectors}, counts | sizes
+    return {EMBEDDINGS: vectors}, {**counts, **sizes}
 
 
 def _read_prompt(path: Path, spec: Spec, arrays, config: Fields):
