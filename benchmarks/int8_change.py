@@ -4,6 +4,7 @@ python benchmarks/int8_change.py --model smollm2-135m-instruct
 """
 
 import argparse
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +26,18 @@ def logits(lm, ids):
     return np.asarray(lm.module.apply(variables, hidden, method="logits"))[0]
 
 
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="as config.model.path")
+    return parser.parse_args(arguments)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smollm2-135m-instruct")
-    model = parser.parse_args().model
+    """Prints the comparison."""
+    model = parse().model
     exact, coarse = load(model), load(model, quantize="int8")
     size, smaller = (
         sum(leaf.nbytes for leaf in jax.tree.leaves(lm.params)) for lm in (exact, coarse)
