@@ -237,6 +237,11 @@ def _use(lm, task, artifact, prompt="", max_length=0) -> _Use:
     check_artifact(artifact, lm)
     given, manifest = from_tensors(artifact.tensors), artifact.manifest
     check_given(lm.spec, given)
+    if given.params and lm.settings.get("quantize"):
+        raise UserError(
+            "config.model.quantize is 'int8', and the artifact holds weights of the model itself:"
+            " leave it out"
+        )
     demonstrations = manifest.get("demonstrations", ())
     own = manifest["config"].get("task")  # an earlier version's says nothing of chats
     chat = str(own.get("system", "")) if isinstance(own, dict) and own.get("as_chat") else None

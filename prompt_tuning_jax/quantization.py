@@ -1,6 +1,8 @@
 """Frozen matrices in int8: `{q, scale}`, a scale for each output row, of the model's dtype.
 
-A matrix is made whole where it is used, and again in the backward pass: it is never kept.
+A matrix is made whole where it is used. In the layers of the scan that is done again in the
+backward pass, unless `model.remat` is 'none'; the last layer's and the embeddings may be kept until
+then.
 """
 
 from collections.abc import Container, Mapping

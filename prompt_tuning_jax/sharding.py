@@ -2,7 +2,8 @@
 
 A mesh has the axes `data` and `model`. Rows lie over both. A frozen matrix is the same on all of
 `data` and lies in parts over `model`; inside a step a layer gathers its own as it comes to them, in
-the forward and in the backward pass, so that one layer is whole at a time.
+the forward and in the backward pass, so that one layer is whole at a time, beside the last one and
+the embeddings.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,8 @@
 """One update as pure functions (loss, gradient, update), and the same compiled over devices.
 
-A fork changes `train_step` and a test calls it. It knows no method and no model family. Around it
-stands `jit(shard_map)` over a mesh, or `pmap`.
+`train_step` is `gradients`, their sum over devices, and `update`; a test calls it and `pmap` maps
+it. Over a mesh `shard_map` maps `gradients` alone, and `update` stands behind. A fork changes these
+two. They know no method and no model family.
 """
 
 import functools

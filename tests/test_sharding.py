@@ -11,13 +11,14 @@ import tiny_methods
 from test_step import COLLECTIVE, assert_near
 from tiny_models import changed
 
+from prompt_tuning_jax import api
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.generate import DEFAULTS, generate
 from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.models.decoder import param_shapes
-from prompt_tuning_jax.models.sites import NOTHING
+from prompt_tuning_jax.models.sites import NOTHING, Given
 from prompt_tuning_jax.models.spec import matrices
 from prompt_tuning_jax.quantization import quantize, whole
 from prompt_tuning_jax.sharding import make_layout, make_mesh, shard
@@ -140,7 +141,12 @@ def _floats(tree):
     return {name: _floats(leaf) for name, leaf in tree.items()} if isinstance(tree, dict) else tree
 
 
-def test_fine_tuning_over_int8_is_refused():
+def test_fine_tuning_over_int8_is_refused(tmp_path):
+    artifact = tiny_methods.keep(
+        tmp_path / "kept", Given(params={"final_norm/scale": np.ones(24, np.float32)})
+    )
+    with pytest.raises(UserError, match=r"'int8', and the artifact holds weights of the model"):
+        api.label_scores(in_int8(tiny_methods.LM), tiny_methods.TASK, artifact, split=[])
     with pytest.raises(UserError, match=r"config.model.quantize is 'int8', and fine-tuning trains"):
         tiny_methods.make(name="fine_tuning").init(jax.random.key(0), in_int8(), tiny_methods.TASK)
 

@@ -29,6 +29,7 @@ from prompt_tuning_jax.models.sites import virtual_tokens
 from prompt_tuning_jax.run.report import duration, size
 from prompt_tuning_jax.sharding import check_devices, make_mesh
 from prompt_tuning_jax.step import compile_step, init_state, row_specs
+from prompt_tuning_jax.teacher import is_taught
 
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
@@ -54,6 +55,8 @@ def rehearse_on(config, topology: str) -> dict[str, Any]:
     chip, shape = topology.split(":")
     count = math.prod(map(int, shape.split("x")))
     check_devices(count, config.parallel.model)
+    if is_taught(config):
+        raise UserError("--topology has no model that can teach: leave config.teacher out")
     jax.config.update("jax_platforms", "cpu")  # an installed libtpu would look for a TPU
     lm = outline(config.model, config.parallel)
     step, state, frozen, batch, read = _arguments(lm, config, count)

@@ -58,6 +58,8 @@ def test_what_cannot_be_planned_is_refused(typed, monkeypatch):
     assert shown.status == 2 and "(did you mean 'v5e:2x4'?)" in shown.err and "v6e:4x4" in shown.err
     shown = typed(*words, "--dry_run", "--topology", "v5e:2x2", "--config.parallel.model=3")
     assert shown.status == 2 and "config.parallel.model is 3" in shown.err
+    shown = typed(*words, "--dry_run", "--topology", "v5e:2x2", "--config.teacher.prompt={text} is")
+    assert shown.status == 2 and "no model that can teach: leave config.teacher out" in shown.err
     other = type("Spec", (), {"origin": "libtpu/__init__.py"})
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: other)
     monkeypatch.setattr(topology.importlib.metadata, "version", lambda name: "0.0.1")
