@@ -1,8 +1,8 @@
 """One update as pure functions (loss, gradient, update), and the same compiled over devices.
 
-`train_step` is `gradients`, their sum over devices, and `update`; a test calls it and `pmap` maps
-it. Over a mesh `shard_map` maps `gradients` alone, and `update` stands behind. A fork changes these
-two. They know no method and no model family.
+`train_step` is what runs everywhere: in a test, over a mesh and under `pmap`. These differ in the
+`total` that they hand over, `gradients` and their sum over devices. A fork changes these two
+functions. They know no method and no model family.
 """
 
 import functools
@@ -111,34 +111,21 @@ def gradients(trainable, frozen: Frozen, batch: Batch, rng, parts: Parts):
     return total
 
 
-def train_step(state: State, frozen: Frozen, batch: Batch, parts: Parts, axis=None):
+def train_step(state: State, frozen: Frozen, batch: Batch, parts: Parts, total=gradients):
     """Updates `state.trainable`, and only reads what is frozen.
 
     Args:
       state: from `init_state` or an earlier step.
-      batch: rows of this device; `shared` is the same on all.
-      axis: name of the mapped axis to sum over, or names, if any.
+      batch: rows; `shared` is the same on all devices.
+      total: called as `gradients`, what gives the gradient and the sums of the rows of all devices.
 
     Returns:
       The next state, and a dict of float32[]: loss (mean nats a target), accuracy (in the whole
       vocabulary), targets, gradient_norm, refused_in_a_row. An update whose gradient or result is
       not finite is skipped.
     """
-    total = gradients(state.trainable, frozen, batch, draws(state.step, parts), parts)
-    if axis is not None:
-        # XLA makes one collective of the tree, however many leaves it has.
-        total = jax.lax.psum(total, axis)
-    return update(state, total, parts)
-
-
-def draws(step, parts: Parts) -> jax.Array:
-    """Returns the key of an update's random draws, the same on all devices."""
-    return jax.random.fold_in(jax.random.key(parts.seed), step)
-
-
-def update(state: State, total: tuple[Any, Sums], parts: Parts):
-    """Returns what `train_step` does, for the summed gradient and the sums of all rows."""
-    gradient, sums = total
+    rng = jax.random.fold_in(jax.random.key(parts.seed), state.step)  # the same on all devices
+    gradient, sums = total(state.trainable, frozen, batch, rng, parts)
     count = jnp.maximum(sums.targets, 1.0)
     gradient = jax.tree.map(lambda leaf: leaf / count, gradient)
     norm = optax.tree.norm(gradient)
@@ -182,11 +169,11 @@ class Compiled(NamedTuple):
 
 
 def compile_step(parts: Parts, parallel: str, devices=None, layout: Layout = WHOLE) -> Compiled:
-    """Maps `train_step` over devices: `parallel` is 'jit' (shard_map over a mesh, on which the
-    frozen weights have a layout) or 'pmap'."""
+    """Compiles `train_step` over devices: `parallel` is 'jit' (a mesh, on which the frozen weights
+    have a layout) or 'pmap'."""
     devices = jax.devices() if devices is None else devices
     if parallel == "pmap":
-        return _over_pmap(functools.partial(train_step, parts=parts, axis=AXES[0]), devices)
+        return _over_pmap(parts, devices)
     return _over_mesh(parts, devices, layout)
 
 
@@ -208,30 +195,32 @@ def place_rows(mesh, batch: Batch) -> Batch:
 def _over_mesh(parts, devices, layout):
     mesh, everywhere = make_mesh(devices, layout.shards), PartitionSpec()
 
-    def summed(trainable, step, frozen, batch):
-        gradient, sums = gradients(trainable, frozen, batch, draws(step, parts), parts)
+    def summed(*given):
+        gradient, sums = gradients(*given, parts)
         leaves, tree = jax.tree.flatten(gradient)
+        specs = jax.tree.leaves(layout.specs(gradient))
         # That of a divided leaf is already a sum over `model`, as its gathering is undone.
-        parted = [MODEL in spec for spec in jax.tree.leaves(layout.specs(gradient))]
-        own = [leaf for leaf, is_parted in zip(leaves, parted, strict=True) if is_parted]
-        others = [leaf for leaf, is_parted in zip(leaves, parted, strict=True) if not is_parted]
+        own = [leaf if MODEL in spec else None for leaf, spec in zip(leaves, specs, strict=True)]
+        others = [None if MODEL in spec else leaf for leaf, spec in zip(leaves, specs, strict=True)]
+        # XLA makes one collective of a tree, however many leaves it has.
         (others, sums), own = jax.lax.psum((others, sums), AXES), jax.lax.psum(own, AXES[0])
-        both = iter(others), iter(own)
-        return jax.tree.unflatten(tree, [next(both[is_parted]) for is_parted in parted]), sums
+        both = [b if a is None else a for a, b in zip(own, others, strict=True)]
+        return jax.tree.unflatten(tree, both), sums
 
-    def step(state, frozen, batch):
-        trained = layout.specs(state.trainable)
-        weights = Frozen(layout.specs(frozen.params), everywhere)
+    def total(trainable, frozen, batch, rng, parts):
+        trained = layout.specs(trainable)
         # check_vma=True would sum the shared keys' gradient over devices in every layer.
         over = jax.shard_map(
             summed,
             mesh=mesh,
-            in_specs=(trained, everywhere, weights, row_specs()),
+            in_specs=(trained, layout.specs(frozen), row_specs(), everywhere),
             out_specs=(trained, everywhere),
             check_vma=False,
         )
-        total = over(state.trainable, state.step, frozen, batch)
-        new, metrics = update(state, total, parts)
+        return over(trainable, frozen, batch, rng)
+
+    def step(state, frozen, batch):
+        new, metrics = train_step(state, frozen, batch, parts, total)
         places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), layout.specs(new))
         return jax.lax.with_sharding_constraint(new, places), metrics
 
@@ -243,7 +232,11 @@ def _over_mesh(parts, devices, layout):
     )
 
 
-def _over_pmap(step, devices):
+def _over_pmap(parts, devices):
+    def total(*given):
+        return jax.lax.psum(gradients(*given), AXES[0])
+
+    step = functools.partial(train_step, parts=parts, total=total)
     in_axes = (0, 0, Batch(None, *[0] * (len(Batch._fields) - 1)))
     mapped = jax.pmap(step, AXES[0], in_axes=in_axes, donate_argnums=0, devices=devices)
 

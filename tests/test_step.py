@@ -13,6 +13,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from tiny_models import SPEC, changed
 
+from prompt_tuning_jax import step as stepping
 from prompt_tuning_jax.data.batch import Shape, empty_batch, pack_batch
 from prompt_tuning_jax.methods.base import Method
 from prompt_tuning_jax.models.sites import PROMPT, Given, bind
@@ -51,7 +52,7 @@ ONE_LEAF = plain_model.random_given(1, SPEC, "prompt", size=2)
 THREE_LEAVES = plain_model.random_given(1, SPEC, "prompt", "prefix", size=2)
 FROZEN = Frozen(MODEL.params, {})
 
-one_step = jax.jit(train_step, static_argnames=("parts", "axis"))
+one_step = jax.jit(train_step, static_argnames="parts")
 
 
 class Placed(NamedTuple):
@@ -231,6 +232,18 @@ def test_a_shape_is_compiled_once_with_one_collective_for_one_leaf(parallel):
     # In newer versions of jax, pmap places what it returns otherwise than its first input.
     assert traces[0] <= traces[1] <= traces[0] + (parallel == "pmap")
     assert traces[2] == traces[1]
+
+
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+def test_who_edits_the_step_edits_what_devices_run(parallel, monkeypatch):
+    def edited(*arguments, **more):
+        state, metrics = train_step(*arguments, **more)
+        return state, {"edited": metrics["loss"]}
+
+    monkeypatch.setattr(stepping, "train_step", edited)
+    made = compile_step(PARTS, parallel)
+    placed = made.place(init_state(PARTS, ONE_LEAF)), made.place(FROZEN), made.place_batch(BATCH)
+    assert [*jax.eval_shape(made.step, *placed)[1]] == ["edited"]
 
 
 @pytest.mark.parametrize("how", [("jit", 8), ("pmap", 8)])
