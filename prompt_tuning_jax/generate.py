@@ -25,6 +25,7 @@ from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import Given, bind, prefix_length
 from prompt_tuning_jax.score import not_finite
+from prompt_tuning_jax.sharding import fetch
 
 UNREADABLE = "\ufffd"  # stands for the first bytes of a character that is cut
 LEAST_LENGTH = 16  # positions of the shortest rows
@@ -252,8 +253,8 @@ def write_rows(
     written = _begin(lm.module, size, most, lm.params, front.given, rows, rule)
     steps = 1
     while True:
-        ended, counts = np.array(written.ended), np.asarray(written.counts)
-        ids = [row[: counts[place]].tolist() for place, row in enumerate(np.asarray(written.ids))]
+        ended, counts, all_ids = map(fetch, (written.ended, written.counts, written.ids))
+        ids = [row[: counts[place]].tolist() for place, row in enumerate(all_ids)]
         if any(number < 0 for row in ids for number in row):
             raise not_finite(lm)
         if settings.stop and not ended.all():

@@ -30,7 +30,7 @@ from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import NOTHING, Given, bind, prefix_length, virtual_tokens
 from prompt_tuning_jax.run.progress import with_progress
-from prompt_tuning_jax.sharding import AXES, Layout, make_mesh, place
+from prompt_tuning_jax.sharding import AXES, Layout, fetch, make_mesh, place
 from prompt_tuning_jax.step import place_rows, row_specs, target_scores
 
 WHOLE = sys.maxsize  # examples of any length
@@ -91,14 +91,15 @@ def score(
     Args:
       examples: `data.example.Example`s, all with the same number of answers C.
       given: what a method's `adapt` returned, or Given() for the model alone.
-      devices: to spread the rows over; by default all of this process.
+      devices: to spread the rows over; by default those of this process, or of all if the weights
+        lie in parts. Then all processes score the same examples together.
       shape: of the batches, from `next_shape`; by default the best for these examples.
       log: takes a line of text if scoring takes long.
 
     Raises:
       UserError: the answers of an example, which share a row, take more than the free memory.
     """
-    devices = jax.local_devices() if devices is None else devices
+    devices = devices or (jax.devices() if lm.layout.shards > 1 else jax.local_devices())
     mesh = make_mesh(devices, lm.layout.shards)
     answers = len(examples[0].tails)
     shared = shared_length(examples)
@@ -118,7 +119,7 @@ def score(
         batch = batch._replace(
             shared=np.zeros((0,), np.int32), positions=np.maximum(batch.positions - shared, 0)
         )
-        values = np.asarray(compiled(params, front, place_rows(mesh, batch)))
+        values = fetch(compiled(params, front, place_rows(mesh, batch)))
         # The score of a tail is the sum over its tokens, in float32.
         flat = np.zeros(len(index) * answers, np.float32)
         np.add.at(flat, batch.target_example.ravel(), (values * batch.target_weights).ravel())
@@ -127,11 +128,9 @@ def score(
 
 
 def next_shape(examples, before: Shape | None) -> Shape:
-    """Returns the shape for the next part of a stream of examples, on all devices of this process;
-    `before` is that of the part before, if any."""
-    return stream_shape(
-        examples, shared_length(examples), before, row_multiple=jax.local_device_count()
-    )
+    """Returns the shape for the next part of a stream of examples, on all devices; `before` is that
+    of the part before, if any."""
+    return stream_shape(examples, shared_length(examples), before, row_multiple=jax.device_count())
 
 
 def check_finite(lm: LanguageModel, scores: np.ndarray) -> None:

@@ -6,11 +6,13 @@ the forward and in the backward pass, so that one layer is whole at a time, besi
 the embeddings.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prompt_tuning_jax.config.key import among, strings, whole
@@ -109,11 +111,22 @@ def check_devices(count: int, shards: int) -> None:
 
 
 def shard(params: Any, layout: Layout) -> Any:
-    """Places a frozen tree of numpy arrays: in parts, over the devices of this process, or whole on
-    the default device."""
+    """Places a frozen tree of numpy arrays: in parts, over the devices of all processes, or whole
+    on the default device."""
     if layout.shards == 1:
         return jax.device_put(params)
-    return place(params, make_mesh(jax.local_devices(), layout.shards), layout)
+    return place(params, make_mesh(jax.devices(), layout.shards), layout)
+
+
+@functools.cache
+def own_parts(layout: Layout, path: str, shape: tuple[int, ...]) -> list[Any]:
+    """Returns the indices of the parts of a frozen leaf that this process's devices hold."""
+    spec = dict(layout.divided).get(path)
+    if spec is None:
+        return [()]
+    sharding = NamedSharding(make_mesh(jax.devices(), layout.shards), spec)
+    held = sharding.addressable_devices_indices_map(shape).values()
+    return [*{str(index): index for index in held}.values()]
 
 
 def place(tree: Any, mesh: Mesh, layout: Layout) -> Any:
@@ -121,11 +134,8 @@ def place(tree: Any, mesh: Mesh, layout: Layout) -> Any:
 
     def put(leaf: Any, spec: PartitionSpec) -> jax.Array:
         sharding = NamedSharding(mesh, spec)
-        if sharding.is_fully_addressable:
+        if sharding.is_fully_addressable or is_spread(leaf):
             return jax.device_put(leaf, sharding)
-        if is_divided(leaf):
-            parts = [part.data for part in leaf.addressable_shards]
-            return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)
         # `device_put` would first send the whole leaf to every process, to compare.
         whole = np.asarray(leaf)
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
@@ -134,13 +144,15 @@ def place(tree: Any, mesh: Mesh, layout: Layout) -> Any:
 
 
 def fetch(leaf: jax.Array) -> np.ndarray:
-    """Copies a placed array back to numpy, from the parts that this process has."""
-    if leaf.is_fully_addressable or not is_divided(leaf):
+    """Copies a placed array back to numpy. All processes must fetch one that is in parts."""
+    if leaf.is_fully_addressable or leaf.is_fully_replicated:
         return np.array(leaf)  # a copy: on a CPU numpy would look into memory that is used again
-    whole = np.empty(leaf.shape, leaf.dtype)
-    for part in leaf.addressable_shards:
-        whole[part.index] = part.data
-    return whole
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+
+def is_spread(leaf: Any) -> bool:
+    """Tells whether an array lies over several processes."""
+    return not getattr(leaf, "is_fully_addressable", True)
 
 
 def is_divided(leaf: Any) -> bool:

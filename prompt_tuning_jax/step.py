@@ -195,8 +195,8 @@ def place_rows(mesh, batch: Batch) -> Batch:
 def _over_mesh(parts, devices, layout):
     mesh, everywhere = make_mesh(devices, layout.shards), PartitionSpec()
 
-    def summed(*given):
-        gradient, sums = gradients(*given, parts)
+    def summed(trainable, frozen, batch, rng):
+        gradient, sums = gradients(trainable, frozen, batch, rng, parts)
         leaves, tree = jax.tree.flatten(gradient)
         specs = jax.tree.leaves(layout.specs(gradient))
         # That of a divided leaf is already a sum over `model`, as its gathering is undone.

@@ -33,6 +33,7 @@ from prompt_tuning_jax.run.log import RunLog
 from prompt_tuning_jax.run.processes import agreed, check_processes, must_stop, stop_requested
 from prompt_tuning_jax.run.profiling import profiler
 from prompt_tuning_jax.run.tracking import check_tracker, tracker
+from prompt_tuning_jax.sharding import fetch, is_spread
 from prompt_tuning_jax.step import Compiled, Frozen, Parts, State, compile_step, init_state
 
 LARGE = 10**8  # numbers of a tree; of a larger one only the newest checkpoint is kept
@@ -158,10 +159,11 @@ def tune(
                 found = validate(lm, run.data, run.adapt(current), step + 1, run_log)
                 best = better(best, current, found, step + 1, config.best_by)
             ended = stop or last or enough(best, config)
-            if checkpoints is not None and (ended or due(step + 1, config.save_every)):
+            if kept and (ended or due(step + 1, config.save_every)):
                 run_log.flush()
-                spent = run_log.seconds()
-                saved = save(checkpoints, run, compiled.fetch(state), best, spent, memory, log)
+                spent, fetched = run_log.seconds(), compiled.fetch(state)
+                if checkpoints is not None:
+                    saved = save(checkpoints, run, fetched, best, spent, memory, log)
             if ended:
                 break
 
@@ -173,7 +175,7 @@ def tune(
         raise RunError("no validation loss of this run is finite: lower learning_rate.")
     if enough(best, config):
         log(f"stopped early after step {taken}: no better validation in the last {best.since}")
-    given = jax.device_get(run.adapt(best.trainable))
+    given = jax.tree.map(fetch, run.adapt(best.trainable))
     metrics = {"step": best.step, "validation_loss": best.loss}
     artifact = Artifact(to_tensors(given), make_manifest(lm, run.task, config, metrics))
     size = parameter_count(run.trainable)
@@ -219,7 +221,8 @@ def make_step(lm: LanguageModel, task, config):
         return method.init(key, lm._replace(params=params), task)
 
     is_outline = isinstance(jax.tree.leaves(lm.params)[0], jax.ShapeDtypeStruct)
-    trainable, fixed = jax.eval_shape(init, lm.params) if is_outline else init(lm.params)
+    made = jax.eval_shape(init, lm.params) if is_outline else init(lm.params)
+    trainable, fixed = jax.tree.map(lambda leaf: fetch(leaf) if is_spread(leaf) else leaf, made)
     # The frozen weights are an argument: what a jitted function closes over is compiled in.
     run = jax.jit(lambda tree, fixed, params: method.adapt(tree, fixed, params, key, False))
     given = jax.eval_shape(run, trainable, fixed, lm.params)

@@ -82,9 +82,6 @@ def rehearse_on(config, topology: str) -> dict[str, Any]:
     found["advice"] = "it fits" if found["fits"] else less_memory(config, count)
     if found["temporaries"] is None and found["fits"]:
         found["advice"] = "that fits without the temporaries, which only a compiler knows"
-    a_host = 8 if shape == "2x4" else 4
-    if lm.layout.shards > a_host:
-        found["advice"] += f"; but a host has {a_host} chips, and weights are divided inside a host"
     return found
 
 

@@ -51,8 +51,10 @@ def train_and_report(config, folder: str, fresh: bool, command: Sequence[str]) -
         if first:
             return _lead(config, folder, fresh, command)
         with enough_memory(config):
-            task = make_task(config.task)
-            result = tune(load_model(config), task, config, log=lambda line: None)
+            task, lm = make_task(config.task), load_model(config)
+            result = tune(lm, task, config, log=lambda line: None)
+            if result.finished and lm.layout.shards > 1:
+                compare(lm, task, config, result, None)
         return 0 if result.finished else SAVED
 
 
@@ -134,14 +136,16 @@ def _report(lm: LanguageModel, task, config, result: Result, run: Path, again: s
     return rows
 
 
-def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list[Row]:
+def compare(lm: LanguageModel, task, config, result: Result, kept: Path | None) -> list[Row]:
     """Returns the rows of the report on the test split: no prompt, the best written prompt on the
-    validation split, the teacher if any, and what was tuned."""
+    validation split, the teacher if any, and what was tuned. A process that only scores with the
+    first one has no folder of the artifact (`kept`)."""
+    log = say if kept else lambda line: None
     prompts = dict.fromkeys(config.prompts, "config.prompts")
     taught = is_taught(config)
     splits = (2 + bool(prompts) + taught) * (1 + taught)
     total = len(select_records(task, config.task.test)) * splits
-    progress = Progress("examples scored", say, total)
+    progress = Progress("examples scored", log, total)
     score = functools.partial(api.evaluate, lm, task, generation=None)
 
     def row(name, trained, size, seconds, **how):
@@ -149,7 +153,7 @@ def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list
         accuracy = found.get("accuracy")
         if "shortened" in found:
             counts = f"{found['shortened']} of {found['examples']}"
-            say(f"warning: {name}: {counts} examples were too long and lost their end")
+            log(f"warning: {name}: {counts} examples were too long and lost their end")
         loss = found["loss"] if accuracy is None else None
         began = time.perf_counter()
         if taught:  # again, for the time without compiling
@@ -162,7 +166,7 @@ def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list
         began, best = time.perf_counter(), next(iter(prompts))
         if len(prompts) > 1:
             ranked = functools.partial(score, split=config.task.validation, log=lambda line: None)
-            best = rank_prompts(prompts, ranked, say)[0]["prompt"]
+            best = rank_prompts(prompts, ranked, log)[0]["prompt"]
         seconds = time.perf_counter() - began
         rows.append(row("written prompt", 0, len(best.encode()), seconds, prompt=best))
     if taught:
@@ -170,7 +174,7 @@ def compare(lm: LanguageModel, task, config, result: Result, kept: Path) -> list
         texts = [prompt, *(each[name] for each in shown for name in each if name != PLACE)]
         length = sum(len(text.encode()) for text in texts)
         rows.append(row("teacher", 0, length, 0.0, prompt=prompt, demonstrations=shown))
-    size = (kept / TENSORS).stat().st_size
+    size = (kept / TENSORS).stat().st_size if kept else 0
     name, trained = config.method.name.replace("_", " "), result.trainable_parameters
     rows.append(row(name, trained, size, result.seconds, artifact=result.artifact))
     return rows

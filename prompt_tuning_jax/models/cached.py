@@ -14,7 +14,7 @@ from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.layers import POSITIONS_AXIS, Block, Context, layer_kinds
 from prompt_tuning_jax.models.positions import rotary_tables
 from prompt_tuning_jax.models.sites import PREFIX, VISIBLE, Given, bind
-from prompt_tuning_jax.sharding import is_divided
+from prompt_tuning_jax.sharding import is_divided, is_spread
 
 
 def bake(lm: LanguageModel, shared: np.ndarray, given: Given) -> Given:
@@ -67,7 +67,8 @@ def split_layers(module: Decoder, variables) -> list:
     if jax.default_backend() == "cpu" and not any(map(is_divided, jax.tree.leaves(stacks))):
         stacks = jax.device_get(stacks)
     last = {name: part["last"] for name, part in layered.items()}
-    return jax.device_put([*_unstack(stacks, module.spec.layers - 1), last])
+    layers = [*_unstack(stacks, module.spec.layers - 1), last]
+    return layers if any(map(is_spread, jax.tree.leaves(layers))) else jax.device_put(layers)
 
 
 def _unstack(stacks, length: int) -> list:

@@ -102,7 +102,7 @@ def load(
       model: `config.model`, or the path alone: a packaged model's name, a `.gguf` file, a Hugging
         Face folder with `config.json` and safetensors, or a name on the hub, such as
         'HuggingFaceTB/SmolLM2-360M-Instruct', whose commit the settings then name.
-      parallel: `config.parallel`, with which the weights lie in parts over this process's devices.
+      parallel: `config.parallel`, with which the weights lie in parts over all processes' devices.
       changes: other values than those of `model` or the defaults, by the names in `KEYS`.
 
     Raises:
@@ -118,24 +118,26 @@ def load(
     path, dtype = settings["path"], settings["dtype"]
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    check_devices(jax.local_device_count(), parallel["model"])
+    check_devices(jax.device_count(), parallel["model"])
     shrinks = DTYPES[dtype].itemsize if settings["quantize"] else 1
     most = device_bytes() * parallel["model"] * shrinks
-    source = read_weights(path, dtype, most or math.inf)
-    letters = matrices(source.spec)
-    layout = make_layout(letters, param_shapes(source.spec), parallel)
+    spec, _ = read_spec(path)
+    letters = matrices(spec)
+    layout = make_layout(letters, param_shapes(spec), parallel)
+    # In int8 a row has one scale, for which it is read whole.
+    source = read_weights(path, dtype, most or math.inf, WHOLE if settings["quantize"] else layout)
     words = read_tokenizer(path)
     settings["path"] = pin(path)
-    if words.highest >= source.spec.vocabulary:
+    if words.highest >= spec.vocabulary:
         # The embedding of such an id would be NaN, and so would every score.
-        ids = f"has ids up to {words.highest} and the model embeddings for {source.spec.vocabulary}"
+        ids = f"has ids up to {words.highest} and the model embeddings for {spec.vocabulary}"
         raise UserError(f"the tokenizer of '{path}' {ids}: give the two that belong together.")
-    words.embeddings = source.spec.vocabulary
-    module = _module(source.spec, settings)
+    words.embeddings = spec.vocabulary
+    module = _module(spec, settings)
     params = quantize(source.params, letters) if settings["quantize"] else source.params
     params = shard(params, layout)
     return LanguageModel(
-        settings, source.spec, module, params, words, source.fingerprint, source.config, layout
+        settings, spec, module, params, words, source.fingerprint, source.config, layout
     )
 
 

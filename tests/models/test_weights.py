@@ -1,5 +1,6 @@
 """Reading frozen weights: every source gives the same tree, and what is damaged is refused."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -10,7 +11,9 @@ import tracemalloc
 import gguf
 import numpy as np
 import pytest
+import tiny_methods
 import tiny_models
+from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 from tiny_models import BFLOAT16, SPEC, SPECS, assert_tree, changed, expected, unscaled
 
@@ -125,6 +128,33 @@ def test_a_model_larger_than_memory_is_refused_before_any_is_taken(tmp_path, mon
     monkeypatch.undo()
     monkeypatch.setattr(weights, "free_bytes", lambda: size)
     read_weights(path, "float32", size)
+
+
+@pytest.mark.parametrize("source", ["folder", "gguf"])
+def test_only_the_parts_of_this_process_are_filled(tmp_path, monkeypatch, source):
+    path = write(tmp_path, source)
+    layout = tiny_methods.layout(SPEC, 2)
+
+    def second_half(layout, path, shape):
+        spec = dict(layout.divided).get(path, ())
+        halves = zip(spec, shape, strict=True) if spec else ()
+        return [tuple(slice(size // 2 if name else 0, size) for name, size in halves)]
+
+    def half_of(name, leaf):
+        return leaf[second_half(layout, name, leaf.shape)[0]]
+
+    held = sum(half_of(*item).nbytes for item in WANTED.items())
+    assert held < 0.55 * sum(leaf.nbytes for leaf in WANTED.values())
+    monkeypatch.setattr(weights, "own_parts", second_half)
+    empty = lambda shape, dtype: np.full(shape, np.nan, dtype)  # noqa: E731
+    monkeypatch.setattr(weights.np, "empty", empty)
+    for free, refused in ((held - 1, True), (held + 1, False)):
+        monkeypatch.setattr(weights, "free_bytes", lambda free=free: free)
+        with pytest.raises(UserError) if refused else contextlib.nullcontext():
+            found = read_weights(path, "float32", layout=layout).params
+    for name, leaf in traverse_util.flatten_dict(found, sep="/").items():
+        np.testing.assert_array_equal(half_of(name, leaf), half_of(name, WANTED[name]))
+        assert np.isnan(leaf).sum() == leaf.size - half_of(name, leaf).size
 
 
 def test_a_file_of_a_terabyte_is_refused_by_its_header(folder):

@@ -26,6 +26,7 @@ from prompt_tuning_jax.models.spec import Spec
 from prompt_tuning_jax.models.weight_names import Tensor, parts_of, split, tensors
 from prompt_tuning_jax.safetensors_file import DTYPES as STORED
 from prompt_tuning_jax.safetensors_file import read_header, read_tensors
+from prompt_tuning_jax.sharding import WHOLE, Layout, own_parts
 from prompt_tuning_jax.storage import sha256
 
 DTYPES = {dtype.name: dtype for dtype in STORED.values()}
@@ -52,23 +53,24 @@ class Weights(NamedTuple):
     config: dict[str, Any]
 
 
-def read_weights(path: str, dtype: str, most: float = math.inf) -> Weights:
+def read_weights(path: str, dtype: str, most: float = math.inf, layout: Layout = WHOLE) -> Weights:
     """Reads a packaged model ('smollm2-135m-instruct'), a GGUF file, or a Hugging Face folder.
 
     Every leaf has the `dtype`: 'float32', 'bfloat16' or 'float16'. Matrices are `[out, in]`. Those
     of all layers but the last are stacked: `layers/attention/q/weight [L-1, H*d, D]`,
-    `last/attention/q/weight [H*d, D]`. Raises a UserError for a model that is damaged, not
-    supported, or larger than the free memory or than `most` bytes.
+    `last/attention/q/weight [H*d, D]`. Of a leaf that is divided only the parts for this process's
+    devices are filled, and the rest takes no memory. Raises a UserError for a model that is
+    damaged, not supported, or larger than the free memory or than `most` bytes.
     """
     found = find_model(path)
     read = _read_folder if found.is_dir() else _read_gguf
-    flat = read(found, DTYPES[dtype], min(most, free_bytes()))
+    flat = read(found, DTYPES[dtype], most, layout)
     for leaf in flat.params.values():
         leaf.flags.writeable = False
     return flat._replace(params=traverse_util.unflatten_dict(flat.params, sep="/"))
 
 
-def _read_folder(folder: Path, dtype: np.dtype, most: float) -> Weights:
+def _read_folder(folder: Path, dtype: np.dtype, most: float, layout: Layout) -> Weights:
     """Reads `config.json`, and safetensors in one file or in the files that an index names."""
     config = read_json(folder / "config.json")
     spec = spec_from_config(config, str(folder / "config.json"))
@@ -86,14 +88,14 @@ def _read_folder(folder: Path, dtype: np.dtype, most: float) -> Weights:
     )
     twins = {head, embedding} if spec.tied_head else set()
     wanted = _check_shapes(spec, tensors(spec), shapes, twins, folder)
-    leaves = _allocate(spec, dtype, most, folder)
+    leaves = _allocate(spec, dtype, most, layout, folder)
     whole, ties = hashlib.sha256(), set()
     for file, entries in headers.items():
         whole.update(bytes.fromhex(sha256(file)))
         kept = {name: entry for name, entry in entries.items() if name in names}
         for name, array in read_tensors(file, kept):
             if names[name] in wanted:
-                _fill(leaves, wanted[names[name]], array, f"{file}: the tensor '{name}'")
+                _fill(leaves, layout, wanted[names[name]], array, f"{file}: the tensor '{name}'")
             if names[name] in twins and head in shapes:
                 ties.add(hashlib.sha256(array.view(np.uint8).data).digest())
     if len(ties) > 1:
@@ -150,7 +152,7 @@ def _gguf_spec(file: Any, data: Any, path: Path) -> tuple[Spec, dict[str, Any]]:
     return spec_from_gguf(file.fields, GGUF_HEAD not in file.tensors, factors, str(path))
 
 
-def _read_gguf(path: Path, dtype: np.dtype, most: float) -> Weights:
+def _read_gguf(path: Path, dtype: np.dtype, most: float, layout: Layout) -> Weights:
     """Reads a GGUF file and dequantises it tensor by tensor."""
     file = read_gguf(path)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
@@ -159,14 +161,14 @@ def _read_gguf(path: Path, dtype: np.dtype, most: float) -> Weights:
         names = tensor_names(file.fields["general.architecture"], spec.layers)
         renamed = (_as_gguf(tensor, names) for tensor in tensors(spec))
         wanted = _check_shapes(spec, renamed, shapes, {ROPE_FACTORS}, path)
-        leaves = _allocate(spec, dtype, most, path)
+        leaves = _allocate(spec, dtype, most, layout, path)
         for name, tensor in wanted.items():
             array = dequantize(data, name, file.tensors[name])
             if file.fields["general.architecture"] == "llama" and ROTARY.fullmatch(name):
                 array = unpermute(array, array.shape[0] // spec.head_size)
             if spec.norm_offset and "norm" in name:
                 array = array - np.float32(spec.norm_offset)  # the converter has added it
-            _fill(leaves, tensor, array, f"{path}: the tensor '{name}'")
+            _fill(leaves, layout, tensor, array, f"{path}: the tensor '{name}'")
     return Weights(spec, leaves, sha256(path), config)
 
 
@@ -203,10 +205,14 @@ def _check_shapes(
     return found
 
 
-def _allocate(spec: Spec, dtype: np.dtype, most: float, path: Path) -> dict[str, np.ndarray]:
-    """Returns empty leaves by path. Refuses a model that takes more than `most` bytes."""
+def _allocate(spec: Spec, dtype: Any, most: float, layout: Layout, path: Path) -> dict[str, Any]:
+    """Returns empty leaves by path. Refuses a model that takes more than `most` bytes, or of which
+    this process's parts take more than are free."""
     shapes = param_shapes(spec)
     numbers = sum(map(math.prod, shapes.values()))
+    parts = ((shape, own_parts(layout, leaf, shape)) for leaf, shape in shapes.items())
+    held = sum(np.broadcast_to(0, shape)[part].size for shape, own in parts for part in own)
+    most = min(most, free_bytes() * numbers / held)  # other processes hold the rest
     needed, half = numbers * dtype.itemsize, numbers * DTYPES["bfloat16"].itemsize
     if needed > most:
         other = "give --config.model.dtype=bfloat16" if half <= most else "give a smaller model"
@@ -216,11 +222,16 @@ def _allocate(spec: Spec, dtype: np.dtype, most: float, path: Path) -> dict[str,
     return {leaf: np.empty(shape, dtype) for leaf, shape in shapes.items()}
 
 
-def _fill(leaves: Mapping[str, np.ndarray], tensor: Tensor, array: np.ndarray, what: str) -> None:
+def _fill(leaves: dict[str, Any], layout: Layout, tensor: Tensor, array: Any, what: str) -> None:
     """Copies a tensor into its places, cast, and refuses numbers that are not finite then."""
-    places = parts_of(leaves, tensor)
-    parts = split(tensor, array, [len(place) for place in places])
-    for place, part in zip(places, parts, strict=True):
+    places, first = parts_of(leaves, tensor), 0 if tensor.layer is None else 1
+    cut = split(tensor, array, [len(place) for place in places])
+    parts = (
+        (place[index[first:]], part[index[first:]])
+        for leaf, place, part in zip(tensor.leaves, places, cut, strict=True)
+        for index in own_parts(layout, leaf, leaves[leaf].shape)
+    )
+    for place, part in parts:
         with np.errstate(over="ignore"):
             place[...] = part
         if not np.isfinite(place).all():
