@@ -1,4 +1,5 @@
-"""A run over two processes: its rows are shared out, both stop together, and both go on."""
+"""A run over two processes or four: they share the rows, or the weights too, stop together and go
+on together."""
 
 import json
 import os
@@ -22,6 +23,7 @@ from whole_runs import (
 
 from prompt_tuning_jax.run import folder as workdir
 from prompt_tuning_jax.run import processes
+from prompt_tuning_jax.run.artifact import load_artifact
 
 STEPS = 300
 WORDS = (f"--config.steps={STEPS}", "--config.evaluate_every=50", "--config.save_every=0")
@@ -39,15 +41,45 @@ with processes.join_processes() as first:
     assert found[0].tobytes() == tree(True)[0].tobytes()
     assert found[1:] == tree(True)[1:] and [*map(type, found[1:])] == [float, int, bool]
 """
+# Tunes and writes a few texts. The first process keeps what came of it.
+TUNES = """
+import sys
+
+import jax
+import numpy as np
+from prompt_tuning_jax import api, config as configs
+from prompt_tuning_jax.cli.machine import load_model
+from prompt_tuning_jax.data.task import make_task, select_records
+from prompt_tuning_jax.generate import DEFAULTS, generate
+from prompt_tuning_jax.run.processes import join_processes
+from prompt_tuning_jax.train import tune
+
+out, path, *words = sys.argv[1:]
+with join_processes() as first:
+    config = configs.load(path, words)
+    lm, task = load_model(config), make_task(config.task)
+    made = tune(lm, task, config, log=lambda line: None)
+    examples, given = api.encode(lm, task, select_records(task, "test[:3]"), made.artifact)
+    texts = generate(lm, examples, given, DEFAULTS._replace(max_new_tokens=4))
+    texts = [each.ids for each in texts]
+    parts = [part.data for leaf in jax.tree.leaves(lm.params) for part in leaf.addressable_shards]
+    found = {"losses": [line["train/loss"] for line in made.history if "train/loss" in line]}
+    found |= {"validation": [line.get("validation/loss", 0) for line in made.history]}
+    found |= {"held": sum(part.nbytes for part in parts), "texts": texts}
+    if first:
+        tensors = {name.replace("/", "."): leaf for name, leaf in made.artifact.tensors.items()}
+        np.savez(out, **found, **tensors)
+"""
 
 
-def two(commands, named=None, more=()):
-    """Starts two processes of one run, which find each other by our variables, or by those that a
+def several(commands, named=None, more=()):
+    """Starts the processes of one run, which find each other by our variables, or by those that a
     cluster sets: `named`, with {} for the number of a process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    ours = {processes.ADDRESS: address, processes.COUNT: "2", processes.NUMBER: "{}"}
+    count = str(len(commands))
+    ours = {processes.ADDRESS: address, processes.COUNT: count, processes.NUMBER: "{}"}
     environments = [
         tiny_runs.environment(
             **{
@@ -55,7 +87,7 @@ def two(commands, named=None, more=()):
                 for name, value in {**(named or ours), **dict(more)}.items()
             }
         )
-        for number in "01"
+        for number in range(len(commands))
     ]
     return [
         tiny_runs.start(command, env=environment)
@@ -63,18 +95,31 @@ def two(commands, named=None, more=()):
     ]
 
 
-def ended(both, statuses):
-    """What both print, once they have ended by these statuses."""
-    outputs = [process.communicate(timeout=PATIENCE)[0] for process in both]
-    assert [process.returncode for process in both] == statuses, outputs
+def report(run):
+    """The rows of a run's report by their names."""
+    return {row["name"]: row for row in json.loads((run / workdir.REPORT).read_text())["rows"]}
+
+
+def ended(started, statuses):
+    """What all print, once they have ended by these statuses."""
+    outputs = [process.communicate(timeout=PATIENCE)[0] for process in started]
+    assert [process.returncode for process in started] == statuses, outputs
     return outputs
+
+
+def python(folder, script, *words):
+    """The command that runs a script, which it puts into a folder."""
+    path = folder / "script.py"
+    path.write_text(script)
+    interpreter = tiny_runs.world().program.read_text().splitlines()[0].removeprefix("#!")
+    return [interpreter, str(path), *words]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The folder of a run of two processes that nothing stopped."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    ended(two([tiny_runs.train(run, *WORDS)] * 2), [0, 0])
+    ended(several([tiny_runs.train(run, *WORDS)] * 2), [0, 0])
     return run
 
 
@@ -89,9 +134,56 @@ def test_they_do_what_one_process_does(whole, tmp_path):
 def test_divided_weights_train_the_same(whole, tmp_path):
     run, words = tmp_path / "run", ("--config.parallel.model=2", *WORDS)
     four = {"JAX_NUM_CPU_DEVICES": "4"}
-    ended(two([tiny_runs.train(run, *words)] * 2, more=four), [0, 0])
+    ended(several([tiny_runs.train(run, *words)] * 2, more=four), [0, 0])
     np.testing.assert_allclose(losses(run), losses(whole), rtol=1e-4)
     assert sorted(os.listdir(whole)) == sorted(os.listdir(run))
+
+
+SGD = ("--config.optimizer.name=sgd", "--config.learning_rate=0.01")
+
+
+@pytest.mark.parametrize(
+    ("count", "model", "words", "tolerance"),
+    [
+        (2, 2, ("--config.method.name=fine_tuning", *SGD), 1e-6),
+        (4, 4, ("--config.method.name=prefix", *SGD), 1e-6),
+        (4, 2, ("--config.method.name=lora",), 1e-5),
+    ],
+)
+def test_weights_over_processes_train_and_write_as_in_one(count, model, words, tolerance, tmp_path):
+    few = ("--config.steps=4", "--config.evaluate_every=2", "--config.microbatches=1", *words)
+    results = []
+    for processes_, shards in ((1, 1), (count, model)):
+        out, divided = tmp_path / f"{processes_}.npz", f"--config.parallel.model={shards}"
+        command = python(tmp_path, TUNES, str(out), tiny_runs.config_for(words), *few, divided)
+        ended(several([command] * processes_), [0] * processes_)
+        results.append(dict(np.load(out)))
+    alone, found = results
+    # All but the norms is divided.
+    assert found.pop("held") < 1.05 * alone.pop("held") / model
+    assert found.keys() == alone.keys() and len(found["losses"]) == 4
+    for name, wanted in alone.items():
+        most = tolerance * max(1, np.abs(wanted).max())
+        np.testing.assert_allclose(found[name], wanted, rtol=0, atol=most, err_msg=name)
+
+
+def test_weights_over_processes_are_saved_and_reported(tmp_path):
+    alone, run = tmp_path / "alone", tmp_path / "run"
+    words = ("--config.steps=60", "--config.evaluate_every=30", "--config.save_every=0", *SGD)
+    words = (*words, "--config.method.name=fine_tuning")
+    finish(tiny_runs.train(alone, *words))
+    both = several([tiny_runs.train(run, "--config.parallel.model=2", *words)] * 2)
+    wait(both[0], lambda: lines(run) >= 10)
+    both[1].send_signal(signal.SIGTERM)
+    command = tiny_runs.printed_command(ended(both, [75, 75])[0])
+    ended(several([command] * 2), [0, 0])
+    assert [start["outcome"] for start in starts(run)] == ["stopped", "finished"]
+    np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
+    for name in ("no prompt", "written prompt", "fine tuning"):
+        assert report(run)[name]["accuracy"] == report(alone)[name]["accuracy"]
+    wanted = load_artifact(alone / workdir.ARTIFACT).tensors
+    for name, tensor in load_artifact(run / workdir.ARTIFACT).tensors.items():
+        np.testing.assert_allclose(tensor, wanted[name], rtol=0, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -99,14 +191,14 @@ def test_divided_weights_train_the_same(whole, tmp_path):
 )
 def test_one_is_signalled_and_both_save_the_same_step_and_go_on(number, sent, whole, tmp_path):
     run = tmp_path / "run"
-    both = two([tiny_runs.train(run, *WORDS)] * 2)
+    both = several([tiny_runs.train(run, *WORDS)] * 2)
     wait(both[0], lambda: lines(run) >= 20)
     both[number].send_signal(sent)
     output = ended(both, [75, 75])[0]
     [saved] = map(int, os.listdir(run / workdir.CHECKPOINTS))
     assert len(losses(run)) == saved < STEPS, "steps were lost"
     command = tiny_runs.printed_command(output)
-    assert f"going on after step {saved}" in ended(two([command] * 2), [0, 0])[0]
+    assert f"going on after step {saved}" in ended(several([command] * 2), [0, 0])[0]
     assert [start["outcome"] for start in starts(run)] == ["stopped", "finished"]
     assert left_behind(run) == left_behind(whole)
 
@@ -114,26 +206,26 @@ def test_one_is_signalled_and_both_save_the_same_step_and_go_on(number, sent, wh
 def test_other_settings_are_refused_in_both(tmp_path):
     run = tmp_path / "run"
     commands = [tiny_runs.train(run, *WORDS, f"--config.seed={seed}") for seed in (0, 1)]
-    for output in ended(two(commands), [2, 2]):
+    for output in ended(several(commands), [2, 2]):
         assert "error: process 1 of 2 has another config, model or data than process 0" in output
     assert not (run / workdir.CONFIG).exists()
 
 
 def test_pmap_is_refused(tmp_path):
     command = tiny_runs.train(tmp_path / "run", "--config.parallel=pmap")
-    for output in ended(two([command] * 2), [2, 2]):
+    for output in ended(several([command] * 2), [2, 2]):
         assert "error: config.parallel is 'pmap': several processes need 'jit'" in output
 
 
 def test_one_that_is_killed_ends_the_other(whole, tmp_path):
     run = tmp_path / "run"
     words = [*WORDS[:-1], "--config.save_every=5"]
-    both = two([tiny_runs.train(run, *words)] * 2)
+    both = several([tiny_runs.train(run, *words)] * 2)
     wait(both[0], lambda: lines(run) >= 20)
     both[1].kill()
     assert both[0].wait(PATIENCE) not in (0, 75)
     both[0].communicate()
-    ended(two([tiny_runs.train(run, *words)] * 2), [0, 0])
+    ended(several([tiny_runs.train(run, *words)] * 2), [0, 0])
     assert_same_but_config(run, whole)
 
 
@@ -149,13 +241,9 @@ SLURM = {
 
 @pytest.mark.parametrize("named", [None, SLURM], ids=["our variables", "a Slurm step"])
 def test_all_agree_on_the_values_of_the_first_bit_for_bit(named, tmp_path):
-    path = tmp_path / "agrees.py"
-    path.write_text(AGREES)
-    python = tiny_runs.world().program.read_text().splitlines()[0].removeprefix("#!")
-    ended(two([[python, str(path)]] * 2, named), [0, 0])
+    ended(several([python(tmp_path, AGREES)] * 2, named), [0, 0])
 
 
 def test_only_the_first_writes_the_report(whole):
-    rows = json.loads((whole / workdir.REPORT).read_text())["rows"]
-    assert [row["name"] for row in rows] == ["no prompt", "written prompt", "soft prompt"]
+    assert [*report(whole)] == ["no prompt", "written prompt", "soft prompt"]
     assert len(starts(whole)) == 1
