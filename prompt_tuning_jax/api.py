@@ -102,17 +102,12 @@ def evaluate(
 
 
 class Scored(NamedTuple):
-    """A split of a task as the model scores it.
+    """A split of a task as the model scores it."""
 
-    Attributes:
-      scores: float32[N, C] nats, the log-probability of each label, or of the target alone.
-      answers: int[N], the place of the right label.
-      counts: shortened and demonstrations, as in what `evaluate` returns.
-    """
-
+    # float32[N, C] nats, the log-probability of each label, or of the target alone.
     scores: np.ndarray
-    answers: np.ndarray
-    counts: dict[str, int]
+    answers: np.ndarray  # int[N], the place of the right label
+    counts: dict[str, int]  # shortened and demonstrations, as in what `evaluate` returns
 
 
 def label_scores(

@@ -194,22 +194,14 @@ def make_run(
 
 
 class Compared(NamedTuple):
-    """A row's results.
-
-    Attributes:
-      row: the row.
-      examples: of each label that it was trained on, 0 for all.
-      runs: a run for each seed.
-      found: what each run found: `loss` and `accuracy` on the validation split, and what it cost.
-      test: how each run does on the test split, `values` by example among it.
-      tried: (rate, what was found) of each learning rate that was tried.
-    """
+    """A row's results."""
 
     row: Row
-    examples: int
-    runs: list[Run]
-    found: list[dict[str, Any]]
-    test: list[dict[str, Any]]
+    examples: int  # of each label that it was trained on, 0 for all
+    runs: list[Run]  # one for each seed
+    found: list[dict[str, Any]]  # by run: `loss` and `accuracy` in validation, and what it cost
+    test: list[dict[str, Any]]  # by run: how it does on the test split, `values` by example
+    # Each learning rate that was tried, with what was found.
     tried: Sequence[tuple[float, dict[str, Any]]] = ()
 
 

@@ -33,23 +33,14 @@ STEPS_AT_ONCE = 8  # on the device, before the texts are searched for stop strin
 
 
 class Settings(NamedTuple):
-    """How texts are written, the section `generation` of a config.
+    """How texts are written, the section `generation` of a config."""
 
-    Attributes:
-      max_new_tokens: the most tokens of a text.
-      temperature: tokens are drawn at this temperature; 0 takes the likeliest.
-      top_k: draw from so many of the likeliest tokens; 0 is all.
-      top_p: draw from as few of the likeliest as have this share of the probability.
-      stop: strings that end a text, and are left out of it.
-      batch_size: texts that are written at once.
-    """
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()
-    batch_size: int = 16
+    max_new_tokens: int = 64  # the most tokens of a text
+    temperature: float = 0.0  # tokens are drawn at this temperature; 0 takes the likeliest
+    top_k: int = 0  # draw from so many of the likeliest tokens; 0 is all
+    top_p: float = 1.0  # draw from as few of the likeliest as have this share of the probability
+    stop: tuple[str, ...] = ()  # strings that end a text, and are left out of it
+    batch_size: int = 16  # texts that are written at once
 
 
 DEFAULTS = Settings()
@@ -97,17 +88,12 @@ def read_settings(config) -> Settings:
 
 
 class Generation(NamedTuple):
-    """What the model wrote.
+    """What the model wrote."""
 
-    Attributes:
-      text: without the space that joins it to the prompt, up to a stop string.
-      ids: as the model chose them, the end-of-text token too.
-      finished: whether the text came to an end, or was cut at the most new tokens or at the model's
-        last position.
-    """
-
-    text: str
-    ids: list[int]
+    text: str  # without the space that joins it to the prompt, up to a stop string
+    ids: list[int]  # as the model chose them, the end-of-text token too
+    # Whether the text came to an end, or was cut at the most new tokens or at the model's last
+    # position.
     finished: bool
 
 

@@ -40,25 +40,15 @@ LARGE = 10**8  # numbers of a tree; of a larger one only the newest checkpoint i
 
 
 class Plan(NamedTuple):
-    """A run before anything is compiled or written.
+    """A run before anything is compiled or written."""
 
-    Attributes:
-      parts: what the step is made of.
-      trainable: the first trainable tree.
-      frozen: what an update only reads.
-      adapt: from a trainable tree to what the model is given in an evaluation.
-      data: the examples and their batches.
-      sources: fingerprints by 'model' and 'data', which are not in the config.
-      task: with what it begins with.
-    """
-
-    parts: Parts
-    trainable: Any
-    frozen: Frozen
-    adapt: Callable
-    data: Data
-    sources: dict[str, str]
-    task: Any
+    parts: Parts  # what the step is made of
+    trainable: Any  # the first trainable tree
+    frozen: Frozen  # what an update only reads
+    adapt: Callable  # from a trainable tree to what the model is given in an evaluation
+    data: Data  # the examples and their batches
+    sources: dict[str, str]  # fingerprints by 'model' and 'data', which are not in the config
+    task: Any  # with what it begins with
 
 
 class Best(NamedTuple):
@@ -73,27 +63,16 @@ class Best(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What training gave.
+    """What training gave."""
 
-    Attributes:
-      artifact: the best adaptation.
-      history: the lines of metrics.
-      finished: whether it took all steps or ended early by itself, and was not asked to stop.
-      trainable_parameters: how many numbers were trained.
-      seconds: the time of the steps and validations.
-      saved: whether its end is in a checkpoint.
-      step_seconds: the time of the steps alone.
-      memory: the bytes that the compiled step needs on a device.
-    """
-
-    artifact: Artifact
-    history: list[dict]
-    finished: bool
-    trainable_parameters: int
-    seconds: float
-    saved: bool
-    step_seconds: float = 0.0
-    memory: int = 0
+    artifact: Artifact  # the best adaptation
+    history: list[dict]  # the lines of metrics
+    finished: bool  # whether it took all steps or ended early by itself, and was not asked to stop
+    trainable_parameters: int  # how many numbers were trained
+    seconds: float  # the time of the steps and validations
+    saved: bool  # whether its end is in a checkpoint
+    step_seconds: float = 0.0  # the time of the steps alone
+    memory: int = 0  # the bytes that the compiled step needs on a device
 
 
 def tune(

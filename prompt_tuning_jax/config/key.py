@@ -13,22 +13,17 @@ from prompt_tuning_jax.errors import nearest, short
 
 
 class Key(NamedTuple):
-    """A key. The type of its default is the type of its values.
+    """A key. The type of its default is the type of its values."""
 
-    Attributes:
-      default: the value where a config gives none. If it is not valid, a config has to give one.
-      expected: what a value has to be, in words.
-      holds: whether a value of the right type is valid.
-      names: the valid values where these are names, so that a fault can say which one is nearest.
-      beside: what a valid value has to be beside the other values of its section, in words.
-      fits: whether it is that; takes the value and those of its section by name.
-    """
-
+    # The value where a config gives none. If it is not valid, a config has to give one.
     default: Any
-    expected: str
-    holds: Callable[[Any], bool] = lambda value: True
+    expected: str  # what a value has to be, in words
+    holds: Callable[[Any], bool] = lambda value: True  # whether a value of the right type is valid
+    # The valid values where these are names, so that a fault can say which one is nearest.
     names: Collection[str] = ()
+    # What a valid value has to be beside the other values of its section, in words.
     beside: str = ""
+    # Whether it is that; takes the value and those of its section by name.
     fits: Callable[[Any, Mapping[str, Any]], bool] = lambda value, section: True
 
     def if_fits(self, beside: str, fits: Callable[[Any, Mapping[str, Any]], bool]) -> "Key":

@@ -32,20 +32,14 @@ _OTHERWISE = "give config.task.as_chat=false, or another model"
 
 
 class Chat(NamedTuple):
-    """What a chat template writes around texts, as pieces of a template.
+    """What a chat template writes around texts, as pieces of a template."""
 
-    Attributes:
-      alone: in front of an only question, and behind it up to the answer.
-      several: in front of the first question, between it and its answer, between that and the next
-        question, and behind the last.
-      bos: BOS, if any.
-      end: the special token that ends an answer, if any.
-    """
-
-    alone: list[list[Piece]]
+    alone: list[list[Piece]]  # in front of an only question, and behind it up to the answer
+    # In front of the first question, between it and its answer, between that and the next question,
+    # and behind the last.
     several: list[list[Piece]]
     bos: Special | None
-    end: Special | None
+    end: Special | None  # the special token that ends an answer, if any
 
 
 def read_chat(tokenizer: Any, system: str) -> Chat:

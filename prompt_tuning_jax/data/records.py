@@ -44,19 +44,13 @@ COLUMNS = Key(
 
 
 class Fields(NamedTuple):
-    """The fields that a task reads.
+    """The fields that a task reads."""
 
-    Attributes:
-        columns: for a field with another name in the data, the columns to look for, in order.
-        inputs: fields of the template.
-        outputs: fields of the target, or the label.
-        target: whether there is a target. A list of texts in one of its fields makes a record for
-            each text.
-    """
-
+    # For a field with another name in the data, the columns to look for, in order.
     columns: Mapping[str, Sequence[str]]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    inputs: tuple[str, ...]  # fields of the template
+    outputs: tuple[str, ...]  # fields of the target, or the label
+    # Whether there is a target. A list of texts in one of its fields makes a record for each text.
     target: bool
 
 

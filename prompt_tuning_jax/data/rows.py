@@ -30,17 +30,14 @@ _SEPARATOR = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's first line
 
 
 class Form(NamedTuple):
-    """How rows are written.
+    """How rows are written."""
 
-    Attributes:
-        kind: TEXT (a text on each line), JSON (an object on each line, or an array of them), CELLS
-            or PARQUET.
-        delimiter: between cells. Between tabs, quotes have a meaning only around a whole cell.
-        header: whether the first line of cells names the columns, which are '1', '2', … otherwise.
-    """
-
+    # TEXT (a text on each line), JSON (an object on each line, or an array of them), CELLS or
+    # PARQUET.
     kind: str = TEXT
+    # Between cells; between tabs, quotes have a meaning only around a whole cell.
     delimiter: str = ""
+    # Whether the first line of cells names the columns, which are '1', '2', … otherwise.
     header: bool = True
 
 

@@ -17,17 +17,11 @@ _MOST_LABELS = 100  # more distinct values in the data are hardly labels
 
 
 class Kind(NamedTuple):
-    """A kind of task.
+    """A kind of task."""
 
-    Attributes:
-        fields: what a template may name, () if the data decides.
-        labels: for a config without labels, () if the data decides.
-        keys: of the section `task` of a config that other kinds do not have.
-    """
-
-    fields: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
-    keys: Mapping[str, Key] = {}
+    fields: tuple[str, ...] = ()  # what a template may name, () if the data decides
+    labels: tuple[str, ...] = ()  # for a config without labels, () if the data decides
+    keys: Mapping[str, Key] = {}  # of the section `task` of a config that other kinds do not have
 
 
 TOPICS = ("business", "entertainment", "politics", "sport=sports", "tech=technology")

@@ -12,15 +12,12 @@ Fixed = Any  # a tree of arrays that are drawn from the seed and not trained
 
 
 class Method(NamedTuple):
-    """Two pure functions.
+    """Two pure functions."""
 
-    Attributes:
-      init: `(rng, lm, task) -> trained, fixed`; may read the model's weights and the task's words.
-        `fixed` is in no gradient, checkpoint or artifact: a run that goes on draws it again.
-      adapt: `(trained, fixed, frozen, rng, train) -> Given`, what the model is handed beside the
-        frozen weights. It runs inside the step; a network that makes a prompt runs here. The
-        artifact stores what it returns, so that loading one needs no method.
-    """
-
+    # `(rng, lm, task) -> trained, fixed`; may read the model's weights and the task's words.
+    # `fixed` is in no gradient, checkpoint or artifact: a run that goes on draws it again.
     init: Callable[..., tuple[Trained, Fixed]]
+    # `(trained, fixed, frozen, rng, train) -> Given`, what the model is handed beside the frozen
+    # weights. It runs inside the step; a network that makes a prompt runs here. The artifact stores
+    # what it returns, so that loading one needs no method.
     adapt: Callable[..., Given]

@@ -41,18 +41,13 @@ REMAT = {
 
 
 class Decoder(nn.Module):
-    """The frozen model: `__call__` gives hidden states, `logits` the scores of the vocabulary.
-
-    Attributes:
-      spec: sizes and options.
-      remat: what the backward pass keeps: 'named' (fastest measured), 'full' (keeps nothing, the
-        least memory) or 'none' (keeps everything).
-      precision: of the matrix products, e.g. 'highest'; None is the platform's default.
-    """
+    """The frozen model: `__call__` gives hidden states, `logits` the scores of the vocabulary."""
 
     spec: Spec
+    # What the backward pass keeps: 'named' (fastest measured), 'full' (keeps nothing, the least
+    # memory) or 'none' (keeps everything).
     remat: str = "named"
-    precision: str | None = None
+    precision: str | None = None  # of the products, e.g. 'highest'; None is the platform's default
 
     def setup(self):
         spec = self.spec

@@ -29,19 +29,12 @@ ACTIVATIONS = {
 
 
 class Context(NamedTuple):
-    """What all layers read.
+    """What all layers read."""
 
-    Attributes:
-      tables: cosine and sine, float32[N, 1, r/2], see `positions.rotary_tables`.
-      row_mask: additive float32[R, T, T]; in a cached generation float32[R, 1, C].
-      places: int32[N], the position of each vector, behind the prefix's.
-      place: where in the C positions of the cache a row's only position goes, in a cached
-        generation.
-    """
-
-    tables: Any
-    row_mask: jax.Array
-    places: jax.Array
+    tables: Any  # cosine and sine, float32[N, 1, r/2], see `positions.rotary_tables`
+    row_mask: jax.Array  # additive float32[R, T, T]; in a cached generation float32[R, 1, C]
+    places: jax.Array  # int32[N], the position of each vector, behind the prefix's
+    # Where in the C positions of the cache a row's only position goes, in a cached generation.
     place: jax.Array | None = None
 
 

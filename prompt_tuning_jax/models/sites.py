@@ -23,15 +23,11 @@ SCALED_INPUT = "feedforward/down"  # IA3 scales what this layer reads, and what 
 
 
 class Given(NamedTuple):
-    """What a method hands to the model.
+    """What a method hands to the model."""
 
-    Attributes:
-      sites: arrays by their path in `sites`.
-      params: arrays that take the place of leaves of the frozen weights, by the leaf's path, such
-        as 'layers/attention/q/weight'.
-    """
-
-    sites: Mapping[str, jax.Array] = {}
+    sites: Mapping[str, jax.Array] = {}  # arrays by their path in `sites`
+    # Arrays that take the place of leaves of the frozen weights, by the leaf's path, such as
+    # 'layers/attention/q/weight'.
     params: Mapping[str, jax.Array] = {}
 
 

@@ -12,84 +12,55 @@ FAR = 2**30  # the window of a layer that sees all positions
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """A rotary embedding: the first `size` (r) dimensions of a head turn with the position.
+    """A rotary embedding: the first `size` (r) dimensions of a head turn with the position."""
 
-    Attributes:
-      theta: base of the wavelengths.
-      size: r, how many dimensions of a head turn.
-      kind: how wavelengths are stretched: 'default' (not at all), 'linear', 'llama3', 'yarn' or
-        'longrope', see `positions.frequencies`.
-      numbers: of the kind, in the order there.
-    """
-
-    theta: float
-    size: int
+    theta: float  # base of the wavelengths
+    size: int  # r, how many dimensions of a head turn
+    # How wavelengths are stretched: 'default' (not at all), 'linear', 'llama3', 'yarn' or
+    # 'longrope', see `positions.frequencies`.
     kind: str = "default"
-    numbers: tuple = ()
+    numbers: tuple = ()  # of the kind, in the order there
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """Sizes and options of a decoder-only model. Hashable, so that a module can hold it.
+    """Sizes and options of a decoder-only model. Hashable, so that a module can hold it."""
 
-    Attributes:
-      family: the family of the model, e.g. 'llama'.
-      layers, width, heads, kv_heads, head_size, feedforward, vocabulary: L, D, H, K, d, F, V.
-      max_positions: how many positions the model can see.
-      norm_epsilon: added to the mean square (RMSNorm) or to the variance (LayerNorm).
-      tied_head: whether the head's matrix is the embedding.
-      ropes: the rotary embeddings; none if positions are learned.
-      layer_ropes: which of `ropes` each layer uses, or their number for none; () if all use the
-        first.
-      layer_windows: for each layer, how many positions a query sees, its own included; () if all.
-      learned_positions: whether each position has a trained vector.
-      position_offset: rows of that table before the first position (OPT: 2).
-      norm: 'rms' or 'layer', which has a bias too.
-      norm_offset: added to a norm's scale (Gemma: 1).
-      placement: of the norms: 'before' attention and feed-forward, on their 'output' (OLMo 2),
-        'both' (Gemma 2), or 'after' the sum (OPT-350m).
-      final_norm: whether there is one after the last layer.
-      parallel: whether the feed-forward reads what attention reads (GPT-NeoX).
-      activation: 'silu', 'relu', 'gelu' (exact) or 'gelu_tanh'.
-      gated: whether the activation multiplies a second projection.
-      biases: which linear layers have one, of q k v o gate up down.
-      qk_norm: 'head' (over each head: Qwen 3), 'row' (over all heads: OLMo 2), or ''.
-      scale: of queries; 0 is d**-0.5.
-      attention_cap, final_cap: scores and logits are cap * tanh(x / cap), if it is not 0.
-      embedding_scale: what the embeddings are multiplied by (Gemma: sqrt(D)).
-      embedding_width: of embeddings and the tied head, if it is not D (OPT-350m).
-    """
-
-    family: str
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    feedforward: int
-    vocabulary: int
-    max_positions: int
-    norm_epsilon: float
-    tied_head: bool
-    ropes: tuple[Rope, ...] = ()
+    family: str  # e.g. 'llama'
+    layers: int  # L
+    width: int  # D
+    heads: int  # H
+    kv_heads: int  # K
+    head_size: int  # d
+    feedforward: int  # F
+    vocabulary: int  # V
+    max_positions: int  # how many positions the model can see
+    norm_epsilon: float  # added to the mean square (RMSNorm) or to the variance (LayerNorm)
+    tied_head: bool  # whether the head's matrix is the embedding
+    ropes: tuple[Rope, ...] = ()  # the rotary embeddings; none if positions are learned
+    # Which of `ropes` each layer uses, or their number for none; () if all use the first.
     layer_ropes: tuple[int, ...] = ()
+    # For each layer, how many positions a query sees, its own included; () if all.
     layer_windows: tuple[int, ...] = ()
-    learned_positions: bool = False
-    position_offset: int = 0
-    norm: str = "rms"
-    norm_offset: float = 0.0
+    learned_positions: bool = False  # whether each position has a trained vector
+    position_offset: int = 0  # rows of that table before the first position (OPT: 2)
+    norm: str = "rms"  # 'rms' or 'layer', which has a bias too
+    norm_offset: float = 0.0  # added to a norm's scale (Gemma: 1)
+    # Of the norms: 'before' attention and feed-forward, on their 'output' (OLMo 2), 'both' (Gemma
+    # 2), or 'after' the sum (OPT-350m).
     placement: str = "before"
-    final_norm: bool = True
-    parallel: bool = False
-    activation: str = "silu"
-    gated: bool = True
-    biases: tuple[str, ...] = ()
-    qk_norm: str = ""
-    scale: float = 0.0
+    final_norm: bool = True  # whether there is one after the last layer
+    parallel: bool = False  # whether the feed-forward reads what attention reads (GPT-NeoX)
+    activation: str = "silu"  # 'silu', 'relu', 'gelu' (exact) or 'gelu_tanh'
+    gated: bool = True  # whether the activation multiplies a second projection
+    biases: tuple[str, ...] = ()  # which linear layers have one, of q k v o gate up down
+    qk_norm: str = ""  # 'head' (over each head: Qwen 3), 'row' (over all heads: OLMo 2), or ''
+    scale: float = 0.0  # of queries; 0 is d**-0.5
+    # Scores and logits are cap * tanh(x / cap), if it is not 0.
     attention_cap: float = 0.0
     final_cap: float = 0.0
-    embedding_scale: float = 1.0
-    embedding_width: int = 0
+    embedding_scale: float = 1.0  # what the embeddings are multiplied by (Gemma: sqrt(D))
+    embedding_width: int = 0  # of embeddings and the tied head, if it is not D (OPT-350m)
 
     @property
     def prompt_width(self) -> int:

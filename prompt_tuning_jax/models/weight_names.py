@@ -13,21 +13,14 @@ from prompt_tuning_jax.models.spec import Spec
 
 
 class Tensor(NamedTuple):
-    """A tensor of a file, and what it makes of our leaves.
+    """A tensor of a file, and what it makes of our leaves."""
 
-    Attributes:
-      name: in the file.
-      shape: in the file.
-      leaves: paths, as in `param_shapes`; several if the tensor holds one below the other.
-      layer: which layer's part of a stack it is, or None: the leaf is no stack.
-      how: 'T' if it is transposed, or how many heads its rows are in order of, or ''.
-    """
-
-    name: str
-    shape: tuple[int, ...]
+    name: str  # in the file
+    shape: tuple[int, ...]  # in the file
+    # Paths, as in `param_shapes`; several if the tensor holds one below the other.
     leaves: tuple[str, ...]
-    layer: int | None
-    how: str | int
+    layer: int | None  # which layer's part of a stack it is, or None: the leaf is no stack
+    how: str | int  # 'T' if it is transposed, or how many heads its rows are in order of, or ''
 
 
 def tensors(spec: Spec) -> Iterator[Tensor]:

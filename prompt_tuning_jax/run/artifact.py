@@ -71,16 +71,11 @@ _PACKAGES = ("jax", "flax", "optax", "numpy")
 
 
 class Artifact(NamedTuple):
-    """An adaptation and its manifest.
+    """An adaptation and its manifest."""
 
-    Attributes:
-      tensors: arrays of finite numbers by their path, such as 'prompt/vectors'; none for a written
-        prompt.
-      manifest: JSON values by the names in `make_manifest`.
-    """
-
+    # Arrays of finite numbers by their path, such as 'prompt/vectors'; none for a written prompt.
     tensors: dict[str, Any]
-    manifest: dict[str, Any]
+    manifest: dict[str, Any]  # JSON values by the names in `make_manifest`
 
 
 def make_manifest(lm: Any, task: Any, config: Any, metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,24 +50,16 @@ class Scored(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What `run` returns.
+    """What `run` returns."""
 
-    Attributes:
-      prompt: the text of the prompt that is the best on the validation split.
-      template: the template with it, as `evaluate --prompt` takes it.
-      artifact: of this template, without tensors.
-      history: an entry for each prompt that was validated, the start first: round, ids, prompt,
-        template, and on the validation split loss (nats, among the labels) and accuracy.
-      finished: false if the search was stopped.
-      seconds: of all starts together.
-    """
-
-    prompt: str
-    template: str
-    artifact: Artifact
+    prompt: str  # the text of the prompt that is the best on the validation split
+    template: str  # the template with it, as `evaluate --prompt` takes it
+    artifact: Artifact  # of this template, without tensors
+    # An entry for each prompt that was validated, the start first: round, ids, prompt, template,
+    # and on the validation split loss (nats, among the labels) and accuracy.
     history: list[dict[str, Any]]
-    finished: bool
-    seconds: float
+    finished: bool  # false if the search was stopped
+    seconds: float  # of all starts together
 
 
 def run(
