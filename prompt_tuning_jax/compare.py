@@ -32,12 +32,7 @@ from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import Given, from_tensors
 from prompt_tuning_jax.run.artifact import TENSORS, load_artifact
-from prompt_tuning_jax.run.folder import (
-    ARTIFACT,
-    CHECKPOINTS,
-    TENSORBOARD,
-    tie_to_config,
-)
+from prompt_tuning_jax.run.folder import ARTIFACT, CHECKPOINTS, TENSORBOARD, tie_to_config
 from prompt_tuning_jax.storage import atomic_write
 
 FOUND, TEST = "found.json", "test.json"

@@ -27,12 +27,7 @@ from prompt_tuning_jax.errors import UserError, nearest, short
 from prompt_tuning_jax.run.card import CARD, render_card
 from prompt_tuning_jax.run.folder import ARTIFACT
 from prompt_tuning_jax.run.report import Row
-from prompt_tuning_jax.safetensors_file import (
-    DTYPES,
-    read_header,
-    read_tensors,
-    write_safetensors,
-)
+from prompt_tuning_jax.safetensors_file import DTYPES, read_header, read_tensors, write_safetensors
 from prompt_tuning_jax.storage import atomic_write, sha256, sync
 
 FORMAT = 1
