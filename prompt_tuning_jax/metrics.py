@@ -227,14 +227,13 @@ def bleu_counts(pairs: _Pairs, tokenizers: Sequence[str]) -> list[list[int]]:
 
 def bleu(sums: np.ndarray, count: int) -> np.ndarray:
     """Returns BLEU float64[S], 0 to 100, of summed counts [S, 10], with exponential smoothing."""
-    right, held = sums[:, :_ORDERS], sums[:, _ORDERS : 2 * _ORDERS]
-    # Each order without a match counts half as much as the one before: 1/2, 1/4, ….
-    smoothed = np.where(right > 0, right, 0.5 ** (right == 0).cumsum(axis=1))
-    precisions = smoothed / np.maximum(held, 1)
-    length, nearest = np.maximum(sums[:, -2], 1), sums[:, -1]
-    brevity = np.exp(np.minimum(1 - nearest / length, 0))
-    score = 100 * brevity * np.exp(np.log(precisions).mean(axis=1))
-    return np.where((held > 0).all(axis=1) & (right > 0).any(axis=1), score, 0.0)
+    from sacrebleu.metrics import BLEU
+
+    def score(counts: list[int]) -> float:
+        right, held = counts[:_ORDERS], counts[_ORDERS : 2 * _ORDERS]
+        return BLEU.compute_bleu(right, held, *counts[-2:], smooth_method="exp").score
+
+    return np.array([*map(score, sums.astype(int).tolist())])
 
 
 def rouge_ls(pairs: _Pairs, tokenizers: Sequence[str]) -> list[float]:

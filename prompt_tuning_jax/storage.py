@@ -9,13 +9,10 @@ import logging
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from prompt_tuning_jax.errors import UserError
-
-_ABANDONED_AFTER = 24 * 3600.0  # seconds
 
 log = logging.getLogger(__name__)
 
@@ -130,8 +127,4 @@ def _publish(folder: Path, build: Callable[[Path], None]) -> Path:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for left in folder.parent.glob(f".{folder.name}.*"):
-        with contextlib.suppress(OSError):  # another process deleted it
-            if time.time() - left.stat().st_mtime > _ABANDONED_AFTER:  # by a killed process
-                shutil.rmtree(left, ignore_errors=True)
     return folder

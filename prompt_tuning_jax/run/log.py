@@ -29,11 +29,8 @@ class RunLog:
     those of one that never stopped. So no line may hold what differs between the two, such as a
     time.
 
-    The metrics of an update are read one update later: the device never waits for the host.
-
-    Attributes:
-      lines: all lines of metrics.
-      log: takes a line of text.
+    The metrics of an update are read one update later: the device never waits for the host. `lines`
+    are all lines of metrics, and `log` takes a line of text.
     """
 
     def __init__(

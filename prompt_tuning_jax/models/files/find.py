@@ -30,10 +30,8 @@ def find_model(path: str) -> Path:
             found = fetch(named[1], named[2] or "main")
         if found.is_dir():
             problem = "" if (found / "config.json").exists() else "is a folder without config.json"
-            if odd := [inside for inside in found.iterdir() if not _is_plain(inside)]:
-                problem = f"holds {short(odd[0].name)}, which is neither a file nor a folder"
         elif found.exists():
-            problem = "" if _is_plain(found) and is_gguf(found) else "is not a GGUF file"
+            problem = "" if found.is_file() and is_gguf(found) else "is not a GGUF file"
         else:
             from prompt_tuning_jax.models.files.hub import nearest_model
 
@@ -55,11 +53,6 @@ def pin(path: str) -> str:
 def hub_name(pinned: str) -> str:
     """Returns the name on the hub in what `pin` returned, or "" for another path."""
     return pinned[:-41] if re.fullmatch(r".+/.+@[0-9a-f]{40}", pinned) else ""
-
-
-def _is_plain(path: Path) -> bool:
-    """A read of a pipe would wait, and a device has no end. A broken link is harmless."""
-    return path.is_file() or path.is_dir() or not path.exists()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -67,25 +67,7 @@ class Facts(NamedTuple):
 
 
 class Tokenizer:
-    """A model's tokenizer. Text never becomes a special token, whatever it spells.
-
-    Attributes:
-      size: how many ids there are; a model may have embeddings for more.
-      highest: the largest id that a text, its beginning or its end can have.
-      embeddings: how many the model has, or None if no model is known: a template may name a
-        special token without one.
-      specials: markup to id, e.g. '<|im_start|>': 1.
-      particular: the specials, by markup, that take the white space beside them (`lstrip`,
-        `rstrip`) or are special only as a separate word (`single_word`).
-      text_ids: the ids that are not special, in order.
-      bos_id, eos_id, pad_id: None if the model has none.
-      end_ids: those that end a text which the model writes.
-      add_bos: whether the model's own tokenizer puts BOS in front of a text.
-      behind: the ids that it puts behind a text. A prompt does not get them: it goes on.
-      chat_template: the jinja source, if any.
-      vocabulary: as a `tokenizer.json` has it.
-      fingerprint: SHA-256 of all that decides about ids, the same on every version of the library.
-    """
+    """A model's tokenizer. Text never becomes a special token, whatever it spells."""
 
     def __init__(self, vocabulary: Mapping[str, Any], facts: Facts):
         """Takes a parsed `tokenizer.json` and the facts beside it."""
@@ -93,16 +75,17 @@ class Tokenizer:
         if isinstance(words, dict) and words.get("dropout") is not None:
             # Left from the tokenizer's training: merges are skipped at random.
             vocabulary = {**vocabulary, "model": {**words, "dropout": None}}
-        self.vocabulary = vocabulary
+        self.vocabulary = vocabulary  # as a `tokenizer.json` has it
         self.library = tokenizers.Tokenizer.from_str(json.dumps(vocabulary))
         self.library.no_truncation()
         self.library.no_padding()
         self.library.encode_special_tokens = True
-        self.size = self.library.get_vocab_size()
-        self.bos_id, self.eos_id, self.pad_id = (
+        self.size = self.library.get_vocab_size()  # a model may have embeddings for more
+        self.bos_id, self.eos_id, self.pad_id = (  # None if the model has none
             self.library.token_to_id(token) if isinstance(token, str) else token
             for token in (facts.bos, facts.eos, facts.pad)
         )
+        # What it puts in front of a text and, unless that is a prompt, behind it.
         front, self.behind = _added(self.library) if facts.add_bos is None else ([], [])
         if len(front) == 1 and (self.bos_id is None or isinstance(facts.bos, int)):
             self.bos_id = front[0]  # transformers ignores config.json here too
@@ -117,24 +100,29 @@ class Tokenizer:
         template = facts.chat_template
         self.chat_template = template if isinstance(template, str) else None
         added = self.library.get_added_tokens_decoder().items()
+        # Markup to id, e.g. '<|im_start|>': 1.
         self.specials = {token.content: number for number, token in added if token.special}
         self.special_ids = {*self.specials.values()}
+        # Those that take the white space beside them, or are special only as a separate word.
         self.particular = {
             token.content: token
             for _, token in added
             if token.special and (token.lstrip or token.rstrip or token.single_word)
         }
+        # How many the model has, or None: a template may name a special token without one.
         self.embeddings: int | None = None
         spelled = self.library.get_vocab().items()
         self.text_ids = sorted(number for token, number in spelled if token not in self.specials)
+        # The largest id that a text, its beginning or its end can have.
         self.highest = max([0, self.bos_id or 0, self.eos_id or 0, *self.text_ids[-1:]])
         listed = (each if isinstance(each, list) else [each] for each in (*facts.ends, self.eos_id))
         ends = {each for each in itertools.chain(*listed) if type(each) is int and each >= 0}
-        self.end_ids = sorted(ends)
+        self.end_ids = sorted(ends)  # those that end a text which the model writes
         # A processor that adds nothing: others add BOS, or trim the space off a token's offsets.
         self.library.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
         decisive = [vocabulary, self.bos_id, self.eos_id, self.pad_id, self.add_bos]
         canonical = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
+        # Of all that decides about ids, the same on every version of the library.
         self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
         self.inside = self.library
         steps = json.dumps(vocabulary.get("pre_tokenizer"))
