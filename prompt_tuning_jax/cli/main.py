@@ -332,12 +332,13 @@ def copy(config: str, file: str, force: bool) -> None:
 @program.command(options_metavar="[OPTIONS]")
 @_json
 def env(as_json: bool) -> None:
-    """Shows versions, devices, settings and caches, for a bug report."""
+    """Shows versions, devices, settings and the cache, for a bug report."""
     from prompt_tuning_jax.cli.show import print_facts
     from prompt_tuning_jax.run import environment
+    from prompt_tuning_jax.storage import cache_folder
 
     with _stdout_to_stderr():
-        found = environment.describe() | {"caches": environment.caches()}
+        found = environment.describe() | {"cache": str(cache_folder())}
     _print(found, as_json, print_facts)
 
 

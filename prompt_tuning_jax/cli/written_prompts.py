@@ -1,9 +1,9 @@
 """Written prompts: read from a file, checked, and ranked."""
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from prompt_tuning_jax.config.read import parse_json
 from prompt_tuning_jax.data.rows import open_file, read_lines
 from prompt_tuning_jax.data.task import check_fields, select_records, template_fields
 from prompt_tuning_jax.data.template import parse, plain_slot_size, with_prompt
@@ -32,13 +32,7 @@ def read_prompts(path: str) -> tuple[dict[str, str], str]:
 
 
 def _parse_list(text: str, path: str) -> list[tuple[str, str]]:
-    try:
-        items = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{path}{where}: not valid JSON: write a list of texts") from error
-    if not isinstance(items, list):
-        raise UserError(f"{path} holds {type(items).__name__}, expected a JSON list of texts")
+    items = parse_json(text, path, list)
     for number, item in enumerate(items, 1):
         if not isinstance(item, str) or not item:
             raise UserError(f"{path}, item {number} is {item!r}: expected a text, not empty")

@@ -28,8 +28,8 @@ def read_file(path: str) -> Mapping[str, Any]:
     )
 
 
-def parse_json(text: str, source: str) -> Mapping[str, Any]:
-    """Returns the nested values in a JSON text; `source` begins an error."""
+def parse_json(text: str | bytes, source: str, kind: type = dict) -> Any:
+    """Returns the object or the list in a JSON text; `source` begins an error."""
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
@@ -38,10 +38,11 @@ def parse_json(text: str, source: str) -> Mapping[str, Any]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{source} is nested too deeply, or has a number of too many digits"
+            f"{source} is nested too deeply, is not UTF-8, or has a number of too many digits"
         ) from error
-    if not isinstance(values, dict):
-        raise UserError(f"{source} holds no JSON object of keys and values")
+    if not isinstance(values, kind):
+        wanted = "object of keys and values" if kind is dict else "list"
+        raise UserError(f"{source} holds no JSON {wanted}")
     return values
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from prompt_tuning_jax.config import flatten
 from prompt_tuning_jax.data.template import parse
-from prompt_tuning_jax.run.report import TIME, Row, cells, size
+from prompt_tuning_jax.run.report import TIME, Row, cells, markdown, size
 
 CARD = "README.md"
 _TEXT = "a text of yours"  # for each field, in the command
@@ -78,9 +78,8 @@ def _results(rows: Sequence[Row], task: Mapping[str, Any]) -> list[str]:
         return []
     listed = cells(rows)
     headings = [heading for heading in listed[0] if heading != TIME]
-    lines = [[f"on {task.get('test', 'test')}", *headings[1:]], ["---"] * len(headings)]
-    lines += [[row[heading] for heading in headings] for row in listed]
-    return ["\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    lines = [[row[heading] for heading in headings] for row in listed]
+    return [markdown([f"on {task.get('test', 'test')}", *headings[1:]], lines)]
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tuning_jax.run.log import read_metrics
-from prompt_tuning_jax.run.report import duration, new_figure, save_figure, size
+from prompt_tuning_jax.run.report import duration, markdown, new_figure, save_figure, size
 from prompt_tuning_jax.storage import atomic_write
 
 # From the palette of Okabe and Ito, and markers for those who do not see colours.
@@ -89,12 +89,12 @@ def write_comparison(folder: Path, rows: Sequence[_Row], facts: Mapping[str, str
     lines = [
         "# Comparison",
         "\n".join(f"- {name}: {value}" for name, value in facts.items()),
-        _table([*listed[0]], [[*row.values()] for row in listed]),
+        markdown([*listed[0]], [[*row.values()] for row in listed]),
         _NOTES.format(reference=reference).strip(),
         "## Learning rates that were tried",
-        _table(["row", "rate", "validation loss", "validation accuracy"], list(_tried(rows))),
+        markdown(["row", "rate", "validation loss", "validation accuracy"], list(_tried(rows))),
         "## Commands",
-        _table(["row", "command"], [[_name(row), f"`{row['command']}`"] for row in rows]),
+        markdown(["row", "command"], [[_name(row), f"`{row['command']}`"] for row in rows]),
     ]
     pictures = draw_pictures(folder, rows)
     lines += [f"![{path.stem.replace('_', ' ')}]({path.name})" for path in pictures]
@@ -112,13 +112,6 @@ def write_comparison(folder: Path, rows: Sequence[_Row], facts: Mapping[str, str
     for name, text in contents.items():
         atomic_write(folder / name, text.encode())
     return [*(folder / name for name in contents), *pictures]
-
-
-def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    escaped = [[cell.replace("|", "\\|").replace("\n", "\\n") for cell in line] for line in lines]
-    return "\n".join(
-        f"| {' | '.join(line)} |" for line in [headings, ["---"] * len(headings), *escaped]
-    )
 
 
 def _tried(rows: Sequence[_Row]):

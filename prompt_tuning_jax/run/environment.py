@@ -17,7 +17,7 @@ from typing import Any
 from prompt_tuning_jax import __version__
 from prompt_tuning_jax.errors import UserError, hide
 from prompt_tuning_jax.run.folder import RUN
-from prompt_tuning_jax.storage import atomic_write, cache_folder
+from prompt_tuning_jax.storage import atomic_write
 
 _PACKAGES = "jax jaxlib flax optax orbax-checkpoint transformers tokenizers numpy".split()
 # Environment variables that change what a run does.
@@ -48,13 +48,6 @@ def describe() -> dict[str, Any]:
             if name.startswith(_VARIABLES)
         },
     }
-
-
-def caches() -> dict[str, Any]:
-    """Returns the cache folder, and the bytes in each folder of it."""
-    folder = cache_folder()
-    inside = sorted(folder.iterdir()) if folder.is_dir() else []
-    return {"folder": str(folder), "bytes": {path.name: _bytes(path) for path in inside}}
 
 
 def commit(folder: Path) -> str | None:
@@ -126,8 +119,3 @@ def _devices() -> dict[str, Any]:
         return {"devices": f"none: {type(error).__name__}: {error}"}
     kinds = sorted({device.device_kind for device in found})
     return {"devices": f"{len(found)} x {', '.join(kinds)}", "backend": jax.default_backend()}
-
-
-def _bytes(path: Path) -> int:
-    paths = [path, *path.rglob("*")]
-    return sum(each.lstat().st_size for each in paths if each.is_file())

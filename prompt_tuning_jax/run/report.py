@@ -47,6 +47,13 @@ def _cell(row: Row, name: str) -> tuple[str, str]:
     return heading, "" if value is None else FORMATS[name](value)
 
 
+def markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Returns a table in Markdown."""
+    escaped = [[cell.replace("|", "\\|").replace("\n", "\\n") for cell in line] for line in lines]
+    whole = [headings, ["---"] * len(headings), *escaped]
+    return "\n".join(f"| {' | '.join(line)} |" for line in whole)
+
+
 def size(count: int) -> str:
     """Returns bytes for people: '512 B', '36.9 kB', '4.2 MB'."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):

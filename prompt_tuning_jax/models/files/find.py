@@ -1,11 +1,11 @@
 """Finds the files of a model by its path or name, and reads the JSON among them."""
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+from prompt_tuning_jax.config.read import parse_json
 from prompt_tuning_jax.errors import UserError, short
 from prompt_tuning_jax.models.files.gguf import is_gguf
 from prompt_tuning_jax.models.files.packaged_models import PACKAGED, find_packaged
@@ -58,11 +58,6 @@ def hub_name(pinned: str) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object from a file; raises a UserError for anything else."""
     try:
-        value = json.loads(path.read_bytes())
+        return parse_json(path.read_bytes(), str(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from error
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} is not valid JSON.") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds {type(value).__name__}, expected a JSON object.")
-    return value
