@@ -34,8 +34,7 @@ class Calibration(NamedTuple):
 
 
 def halves(records: Iterable[Mapping[str, str]]) -> tuple[list, list]:
-    """Returns records in two parts: of each label, the second part has every second, from the
-    first on."""
+    """Returns records in two parts. Of each label, the second has every second, the first too."""
     parts: tuple[list, list] = [], []
     seen: collections.Counter[str] = collections.Counter()
     for record in records:

@@ -165,8 +165,7 @@ def _check_name(name: str, trained: Sequence[str], key: str) -> None:
 def make_run(
     config, folder: Path, row: Row, seed: int, rate: float | None = None, examples: int = 0
 ) -> Run:
-    """Returns a run of a row. Its config has no section `compare` of its own: rows that are added
-    later leave it as it is."""
+    """Returns a run of a row. Rows that are added later leave its config as it is."""
     values = config.to_dict()
     del values["compare"]
     if row.is_trained:

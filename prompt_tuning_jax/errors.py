@@ -51,8 +51,7 @@ def quote(word: str) -> str:
 
 
 def hide(text: str) -> str:
-    """Returns a text without credentials in URLs, before the host or in the query, and without
-    tokens of a hub."""
+    """Returns a text without credentials in URLs (before the host, in the query) and hub tokens."""
     return _SECRETS.sub(r"\1\2***", text)
 
 

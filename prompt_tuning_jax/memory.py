@@ -4,8 +4,7 @@ import os
 import re
 from pathlib import Path
 
-# The limits of a container in both versions of Linux's control groups. 'max' or a huge number means
-# no limit.
+# The limits of a container in Linux's control groups; 'max' or a huge number is none.
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 MEMINFO = "/proc/meminfo"
 

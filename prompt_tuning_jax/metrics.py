@@ -299,8 +299,7 @@ def _ratio(above: np.ndarray, below: np.ndarray, otherwise: float) -> np.ndarray
 
 
 def _with_intervals(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the first of each float64[1 + S], and `intervals`, [low, high] of the others; None if
-    a metric is not defined."""
+    """Returns the first of each float64[1 + S], and `intervals` of the others; None for NaN."""
     return {**_map(_value, found), "intervals": _map(_interval, found)}
 
 

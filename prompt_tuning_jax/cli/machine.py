@@ -74,8 +74,7 @@ def enough_memory(config):
 
 
 def less_memory(config, devices: int = 1) -> str:
-    """Says what to type so that a step takes less memory of each of so many devices, the cheapest
-    change first."""
+    """Says what to type for less memory of each of so many devices, the cheapest change first."""
     changes = []
     if config.parallel.model < devices:
         changes.append(

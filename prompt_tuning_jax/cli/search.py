@@ -1,5 +1,4 @@
-"""The command `search`: searches, scores the best prompt on the test split, and writes the report;
-typed again, it goes on."""
+"""The command `search`: searches, scores the best prompt on the test split, writes the report."""
 
 from collections.abc import Sequence
 

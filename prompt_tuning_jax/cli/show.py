@@ -30,8 +30,7 @@ def print_facts(values: Mapping[str, Any]) -> None:
 def print_table(
     rows: Sequence[Mapping[str, str]], texts: Collection[str], file: TextIO | None = None
 ) -> None:
-    """Prints rows, the cells by their headings, as a table. Columns that are not among `texts` are
-    aligned to the right."""
+    """Prints rows, cells by heading, as a table; columns that are no `texts` end at the right."""
     from rich.console import Console
     from rich.table import Table
 

@@ -35,8 +35,7 @@ class Chat(NamedTuple):
     """What a chat template writes around texts, as pieces of a template."""
 
     alone: list[list[Piece]]  # in front of an only question, and behind it up to the answer
-    # In front of the first question, between it and its answer, between that and the next question,
-    # and behind the last.
+    # In front of the first question, between it and its answer, before the next, behind the last.
     several: list[list[Piece]]
     bos: Special | None
     end: Special | None  # the special token that ends an answer, if any

@@ -52,8 +52,7 @@ def spare_half(
 def without_demonstrations(
     rows: Sequence[Mapping[str, str]], shown: Sequence[Mapping[str, str]], fields: Sequence[str]
 ) -> list[Any]:
-    """Returns the records whose `fields` are in none of the demonstrations `shown`, which answer
-    them."""
+    """Returns the records whose `fields` none of the demonstrations `shown` answers."""
     answered = {tuple(map(row.get, fields)) for row in shown}
     left = [row for row in rows if tuple(map(row.get, fields)) not in answered]
     if not left:

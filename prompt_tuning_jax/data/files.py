@@ -82,8 +82,7 @@ def read_source(config: Any) -> Source:
 def read_records(
     path: str, fields: Fields, delimiter: str = "", header: bool = True
 ) -> tuple[list[Record], list[str]]:
-    """Returns the records of a file, and notes of what is read in another way than it is written;
-    see `rows.form_of`."""
+    """Returns the records of a file, and notes of what is not read as it is written."""
     form = form_of(path, delimiter, header)
     changes: Counter[str] = Counter()
     with open_file(path) as stream:

@@ -32,8 +32,7 @@ _SEPARATOR = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's first line
 class Form(NamedTuple):
     """How rows are written."""
 
-    # TEXT (a text on each line), JSON (an object on each line, or an array of them), CELLS or
-    # PARQUET.
+    # TEXT (a text a line), JSON (an object a line, or an array of them), CELLS or PARQUET.
     kind: str = TEXT
     # Between cells; between tabs, quotes have a meaning only around a whole cell.
     delimiter: str = ""

@@ -85,8 +85,7 @@ KEYS = {
         "'auto' without config.task.target, because labels are not divided into words",
         lambda value, task: value == "auto" or bool(task["target"]),
     ),
-    # Examples of each label to train on and to validate with, drawn by `split_seed` and
-    # `draw_seed`; 0: all.
+    # Examples of each label to train on and validate with, by split_seed and draw_seed; 0: all.
     "examples_per_class": _per_class("train"),
     "validation_per_class": _per_class("validation"),
     "draw_seed": whole(0),
@@ -107,8 +106,7 @@ class Task(NamedTuple):
     target: str = ""  # a template of the text to write, instead of labels
     tokenizer: str = "auto"  # of the metrics of texts, see `metrics.text_metrics`
     chat: str | None = None  # the system text of a chat, None for no chat
-    # Whether its texts go on, without BOS, behind demonstrations that virtual tokens began as, and
-    # the tokens of these.
+    # Whether texts go on, without BOS, behind demonstrations as virtual tokens, and their tokens.
     continues: bool = False
     front: tuple[int, ...] = ()
 

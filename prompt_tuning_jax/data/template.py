@@ -143,8 +143,7 @@ def with_demonstrations(
 def fill_pieces(
     pieces: Iterable[Piece], record: Mapping[str, str], template: Template
 ) -> tuple[list[Piece], str]:
-    """Returns pieces without slots and with a record's texts: those up to the last special token,
-    and the text behind it."""
+    """Returns pieces, filled, up to the last special token, and the text behind it; no slots."""
     filled: list[Piece] = []
     text = ""
     for piece in pieces:
@@ -176,8 +175,7 @@ def _turn_end(pieces: Sequence[Piece], ends: Sequence[str]) -> list[Piece]:
 
 
 def plain_slot_size(template: Template, num_virtual_tokens: int) -> int:
-    """Returns the size of a plain `{soft}`: the virtual tokens that no other slot takes. The slots
-    have to add up to P."""
+    """Returns the size of a plain `{soft}`, what other slots leave: all have to add up to P."""
     slots = [piece for piece in template.pieces if isinstance(piece, Slot)]
     if not slots and num_virtual_tokens:
         raise UserError(

@@ -195,8 +195,7 @@ class Attention(nn.Module):
         return output(seen.reshape(len(seen), -1))
 
     def distances(self, context, shared):
-        """How far each key of a row stands before each query: int32[R, T, T], or [R, 1, C] in a
-        cached generation."""
+        """How far keys stand before queries: int32[R, T, T], or [R, 1, C] in cached generation."""
         if context.place is None:
             own = context.places[shared:].reshape(context.row_mask.shape[:2])
             return own[:, :, None] - own[:, None, :]

@@ -122,8 +122,7 @@ def _check_read(path: str, known: Collection[str]) -> None:
 
 
 def to_tensors(given: Given) -> dict[str, jax.Array]:
-    """Returns what a method gave as an artifact holds it: the model's own leaves have 'params/' in
-    front of their path."""
+    """Returns what a method gave as an artifact holds it, the model's own leaves as 'params/…'."""
     return {**given.sites, **{f"params/{path}": leaf for path, leaf in given.params.items()}}
 
 

@@ -1,5 +1,4 @@
-"""The tensors of a family's Hugging Face folder by the tables of names, and how they make our
-leaves."""
+"""The tensors of a family's Hugging Face folder, and how they make our leaves."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence

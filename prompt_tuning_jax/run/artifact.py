@@ -74,9 +74,8 @@ class Artifact(NamedTuple):
 
 
 def make_manifest(lm: Any, task: Any, config: Any, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Makes the manifest of what was trained on a `LanguageModel` for a `Task`. The settings that
-    `lm` was loaded with take the place of the config's own. `metrics` are numbers by name, or by
-    split and name."""
+    """Makes the manifest of what was trained on a `LanguageModel` for a `Task`, with the settings
+    that `lm` was loaded with. `metrics` are numbers by name, or by split and name."""
     spec = dataclasses.asdict(lm.spec)
     return {
         "format": FORMAT,

@@ -104,8 +104,7 @@ class RunLog:
             self.log(f"warning: {sentence}")
 
     def seconds(self) -> tuple[float, float]:
-        """Returns the seconds of steps and validations, and those of steps alone, with those of
-        earlier starts."""
+        """Returns the seconds of steps and validations, and of steps alone, of all starts."""
         now = time.perf_counter() - self._began
         return self._spent[0] + now, self._spent[1] + now - self._validating
 

@@ -34,8 +34,7 @@ def score_prompts(
     lm: LanguageModel, prompts: np.ndarray, part: Part
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns float32[n, N, C] nats, the log-probability of each answer of each example behind each
-    of the prompts int[n, P]; and float32[n], the negative log-likelihood of the prompts' own
-    tokens, nats a token."""
+    of the prompts int[n, P]; and float32[n], the nats a token of the prompts themselves."""
     front, size = part.batch.shared, len(part.batch.shared)
     places = np.maximum(part.batch.positions - size, 0)
     rows = part.batch._replace(shared=front[:0], positions=places)
