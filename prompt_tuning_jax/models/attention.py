@@ -20,17 +20,14 @@ def attend(query, front, own, mask, front_mask, shared, cap, precision):
     """Returns what every query sees: the front, and the keys of its own row that its mask shows.
 
     Args:
-      query: `[S + R*Tq, K, G, d]`, scaled by d**-0.5: first those of the shared positions, which
-        see the front up to themselves and no row, then those of the rows, which see all of the
-        front. Each of the K key heads is used by G query heads.
+      query: `[S + R*Tq, K, G, d]`, scaled: first those of the shared positions, which see the front
+        up to themselves and no row, then those of the rows, which see all of the front.
       front: keys and values `[F, K, d]`, those of the shared positions last. F may be 0.
       own: keys and values `[R, T, K, d]`.
       mask: additive float32[R, Tq, T]; every query sees at least one key.
-      front_mask: additive float32[S + R*Tq, F], or None if nothing of the front is hidden from
-        anybody but by the order of the shared positions.
+      front_mask: additive float32[S + R*Tq, F], or None if only the order hides anything.
       shared: S, or 0 if nothing reads the shared positions.
       cap: scores are cap * tanh(score / cap), if it is not 0 (Gemma 2).
-      precision: of the products.
 
     Returns:
       `[S + R*Tq, K, G, d]`; the softmax is float32. The backward pass needs this, named "attended"
@@ -66,12 +63,9 @@ def attend_cached(query, front, cache, mask, front_mask, cap, precision):
     """Returns `[R, K, G, d]`, what one query a row sees of keys that were kept. Has no gradient.
 
     Args:
-      query: `[R, K, G, d]`, scaled.
-      front: keys and values `[F, K, d]` that all rows see.
+      query, front: `[R, K, G, d]` and twice `[F, K, d]`, as in `attend`, and so is the rest.
       cache: keys `[R, K, d, C]` and values `[R, K, C, d]`, as the two products read them fastest.
-      mask: additive float32[R, 1, C].
-      front_mask: additive float32[R, F], or None.
-      cap: as in `attend`.
+      mask, front_mask: additive float32[R, 1, C], and float32[R, F] or None.
     """
     product = functools.partial(_product, precision)
     own = _capped(product("rkgd,rkdc->rkgc", query, cache[0]), cap) + mask[:, None]
@@ -159,11 +153,8 @@ def _product(precision, axes, left, right):
 
 
 def _each_head(function, *stacks):
-    """Calls `function` for each key head's slice of the trees, and stacks the results.
-
-    A CPU runs a batch of small products on one core, one after the other; heads that are products
-    of their own run side by side.
-    """
+    """Calls `function` for each key head's slice of the trees, and stacks the results. A CPU runs a
+    batch of small products on one core; heads that are products of their own run side by side."""
     if jax.default_backend() != "cpu":
         return jax.vmap(function)(*stacks)
     heads = len(jax.tree.leaves(stacks)[0])

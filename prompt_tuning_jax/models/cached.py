@@ -58,9 +58,8 @@ def bake_rows(module: Decoder, params, fronts):
 def split_layers(module: Decoder, variables) -> list:
     """Returns the variables (from `bind`) of each of the L layers, on the default device.
 
-    A scan copies each layer's weights out of its stack, which costs as much as reading them once
-    more: little beside long rows, half of the time if a row is one token. On a CPU the parts are
-    views; elsewhere they take the memory of the layers again.
+    A scan copies each layer's weights out of its stack: half of the time if a row is one token. On
+    a CPU the parts are views; elsewhere they take the memory of the layers again.
     """
     layered = {name: variables[name] for name in ("params", *LAYERED) if name in variables}
     stacks = {name: part["layers"] for name, part in layered.items()}
@@ -83,7 +82,7 @@ def prefill(module: Decoder, variables, tokens, positions, segments, size: int):
     Args:
       variables: from `bind`; the shared positions are in the prefix.
       tokens, positions, segments: int32[R, T], one example a row; segment 0 is padding.
-      size: C, the positions that the cache has, those of the rows first.
+      size: C, the positions of the cache.
     """
     ends = jnp.argmax(jnp.where(segments > 0, positions, -1), axis=1)[:, None]
     shared, branches = jnp.zeros((0,), jnp.int32), jnp.zeros_like(tokens)

@@ -1,11 +1,10 @@
-"""A frozen decoder-only language model as a Flax linen module; `Spec` says which of its options
-are on.
+"""A frozen decoder-only language model as a Flax linen module, with the options of its `Spec`.
 
 Its weights are the collection `params`. What a method trains reaches it as further collections
 (`sites.py`): `prompt`, vectors that stand where a token id is negative; `prefix`, keys and values
 in front of every layer's own; `lora` and `scale`, which change what a linear layer gives. All
-layers but the last are a scan over weights `[L-1, ...]`. The last one stands apart: it is computed
-only at the positions that are read.
+layers but the last are a scan over weights `[L-1, ...]`; the last is computed only at the positions
+that are read.
 """
 
 import functools
@@ -15,23 +14,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
 
-from prompt_tuning_jax.models.layers import (
-    Block,
-    Context,
-    Linear,
-    layer_kinds,
-    norm,
-    row_mask,
-    times,
-)
+from prompt_tuning_jax.models import layers
+from prompt_tuning_jax.models.layers import Block, Context, Linear, layer_kinds, norm
 from prompt_tuning_jax.models.positions import rotary_tables
 from prompt_tuning_jax.models.spec import Spec
 from prompt_tuning_jax.quantization import whole
 
 LAYERED = ("prefix", "lora", "scale")  # collections that hold something for every layer
 
-# What the backward pass keeps of a layer. Named values beat "every matrix product": the attention's
-# output costs little to keep and much to compute again, the last product of a layer is never read.
+# What the backward pass keeps of a layer: the attention's output costs little to keep and much to
+# compute again, the last product of a layer is never read.
 SAVED = ("query", "key", "value", "attended", "normalizer", "middle", "gate", "up")
 REMAT = {
     "named": jax.checkpoint_policies.save_only_these_names(*SAVED),
@@ -72,17 +64,13 @@ class Decoder(nn.Module):
 
     def __call__(self, shared, tokens, positions, segments, branches, reads):
         """Returns hidden states after the final norm at the positions that are read, `[R, Q, D]` in
-        the dtype of the weights.
-
-        Args:
-          shared: int32[S], the front of the input that all rows share; negative ids are slots.
-          tokens, positions, segments, branches: int32[R, T] (`data.batch.Batch`).
-          reads: int32[R, Q], the positions of each row that are needed.
-        """
+        the dtype of the weights. The arguments are those of a `data.batch.Batch`."""
         prefix = self.variables.get("prefix")
         before = len(prefix["last"]["attention"]["k"]) if prefix else 0
         places = before + jnp.concatenate([jnp.arange(len(shared)), positions.reshape(-1)])
-        context = Context(rotary_tables(self.spec, places), row_mask(segments, branches), places)
+        context = Context(
+            rotary_tables(self.spec, places), layers.row_mask(segments, branches), places
+        )
         kinds = layer_kinds(self.spec, before + len(shared) + tokens.shape[1])
         x = self.begin(jnp.concatenate([shared, tokens.reshape(-1)]), places)
         x, _ = self.layers(x, context, jax.tree.map(lambda part: part[:-1], kinds))
@@ -134,7 +122,7 @@ class Decoder(nn.Module):
         if self.spec.embedding_width:
             rows = self.project_out(rows)
         if self.spec.tied_head:
-            logits = times(rows, self.embedding(), self.precision, jnp.float32)
+            logits = layers.times(rows, self.embedding(), self.precision, jnp.float32)
         else:
             logits = self.head(rows)
         if cap:

@@ -1,8 +1,7 @@
 """The layers of a decoder: linear layers, attention, feed-forward, and the block made of them.
 
-One flat matrix of vectors `[N, D]` goes through the layers, N = S + R*T: the S shared positions,
-which do not depend on the example and are computed once, then R rows of T positions. It is one
-matrix and not two, so that a product reads its weights once.
+One flat matrix of vectors `[N, D]` goes through the layers, N = S + R*T, so that a product reads
+its weights once: the S shared positions, which are computed once, then R rows of T positions.
 """
 
 import functools
@@ -55,11 +54,8 @@ def layer_kinds(spec: Spec, positions: int) -> Layer:
 
 
 def row_mask(segments: jax.Array, branches: jax.Array) -> jax.Array:
-    """Returns the additive mask float32[R, T, T] of int32[R, T] segments and branches.
-
-    A query sees a key that does not come after it, is of its segment, and is of the trunk (branch
-    0) or of its own branch.
-    """
+    """Returns the additive mask float32[R, T, T] of int32[R, T] segments and branches: a query sees
+    no later key, those of its segment, and of these the trunk (branch 0) and its own branch."""
     length = segments.shape[1]
     causal = jnp.tril(jnp.ones((length, length), bool))
     segment = segments[:, :, None] == segments[:, None, :]
@@ -82,8 +78,7 @@ class Linear(nn.Module):
     """A frozen matrix, stored `[out, in]` as model files have it: `[N, in]` to `[N, out]`.
 
     A method may add the product of two thin matrices (the collection `lora`) and scale what the
-    layer gives, or what it reads (`scale`). A CPU multiplies few rows by a matrix in this order a
-    quarter faster than by its transpose, and many as fast.
+    layer gives, or what it reads (`scale`). A CPU multiplies few rows faster in this order.
     """
 
     features: int
@@ -231,8 +226,8 @@ class Attention(nn.Module):
             self.put_variable("attention", "front", front_share(*asked))
 
     def remember(self, own, place):
-        """Writes the rows' keys and values `[R, T, K, d]` into the collection `cache`, in the
-        layout of `attend_cached`: as all of it, or from `place` of C on."""
+        """Writes the rows' keys and values `[R, T, K, d]` into the collection `cache`, as
+        `attend_cached` reads them: as all of it, or from `place` of C on."""
         cache = {"k": own[0].transpose(0, 2, 3, 1), "v": own[1].swapaxes(1, 2)}
         if place is not None:
             for name, part in cache.items():

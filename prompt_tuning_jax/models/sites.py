@@ -1,8 +1,7 @@
 """What a method can give to the model beside the frozen weights, and how the module reads it.
 
 A site is a path `collection/stack/module/leaf`. `sites` is the table of all of them, with the
-letters of their axes: shapes and checks come from it. `bind` lays out what is given, and refuses
-what the model does not read: it would be ignored silently.
+letters of their axes. `bind` lays out what is given, and refuses what the model does not read.
 """
 
 from collections.abc import Collection, Container, Mapping
@@ -35,10 +34,8 @@ NOTHING = Given()
 
 
 def sites(spec: Spec) -> dict[str, str]:
-    """Returns the letters of the axes of every site by its path.
-
-    P (virtual tokens) and r (rank) are free; the other sizes are the model's (`axis_sizes`).
-    """
+    """Returns the letters of the axes of every site by its path. P (virtual tokens) and r (rank)
+    are free; the other sizes are the model's (`axis_sizes`)."""
     table = {PROMPT: "P E", **dict.fromkeys(PREFIX.values(), "L P K d"), VISIBLE: "P"}
     for module, (outputs, inputs) in linear_layers(spec).items():
         table[f"lora/decoder/{module}/a"] = f"L r {inputs}"
@@ -101,15 +98,10 @@ def check_given(spec: Spec, given: Given, parts: bool = False) -> None:
                 raise UserError(f"'{path}' needs '{other}' beside it.")
     for path, leaf in given.params.items():
         _check_read(path, shapes)
-        if leaf.shape != shapes[path] and not (parts and _is_part(leaf.shape, shapes[path])):
+        same, pairs = leaf.ndim == len(shapes[path]), zip(leaf.shape, shapes[path], strict=False)
+        is_part = parts and same and all(size and not of % size for size, of in pairs)
+        if leaf.shape != shapes[path] and not is_part:
             raise UserError(f"'{path}' has shape {leaf.shape}; the model reads {shapes[path]}.")
-
-
-def _is_part(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
-    """Tells whether a shape is that of one of the equal parts of another, along one axis."""
-    pairs = [*zip(shape, whole, strict=False)]
-    divided = [not size or of % size for size, of in pairs if size != of]
-    return len(shape) == len(whole) and len(divided) == 1 and not any(divided)
 
 
 def _check_read(path: str, known: Collection[str]) -> None:
