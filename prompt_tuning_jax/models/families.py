@@ -1,8 +1,5 @@
-"""The specs of model families, from the fields of a `config.json`.
-
-A family is a function and a row of `FAMILIES`, see docs/new_family.md. An option that the decoder
-does not compute is refused, not ignored.
-"""
+"""The specs of model families, from the fields of a `config.json`: a function and a row of
+`FAMILIES` each, see docs/new_family.md. An option that the decoder does not compute is refused."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -64,12 +61,9 @@ def _common(fields: Fields, **more: Any) -> dict[str, Any]:
 
 
 def _rope(fields: Fields, part: float = 0, entry: Any = None) -> tuple[Rope, int]:
-    """Returns a rotary embedding, and the most positions that it has.
-
-    `part` is the default of the share of a head that turns, or 0 if all of it must. transformers 5
-    keeps base and scaling in one entry, earlier versions in two. If a file has both, it takes the
-    earlier one.
-    """
+    """Returns a rotary embedding, and the most positions that it has. `part` is the default of the
+    share of a head that turns, or 0 if all of it must. transformers 5 keeps base and scaling in one
+    entry, earlier versions in two. If a file has both, it takes the earlier one."""
     entry = entry or fields.entry("rope_scaling") or fields.entry("rope_parameters")
     inside = fields.over(entry)
     most = fields.number("max_position_embeddings", default=2048)

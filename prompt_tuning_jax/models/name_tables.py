@@ -1,8 +1,7 @@
 """Tables of the names of tensors in Hugging Face folders, for `families.py`.
 
-A row is a module of ours, the folder's, and how a tensor there is cut. Its leaves follow from the
-module: 'bias' is '.bias' in a folder, any other '.weight'. Which rows a model has, and of which
-shape, is what its module reads (`decoder.param_shapes`). The gguf package knows the names there.
+A row is a module of ours, the folder's, and how a tensor there is cut. The leaf 'bias' is '.bias'
+in a folder, any other '.weight'. A model has the rows that its module reads.
 """
 
 from collections.abc import Sequence
@@ -12,11 +11,9 @@ Table = dict[str, Sequence[str]]
 
 def make_table(layer: str, inside: str, outside: str = "") -> Table:
     """Returns a table from rows 'ours theirs [how]': those `inside` a layer, whose name in a folder
-    is `layer` with {} for its number, and those `outside`, which are Llama's by default.
-
-    `ours` may be several layers, 'attention/q,k,v', whose rows stand below each other in one
-    tensor. `how` is 'T' if it is transposed, or 'heads' if rows are in order of heads first.
-    """
+    is `layer` with {} for its number, and those `outside`, which are Llama's by default. `ours` may
+    be several layers, 'attention/q,k,v', below each other in one tensor. `how` is 'T' if it is
+    transposed, or 'heads' if rows are in order of heads first."""
     table: Table = {}
     for text, place, start in ((outside or TOP, "", ""), (inside, "last/", layer)):
         rows = (line.split() for line in text.splitlines() if line.strip())

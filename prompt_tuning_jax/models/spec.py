@@ -1,7 +1,5 @@
-"""What a frozen model is: the sizes and options of a decoder, as its module reads them.
-
-`families.py` reads them from the files of each family. An option that is off costs nothing.
-"""
+"""What a frozen model is: the sizes and options of a decoder, as `families.py` reads them from the
+files of each family and its module uses them. An option that is off costs nothing."""
 
 import dataclasses
 

@@ -1,9 +1,6 @@
-"""Reads GGUF files, and compares every count with the file's size before it is believed.
-
-`gguf.GGUFReader` hangs on an array that declares 2**40 elements, and takes two seconds for a
-vocabulary. This reader takes 0.2 s and raises one kind of error.
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
-"""
+"""Reads GGUF files (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), and compares every
+count with the file's size before it is believed. `gguf.GGUFReader` hangs on an array that declares
+2**40 elements, and takes two seconds for a vocabulary, ten times as long."""
 
 import math
 import os
@@ -185,10 +182,7 @@ def tensor_names(architecture: str, layers: int) -> Any:
 
 
 def unpermute(weights: np.ndarray, heads: int) -> np.ndarray:
-    """Puts the rows `[heads * d, in]` of a query or key in the order that `rotate` expects.
-
-    llama.cpp rotates neighbours, so its converter interleaves the two halves of d. If this is
-    forgotten nothing fails, but the model is worse.
-    """
+    """Puts the rows `[heads * d, in]` of a query or key in the order that `rotate` expects:
+    llama.cpp rotates neighbours, so its converter interleaves the two halves of d."""
     rows = weights.reshape(heads, weights.shape[0] // heads // 2, 2, -1)
     return rows.swapaxes(1, 2).reshape(weights.shape)

@@ -42,8 +42,7 @@ def spec_from_gguf(
     fields: Mapping[str, Any], tied_head: bool, factors: np.ndarray | None, source: str
 ) -> tuple[Spec, dict[str, Any]]:
     """Returns the spec that a GGUF file's metadata describes, and the `config.json` of such a
-    model. The head is tied if the file has none of its own. Frequencies are divided by float32[d/2]
-    `factors` (`rope_freqs.weight`), if any."""
+    model. Frequencies are divided by float32[d/2] `factors` (`rope_freqs.weight`), if any."""
     given = Fields(fields, source)
     architecture = given.check("general.architecture", *ARCHITECTURES)
     prefix = f"{architecture}."

@@ -6,15 +6,12 @@ from typing import NamedTuple
 
 
 class Packaged(NamedTuple):
-    """A model's file in the folder of a Python package, which is found and never imported.
-
-    `install` ends a sentence, `what` is a line for people, and `bytes` is the size of the file.
-    """
+    """A model's file in the folder of a Python package, which is found and never imported."""
 
     package: str
     file: str
-    install: str
-    what: str
+    install: str  # ends a sentence
+    what: str  # a line for people
     parameters: int
     bytes: int
     licence: str

@@ -136,12 +136,9 @@ class Tokenizer:
     def encode(
         self, text: str, *, continues: bool = False
     ) -> tuple[list[int], list[tuple[int, int]]]:
-        """Returns the ids of a text, and where each begins and ends in it, in characters.
-
-        If several tokens make one character, each has that character's offsets. `continues` says
-        whether the text follows another one or a special token: some tokenizers put a space in
-        front of the first text alone.
-        """
+        """Returns the ids of a text, and where each begins and ends in it, in characters: that of
+        several tokens is each one's. `continues` says whether the text follows another one or a
+        special token: some tokenizers put a space in front of the first text alone."""
         library = self.inside if continues else self.library
         with _panics(f"a text of {len(text)} characters cannot be cut by the tokenizer.json"):
             encoding = library.encode(text, add_special_tokens=False)
@@ -160,8 +157,7 @@ class Tokenizer:
 
 @contextlib.contextmanager
 def _panics(what: str, known: type[Exception] | tuple[()] = ()) -> Iterator[None]:
-    """Turns `known` errors and what the library raises into a UserError: a plain Exception, or a
-    panic, as when a pattern takes too long."""
+    """Turns `known` errors, and plain Exceptions and panics of the library, into a UserError."""
     try:
         yield
     except BaseException as error:  # the class of a panic cannot be imported
@@ -279,10 +275,8 @@ def _safe(name: str, content: Mapping[str, Any], known: set[str]) -> dict[str, A
 
 def _changed(whole: Mapping[str, Any] | None, made: tokenizers.Tokenizer) -> dict[str, Any]:
     """Returns a `tokenizer.json` with what transformers changed, and all else as it stands there,
-    so that its fingerprint is the same on every version of the libraries.
-
-    A byte-level file keeps its own steps: transformers 5 would split SmolLM2's text as GPT-2's.
-    """
+    the same on every version of the libraries. A byte-level file keeps its own steps: transformers
+    5 would split SmolLM2's text as GPT-2's."""
     plain = tokenizers.Tokenizer.from_str(json.dumps(whole)) if whole else made
     for library in (plain, made):
         library.no_truncation()
@@ -376,8 +370,8 @@ def _write_spaces(more: int) -> dict[str, Any]:
 def _make_merges(
     tokens: Sequence[str], kinds: Sequence[int], scores: Sequence[float]
 ) -> list[list[str]]:
-    """Returns every split of a token into two tokens, those of the best score first: SentencePiece
-    joins the two neighbours that make the best token. Special tokens and bytes are no parts."""
+    """Returns every split of a token into two tokens, the best score first, as SentencePiece joins
+    them. Special tokens and bytes are no parts."""
     usual = {
         token: float(score)
         for token, kind, score in zip(tokens, kinds, scores, strict=True)
