@@ -231,7 +231,8 @@ def bleu(sums: np.ndarray, count: int) -> np.ndarray:
 
     def score(counts: list[int]) -> float:
         right, held = counts[:_ORDERS], counts[_ORDERS : 2 * _ORDERS]
-        return BLEU.compute_bleu(right, held, *counts[-2:], smooth_method="exp").score
+        length, nearest = counts[-2:]
+        return BLEU.compute_bleu(right, held, length, nearest, smooth_method="exp").score
 
     return np.array([*map(score, sums.astype(int).tolist())])
 

@@ -153,19 +153,12 @@ def train_step(state: State, frozen: Frozen, batch: Batch, parts: Parts, total=g
 
 
 class Compiled(NamedTuple):
-    """A step over devices, and functions that move its arguments there and back.
+    """A step over devices, and functions that move its arguments there and back."""
 
-    Attributes:
-      step: `(state, frozen, batch) -> (state, metrics)`; reuses the old state's memory.
-      place: copies a tree (state, frozen) to every device, divided matrices in parts.
-      place_batch: spreads the rows of a numpy batch over the devices.
-      fetch: copies a placed tree back to numpy.
-    """
-
-    step: Any
-    place: Callable
-    place_batch: Callable
-    fetch: Callable
+    step: Any  # `(state, frozen, batch) -> (state, metrics)`; reuses the old state's memory
+    place: Callable  # copies a tree (state, frozen) to every device, divided matrices in parts
+    place_batch: Callable  # spreads the rows of a numpy batch over the devices
+    fetch: Callable  # copies a placed tree back to numpy
 
 
 def compile_step(parts: Parts, parallel: str, devices=None, layout: Layout = WHOLE) -> Compiled:

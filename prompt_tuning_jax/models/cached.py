@@ -44,8 +44,8 @@ def _stack(kept) -> dict:
 
 
 def bake_rows(module: Decoder, params, fronts):
-    """Computes many fronts at once, int32[N, S]. Returns their keys and values, `[N, L, S, K, d]`,
-    each a prefix as `bake` makes it, and the hidden states `[N, S, D]`."""
+    """Returns keys and values of fronts int32[N, S], `[N, L, S, K, d]` each as `bake` makes them,
+    and hidden states `[N, S, D]`."""
     places = jnp.broadcast_to(jnp.arange(fronts.shape[1]), fronts.shape)
     ones, shared = jnp.ones_like(places), jnp.zeros((0,), jnp.int32)
     hidden, kept = module.apply(

@@ -87,10 +87,8 @@ class Decoder(nn.Module):
         return x
 
     def vectors(self, ids):
-        """Returns `[N, E]` for int32[N] ids: slot j, id -1-j, is vector j of the prompt.
-
-        A slot without a vector is NaN: any number would silently be another prompt.
-        """
+        """Returns `[N, E]` for int32[N] ids: slot j, id -1-j, is vector j of the prompt, or NaN
+        without one: any number would silently be another prompt."""
         x = jnp.take(self.embedding(), jnp.maximum(ids, 0), axis=0)
         if self.spec.embedding_scale != 1:
             x *= jnp.asarray(self.spec.embedding_scale, x.dtype)

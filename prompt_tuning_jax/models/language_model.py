@@ -39,27 +39,16 @@ KEYS = {
 
 
 class LanguageModel(NamedTuple):
-    """A frozen model as everything else takes it.
+    """A frozen model as everything else takes it."""
 
-    Attributes:
-      settings: what it was loaded with, by the names in `KEYS`.
-      spec: sizes and options.
-      module: the linen module; `module.apply(sites.bind(spec, params, given), ...)`.
-      params: the frozen tree (`models/decoder.py`), on the default device, or in parts.
-      tokenizer: text to ids and back.
-      fingerprint: hex digest of the source files, whatever the dtype.
-      config: its `config.json`.
-      layout: how the frozen tree lies over devices.
-    """
-
-    settings: Mapping[str, str]
+    settings: Mapping[str, str]  # what it was loaded with, by the names in `KEYS`
     spec: Spec
-    module: Decoder
-    params: Any
-    tokenizer: Tokenizer
-    fingerprint: str
-    config: Mapping[str, Any] = {}
-    layout: Layout = WHOLE
+    module: Decoder  # the linen module; `module.apply(sites.bind(spec, params, given), ...)`
+    params: Any  # the frozen tree (`models/decoder.py`), on the default device, or in parts
+    tokenizer: Tokenizer  # text to ids and back
+    fingerprint: str  # hex digest of the source files, whatever the dtype
+    config: Mapping[str, Any] = {}  # its `config.json`
+    layout: Layout = WHOLE  # how the frozen tree lies over devices
 
     @property
     def name(self) -> str:
@@ -133,7 +122,7 @@ def load(
         ids = f"has ids up to {words.highest} and the model embeddings for {spec.vocabulary}"
         raise UserError(f"the tokenizer of '{path}' {ids}: give the two that belong together.")
     words.embeddings = spec.vocabulary
-    module = _module(spec, settings)
+    module = Decoder(spec, settings["remat"], settings["matmul_precision"] or None)
     params = quantize(source.params, letters) if settings["quantize"] else source.params
     params = shard(params, layout)
     return LanguageModel(
@@ -142,9 +131,8 @@ def load(
 
 
 def outline(settings: Mapping[str, str], parallel: Mapping[str, Any]) -> LanguageModel:
-    """Returns a model whose weights are shapes, for a plan: the sections `model` and `parallel` of
-    a config, of which `path` may be a folder with a `config.json` alone. The tokenizer is None if
-    its files are missing; 'auto' is bfloat16."""
+    """Returns a model whose weights are shapes, for a plan, by the sections `model` and `parallel`
+    of a config. A `config.json` is enough, and the tokenizer then None; 'auto' is bfloat16."""
     spec, config = read_spec(settings["path"])
     words: Any = read_tokenizer(settings["path"]) if has_tokenizer(settings["path"]) else None
     dtype = DTYPES["bfloat16" if settings["dtype"] == "auto" else settings["dtype"]]
@@ -155,10 +143,6 @@ def outline(settings: Mapping[str, str], parallel: Mapping[str, Any]) -> Languag
             path, shape = f"{path}/scale", shape[:-1]
         leaves[path] = jax.ShapeDtypeStruct(shape, dtype)
     params = traverse_util.unflatten_dict(leaves, sep="/")
-    layout, module = make_layout(letters, shapes, parallel), _module(spec, settings)
+    layout = make_layout(letters, shapes, parallel)
+    module = Decoder(spec, settings["remat"], settings["matmul_precision"] or None)
     return LanguageModel(settings, spec, module, params, words, "", config, layout)
-
-
-def _module(spec: Spec, settings: Mapping[str, str]) -> Decoder:
-    precision = settings["matmul_precision"] or None
-    return Decoder(spec, remat=settings["remat"], precision=precision)

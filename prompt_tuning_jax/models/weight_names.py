@@ -70,7 +70,6 @@ def parts_of(leaves: Mapping[str, Any], tensor: Tensor) -> list[Any]:
 
 
 def module_name(spec: Spec, layer: str) -> str | None:
-    """Returns the folder's name of a linear layer, with {} for its number; None if it is fused with
-    others there, or transposed."""
+    """Returns a linear layer's name in a folder, {} for its number; None if fused or transposed."""
     row = FAMILIES[spec.family].table.get(f"last/{layer}")
     return row[0] if row is not None and len(row) == 1 else None

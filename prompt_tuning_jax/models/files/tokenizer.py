@@ -178,8 +178,7 @@ def _added(library: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def _growth(part: Any) -> float:
-    """Returns the logarithm of how many characters the replacements in a part of a
-    `tokenizer.json`, one after another, make of one."""
+    """Returns the log of how many characters a part of a `tokenizer.json` makes of one."""
     if isinstance(part, dict):
         content = part.get("content")
         own = math.log(len(content)) if isinstance(content, str) and content else 0.0

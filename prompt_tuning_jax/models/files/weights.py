@@ -32,8 +32,7 @@ from prompt_tuning_jax.storage import sha256
 DTYPES = {dtype.name: dtype for dtype in STORED.values()}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"[A-Za-z0-9_. -]{1,200}\.safetensors")  # what an index may name
-# In some files beside the weights: buffers and tables that the spec says already, and the parts of
-# a model for images.
+# In some files beside the weights: what the spec says already, and the parts for images.
 IGNORED = re.compile(
     r".*\.(rotary_emb\.inv_freq|attn\.bias|attention\.bias|(attn|attention)\.masked_bias)"
     r"|(.*\.)?(vision_tower|multi_modal_projector)\..*"
@@ -44,13 +43,12 @@ ROTARY = re.compile(r"blk\.\d+\.attn_[qk]\.(weight|bias)")  # in a GGUF file of 
 
 
 class Weights(NamedTuple):
-    """A model's spec, its tree of arrays (never to be written to), the fingerprint of the files
-    that it came from (SHA-256, the same for every dtype), and its `config.json`."""
+    """What the files of a model hold."""
 
     spec: Spec
-    params: dict[str, Any]
-    fingerprint: str
-    config: dict[str, Any]
+    params: dict[str, Any]  # never to be written to
+    fingerprint: str  # SHA-256 of the files, the same for every dtype
+    config: dict[str, Any]  # its `config.json`
 
 
 def read_weights(path: str, dtype: str, most: float = math.inf, layout: Layout = WHOLE) -> Weights:
@@ -82,27 +80,16 @@ def _read_folder(folder: Path, dtype: np.dtype, most: float, layout: Layout) -> 
             raise UserError(f"{folder}: the tensor {short(name)} is there twice.")
         if name in names:
             shapes[names[name]] = entry.shape
-    # Some files repeat a tied embedding as the head: both must be the same, byte for byte.
-    head, embedding = (
-        f"{FAMILIES[spec.family].table[module][0]}.weight" for module in ("head", "embed")
-    )
-    twins = {head, embedding} if spec.tied_head else set()
-    wanted = _check_shapes(spec, tensors(spec), shapes, twins, folder)
+    # Some files repeat a tied embedding as the head, which transformers does not read either.
+    tied = {f"{FAMILIES[spec.family].table['head'][0]}.weight"} if spec.tied_head else set()
+    wanted = _check_shapes(spec, tensors(spec), shapes, tied, folder)
     leaves = _allocate(spec, dtype, most, layout, folder)
-    whole, ties = hashlib.sha256(), set()
+    whole = hashlib.sha256()
     for file, entries in headers.items():
         whole.update(bytes.fromhex(sha256(file)))
-        kept = {name: entry for name, entry in entries.items() if name in names}
+        kept = {name: entry for name, entry in entries.items() if names.get(name) in wanted}
         for name, array in read_tensors(file, kept):
-            if names[name] in wanted:
-                _fill(leaves, layout, wanted[names[name]], array, f"{file}: the tensor '{name}'")
-            if names[name] in twins and head in shapes:
-                ties.add(hashlib.sha256(array.view(np.uint8).data).digest())
-    if len(ties) > 1:
-        raise UserError(
-            f"{folder}: config.json ties the head to the embedding, but '{head}' differs "
-            f"from '{embedding}'; set tie_word_embeddings to false."
-        )
+            _fill(leaves, layout, wanted[names[name]], array, f"{file}: the tensor '{name}'")
     whole.update(bytes.fromhex(sha256(folder / "config.json")))
     return Weights(spec, leaves, whole.hexdigest(), config)
 
@@ -173,8 +160,7 @@ def _read_gguf(path: Path, dtype: np.dtype, most: float, layout: Layout) -> Weig
 
 
 def _as_gguf(tensor: Tensor, names: Any) -> Tensor:
-    """Returns a tensor as a GGUF file has it: under another name, never transposed, and with its
-    parts in order."""
+    """Returns a tensor as a GGUF file has it: renamed, never transposed, its parts in order."""
     shape = tensor.shape[::-1] if tensor.how == "T" else tensor.shape
     name = names.get_name(tensor.name, (".weight", ".bias"))
     return tensor._replace(name=name or tensor.name, shape=shape, how="")
@@ -206,8 +192,7 @@ def _check_shapes(
 
 
 def _allocate(spec: Spec, dtype: Any, most: float, layout: Layout, path: Path) -> dict[str, Any]:
-    """Returns empty leaves by path. Refuses a model that takes more than `most` bytes, or of which
-    this process's parts take more than are free."""
+    """Returns empty leaves by path; refuses a model of over `most` bytes, or over what is free."""
     shapes = param_shapes(spec)
     numbers = sum(map(math.prod, shapes.values()))
     parts = ((shape, own_parts(layout, leaf, shape)) for leaf, shape in shapes.items())
@@ -235,7 +220,6 @@ def _fill(leaves: dict[str, Any], layout: Layout, tensor: Tensor, array: Any, wh
         with np.errstate(over="ignore"):
             place[...] = part
         if not np.isfinite(place).all():
-            fault = "not finite: get the file again"
-            if np.isfinite(part).all():
-                fault = f"too large for {place.dtype.name}: give --config.model.dtype=bfloat16"
-            raise UserError(f"{what} holds numbers that are {fault}.")
+            why = f"that are not finite, or too large for {place.dtype.name}"
+            again = "give --config.model.dtype=bfloat16, or get the file again"
+            raise UserError(f"{what} holds numbers {why}: {again}.")
