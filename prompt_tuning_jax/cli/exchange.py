@@ -30,6 +30,8 @@ def export_artifact(folder: str, kind: str, target: str, overrides: list[str]) -
     config = from_manifest(artifact.manifest, [*overrides, *exact])
     task = make_task(config.task, artifact.manifest["labels"])
     lm = load_model(config)
+    if "calibration" in artifact.manifest:
+        say("warning: the calibration of the artifact is not exported: other programs have none")
     if kind == "hf":
         exchange.export_model(lm, artifact, target)
         say(f"{target}: load it with transformers' AutoModelForCausalLM and AutoTokenizer")

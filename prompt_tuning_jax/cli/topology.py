@@ -58,18 +58,16 @@ def rehearse_on(config, topology: str) -> dict[str, Any]:
     if is_taught(config):
         raise UserError("--topology has no model that can teach: leave config.teacher out")
     jax.config.update("jax_platforms", "cpu")  # an installed libtpu would look for a TPU
+    config = config.copy_and_resolve_references().unlock()
+    if config.model.dtype == "auto":
+        config.model.dtype = "bfloat16"  # as on a TPU
     lm = outline(config.model, config.parallel)
     step, state, frozen, batch, read = _arguments(lm, config, count)
     kinds = {"weights": frozen.params, "trained": state.trainable}
     kinds["optimizer"] = state.optimizer_state
     sizes = {name: _bytes(tree, lm.layout) for name, tree in kinds.items()}
-    found: dict[str, Any] = {
-        "slice": topology,
-        "chips": count,
-        "chip": CHIPS[chip][0] << 30,
-        "batch": read,
-    }
-    found |= {"model_axis": lm.layout.shards, "bytes": sizes}
+    found: dict[str, Any] = {"slice": topology, "chips": count, "chip": CHIPS[chip][0] << 30}
+    found |= {"batch": read, "model_axis": lm.layout.shards, "bytes": sizes}
     devices, compiler = _devices(topology)
     if not devices:
         found |= {"temporaries": None, "compiler": compiler}
@@ -95,7 +93,6 @@ def _arguments(lm, config, count):
         rows, length = batch.tokens.shape
         read = f"{rows} rows of {length} positions behind {len(batch.shared)}, of the data"
         return plan.parts, _state(plan.parts, plan.trainable), plan.frozen, shapes, read
-    config = config.copy_and_resolve_references().unlock()
     if "init" in config.method:
         config.method.init = "zero" if config.method.name == "prefix" else "uniform"
     parts, trainable, frozen, _, given = train.make_step(lm, make_task(config.task), config)

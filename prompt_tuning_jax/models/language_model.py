@@ -132,11 +132,11 @@ def load(
 
 def outline(settings: Mapping[str, str], parallel: Mapping[str, Any]) -> LanguageModel:
     """Returns a model whose weights are shapes, for a plan, by the sections `model` and `parallel`
-    of a config. A `config.json` is enough, and the tokenizer then None; 'auto' is bfloat16."""
+    of a config. A `config.json` is enough, and the tokenizer then None."""
     spec, config = read_spec(settings["path"])
     words: Any = read_tokenizer(settings["path"]) if has_tokenizer(settings["path"]) else None
-    dtype = DTYPES["bfloat16" if settings["dtype"] == "auto" else settings["dtype"]]
-    letters, shapes, leaves = matrices(spec), param_shapes(spec), {}
+    dtype, letters, shapes = DTYPES[settings["dtype"]], matrices(spec), param_shapes(spec)
+    leaves: dict[str, jax.ShapeDtypeStruct] = {}
     for path, shape in shapes.items():
         if settings["quantize"] and path in letters:
             leaves[f"{path}/q"] = jax.ShapeDtypeStruct(shape, jnp.int8)

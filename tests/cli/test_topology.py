@@ -50,6 +50,14 @@ def test_a_model_may_be_its_config_alone(typed, tmp_path):
     assert small["bytes"]["weights"] < 0.57 * 2 * numbers
 
 
+def test_what_does_not_fit_is_told_what_would(typed, tmp_path):
+    spec = tiny_models.changed(layers=400, width=8192, feedforward=65536)
+    (tmp_path / "config.json").write_text(json.dumps(tiny_models.config(spec)))
+    found = planned(typed, f"--config.model.path={tmp_path}")
+    assert not found["fits"] and "--config.model.quantize=int8" in found["advice"]
+    assert "dtype" not in found["advice"]  # 'auto' is bfloat16 already
+
+
 def test_what_cannot_be_planned_is_refused(typed, monkeypatch):
     words = ["train", "--config", CONFIG, "--workdir", "run"]
     shown = typed(*words, "--topology", "v5e:2x2")
