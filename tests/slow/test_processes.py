@@ -214,7 +214,7 @@ def test_other_settings_are_refused_in_both(tmp_path):
 def test_pmap_is_refused(tmp_path):
     command = tiny_runs.train(tmp_path / "run", "--config.parallel=pmap")
     for output in ended(several([command] * 2), [2, 2]):
-        assert "error: config.parallel is 'pmap': several processes need 'jit'" in output
+        assert "error: config.parallel.name is 'pmap': several processes need 'jit'" in output
 
 
 def test_one_that_is_killed_ends_the_other(whole, tmp_path):
