@@ -3,8 +3,8 @@
 Command: prompt-tuning compare --config configs/compare_sst2.py --workdir runs/compare_sst2
 Hardware and time: 2 CPU cores, float32: `--dry_run` says how long it takes. Three rows with three
   seeds, beside other work: 1 h 45 min.
-Expected: on the test split LoRA 89.9 %, IA3 89.6 %, fine-tuning 90.7 % (means of three seeds, run here
-  with the command in benchmarks/README.md); the other rows were not run here.
+Expected: on the test split LoRA 89.9 %, IA3 89.6 %, fine-tuning 90.7 % (means of three seeds, run
+  here with the command in benchmarks/README.md); the other rows were not run here.
 
 The data are those of configs/sst2.py.
 """

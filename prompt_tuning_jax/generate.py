@@ -92,7 +92,7 @@ class Generation(NamedTuple):
 
     text: str  # without the space that joins it to the prompt, up to a stop string
     ids: list[int]  # as the model chose them, the end-of-text token too
-    finished: bool  # else it was cut at the most new tokens, or at the model's last position
+    finished: bool  # false if it was cut: at the most new tokens or the last position
 
 
 class Front(NamedTuple):

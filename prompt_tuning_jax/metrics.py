@@ -300,7 +300,7 @@ def _ratio(above: np.ndarray, below: np.ndarray, otherwise: float) -> np.ndarray
 
 
 def _with_intervals(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the first of each float64[1 + S], and `intervals` of the others; None for NaN."""
+    """Returns the first of each float64[1 + S], and `intervals` of the rest, with None for NaN."""
     return {**_map(_value, found), "intervals": _map(_interval, found)}
 
 

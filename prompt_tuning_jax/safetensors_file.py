@@ -47,6 +47,8 @@ def read_tensors(path: Path, entries: Mapping[str, Entry]) -> Iterator[tuple[str
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe or a device
+            raise UserError(f"{path} is neither a file nor a folder: get it again.")
         with path.open("rb"):  # its errors say more than the package's
             pass
         with safe_open(path, framework="np") as file:

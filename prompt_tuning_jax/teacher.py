@@ -27,7 +27,7 @@ from prompt_tuning_jax.run.progress import with_progress
 KEYS = {
     # A written prompt, as in `evaluate --prompt`.
     "prompt": string(""),
-    # Training records in front of each example, which are not trained on. Neither: no teacher.
+    # Training records in front of each example, not trained on. With 0 and no prompt: no teacher.
     "demonstrations": whole(0),
 }
 WRITTEN = "text_of_the_teacher"  # the field of a record

@@ -30,7 +30,7 @@ def print_facts(values: Mapping[str, Any]) -> None:
 def print_table(
     rows: Sequence[Mapping[str, str]], texts: Collection[str], file: TextIO | None = None
 ) -> None:
-    """Prints rows, cells by heading, as a table; columns that are no `texts` end at the right."""
+    """Prints rows, cells by heading, as a table. Columns that are not `texts` are right-aligned."""
     from rich.console import Console
     from rich.table import Table
 

@@ -143,7 +143,8 @@ def with_demonstrations(
 def fill_pieces(
     pieces: Iterable[Piece], record: Mapping[str, str], template: Template
 ) -> tuple[list[Piece], str]:
-    """Returns pieces, filled, up to the last special token, and the text behind it; no slots."""
+    """Fills a record into pieces, and leaves out slots. Returns the pieces up to the last special
+    token, and the text behind it."""
     filled: list[Piece] = []
     text = ""
     for piece in pieces:
@@ -175,7 +176,7 @@ def _turn_end(pieces: Sequence[Piece], ends: Sequence[str]) -> list[Piece]:
 
 
 def plain_slot_size(template: Template, num_virtual_tokens: int) -> int:
-    """Returns the size of a plain `{soft}`, what other slots leave: all have to add up to P."""
+    """Returns the size of a plain `{soft}`: what other slots leave of P. All must add up to P."""
     slots = [piece for piece in template.pieces if isinstance(piece, Slot)]
     if not slots and num_virtual_tokens:
         raise UserError(

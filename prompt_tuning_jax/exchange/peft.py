@@ -24,7 +24,7 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 BASE, EMBEDDINGS = "base_model.model.", "prompt_embeddings"
 INNER = f"scale/decoder/{SCALED_INPUT}"
 MOST_BYTES = 1 << 20  # of the config
-# Options of PEFT which make what we do not hold, and their plain values beside null.
+# Options of PEFT with which we cannot hold an adapter, and their plain values beside null.
 FLAGS = ("use_dora", "use_qalora", "lora_bias", "fan_in_fan_out", "prefix_projection")
 PLAIN: dict[str, Any] = {
     **dict.fromkeys(FLAGS, False),

@@ -63,7 +63,7 @@ def attend_cached(query, front, cache, mask, front_mask, cap, precision):
     """Returns `[R, K, G, d]`, what one query a row sees of keys that were kept. Has no gradient.
 
     Args:
-      query, front: `[R, K, G, d]` and twice `[F, K, d]`, as in `attend`, and so is the rest.
+      query, front: `[R, K, G, d]`, and twice `[F, K, d]`. What is not listed is as in `attend`.
       cache: keys `[R, K, d, C]` and values `[R, K, C, d]`, as the two products read them fastest.
       mask, front_mask: additive float32[R, 1, C], and float32[R, F] or None.
     """

@@ -44,8 +44,8 @@ def _stack(kept) -> dict:
 
 
 def bake_rows(module: Decoder, params, fronts):
-    """Returns keys and values of fronts int32[N, S], `[N, L, S, K, d]` each as `bake` makes them,
-    and hidden states `[N, S, D]`."""
+    """Returns the keys and values of many fronts int32[N, S], `[N, L, S, K, d]`, as `bake` has them
+    for one, and the hidden states `[N, S, D]`."""
     places = jnp.broadcast_to(jnp.arange(fronts.shape[1]), fronts.shape)
     ones, shared = jnp.ones_like(places), jnp.zeros((0,), jnp.int32)
     hidden, kept = module.apply(

@@ -36,8 +36,7 @@ class Decoder(nn.Module):
     """The frozen model: `__call__` gives hidden states, `logits` the scores of the vocabulary."""
 
     spec: Spec
-    # What the backward pass keeps: 'named' (fastest measured), 'full' (keeps nothing, the least
-    # memory) or 'none' (keeps everything).
+    # What the backward pass keeps: some ('named', the fastest), nothing ('full') or all ('none').
     remat: str = "named"
     precision: str | None = None  # of the products, e.g. 'highest'; None is the platform's default
 

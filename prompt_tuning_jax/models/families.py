@@ -23,8 +23,7 @@ ACTIVATIONS = {
 
 
 def spec_from_config(config: Mapping[str, Any], source: str, names: Mapping[str, str] = {}) -> Spec:
-    """Returns the spec that a Hugging Face `config.json` describes. A UserError names `source`, and
-    the fields by `names`, if any."""
+    """Returns the spec in a `config.json`; a UserError names `source`, and fields by `names`."""
     fields = Fields(config, source, names)
     family = fields.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
@@ -306,12 +305,11 @@ def _opt(fields: Fields) -> dict[str, Any]:
 
 
 class Family(NamedTuple):
-    """What a family is: its spec, the names of its tensors, and the class of transformers, for
-    programs that look for one in config.json."""
+    """What a family is."""
 
     spec: Callable[[Fields], dict[str, Any]]
-    table: name_tables.Table
-    architecture: str
+    table: name_tables.Table  # the names of its tensors
+    architecture: str  # the class of transformers, which some programs look for in config.json
 
 
 FAMILIES = {

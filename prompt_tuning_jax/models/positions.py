@@ -25,7 +25,7 @@ def frequencies(rope: Rope) -> tuple[np.ndarray, float]:
         kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
         return plain * (kept + (1.0 - kept) / factor), 1.0
     if rope.kind == "yarn":
-        # Peng et al. 2023: a ramp over the dimensions that turn `slow` to `fast` times originally.
+        # Peng et al. 2023: a ramp over dimensions of `slow` to `fast` turns in the original length.
         factor, fast, slow, original, size = rope.numbers
         lengths = (math.log(original / (turns * 2 * math.pi)) for turns in (fast, slow))
         first, last = (rope.size * length / (2 * math.log(rope.theta)) for length in lengths)

@@ -25,8 +25,7 @@ class Given(NamedTuple):
     """What a method hands to the model."""
 
     sites: Mapping[str, jax.Array] = {}  # arrays by their path in `sites`
-    # Arrays that take the place of leaves of the frozen weights, by the leaf's path, such as
-    # 'layers/attention/q/weight'.
+    # Arrays in place of frozen leaves, by the leaf's path, such as 'layers/attention/q/weight'.
     params: Mapping[str, jax.Array] = {}
 
 

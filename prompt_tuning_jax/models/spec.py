@@ -1,5 +1,5 @@
-"""What a frozen model is: the sizes and options of a decoder, as `families.py` reads them from the
-files of each family and its module uses them. An option that is off costs nothing."""
+"""What a frozen model is: the sizes and options of a decoder, from the files of each family by
+`families.py`. An option that is off costs nothing."""
 
 import dataclasses
 
@@ -14,9 +14,7 @@ class Rope:
 
     theta: float  # base of the wavelengths
     size: int  # r, how many dimensions of a head turn
-    # How wavelengths are stretched: 'default' (not at all), 'linear', 'llama3', 'yarn' or
-    # 'longrope', see `positions.frequencies`.
-    kind: str = "default"
+    kind: str = "default"  # how wavelengths are stretched, see `positions.frequencies`
     numbers: tuple = ()  # of the kind, in the order there
 
 

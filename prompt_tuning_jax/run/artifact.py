@@ -35,7 +35,7 @@ MANIFEST, TENSORS = "manifest.json", "adaptation.safetensors"
 
 # No real artifact comes near these bounds; they make a hostile one cheap to refuse.
 _MANIFEST_BYTES = 1 << 20
-_DIMENSIONS = 8
+_DIMENSIONS, _DEPTH = 8, 8
 _LEAF = re.compile(r"[A-Za-z0-9_]{1,99}(/[A-Za-z0-9_]{1,99}){1,9}")
 _METHOD = re.compile(r"[a-z0-9_]+")
 _KINDS: dict[str, type] = {
@@ -291,6 +291,8 @@ def _check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
 
 def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
     """Yields the faults in order: each check relies on those before it."""
+    if not _shallow(manifest, _DEPTH):
+        yield f"it is nested more than {_DEPTH} deep"
     unknown = sorted(manifest.keys() - _KINDS)
     yield from (f"{short(key)} is not a known key{nearest(key[:99], _KINDS)}" for key in unknown)
     for name, kind in _KINDS.items():
@@ -322,6 +324,13 @@ def _odd_additions(manifest: Mapping[str, Any]) -> Iterator[str]:
 
 def _types(value: Any) -> Any:
     return [*map(type, value)] if isinstance(value, list) else type(value)
+
+
+def _shallow(value: Any, depth: int) -> bool:
+    if not isinstance(value, dict | list):
+        return True
+    inside = value.values() if isinstance(value, dict) else value
+    return depth > 0 and all(_shallow(item, depth - 1) for item in inside)
 
 
 def _read_tensors(path: Path, digest: str, prompted: bool) -> dict[str, np.ndarray]:

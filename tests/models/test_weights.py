@@ -188,11 +188,14 @@ def test_loaded_arrays_cannot_be_written_to_by_mistake(gguf_path):
         params["embed"]["embedding"][0] = 0
 
 
-def test_a_head_that_is_tied_is_the_embedding_whatever_the_file_repeats(tmp_path):
-    for added in (0, 1):
-        head = ARRAYS["model.embed_tokens.weight"] + added
-        path = write(tmp_path, "folder", arrays={**ARRAYS, "lm_head.weight": head})
-        assert_tree(read_weights(path, "float32").params, WANTED)
+def test_a_head_that_repeats_the_embedding_is_read(tmp_path):
+    same = {**ARRAYS, "lm_head.weight": ARRAYS["model.embed_tokens.weight"]}
+    path = write(tmp_path, "folder", arrays=same)
+    assert_tree(read_weights(path, "float32").params, WANTED)
+    other = {**ARRAYS, "lm_head.weight": ARRAYS["model.embed_tokens.weight"] + 1}
+    write(tmp_path, "folder", arrays=other)
+    with pytest.raises(UserError, match=r"ties the head.*lm_head.weight.*tie_word_embeddings"):
+        read_weights(path, "float32")
 
 
 def test_buffers_of_the_rotary_embedding_are_left_out(tmp_path):
@@ -341,7 +344,21 @@ def test_paths_without_a_model_are_refused(tmp_path, folder):
             read_weights(str(path), "float32")
 
 
-def test_folders_with_other_things_than_files_are_refused(folder):
+def test_folders_with_other_things_than_files_are_refused(tmp_path, folder):
+    os.mkfifo(tmp_path / "pipe")
+    config = (folder / "config.json").read_bytes()
+    for name, message in (
+        ("model.safetensors", "safetensors is neither a file nor a folder"),
+        ("config.json", "is a folder without config.json"),
+    ):
+        for link in ("/dev/zero", tmp_path / "pipe"):
+            (folder / name).rename(tmp_path / "kept")
+            (folder / name).symlink_to(link)
+            with pytest.raises(UserError, match=message):
+                read_weights(str(folder), "float32")
+            (folder / name).unlink()
+            (tmp_path / "kept").rename(folder / name)
+    (folder / "config.json").write_bytes(config)
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"holds neither model\.safetensors nor"):
         read_weights(str(folder), "float32")

@@ -21,6 +21,8 @@ MANIFESTS = {
     "a method that is a URL": {"method": "https://example.org/evil"},
     "a method that is an object": {"method": {"$import": "os"}},
     "a config that is a list": {"config": ["seed"]},
+    "a config nested deeply": {"config": {"seed": DEEP}},
+    "metrics nested deeply": {"metrics": {"loss": DEEP}},
     "labels nested deeply": {"labels": DEEP},
     "labels that are not pairs": {"labels": [["sport"]]},
     "labels of numbers": {"labels": [[1, 2]]},

@@ -29,7 +29,7 @@ def find_model(path: str) -> Path:
 
             found = fetch(named[1], named[2] or "main")
         if found.is_dir():
-            problem = "" if (found / "config.json").exists() else "is a folder without config.json"
+            problem = "" if (found / "config.json").is_file() else "is a folder without config.json"
         elif found.exists():
             problem = "" if found.is_file() and is_gguf(found) else "is not a GGUF file"
         else:

@@ -1,6 +1,6 @@
 """Reads GGUF files (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), and compares every
 count with the file's size before it is believed. `gguf.GGUFReader` hangs on an array that declares
-2**40 elements, and takes two seconds for a vocabulary, ten times as long."""
+2**40 elements, and takes ten times as long for a vocabulary."""
 
 import math
 import os

@@ -81,7 +81,7 @@ def spec_from_gguf(
 
 
 def _gguf_scaling(given: Fields, rope: str) -> dict[str, Any] | None:
-    # A factor without a type is linear to llama.cpp, under the earlier key too; 0 means none.
+    # llama.cpp takes a factor without a type as linear, under both keys. 0 means no factor.
     kind = given.get(f"{rope}scaling.type", "linear")
     factors = [given.get(f"{rope}{key}", 1) for key in ("scaling.factor", "scale_linear")]
     factor = next((each for each in factors if each not in (0, 1)), None)

@@ -136,9 +136,9 @@ class Tokenizer:
     def encode(
         self, text: str, *, continues: bool = False
     ) -> tuple[list[int], list[tuple[int, int]]]:
-        """Returns the ids of a text, and where each begins and ends in it, in characters: that of
-        several tokens is each one's. `continues` says whether the text follows another one or a
-        special token: some tokenizers put a space in front of the first text alone."""
+        """Returns the ids of a text, and where each begins and ends in it, in characters; tokens
+        that make one character all have its offsets. `continues`: the text follows another one or a
+        special token; some tokenizers put a space in front of the first text alone."""
         library = self.inside if continues else self.library
         with _panics(f"a text of {len(text)} characters cannot be cut by the tokenizer.json"):
             encoding = library.encode(text, add_special_tokens=False)
@@ -187,8 +187,7 @@ def _growth(part: Any) -> float:
 
 
 def read_tokenizer(path: str) -> Tokenizer:
-    """Reads the tokenizer of a model; `path` is as for `read_weights`. Raises a UserError if the
-    tokenizer is missing, damaged or not supported."""
+    """Reads the tokenizer of a model; a UserError if it is missing, damaged or not supported."""
     found = find_model(path)
     with _panics(f"the tokenizer of '{path}' cannot be read", Exception):
         return Tokenizer(*(_read_folder(found) if found.is_dir() else _read_gguf(found)))
@@ -369,8 +368,7 @@ def _write_spaces(more: int) -> dict[str, Any]:
 def _make_merges(
     tokens: Sequence[str], kinds: Sequence[int], scores: Sequence[float]
 ) -> list[list[str]]:
-    """Returns every split of a token into two tokens, the best score first, as SentencePiece joins
-    them. Special tokens and bytes are no parts."""
+    """Returns each split of a token in two, best score first. Special tokens are no parts."""
     usual = {
         token: float(score)
         for token, kind, score in zip(tokens, kinds, scores, strict=True)

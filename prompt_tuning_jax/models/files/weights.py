@@ -80,16 +80,24 @@ def _read_folder(folder: Path, dtype: np.dtype, most: float, layout: Layout) -> 
             raise UserError(f"{folder}: the tensor {short(name)} is there twice.")
         if name in names:
             shapes[names[name]] = entry.shape
-    # Some files repeat a tied embedding as the head, which transformers does not read either.
-    tied = {f"{FAMILIES[spec.family].table['head'][0]}.weight"} if spec.tied_head else set()
-    wanted = _check_shapes(spec, tensors(spec), shapes, tied, folder)
+    # Some files repeat a tied embedding as the head: both must be the same, byte for byte.
+    table = FAMILIES[spec.family].table
+    head, embedding = (f"{table[each][0]}.weight" for each in ("head", "embed"))
+    twins = {head, embedding} if spec.tied_head else set()
+    wanted = _check_shapes(spec, tensors(spec), shapes, twins, folder)
     leaves = _allocate(spec, dtype, most, layout, folder)
-    whole = hashlib.sha256()
+    whole, ties = hashlib.sha256(), set()
     for file, entries in headers.items():
         whole.update(bytes.fromhex(sha256(file)))
-        kept = {name: entry for name, entry in entries.items() if names.get(name) in wanted}
+        kept = {name: entry for name, entry in entries.items() if name in names}
         for name, array in read_tensors(file, kept):
-            _fill(leaves, layout, wanted[names[name]], array, f"{file}: the tensor '{name}'")
+            if names[name] in wanted:
+                _fill(leaves, layout, wanted[names[name]], array, f"{file}: the tensor '{name}'")
+            if names[name] in twins and head in shapes:
+                ties.add(hashlib.sha256(array.view(np.uint8).data).digest())
+    if len(ties) > 1:
+        wrong = f"config.json ties the head to the embedding, but '{head}' differs from it"
+        raise UserError(f"{folder}: {wrong}; set tie_word_embeddings to false.")
     whole.update(bytes.fromhex(sha256(folder / "config.json")))
     return Weights(spec, leaves, whole.hexdigest(), config)
 
