@@ -181,8 +181,7 @@ def unicode_words(text: str) -> list[str]:
 
 
 def choose_tokenizer(references: Sequence[str]) -> str:
-    """Returns '13a' for texts in Latin script, 'char' if most words are in a script without spaces
-    between words, and 'intl' else."""
+    """Returns '13a' for Latin script, 'char' for most words without spaces between, else 'intl'."""
     words = unicode_words(" ".join(references))
     spaceless, latin = (sum(map(bool, map(each.match, words))) for each in (_SPACELESS, _LATIN))
     if 2 * spaceless > len(words):

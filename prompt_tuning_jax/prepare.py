@@ -167,6 +167,7 @@ def prepare(
         warnings.empty_texts(rows, field_names(task.template), config.task.train),
         warnings.empty_texts(held_out, field_names(task.template), config.task.validation),
         warnings.look_alike(task.labels),
+        warnings.repeated(config.batch_size, len(train)),
         *warnings.same_beginning(task.labels, train[0].tails),
     ):
         if warning:

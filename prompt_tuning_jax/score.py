@@ -128,8 +128,7 @@ def score(
 
 
 def next_shape(examples, before: Shape | None) -> Shape:
-    """Returns the shape for the next part of a stream of examples, on all devices; `before` is that
-    of the part before, if any."""
+    """Returns the shape for the next part of a stream of examples; `before` is the last part's."""
     return stream_shape(examples, shared_length(examples), before, row_multiple=jax.device_count())
 
 

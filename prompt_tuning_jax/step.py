@@ -34,11 +34,10 @@ class Parts(NamedTuple):
 
 
 class Frozen(NamedTuple):
-    """What an update only reads: the model's params without leaves that are trained, and what a
-    method's `init` returned as fixed."""
+    """What an update only reads."""
 
-    params: Any
-    fixed: Any
+    params: Any  # the model's, without leaves that are trained
+    fixed: Any  # what a method's `init` returned as that
 
 
 class State(NamedTuple):

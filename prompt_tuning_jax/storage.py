@@ -1,5 +1,4 @@
-"""Files that are written whole or not at all, and the cache folder for what later runs read again:
-prepared data, compiled steps."""
+"""Files that are written whole or not at all, and the cache of prepared data and compiled steps."""
 
 import atexit
 import contextlib
@@ -34,8 +33,7 @@ def atomic_write(path: str | os.PathLike, data: bytes) -> None:
 
 @contextlib.contextmanager
 def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
-    """Yields a folder to fill, which gets its name when it is complete. Raises a UserError if
-    the folder exists or cannot be written."""
+    """Yields a folder to fill, which gets its name when it is complete; it must not exist yet."""
     folder = Path(folder).absolute()
     if folder.exists():
         raise UserError(f"'{folder}' exists: give the name of a new folder")

@@ -5,6 +5,7 @@ import signal
 import sys
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -54,10 +55,11 @@ def validated(monkeypatch):
 
 def test_settings_that_do_not_fit_the_data_or_the_text_give_a_warning(monkeypatch):
     _, log = tune()
-    assert not any("init_text" in line for line in log)
+    assert not any("batch_size" in line or "init_text" in line for line in log)
     monkeypatch.setattr(progress, "SECONDS", 0.0)
     text = ("--config.method.init=text", "--config.method.init_text=a")
     _, log = tune("--config.task.train=train[:5]", *text)
+    assert any(line.startswith("warning: batch_size is 8 and there are 5 training") for line in log)
     assert "method.init_text has 1 tokens and is repeated to the 4 virtual tokens" in log
     assert any("of 12 updates planned" in line for line in log)
 
@@ -152,6 +154,21 @@ def test_a_trace_of_some_steps_is_in_the_folder_and_changes_nothing(plain, tmp_p
         # What was there before is gone with the rest of the earlier run.
         [another] = (run / workdir.PROFILE).rglob("*.xplane.pb")
         assert another != trace
+
+
+def test_a_trace_on_a_full_disk_is_a_warning(plain, tmp_path, monkeypatch):
+    stop = jax.profiler.stop_trace
+
+    def refused():
+        stop()
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: x.pb; No space left on device")
+
+    monkeypatch.setattr(jax.profiler, "stop_trace", refused)
+    with workdir.claim(tmp_path / "run") as run:
+        result, log = tune("--config.profile_steps=3", folder=run)
+    assert result.history == plain.history
+    [said] = [line for line in log if "trace" in line]
+    assert said.startswith(f"warning: the trace in {run / workdir.PROFILE} is not complete (")
 
 
 def test_a_trace_needs_a_folder():

@@ -62,8 +62,7 @@ def join_processes() -> Iterator[bool]:
 
 
 def _how_to_join() -> dict[str, Any] | None:
-    """Returns arguments of `jax.distributed.initialize`; none if it finds the others by itself, and
-    None for a single process."""
+    """Returns arguments of `jax.distributed.initialize`, or None for a single process."""
     given = {name: os.environ.get(name, "") for name in (ADDRESS, COUNT, NUMBER)}
     address, count, number = given.values()
     if not any(given.values()):

@@ -120,6 +120,15 @@ def empty_texts(rows: Sequence[Mapping[str, str]], fields: Sequence[str], split:
     )
 
 
+def repeated(batch_size: int, examples: int) -> str:
+    """Warns of updates with more examples than there are."""
+    found = (
+        f"batch_size is {batch_size} and there are {examples} training examples, so each update "
+        "reads some of them more than once: lower batch_size"
+    )
+    return found if batch_size > examples else ""
+
+
 def other_devices(before: int, now: int) -> str:
     """Warns of a run that goes on with another number of devices."""
     if before == now:

@@ -10,12 +10,11 @@ from prompt_tuning_jax.models.language_model import LanguageModel
 
 
 class Words(NamedTuple):
-    """The ids to draw from, for the first token of a prompt and for all others, and what the model
-    reads at every id, float32[V, E]."""
+    """The ids to draw from."""
 
-    first: np.ndarray
-    others: np.ndarray
-    embeddings: np.ndarray
+    first: np.ndarray  # for the first token of a prompt
+    others: np.ndarray  # for all others
+    embeddings: np.ndarray  # float32[V, E], what the model reads at every id
 
     def at(self, place: int) -> np.ndarray:
         """Returns the ids for a place of the prompt."""

@@ -132,6 +132,11 @@ def test_records_that_are_trained_on_are_counted_by_their_input():
     assert warnings.trained_on(rows, [{"text": "d"}], ["text"], "test") == ""
 
 
+def test_updates_with_more_examples_than_there_are_give_a_warning():
+    assert warnings.repeated(8, 8) == ""
+    assert "batch_size is 9 and there are 8 training examples" in warnings.repeated(9, 8)
+
+
 def test_a_start_that_is_ignored_or_does_not_fit_gives_a_warning():
     def said(**settings):
         return warnings.unread_init(ConfigDict({"init_file": "", **settings}), LM.tokenizer)
