@@ -10,7 +10,7 @@ import resource
 import sys
 from pathlib import Path
 
-SECONDS, BYTES, CHARACTERS = 2, 1 << 30, 1 << 20
+SECONDS, BYTES, CHARACTERS = 2, 1 << 28, 1 << 20
 
 
 def main() -> None:
