@@ -37,7 +37,10 @@ def load_model(config) -> LanguageModel:
 
 def keep_compiled():
     """Keeps compiled programs for the next start, in a folder for this version and host alone:
-    programs from another machine can crash."""
+    those of another machine can crash. On CPUs those of several processes are not kept: jax 0.10
+    mixes up their collectives once they are read back."""
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        jax.config.update("jax_enable_compilation_cache", False)
     name = f"{jaxlib.__version__}-{platform.node()}-{platform.machine()}"
     folder = cache_folder() / "compiled" / name
     try:
@@ -50,8 +53,7 @@ def keep_compiled():
 
 
 def describe_machine(lm: LanguageModel) -> str:
-    """Returns a line with the devices and the speed of one of them: how fast it multiplies large
-    matrices of the model's dtype. Takes a tenth of a second."""
+    """Returns a line with the devices and one's speed at large matrix products, in 0.1 seconds."""
     size, dtype = 1536, lm.dtype
     square, multiply = jnp.ones((size, size), dtype), jax.jit(jnp.matmul)
     seconds = timeit.repeat(lambda: multiply(square, square).block_until_ready(), number=1)
@@ -77,9 +79,7 @@ def less_memory(config, devices: int = 1) -> str:
     """Says what to type for less memory of each of so many devices, the cheapest change first."""
     changes = []
     if config.parallel.model < devices:
-        changes.append(
-            f"--config.parallel.model={devices} (each device holds a part of the weights)"
-        )
+        changes.append(f"--config.parallel.model={devices} (the weights in parts)")
     if config.microbatches < config.batch_size:
         parts = min(2 * config.microbatches, config.batch_size)
         changes.append(f"--config.microbatches={parts} (about half of the temporaries)")

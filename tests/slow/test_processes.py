@@ -153,12 +153,13 @@ SGD = ("--config.optimizer.name=sgd", "--config.learning_rate=0.01")
 def test_weights_over_processes_train_and_write_as_in_one(count, model, words, tolerance, tmp_path):
     few = ("--config.steps=4", "--config.evaluate_every=2", "--config.microbatches=1", *words)
     results = []
-    for processes_, shards in ((1, 1), (count, model)):
+    # Twice: what the first one compiled must not break the second.
+    for processes_, shards in ((1, 1), (count, model), (count, model)):
         out, divided = tmp_path / f"{processes_}.npz", f"--config.parallel.model={shards}"
         command = python(tmp_path, TUNES, str(out), tiny_runs.config_for(words), *few, divided)
         ended(several([command] * processes_), [0] * processes_)
         results.append(dict(np.load(out)))
-    alone, found = results
+    alone, _, found = results
     # All but the norms is divided.
     assert found.pop("held") < 1.05 * alone.pop("held") / model
     assert found.keys() == alone.keys() and len(found["losses"]) == 4
