@@ -52,7 +52,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
     config = headlines.settings(options.config, options.override)
     lm = headlines.model(config)
-    made = headlines.examples(config, lm, {}, "test")[: options.prompts]
+    made = headlines.examples(config, lm, NOTHING, "test")[: options.prompts]
     cases, _ = headlines.questions(made)
     written: dict[str, list[list[int]]] = {}
     sides = {}

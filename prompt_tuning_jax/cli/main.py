@@ -293,11 +293,7 @@ def export(
 @click.option("--out", metavar="DIR", help="The artifact to write.")
 @click.pass_obj
 def import_(
-    overrides: list[str],
-    kind: str | None,
-    folder: str | None,
-    config: str | None,
-    out: str | None,
+    overrides: list[str], kind: str | None, folder: str | None, config: str | None, out: str | None
 ) -> None:
     """Makes an artifact of an adapter of PEFT, for the task of a config."""
     if not (kind and folder and config and out):

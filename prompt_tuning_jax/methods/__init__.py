@@ -2,14 +2,7 @@
 
 from types import ModuleType
 
-from prompt_tuning_jax.methods import (
-    fine_tuning,
-    ia3,
-    lora,
-    prefix,
-    prompt_encoder,
-    soft_prompt,
-)
+from prompt_tuning_jax.methods import fine_tuning, ia3, lora, prefix, prompt_encoder, soft_prompt
 from prompt_tuning_jax.methods.base import NOTHING, Given, Method
 
 # Each has `KEYS`, the keys of `config.method` beside its name, and `make(config.method, start)`. It

@@ -92,9 +92,8 @@ def prefill(module: Decoder, variables, tokens, positions, segments, size: int):
     logits = module.apply(variables, hidden[:, 0], method="logits")
 
     def widen(name, part):
-        padding = [(0, 0)] * part.ndim
-        padding[POSITIONS_AXIS[name]] = (0, size - tokens.shape[1])
-        return jnp.pad(part, padding)
+        more = size - tokens.shape[1]
+        return jnp.pad(part, [(0, more * (n == POSITIONS_AXIS[name])) for n in range(part.ndim)])
 
     stacks, last = (kept["cache"][name]["attention"] for name in ("layers", "last"))
     layers = [*_unstack(stacks, module.spec.layers - 1), last]

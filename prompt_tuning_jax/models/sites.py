@@ -107,9 +107,7 @@ def _check_read(path: str, known: Collection[str]) -> None:
     if path not in known:
         alike = [name for name in known if name.split("/")[0] == path.split("/")[0]]
         names = ", ".join(alike or dict.fromkeys(name.split("/")[0] for name in known))
-        raise UserError(
-            f"the model does not read '{path}'{nearest(path, known)}; it reads {names}."
-        )
+        raise UserError(f"the model does not read '{path}'{nearest(path, known)}; it reads {names}")
 
 
 def to_tensors(given: Given) -> dict[str, jax.Array]:

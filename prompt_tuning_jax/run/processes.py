@@ -83,11 +83,7 @@ def _how_to_join() -> dict[str, Any] | None:
         )
     if int(number):
         _wait_for(address)
-    return {
-        "coordinator_address": address,
-        "num_processes": int(count),
-        "process_id": int(number),
-    }
+    return {"coordinator_address": address, "num_processes": int(count), "process_id": int(number)}
 
 
 def _wait_for(address: str) -> None:

@@ -15,6 +15,7 @@ from prompt_tuning_jax.data.batch import Batch
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.models.decoder import REMAT
+from prompt_tuning_jax.models.layers import times
 from prompt_tuning_jax.models.positions import rotary_tables
 from prompt_tuning_jax.models.sites import PREFIX, VISIBLE, Given, bind, sites
 
@@ -283,3 +284,13 @@ def test_a_slot_without_a_vector_is_never_read_as_another_token(model, names, sh
     given = plain_model.random_given(10, SPEC, *names)
     found = hidden_of(lm, given, [1, 40, -4, 41, 42, 43], shared)
     assert np.isnan(found[-1]).all()
+
+
+@pytest.mark.parametrize(("rows", "is_turned"), [(1, False), (2, True), (64, True), (65, False)])
+def test_a_few_rows_are_multiplied_from_the_right(rows, is_turned):
+    """XLA turns such a product around again, at twice the time, if nothing keeps it from that."""
+    rng = np.random.default_rng(rows)
+    x, weight = (rng.normal(size=(size, 24)).astype(np.float32) for size in (rows, 40))
+    compiled = jax.jit(lambda *both: 2 * times(*both, "highest")).lower(x, weight).compile()
+    assert (f"f32[40,{rows}]" in compiled.as_text()) == is_turned
+    np.testing.assert_allclose(compiled(x, weight), 2 * x @ weight.T, rtol=1e-5, atol=1e-5)
