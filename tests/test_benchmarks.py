@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -216,6 +217,20 @@ def test_the_script_prints_our_side_alone(model, capsys, monkeypatch, method, sh
     # Random weights know nothing: every token is about as likely.
     assert result["ours_first_loss"] == pytest.approx(np.log(SHAPE.vocabulary), abs=0.3)
     assert "ratio" not in result
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "found"),
+    [
+        ("evaluate_time", "--skip_peft --rounds 1", "ours_accuracy"),
+        ("generate_time", "--skip_transformers --rounds 1 --prompts 3 --tokens 2", "ours_best"),
+    ],
+)
+def test_the_scripts_for_scoring_and_writing_run(script, words, found, monkeypatch):
+    module = importlib.import_module(script)
+    options = module.parse(["--config", str(tiny_runs.world().config), *words.split()])
+    with tiny_runs.at_home(monkeypatch):
+        assert module.compare(options)[found] > 0
 
 
 @pytest.mark.parametrize(("difference", "status"), [(9e-4, 0), (2e-3, 1)])
