@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
@@ -25,11 +26,12 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_FOLDER, "compiled")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 # The tests spend most of their time compiling. Code that is not optimized compiles three times as
 # fast and rounds differently; XLA_FLAGS="" brings back the optimized code.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
-)
+_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+_FLAGS += " --xla_cpu_parallel_codegen_split_count=1"
+# jaxlib 0.12 has no other way to fuse, and ends at a flag that it does not know.
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 12):
+    _FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", _FLAGS)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # XLA's thread pool is as large as this says: with fewer threads than devices a collective can wait
