@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.config.key import Key, among, string, strings
 from prompt_tuning_jax.data.demonstrations import choose_demonstrations
+from prompt_tuning_jax.data.records import LABEL
 from prompt_tuning_jax.data.task import Task, make_task, training_records, validation_records
 from prompt_tuning_jax.errors import UserError, nearest, short
 from prompt_tuning_jax.forgetting import cross_entropy, unrelated_texts
@@ -63,7 +65,7 @@ KEYS = {
     "seeds": _numbers((0, 1, 2), 0).if_fits("at least one", lambda value, _: bool(value)),
     # 'NAME: RATE RATE': tried with the first seed. The best on the validation split is taken.
     "learning_rates": strings(),
-    # Examples of each label to train on, and as many to validate with; 0: all.
+    # Examples of each label to train on, and as many to validate with, if there are; 0: all.
     "examples_per_class": _numbers((), 0),
     # The trained rows to repeat with so few examples, at the rate that they have with all; () all.
     "curve": strings(),
@@ -178,7 +180,10 @@ def make_run(
     if rate is not None:
         words.append(f"--config.learning_rate={rate}")
     if examples:
-        few = {"examples_per_class": examples, "validation_per_class": examples, "draw_seed": seed}
+        held = validation_records(make_task(config.task), config.task)
+        most = min(Counter(record.get(LABEL) for record in held).values())
+        few = {"examples_per_class": examples, "validation_per_class": min(examples, most)}
+        few |= {"draw_seed": seed}
         words += [f"--config.task.{name}={value}" for name, value in few.items()]
     made = configs.build(values, words, f"the row {row.name!r}")
     parts = [f"seed-{seed}", f"examples-{examples}" * bool(examples)]

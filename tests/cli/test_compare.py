@@ -2,12 +2,15 @@
 
 import json
 import shlex
+from collections import Counter
 
 import pytest
 import tiny_runs
 
 from prompt_tuning_jax import api, compare, train
 from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.data.records import LABEL
+from prompt_tuning_jax.data.task import make_task, validation_records
 
 ROWS = (
     "no prompt",
@@ -129,3 +132,21 @@ def test_a_searched_prompt_is_not_calibrated_with_the_records_that_chose_it(tmp_
     setting = compare.Setting(None, config, tmp_path, None, print)
     runs = [compare.make_run(config, tmp_path, row, 0) for row in compare.read_rows(config)]
     assert [compare._calibration_of(setting, run) for run in runs] == ["labels", "", ""]
+
+
+def test_few_examples_are_validated_with_as_many_if_there_are(monkeypatch, tmp_path):
+    words = ["--config.compare.rows=('prefix',)", "--config.task.validation=validation[:100]"]
+    with tiny_runs.at_home(monkeypatch):
+        config = configs.load(str(tiny_runs.world().config), words)
+        [row] = compare.read_rows(config)
+        tasks = [
+            compare.make_run(config, tmp_path, row, 3, examples=count).config.task
+            for count in (4, 25)
+        ]
+        all_, few, most = (
+            Counter(record[LABEL] for record in validation_records(make_task(task), task))
+            for task in (config.task, *tasks)
+        )
+    assert [(task.examples_per_class, task.draw_seed) for task in tasks] == [(4, 3), (25, 3)]
+    assert set(few.values()) == {4} and 4 < min(all_.values()) < 25
+    assert set(most.values()) == {min(all_.values())}
