@@ -123,4 +123,5 @@ def decode(module: Decoder, variables, layers, cache, tokens, positions, visible
         kind = jax.tree.map(operator.itemgetter(number), kinds)
         (x, _), kept = block.apply(held, x, context, kind, mutable=["cache"])
         written.append(kept["cache"]["attention"])
-    return module.apply(variables, x, method="finish"), written
+    logits, _ = module.apply(variables, x, method="finish", mutable=["cache"])
+    return logits, written

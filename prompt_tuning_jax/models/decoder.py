@@ -119,7 +119,8 @@ class Decoder(nn.Module):
         if self.spec.embedding_width:
             rows = self.project_out(rows)
         if self.spec.tied_head:
-            logits = layers.times(rows, self.embedding(), self.precision, jnp.float32)
+            writes = self.is_mutable_collection("cache")
+            logits = layers.times(rows, self.embedding(), self.precision, jnp.float32, writes)
         else:
             logits = self.head(rows)
         if cap:

@@ -19,7 +19,6 @@ from prompt_tuning_jax.models.spec import FAR, Spec
 from prompt_tuning_jax.quantization import whole
 
 POSITIONS_AXIS = {"k": 3, "v": 2}  # in the leaves of the collection `cache`
-FEW = 64  # rows, for which a CPU multiplies faster if the matrix comes first
 ACTIVATIONS = {
     "silu": nn.silu,
     "relu": nn.relu,
@@ -69,12 +68,12 @@ def take_reads(x: jax.Array, reads: jax.Array) -> jax.Array:
     return jax.vmap(lambda row, index: row[index])(x, reads)
 
 
-def times(x: jax.Array, weight: jax.Array, precision: str | None, dtype=None) -> jax.Array:
+def times(x, weight, precision: str | None, dtype=None, writes=False) -> jax.Array:
     """Multiplies `[N, in]` by a matrix `[out, in]`: `[N, out]` in their dtype, or the one given."""
     axes = ((1,), (1,)), ((), ())
-    if jax.default_backend() != "cpu" or not 1 < len(x) <= FEW:
+    if not (writes and 1 < len(x) <= 64 and jax.default_backend() == "cpu"):
         return jax.lax.dot_general(x, weight, axes, precision, preferred_element_type=dtype)
-    # Half of the time. Without the barrier XLA turns the product around again.
+    # Half of the time for few rows. Without the barrier XLA turns the product around again.
     y = jax.lax.dot_general(weight, x, axes, precision, preferred_element_type=dtype)
     return jax.lax.optimization_barrier(y).T
 
@@ -82,8 +81,7 @@ def times(x: jax.Array, weight: jax.Array, precision: str | None, dtype=None) ->
 class Linear(nn.Module):
     """A frozen matrix, stored `[out, in]` as model files have it: `[N, in]` to `[N, out]`.
 
-    A method may add the product of two thin matrices (the collection `lora`) and scale what the
-    layer gives, or what it reads (`scale`).
+    A method may add two thin matrices (`lora`) and scale what it gives, or what it reads (`scale`).
     """
 
     features: int
@@ -101,7 +99,7 @@ class Linear(nn.Module):
             weight = whole(self.get_variable("params", "weight"), shape)
         if self.scaled_input:
             x = self.scale(x)
-        y = times(x, weight, self.precision, self.dtype)
+        y = times(x, weight, self.precision, self.dtype, self.is_mutable_collection("cache"))
         if self.has_variable("lora", "a"):
             a, b = (self.get_variable("lora", name).astype(x.dtype) for name in "ab")
             y += times(times(x, a, self.precision), b, self.precision, self.dtype)

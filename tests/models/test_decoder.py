@@ -286,11 +286,15 @@ def test_a_slot_without_a_vector_is_never_read_as_another_token(model, names, sh
     assert np.isnan(found[-1]).all()
 
 
-@pytest.mark.parametrize(("rows", "is_turned"), [(1, False), (2, True), (64, True), (65, False)])
-def test_a_few_rows_are_multiplied_from_the_right(rows, is_turned):
+@pytest.mark.parametrize(
+    ("rows", "writes", "is_turned"),
+    [(1, True, False), (2, True, True), (64, True, True), (65, True, False), (16, False, False)],
+)
+def test_while_a_text_is_written_few_rows_are_multiplied_from_the_right(rows, writes, is_turned):
     """XLA turns such a product around again, at twice the time, if nothing keeps it from that."""
     rng = np.random.default_rng(rows)
     x, weight = (rng.normal(size=(size, 24)).astype(np.float32) for size in (rows, 40))
-    compiled = jax.jit(lambda *both: 2 * times(*both, "highest")).lower(x, weight).compile()
+    made = jax.jit(lambda *both: 2 * times(*both, "highest", writes=writes))
+    compiled = made.lower(x, weight).compile()
     assert (f"f32[40,{rows}]" in compiled.as_text()) == is_turned
     np.testing.assert_allclose(compiled(x, weight), 2 * x @ weight.T, rtol=1e-5, atol=1e-5)
