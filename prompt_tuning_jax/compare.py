@@ -13,7 +13,6 @@ import re
 import shlex
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,7 +64,7 @@ KEYS = {
     "seeds": _numbers((0, 1, 2), 0).if_fits("at least one", lambda value, _: bool(value)),
     # 'NAME: RATE RATE': tried with the first seed. The best on the validation split is taken.
     "learning_rates": strings(),
-    # Examples of each label to train on, and as many to validate with, if there are; 0: all.
+    # Examples of each label to train on, and to validate with if there are so many; 0: all.
     "examples_per_class": _numbers((), 0),
     # The trained rows to repeat with so few examples, at the rate that they have with all; () all.
     "curve": strings(),
@@ -181,9 +180,9 @@ def make_run(
         words.append(f"--config.learning_rate={rate}")
     if examples:
         held = validation_records(make_task(config.task), config.task)
-        most = min(Counter(record.get(LABEL) for record in held).values())
-        few = {"examples_per_class": examples, "validation_per_class": min(examples, most)}
-        few |= {"draw_seed": seed}
+        labels = [record.get(LABEL) for record in held]
+        few = {"examples_per_class": examples, "draw_seed": seed}
+        few["validation_per_class"] = min(examples, *map(labels.count, set(labels)))
         words += [f"--config.task.{name}={value}" for name, value in few.items()]
     made = configs.build(values, words, f"the row {row.name!r}")
     parts = [f"seed-{seed}", f"examples-{examples}" * bool(examples)]
@@ -228,6 +227,8 @@ def compare(lm: LanguageModel, config, folder: Path, log: Callable) -> list[Comp
         task = make_run(config, folder, row, 0, examples=count).config.task
         training_records(make_task(task), task)
         validation_records(make_task(task), task)
+        if row is rows[0] and task.validation_per_class < count:
+            log(f"validation has {task.validation_per_class} for each label, not {count}")
     texts = unrelated_texts(config.compare.unrelated)
     alone = functools.cache(lambda: cross_entropy(lm, texts, Given()))
     setting = Setting(

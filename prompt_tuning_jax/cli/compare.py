@@ -16,6 +16,7 @@ from prompt_tuning_jax.cli.show import print_table, say
 from prompt_tuning_jax.cli.train import SAVED, type_again
 from prompt_tuning_jax.compare import Compared
 from prompt_tuning_jax.data.task import make_task
+from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.metrics import paired_difference
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.run.comparison import cells, write_comparison
@@ -27,6 +28,8 @@ from prompt_tuning_jax.run.report import duration
 def compare_and_report(config, folder: str, fresh: bool, command: Sequence[str]) -> int:
     """Runs every row and writes the report; returns the exit status. A comparison that was stopped
     goes on in its folder, unless `fresh` starts its rows over."""
+    if Path(folder, CONFIG).exists():
+        raise UserError(f"'{folder}' holds a single run: give another --workdir")
     with claim(folder) as root, record_start(root, command, say) as start:
         for row in compare.read_rows(config):
             if fresh:

@@ -127,6 +127,14 @@ def test_a_comparison_that_cannot_be_run_is_refused(typed, home, keys, fault):
     assert not (home / "whole").exists()
 
 
+def test_the_folder_of_a_run_is_refused(typed, home):
+    (home / "whole").mkdir()
+    (home / "whole" / "config.json").write_text("{}")
+    shown = typed(*command("whole", learning_rates=(), curve=()))
+    assert shown.status == 2 and "'whole' holds a single run" in shown.err
+    assert [path.name for path in (home / "whole").iterdir()] == ["config.json"]
+
+
 def test_a_searched_prompt_is_not_calibrated_with_the_records_that_chose_it(tmp_path):
     config = configs.build({"compare": {"rows": ("no prompt", "searched prompt", "ia3")}})
     setting = compare.Setting(None, config, tmp_path, None, print)
