@@ -123,5 +123,5 @@ def decode(module: Decoder, variables, layers, cache, tokens, positions, visible
         kind = jax.tree.map(operator.itemgetter(number), kinds)
         (x, _), kept = block.apply(held, x, context, kind, mutable=["cache"])
         written.append(kept["cache"]["attention"])
-    logits, _ = module.apply(variables, x, method="finish", mutable=["cache"])
+    logits, _ = module.apply(variables, x, method="finish", mutable=["cache"])  # see `times`
     return logits, written

@@ -114,7 +114,7 @@ def load(
     letters = matrices(spec)
     layout = make_layout(letters, param_shapes(spec), parallel)
     # In int8 a row has one scale, for which it is read whole.
-    source = read_weights(path, dtype, most or math.inf, WHOLE if settings["quantize"] else layout)
+    read = read_weights(path, dtype, most or math.inf, WHOLE if settings["quantize"] else layout)
     words = read_tokenizer(path)
     settings["path"] = pin(path)
     if words.highest >= spec.vocabulary:
@@ -123,10 +123,9 @@ def load(
         raise UserError(f"the tokenizer of '{path}' {ids}: give the two that belong together.")
     words.embeddings = spec.vocabulary
     module = Decoder(spec, settings["remat"], settings["matmul_precision"] or None)
-    params = quantize(source.params, letters) if settings["quantize"] else source.params
-    params = shard(params, layout)
+    params = quantize(read.params, letters) if settings["quantize"] else read.params
     return LanguageModel(
-        settings, spec, module, params, words, source.fingerprint, source.config, layout
+        settings, spec, module, shard(params, layout), words, read.fingerprint, read.config, layout
     )
 
 

@@ -291,7 +291,7 @@ def test_a_slot_without_a_vector_is_never_read_as_another_token(model, names, sh
     [(1, True, False), (2, True, True), (64, True, True), (65, True, False), (16, False, False)],
 )
 def test_while_a_text_is_written_few_rows_are_multiplied_from_the_right(rows, writes, is_turned):
-    """XLA turns such a product around again, at twice the time, if nothing keeps it from that."""
+    """XLA turns such a product around again, which takes longer, if nothing keeps it from that."""
     rng = np.random.default_rng(rows)
     x, weight = (rng.normal(size=(size, 24)).astype(np.float32) for size in (rows, 40))
     made = jax.jit(lambda *both: 2 * times(*both, "highest", writes=writes))
