@@ -21,6 +21,7 @@ from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import Given, check_given, from_tensors, prefix_length
 from prompt_tuning_jax.run.artifact import Artifact, check_artifact, load_artifact, save_artifact
 from prompt_tuning_jax.run.progress import with_progress
+from prompt_tuning_jax.sharding import shard
 
 PREDICTED_AT_ONCE = 256  # records that are read and scored together
 
@@ -211,7 +212,10 @@ def held_out(task: Task, config: Any, by: str | None) -> tuple[list[Record], lis
     choosing, own = validation_records(task, config.task), config.calibration.split
     if own:
         return choosing, select_records(task, own)
-    return halves(choosing) if by == "labels" else (choosing, choosing)
+    parts = halves(choosing) if by == "labels" else (choosing, choosing)
+    if not all(parts):
+        raise UserError("validation has one example of each label: give config.calibration.split")
+    return parts
 
 
 class _Use(NamedTuple):
@@ -230,7 +234,7 @@ def _use(lm, task, artifact, prompt="", max_length=0) -> _Use:
         return _Use(Given(), with_prompt(task.template, prompt), max_length, task.chat)
     artifact = _read(artifact)
     check_artifact(artifact, lm)
-    given, manifest = from_tensors(artifact.tensors), artifact.manifest
+    given, manifest = shard(from_tensors(artifact.tensors), lm.layout), artifact.manifest
     check_given(lm.spec, given)
     if given.params and lm.settings.get("quantize"):
         raise UserError(

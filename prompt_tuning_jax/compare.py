@@ -25,9 +25,9 @@ from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.config.key import Key, among, string, strings
 from prompt_tuning_jax.data.demonstrations import choose_demonstrations
-from prompt_tuning_jax.data.records import LABEL
+from prompt_tuning_jax.data.records import LABEL, PLACE
 from prompt_tuning_jax.data.task import Task, make_task, training_records, validation_records
-from prompt_tuning_jax.errors import UserError, nearest, short
+from prompt_tuning_jax.errors import RunError, UserError, nearest, short
 from prompt_tuning_jax.forgetting import cross_entropy, unrelated_texts
 from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.language_model import LanguageModel
@@ -141,8 +141,12 @@ def _read_row(entry: str) -> Row:
         raise UserError(
             f"config.compare.rows has {short(entry, 200)}: a quotation mark has no partner"
         ) from error
+    if shared := [word for word in words if re.match(r"(model|compare)\.|seed=|task\.test=", word)]:
+        raise UserError(
+            f"config.compare.rows has {shared[0]!r} in {name!r}, which all rows share: leave it out"
+        )
     method = name.replace(" ", "_")
-    if any(word.startswith("method.name=") for word in words) or name in WAYS:
+    if (name and any(word.startswith("method.name=") for word in words)) or name in WAYS:
         words = [*WAYS.get(name, ()), *words]
     elif method in METHODS:
         words = [f"method.name={method}", *words]
@@ -169,8 +173,9 @@ def make_run(
     """Returns a run of a row. Rows that are added later leave its config as it is."""
     values = config.to_dict()
     del values["compare"]
-    if row.is_trained:
-        del values["demonstrations"]
+    for part, owner in zip(("prompts", "demonstrations", "search"), [*WAYS][1:], strict=True):
+        if row.name != owner:  # no other row reads it
+            del values[part]
     chosen = [word.partition("=")[2] for word in row.overrides if "method.name=" in word]
     if chosen and chosen[-1] != config.method.name:
         # These are the config's method's own.
@@ -213,8 +218,11 @@ class Setting(NamedTuple):
     log: Callable[[str], None]
 
 
-def compare(lm: LanguageModel, config, folder: Path, log: Callable) -> list[Compared]:
+def compare(
+    lm: LanguageModel, config, folder: Path, log: Callable, fresh: bool = False
+) -> list[Compared]:
     """Runs what is not there yet, and returns the results of every row, and then of the curve.
+    `fresh` starts the rows over.
 
     Raises:
       UserError: a row cannot be run.
@@ -224,11 +232,15 @@ def compare(lm: LanguageModel, config, folder: Path, log: Callable) -> list[Comp
     few = [count for count in config.compare.examples_per_class if count]
     # A fault of the last run is found before the first.
     for row, count in itertools.product(rows, [0, *few]):
-        task = make_run(config, folder, row, 0, examples=count).config.task
+        task = (run := make_run(config, folder, row, 0, examples=count)).config.task
         training_records(make_task(task), task)
-        validation_records(make_task(task), task)
+        api.held_out(make_task(task), run.config, "" if count else _calibration_of(config, run))
+        if row.name == "written prompt" and not run.config.prompts:
+            raise UserError("the row 'written prompt' has no prompt: give config.prompts")
         if row is rows[0] and task.validation_per_class < count:
             log(f"validation has {task.validation_per_class} for each label, not {count}")
+    for old in (each for row in rows for each in (folder / row.folder).glob("*seed-*") if fresh):
+        shutil.rmtree(old)
     texts = unrelated_texts(config.compare.unrelated)
     alone = functools.cache(lambda: cross_entropy(lm, texts, Given()))
     setting = Setting(
@@ -247,11 +259,20 @@ def _all_examples(setting: Setting, row: Row) -> Compared:
     """Tries the learning rates with the first seed, and runs the others at the best one."""
     seed = setting.config.compare.seeds[0]
     runs = [make_run(setting.config, setting.folder, row, seed, rate) for rate in row.rates]
-    tried = [(run.config.learning_rate, _find(setting, run)) for run in runs]
+    tried: list[tuple[float, dict[str, Any]]] = []
+    for run in runs:
+        try:
+            tried.append((run.config.learning_rate, _find(setting, run)))
+        except RunError as error:
+            if run is runs[-1] and not any(found for _, found in tried):
+                raise
+            setting.log(f"{run.folder} has failed: {error}")
+            tried.append((run.config.learning_rate, {}))
     if not tried:
         return _every_seed(setting, row)
     by_accuracy = runs[0].config.best_by == "accuracy"
-    rate = min(tried, key=lambda pair: _order(pair[1], by_accuracy))[0]
+    finished = (pair for pair in tried if pair[1])
+    rate = min(finished, key=lambda pair: _order(pair[1], by_accuracy))[0]
     return _every_seed(setting, row, rate)._replace(tried=tried)
 
 
@@ -270,17 +291,24 @@ def _every_seed(
     found = [_find(setting, run) for run in runs]
     # At the end: nothing above has seen the test split.
     test = [
-        _kept(run.folder / TEST, functools.partial(_test, setting, run, each))
+        _kept(
+            run.folder / TEST,
+            functools.partial(_test, setting, run, each),
+            calibration=_calibration_of(setting.config, run),
+            unrelated=setting.config.compare.unrelated,
+        )
         for run, each in zip(runs, found, strict=True)
     ]
     return Compared(row, examples, runs, found, test)
 
 
-def _kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Returns the values of a JSON file, which is made if it does not exist."""
-    if not path.exists():
-        atomic_write(path, (json.dumps(make()) + "\n").encode())
-    return json.loads(path.read_text(encoding="utf-8"))
+def _kept(path: Path, make: Callable[[], dict[str, Any]], **settings: str) -> dict[str, Any]:
+    """Returns the values of a JSON file, which is made if it does not exist with these settings."""
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not kept or kept | settings != kept:
+        kept = make() | settings
+        atomic_write(path, (json.dumps(kept) + "\n").encode())
+    return kept
 
 
 def _find(setting: Setting, run: Run) -> dict[str, Any]:
@@ -338,8 +366,6 @@ def _choose(setting: Setting, run: Run) -> dict[str, Any]:
     candidates: Sequence[dict[str, Any]] = [{}]
     if run.row.name == "written prompt":
         candidates = [{"prompt": prompt} for prompt in config.prompts]
-        if not candidates:
-            raise UserError("the row 'written prompt' has no prompt: give config.prompts")
     elif run.row.name == "searched prompt":
         searched = search.run(setting.lm, task, config, run.folder, setting.log)
         if not searched.finished:
@@ -349,11 +375,8 @@ def _choose(setting: Setting, run: Run) -> dict[str, Any]:
         sources = training_records(task, config.task), validation_records(task, config.task)
         found["examples"] = sum(map(len, sources))
     elif run.row.name == "demonstrations":
-        number = config.demonstrations.number
-        candidates = [{"demonstrations": number}]
-        texts = (text for each in _demonstrations(task, config) for text in each.values())
-        found |= {"examples": number, "bytes": sum(len(str(text).encode()) for text in texts)}
-    rows, scored = api.held_out(task, config, _calibration_of(setting, run))[0], []
+        candidates = [{"demonstrations": config.demonstrations.number}]
+    rows, scored = api.held_out(task, config, _calibration_of(setting.config, run))[0], []
     began = time.perf_counter()
     for each in candidates:
         given = _score(setting, task, run, each, rows)
@@ -361,17 +384,21 @@ def _choose(setting: Setting, run: Run) -> dict[str, Any]:
     best = min(scored, key=lambda each: _order(each, "accuracy" in each))
     if "prompt" in best:
         found["bytes"] = len(best["prompt"].encode())
+    elif "demonstrations" in best:
+        shown = _demonstrations(task, config)[: given.counts["demonstrations"]]
+        texts = (text for each in shown for name, text in each.items() if name != PLACE)
+        found |= {"examples": len(shown), "bytes": sum(len(text.encode()) for text in texts)}
     found["examples"] += best.pop("examples") * (len(candidates) > 1)
     took += time.perf_counter() - began
     return found | {"model_bytes": _bytes(setting.lm), "seconds": took} | best
 
 
-def _calibration_of(setting: Setting, run: Run) -> str:
+def _calibration_of(config, run: Run) -> str:
     """Returns how a row is calibrated, if at all. A searched prompt is chosen on the whole
     validation split, so none of that is left."""
     if run.row.is_trained or run.row.name == "searched prompt" or run.config.task.target:
         return ""
-    return str(setting.config.compare.calibrate)
+    return str(config.compare.calibrate)
 
 
 def _demonstrations(task: Task, config) -> list[Any]:
@@ -394,7 +421,7 @@ def _score(setting: Setting, task: Task, run: Run, found: Mapping[str, Any], spl
 def _test(setting: Setting, run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `values` on the test split, which are 1 and 0 for right and wrong labels, or the
     log-probabilities of texts; the same as calibrated, if a row is; and forgetting."""
-    task, kind = make_task(run.config.task), _calibration_of(setting, run)
+    task, kind = make_task(run.config.task), _calibration_of(setting.config, run)
     scored = _score(setting, task, run, found, run.config.task.test)
     result: dict[str, Any] = {"values": _values(scored.scores, scored.answers)}
     if kind:
@@ -402,7 +429,7 @@ def _test(setting: Setting, run: Run, found: Mapping[str, Any]) -> dict[str, Any
         scores, answers, _ = _score(setting, task, run, found, held)
         made = calibration.fit(kind, scores, answers)
         result["calibrated"] = _values(made.apply(scored.scores), scored.answers)
-        result |= {"calibrated_by": made.examples, "calibration": kind}
+        result["calibrated_by"] = made.examples
     tensors = load_artifact(run.folder / ARTIFACT).tensors if run.row.is_trained else {}
     if setting.config.compare.unrelated and (run.row.is_trained or run.row.name == "no prompt"):
         result["forgetting"] = setting.forgetting(from_tensors(tensors))

@@ -117,23 +117,11 @@ def text_metrics(
     return result | ({"tokenizer": " and ".join(sorted({*chosen}))} if is_named else {})
 
 
-def accuracy(table: Counts) -> np.ndarray:
-    """Returns float64[S]."""
-    return table.right.sum(axis=1) / table.actual.sum(axis=1)
-
-
-def class_accuracy(table: Counts) -> np.ndarray:
-    """Returns float64[S, C], NaN for a label without examples."""
-    return _ratio(table.right, table.actual, np.nan)
-
-
-def macro_f1(table: Counts) -> np.ndarray:
-    """Returns float64[S]."""
+def _macro_f1(table: Counts) -> np.ndarray:
     return np.nanmean(_ratio(2 * table.right, table.actual + table.predicted, np.nan), axis=1)
 
 
-def matthews(table: Counts) -> np.ndarray:
-    """Returns float64[S]."""
+def _matthews(table: Counts) -> np.ndarray:
     right, actual, predicted = (np.asarray(part, np.float64) for part in table)
     count = actual.sum(axis=1)
     spread = (count**2 - (actual**2).sum(axis=1)) * (count**2 - (predicted**2).sum(axis=1))
@@ -151,11 +139,12 @@ def calibration_error(scores: np.ndarray, answers: np.ndarray) -> np.ndarray:
     return np.abs(sums).sum(axis=1) / len(right)
 
 
+# float64[S], and of each label float64[S, C], NaN without examples.
 LABEL_METRICS: dict[str, Callable[..., np.ndarray]] = {
-    "accuracy": accuracy,
-    "class_accuracy": class_accuracy,
-    "macro_f1": macro_f1,
-    "matthews": matthews,
+    "accuracy": lambda table: table.right.sum(axis=1) / table.actual.sum(axis=1),
+    "class_accuracy": lambda table: _ratio(table.right, table.actual, np.nan),
+    "macro_f1": _macro_f1,
+    "matthews": _matthews,
     "calibration_error": calibration_error,
 }
 

@@ -8,13 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from prompt_tuning_jax.data.batch import (
-    batch_indices,
-    make_order,
-    pack_batch,
-    plan_shapes,
-    shared_length,
-)
+from prompt_tuning_jax.data import batch as batching
 from prompt_tuning_jax.data.demonstrations import spare_half, without_demonstrations
 from prompt_tuning_jax.data.encode import count_shortened
 from prompt_tuning_jax.data.records import LABEL
@@ -46,9 +40,9 @@ class Data(NamedTuple):
 
     def batch(self, step: int):
         """Returns the numpy batch of update `step`, counted from 0; it depends on nothing else."""
-        places = batch_indices(self.order, step, self.batch_size)
+        places = batching.batch_indices(self.order, step, self.batch_size)
         chosen, shares = [self.train[index] for index in places], self.train_shares
-        batch = pack_batch(chosen, self.shared, self.shapes, ranked=shares is not None)
+        batch = batching.pack_batch(chosen, self.shared, self.shapes, ranked=shares is not None)
         if shares is None:
             return batch
         weights = batch.target_weights * shares[places].ravel()[batch.target_example]
@@ -145,12 +139,12 @@ def prepare(
     train, validation = (
         encode_for(lm, task, split, given, config.task.max_length) for split in (rows, held_out)
     )
-    order = make_order(len(train), config.seed)
+    order = batching.make_order(len(train), config.seed)
     steps = with_progress(range(config.steps), "updates planned", log, config.steps)
-    planned = np.stack([batch_indices(order, step, config.batch_size) for step in steps])
-    shared = shared_length(train)
+    planned = np.stack([batching.batch_indices(order, step, config.batch_size) for step in steps])
+    shared = batching.shared_length(train)
     ranked, multiple = shares[0] is not None, devices * config.microbatches
-    shapes = plan_shapes(train, planned, shared, ranked=ranked, row_multiple=multiple)
+    shapes = batching.plan_shapes(train, planned, shared, ranked=ranked, row_multiple=multiple)
     log(
         f"{len(train)} examples to train on, {len(validation)} to validate; {shared} shared "
         f"positions and {' or '.join(f'{s.rows} x {s.length}' for s in shapes)} in rows an update"

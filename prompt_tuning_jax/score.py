@@ -13,14 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from prompt_tuning_jax.data.batch import (
-    Batch,
-    Shape,
-    evaluation_batches,
-    evaluation_shape,
-    shared_length,
-    stream_shape,
-)
+from prompt_tuning_jax.data import batch as batching
 from prompt_tuning_jax.data.demonstrations import fit_demonstrations
 from prompt_tuning_jax.data.encode import encode_examples
 from prompt_tuning_jax.errors import RunError, UserError
@@ -83,7 +76,7 @@ def score(
     examples,
     given: Given,
     devices=None,
-    shape: Shape | None = None,
+    shape: batching.Shape | None = None,
     log: Callable | None = None,
 ) -> np.ndarray:
     """Returns float32[N, C] nats, the log-probability of each answer of each example, in order.
@@ -102,15 +95,15 @@ def score(
     devices = devices or (jax.devices() if lm.layout.shards > 1 else jax.local_devices())
     mesh = make_mesh(devices, lm.layout.shards)
     answers = len(examples[0].tails)
-    shared = shared_length(examples)
+    shared = batching.shared_length(examples)
     front = bake(lm, np.asarray(examples[0].trunk[:shared]), given)
     compiled = _compile(lm.module, mesh, lm.layout)
     # Placed once, not again for each batch.
     params, front = place((lm.params, front), mesh, lm.layout)
     scores = np.zeros((len(examples), answers), np.float32)
-    shape = shape or evaluation_shape(examples, shared, row_multiple=len(devices))
+    shape = shape or batching.evaluation_shape(examples, shared, row_multiple=len(devices))
     _check_memory(lm, shape, device_bytes() * len(devices) or free_bytes())
-    parts = evaluation_batches(examples, shared, shape)
+    parts = batching.evaluation_batches(examples, shared, shape)
     if log is not None:
         parts = with_progress(
             parts, "examples scored", log, len(examples), lambda part: len(part[1])
@@ -127,9 +120,11 @@ def score(
     return scores
 
 
-def next_shape(examples, before: Shape | None) -> Shape:
+def next_shape(examples, before: batching.Shape | None) -> batching.Shape:
     """Returns the shape for the next part of a stream of examples; `before` is the last part's."""
-    return stream_shape(examples, shared_length(examples), before, row_multiple=jax.device_count())
+    return batching.stream_shape(
+        examples, batching.shared_length(examples), before, row_multiple=jax.device_count()
+    )
 
 
 def check_finite(lm: LanguageModel, scores: np.ndarray) -> None:
@@ -146,7 +141,7 @@ def not_finite(lm: LanguageModel) -> RunError:
     return RunError(f"the model's scores are not finite, with weights in {dtype}: {advice}.")
 
 
-def _check_memory(lm: LanguageModel, shape: Shape, most: int) -> None:
+def _check_memory(lm: LanguageModel, shape: batching.Shape, most: int) -> None:
     """Refuses rows whose attention takes more than `most` bytes."""
     # float32: a mask, and twice the weights of the queries that share a key head.
     matrices = 1 + 2 * lm.spec.heads // lm.spec.kv_heads
@@ -161,7 +156,7 @@ def _check_memory(lm: LanguageModel, shape: Shape, most: int) -> None:
 
 @functools.cache
 def _compile(module: Decoder, mesh, layout: Layout):
-    def scores(params, given: Given, batch: Batch):
+    def scores(params, given: Given, batch: batching.Batch):
         return target_scores(module, bind(module.spec, params, given), batch)[0]
 
     def mapped(params, given, batch):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prompt_tuning_jax.config.key import among, strings, whole
@@ -97,8 +97,10 @@ def make_layout(
 def make_mesh(devices: Sequence[Any], shards: int = 1) -> Mesh:
     """Returns a mesh of devices with the axes `data` and `model`, which has `shards` of them."""
     check_devices(len(devices), shards)
-    kinds = (jax.sharding.AxisType.Auto,) * 2
-    return jax.make_mesh((len(devices) // shards, shards), AXES, axis_types=kinds, devices=devices)
+    shape, kinds = (len(devices) // shards, shards), (jax.sharding.AxisType.Auto,) * 2
+    # A slice of 4 x 4 chips has no axis of 8 chips unless one of its own may be split.
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=kinds)
 
 
 def check_devices(count: int, shards: int) -> None:

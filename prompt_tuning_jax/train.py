@@ -33,7 +33,7 @@ from prompt_tuning_jax.run.log import RunLog
 from prompt_tuning_jax.run.processes import agreed, check_processes, must_stop, stop_requested
 from prompt_tuning_jax.run.profiling import profiler
 from prompt_tuning_jax.run.tracking import check_tracker, tracker
-from prompt_tuning_jax.sharding import fetch, is_spread
+from prompt_tuning_jax.sharding import fetch, is_spread, shard
 from prompt_tuning_jax.step import Compiled, Frozen, Parts, State, compile_step, init_state
 
 LARGE = 10**8  # numbers of a tree; of a larger one only the newest checkpoint is kept
@@ -170,10 +170,11 @@ def plan(lm: LanguageModel, task, config, log: Callable, devices: int = 0) -> Pl
     check_task(task, config)
     check_tracker(config.tracker)
     task, shown = start_from_demonstrations(lm, task, config, log)
+    check_processes(config, {"model": lm.fingerprint})  # before they compute anything together
     parts, trainable, frozen, run, given = make_step(lm, task, config)
 
     def adapt(tree):
-        return run(tree, frozen.fixed, lm.params)
+        return run(shard(tree, lm.layout), frozen.fixed, lm.params)
 
     trained, left = parameter_count(trainable), parameter_count(frozen.params)
     share = trained / (trained + left)

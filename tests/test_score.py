@@ -37,8 +37,8 @@ def seen(monkeypatch):
             indexes.append(index)
             yield batch, index
 
-    monkeypatch.setattr(scoring, "evaluation_shape", small)
-    monkeypatch.setattr(scoring, "evaluation_batches", noted)
+    monkeypatch.setattr(scoring.batching, "evaluation_shape", small)
+    monkeypatch.setattr(scoring.batching, "evaluation_batches", noted)
     return indexes
 
 
@@ -80,7 +80,9 @@ def test_answers_larger_than_memory_are_refused_before_any_is_taken():
     answers = tuple(np.array([1], np.int32) for _ in range(60_000))
     examples = [Example(np.arange(5, dtype=np.int32), answers, 0, 2, 0)]
     with pytest.raises(UserError, match=r"\d+,\d+ positions, for which .* GB .* fewer or shorter"):
-        scoring.score(MODEL, examples, NOTHING, jax.devices()[:1], scoring.Shape(4, 100_000, 1, 1))
+        scoring.score(
+            MODEL, examples, NOTHING, jax.devices()[:1], scoring.batching.Shape(4, 100_000, 1, 1)
+        )
 
 
 def test_a_single_answer_has_a_loss_and_no_accuracy():

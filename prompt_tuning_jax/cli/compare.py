@@ -1,7 +1,6 @@
 """The command `compare`: every way to adapt a model, in one table."""
 
 import shlex
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,16 +30,13 @@ def compare_and_report(config, folder: str, fresh: bool, command: Sequence[str])
     if Path(folder, CONFIG).exists():
         raise UserError(f"'{folder}' holds a single run: give another --workdir")
     with claim(folder) as root, record_start(root, command, say) as start:
-        for row in compare.read_rows(config):
-            if fresh:
-                shutil.rmtree(root / row.folder, ignore_errors=True)
         lm = load_model(config)
         machine = describe_machine(lm)
         say(machine)
         _, again = type_again(command)
         try:
             with enough_memory(config):
-                results = compare.compare(lm, config, root, say)
+                results = compare.compare(lm, config, root, say, fresh)
         except KeyboardInterrupt:
             start["outcome"] = "stopped"
             say(f"saved; this goes on from here:\n  {again}")

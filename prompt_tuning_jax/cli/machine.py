@@ -70,17 +70,16 @@ def enough_memory(config):
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise RunError(
-            f"the device has too little memory for a step: {less_memory(config)}."
-        ) from error
+        less = less_memory(config, jax.device_count())
+        raise RunError(f"the device has too little memory for a step: {less}.") from error
 
 
-def less_memory(config, devices: int = 1) -> str:
+def less_memory(config, devices: int) -> str:
     """Says what to type for less memory of each of so many devices, the cheapest change first."""
     changes = []
-    if config.parallel.model < devices:
+    if config.parallel.model < devices and config.parallel.name == "jit":
         changes.append(f"--config.parallel.model={devices} (the weights in parts)")
-    if config.microbatches < config.batch_size:
+    if config.microbatches * devices < config.batch_size:
         parts = min(2 * config.microbatches, config.batch_size)
         changes.append(f"--config.microbatches={parts} (about half of the temporaries)")
     if config.model.remat != "full":

@@ -76,7 +76,7 @@ def rehearse_on(config, topology: str) -> dict[str, Any]:
         found |= _compile(step, state, frozen, batch, lm.layout, devices)
         found |= {"compiler": compiler, "seconds": time.perf_counter() - began}
     found.setdefault("needed", sum(sizes.values()) + (found["temporaries"] or 0))
-    found["fits"] = found["needed"] <= found["chip"]
+    found.setdefault("fits", found["needed"] <= found["chip"])
     found["advice"] = "it fits" if found["fits"] else less_memory(config, count)
     if found["temporaries"] is None and found["fits"]:
         found["advice"] = "that fits without the temporaries, which only a compiler knows"
@@ -166,11 +166,11 @@ def _compile(parts, state, frozen, batch, layout, devices) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        # 'Ran out of memory …, the total memory required for HLO temporaries (16.52G) exceeds …'
+        # '… the total memory required for HLO temporaries (16.52G) exceeds …', with the arguments
         said = re.search(r"\(([\d.]+)G\) exceeds", str(error))
         if not said:
             raise
-        return {"temporaries": int(float(said[1]) * 2**30)}
+        return {"needed": int(float(said[1]) * 2**30), "temporaries": None, "fits": False}
     analysis = compiled.memory_analysis()
     found = Counter(match[1] for match in COLLECTIVE.finditer(compiled.as_text()))
     return {

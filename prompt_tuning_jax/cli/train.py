@@ -21,18 +21,10 @@ from prompt_tuning_jax.data.template import parse, plain_slot_size
 from prompt_tuning_jax.errors import RunError, UserError, quote
 from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.language_model import LanguageModel
+from prompt_tuning_jax.run import folder as folders
 from prompt_tuning_jax.run.artifact import TENSORS, write_card
 from prompt_tuning_jax.run.card import CARD, predict_command
 from prompt_tuning_jax.run.environment import record_start
-from prompt_tuning_jax.run.folder import (
-    ARTIFACT,
-    CONFIG,
-    CURVES,
-    METRICS,
-    REPORT,
-    claim,
-    tie_to_config,
-)
 from prompt_tuning_jax.run.processes import join_processes
 from prompt_tuning_jax.run.progress import Progress
 from prompt_tuning_jax.run.report import TIME, Row, cells, draw_curves, duration, write_report
@@ -63,8 +55,8 @@ def prepare(config, run: Path | None, fresh: bool) -> tuple[LanguageModel, Task]
 
     A fault of what only the report reads is found here, and not after the training.
     """
-    if run is not None and not fresh and (run / CONFIG).exists():
-        tie_to_config(run, config)
+    if run is not None and not fresh and (run / folders.CONFIG).exists():
+        folders.tie_to_config(run, config)
     if config.demonstrations.number:
         raise UserError(
             f"config.demonstrations.number is {config.demonstrations.number}, and training has no"
@@ -87,7 +79,7 @@ def prepare(config, run: Path | None, fresh: bool) -> tuple[LanguageModel, Task]
 
 def _lead(config, folder: str, fresh: bool, command: Sequence[str]) -> int:
     """Trains in the only process, or in the first of several: the one that prints and writes."""
-    with claim(folder) as run, record_start(run, command, say) as start:
+    with folders.claim(folder) as run, record_start(run, command, say) as start:
         lm, task = prepare(config, run, fresh)
         with enough_memory(config):
             result = tune(lm, task, config, run, say, fresh)
@@ -99,7 +91,7 @@ def _lead(config, folder: str, fresh: bool, command: Sequence[str]) -> int:
         except KeyboardInterrupt:
             return _stopped(result, again, start)
         start |= {"outcome": "finished", "seconds": {row.name: row.seconds for row in rows}}
-        kept = str(run / ARTIFACT)
+        kept = str(run / folders.ARTIFACT)
         say(f"next:   {predict_command(config.task.template, program, kept)}")
     return 0
 
@@ -116,7 +108,7 @@ def type_again(command: Sequence[str]) -> tuple[str, str]:
 
 def _report(lm: LanguageModel, task, config, result: Result, run: Path, again: str) -> list[Row]:
     """Writes the artifact, compares it on the test split, and writes and prints the report."""
-    kept = run / ARTIFACT
+    kept = run / folders.ARTIFACT
     with writing(kept, again):
         api.save(result.artifact, kept)
     say(f"scoring {config.task.test}")
@@ -126,13 +118,13 @@ def _report(lm: LanguageModel, task, config, result: Result, run: Path, again: s
     say("")
     print_table(cells(rows), texts=["name"])
     say(f"{TIME}: training, or ranking several prompts; scoring took {duration(scored)} more")
-    with writing(run / REPORT, again):
-        write_report(run / REPORT, rows)
+    with writing(run / folders.REPORT, again):
+        write_report(run / folders.REPORT, rows)
     with writing(kept / CARD):
         write_card(result.artifact, kept, rows)
-    with writing(run / CURVES):
-        draw_curves(run / METRICS, run / CURVES)
-        say(f"\ncurves: {run / CURVES}")
+    with writing(run / folders.CURVES):
+        draw_curves(run / folders.METRICS, run / folders.CURVES)
+        say(f"\ncurves: {run / folders.CURVES}")
     return rows
 
 

@@ -15,7 +15,7 @@ from prompt_tuning_jax.config.key import among, faults, string
 from prompt_tuning_jax.errors import UserError, nearest
 from prompt_tuning_jax.memory import device_bytes
 from prompt_tuning_jax.models.decoder import REMAT, Decoder, param_shapes
-from prompt_tuning_jax.models.files.find import pin
+from prompt_tuning_jax.models.files.find import find_model, pin
 from prompt_tuning_jax.models.files.tokenizer import Tokenizer, has_tokenizer, read_tokenizer
 from prompt_tuning_jax.models.files.weights import DTYPES, read_spec, read_weights
 from prompt_tuning_jax.models.sites import sites
@@ -76,8 +76,7 @@ class LanguageModel(NamedTuple):
         variables = {"params": {"embed": self.params["embed"]}}
         if prompt is not None:
             variables["prompt"] = {"vectors": prompt}
-        found = self.module.apply(variables, jnp.asarray(ids), method="vectors")
-        return found.astype(jnp.float32)
+        return self.module.apply(variables, jnp.asarray(ids), method="vectors").astype(jnp.float32)
 
 
 def load(
@@ -110,8 +109,7 @@ def load(
     check_devices(jax.device_count(), parallel["model"])
     shrinks = DTYPES[dtype].itemsize if settings["quantize"] else 1
     most = device_bytes() * parallel["model"] * shrinks
-    spec, _ = read_spec(path)
-    letters = matrices(spec)
+    letters = matrices(spec := read_spec(path)[0])
     layout = make_layout(letters, param_shapes(spec), parallel)
     # In int8 a row has one scale, for which it is read whole.
     read = read_weights(path, dtype, most or math.inf, WHOLE if settings["quantize"] else layout)
@@ -132,8 +130,8 @@ def load(
 def outline(settings: Mapping[str, str], parallel: Mapping[str, Any]) -> LanguageModel:
     """Returns a model whose weights are shapes, for a plan, by the sections `model` and `parallel`
     of a config. A `config.json` is enough, and the tokenizer then None."""
-    spec, config = read_spec(settings["path"])
-    words: Any = read_tokenizer(settings["path"]) if has_tokenizer(settings["path"]) else None
+    spec, config = read_spec(path := str(find_model(settings["path"], weights=False)))
+    words: Any = read_tokenizer(path) if has_tokenizer(path) else None
     dtype, letters, shapes = DTYPES[settings["dtype"]], matrices(spec), param_shapes(spec)
     leaves: dict[str, jax.ShapeDtypeStruct] = {}
     for path, shape in shapes.items():

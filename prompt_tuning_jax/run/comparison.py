@@ -118,7 +118,8 @@ def _tried(rows: Sequence[_Row]):
     for row in rows:
         for each in row.get("tried", ()):
             accuracy = f"{each['accuracy']:.1%}" if "accuracy" in each else ""
-            yield [row["name"], f"{each['rate']:g}", f"{each['loss']:.4f}", accuracy]
+            loss = f"{each['loss']:.4f}" if "loss" in each else "failed"
+            yield [row["name"], f"{each['rate']:g}", loss, accuracy]
 
 
 def draw_pictures(folder: Path, rows: Sequence[_Row]) -> list[Path]:

@@ -11,13 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from prompt_tuning_jax import search
-from prompt_tuning_jax.data.batch import (
-    batch_indices,
-    make_order,
-    pack_batch,
-    plan_shapes,
-    shared_length,
-)
+from prompt_tuning_jax.data import batch as batching
 from prompt_tuning_jax.data.task import Task, training_records, validation_records
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.exchange import keep_prompt
@@ -176,17 +170,18 @@ def plan(place: Place, rows, size: int, config: Any, log: Callable) -> Callable:
     """Returns a function of a round and of which part of it, from 0: the examples, packed."""
     settings, labels = config.search, len(place.task.labels)
     examples, each = place.encode(rows, size=size), 1 + settings.again
-    order, shared = make_order(len(examples), config.seed), shared_length(examples)
+    order = batching.make_order(len(examples), config.seed)
+    shared = batching.shared_length(examples)
     steps = range(settings.rounds * each)
-    planned = np.stack([batch_indices(order, step, settings.examples) for step in steps])
-    shapes = plan_shapes(examples, planned, shared, ranked=True)
+    planned = np.stack([batching.batch_indices(order, step, settings.examples) for step in steps])
+    shapes = batching.plan_shapes(examples, planned, shared, ranked=True)
     shown = " or ".join(f"{shape.rows} x {shape.length}" for shape in shapes)
     log(f"{len(rows)} examples; {size} tokens in {shared} shared positions, and {shown} in rows")
 
     def part_of(number: int, which: int) -> Part:
         chosen = [examples[index] for index in planned[number * each + which]]
         answers = np.array([example.answer for example in chosen])
-        return Part(pack_batch(chosen, shared, shapes, ranked=True), answers, labels)
+        return Part(batching.pack_batch(chosen, shared, shapes, ranked=True), answers, labels)
 
     return part_of
 

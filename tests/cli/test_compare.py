@@ -1,8 +1,10 @@
 """The command `compare`: what it runs, that it goes on, and that its numbers can be had again."""
 
+import contextlib
 import json
 import shlex
 from collections import Counter
+from unittest import mock
 
 import pytest
 import tiny_runs
@@ -11,6 +13,8 @@ from prompt_tuning_jax import api, compare, train
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data.records import LABEL
 from prompt_tuning_jax.data.task import make_task, validation_records
+from prompt_tuning_jax.errors import RunError, UserError
+from prompt_tuning_jax.run import comparison
 
 ROWS = (
     "no prompt",
@@ -99,6 +103,11 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
     before = rows(home / "whole")
     assert typed(*command("whole")).status == 0
     assert not calls and rows(home / "whole") == before
+    assert typed(*command("whole", calibrate="texts", unrelated="")).status == 0
+    changed = {row["name"]: row for row in rows(home / "whole")}
+    assert not calls and not any("forgetting" in row for row in changed.values())
+    assert changed["no prompt, calibrated"]["command"].endswith("--calibrate texts")
+    assert changed["no prompt, calibrated"]["mean"] != before[1]["mean"]
     other = typed(*command("whole", "--config.steps=13"))
     assert other.status == 2 and "config.steps was 12 and is 13 now" in other.err
     stopped += [2, 5]
@@ -114,6 +123,8 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
         ({"rows": ("soft prompt", "soft_prompt")}, "'soft_prompt' twice"),
         ({"rows": ("lora: method.targets='x",)}, "a quotation mark has no partner"),
         ({"rows": ("lora: step=1",)}, "config.step is not a known key"),
+        ({"rows": ("lora: model.dtype=bfloat16",)}, "which all rows share"),
+        ({"rows": (": method.name=lora",)}, "has '', which names no method"),
         ({"curve": ("no prompt",)}, "expected a trained row, one of soft prompt, few"),
         ({"learning_rates": ("fow: 1",)}, "(did you mean 'few'?)"),
         ({"learning_rates": ("few: fast",)}, "expected 'ROW: RATE RATE'"),
@@ -137,9 +148,8 @@ def test_the_folder_of_a_run_is_refused(typed, home):
 
 def test_a_searched_prompt_is_not_calibrated_with_the_records_that_chose_it(tmp_path):
     config = configs.build({"compare": {"rows": ("no prompt", "searched prompt", "ia3")}})
-    setting = compare.Setting(None, config, tmp_path, None, print)
     runs = [compare.make_run(config, tmp_path, row, 0) for row in compare.read_rows(config)]
-    assert [compare._calibration_of(setting, run) for run in runs] == ["labels", "", ""]
+    assert [compare._calibration_of(config, run) for run in runs] == ["labels", "", ""]
 
 
 def test_few_examples_are_validated_with_as_many_if_there_are(monkeypatch, tmp_path):
@@ -158,3 +168,53 @@ def test_few_examples_are_validated_with_as_many_if_there_are(monkeypatch, tmp_p
     assert [(task.examples_per_class, task.draw_seed) for task in tasks] == [(4, 3), (25, 3)]
     assert set(few.values()) == {4} and 4 < min(all_.values()) < 25
     assert set(most.values()) == {min(all_.values())}
+
+
+def test_fresh_deletes_runs_alone_once_every_row_is_checked(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        compare, "_all_examples", lambda _, row: compare.Compared(row, 0, [], [], [])
+    )
+    own, old = tmp_path / "prefix" / "config.json", tmp_path / "prefix" / "rate-1,seed-0"
+    for folder in (own, old):
+        folder.mkdir(parents=True)
+    with tiny_runs.at_home(monkeypatch):
+        for rows, kept in ((("prefix", "lora: step=1"), True), (("prefix",), False)):
+            words = [f"--config.compare.rows={rows}", "--config.task.validation=validation[:100]"]
+            config = configs.load(str(tiny_runs.world().config), words)
+            with pytest.raises(UserError) if kept else contextlib.nullcontext():
+                compare.compare(None, config, tmp_path, print, fresh=True)
+            assert own.exists() and old.exists() is kept
+
+
+def test_a_rate_that_diverges_is_one_of_those_that_were_tried(monkeypatch, tmp_path):
+    def find(setting, run):
+        if run.config.learning_rate > 1:
+            raise RunError("the loss is not finite")
+        return {"loss": run.config.learning_rate}
+
+    monkeypatch.setattr(compare, "_find", find)
+    monkeypatch.setattr(
+        compare, "_every_seed", lambda _, row, rate: compare.Compared(row, rate, [], [], [])
+    )
+    config, lines = configs.build({"compare": {"rows": ("prefix",)}}), []
+    setting = compare.Setting(None, config, tmp_path, None, lines.append)
+    [row] = compare.read_rows(config)
+    found = compare._all_examples(setting, row._replace(rates=(5.0, 0.2, 0.1)))
+    assert found.tried == [(5.0, {}), (0.2, {"loss": 0.2}), (0.1, {"loss": 0.1})]
+    assert found.examples == 0.1 and "has failed: the loss is not finite" in lines[0]
+    with pytest.raises(RunError):
+        compare._all_examples(setting, row._replace(rates=(5.0, 7.0)))
+    shown = [{"rate": 5.0}, {"rate": 0.1, "loss": 0.1}]
+    assert [*comparison._tried([{"name": "prefix", "tried": shown}])] == [
+        ["prefix", "5", "failed", ""],
+        ["prefix", "0.1", "0.1000", ""],
+    ]
+
+
+def test_calibration_leaves_validation_examples_to_choose_with():
+    config = configs.build({"compare": {"rows": ("no prompt",)}})
+    held = [{"label": label, "text": label} for label in ("a", "b")]
+    with mock.patch.object(api, "validation_records", lambda task, config: held):
+        with pytest.raises(UserError, match="one example of each label"):
+            api.held_out(None, config, "labels")
+        assert api.held_out(None, config, "texts") == (held, held)

@@ -88,6 +88,12 @@ def test_a_path_that_exists_wins_and_a_revision_is_a_part_of_the_name(hub, tmp_p
     assert str(find_model("user/tiny")) == pin("user/tiny") == "user/tiny"
 
 
+def test_a_plan_downloads_no_weights(hub):
+    folder = find_model("user/tiny", weights=False)
+    assert {path.name for path in folder.iterdir()} == PLAIN.keys() - {"model.safetensors"}
+    assert found() == PLAIN
+
+
 def test_shards_are_those_of_the_index(hub):
     shards = {f"model-0000{number}-of-2.safetensors": bytes([number]) * 9 for number in (1, 2)}
     index = json.dumps({"weight_map": dict(zip("ab", shards, strict=True))}).encode()

@@ -15,9 +15,9 @@ FOLDER = "a folder with config.json and safetensors"
 HUB = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?<!\.gguf)(?:@(\w[\w.-]*(?:/\w[\w.-]*)*))?", re.ASCII)
 
 
-def find_model(path: str) -> Path:
+def find_model(path: str, weights: bool = True) -> Path:
     """Returns the GGUF file or the folder of a model; raises a UserError for anything else. A name
-    on the hub, which is not a path here, is downloaded into the cache if it is not there."""
+    on the hub, which is not a path here, is downloaded into the cache, maybe without `weights`."""
     if path in PACKAGED:
         if packaged := find_packaged(path):
             return packaged
@@ -27,7 +27,7 @@ def find_model(path: str) -> Path:
         if (named := HUB.fullmatch(path)) and not found.exists():
             from prompt_tuning_jax.models.files.hub import fetch  # takes a while
 
-            found = fetch(named[1], named[2] or "main")
+            found = fetch(named[1], named[2] or "main", weights)
         if found.is_dir():
             problem = "" if (found / "config.json").is_file() else "is a folder without config.json"
         elif found.exists():

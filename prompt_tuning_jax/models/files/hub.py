@@ -33,13 +33,13 @@ constants.HF_HUB_DISABLE_TELEMETRY = True  # it looks for the program that start
 
 
 @functools.cache
-def fetch(repo: str, revision: str) -> Path:
+def fetch(repo: str, revision: str, weights: bool = True) -> Path:
     """Downloads what the cache lacks of a model, and returns its folder there. If the hub does not
     answer, a complete earlier download is used; without one, a UserError is raised."""
     hub, hint = hide(constants.ENDPOINT), nearest_model(repo)
     store = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type="model"))
     try:
-        return _download(repo, revision, store)
+        return _download(repo, revision, store, weights)
     except errors.GatedRepoError:
         wrong = f"is gated: ask for access at {hub}/{repo}, then {LOGIN}"
     except errors.RepositoryNotFoundError:
@@ -57,19 +57,19 @@ def fetch(repo: str, revision: str) -> Path:
     raise UserError(f"the model '{repo}' {wrong}.")
 
 
-def _download(repo: str, revision: str, store: Path) -> Path:
+def _download(repo: str, revision: str, store: Path, weights: bool) -> Path:
     """Completes the snapshot of a revision; asks again if the hub is busy."""
     for seconds in (1, 2, 4):
         try:
-            return _complete(repo, revision, store)
+            return _complete(repo, revision, store, weights)
         except errors.HfHubHTTPError as error:
             if error.response.status_code not in BUSY:
                 raise
         time.sleep(seconds)
-    return _complete(repo, revision, store)
+    return _complete(repo, revision, store, weights)
 
 
-def _complete(repo: str, revision: str, store: Path) -> Path:
+def _complete(repo: str, revision: str, store: Path, weights: bool) -> Path:
     wait = constants.HF_HUB_ETAG_TIMEOUT
     info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=wait)
     listed: dict[str, Any] = {each.rfilename: each for each in info.siblings or ()}
@@ -79,13 +79,15 @@ def _complete(repo: str, revision: str, store: Path) -> Path:
     folder = store / "snapshots" / _hash(info.sha)
     for name in listed.keys() & {INDEX, "config.json", "generation_config.json", *FILES}:
         _get(repo, listed[name], folder)
-    weights = [SINGLE] if SINGLE in listed else [path.name for path in weight_files(folder)]
-    left = sum(listed[name].size for name in weights if not (folder / name).exists())
+    if not weights:
+        return folder
+    names = [SINGLE] if SINGLE in listed else [path.name for path in weight_files(folder)]
+    left = sum(listed[name].size for name in names if not (folder / name).exists())
     left -= sum(path.stat().st_size for path in store.glob("blobs/*.incomplete"))
     if left > (free := shutil.disk_usage(folder).free):
         lacks = f"takes {left:,} bytes more and {store.parent} has {free:,} left"
         raise UserError(f"the model '{repo}' {lacks}: set HF_HOME to a folder on another disk.")
-    for name in weights:
+    for name in names:
         _get(repo, listed[name], folder)
     if _commit(store, revision) != folder.name:
         ref = store / "refs" / revision
