@@ -1,6 +1,7 @@
 """Frozen weights in parts over devices, and in int8."""
 
 import collections
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -168,3 +169,28 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError, match=r"parallel.model is 2: expected 1, because .* 'pmap'"):
         configs.build({"parallel": {"model": 2, "name": "pmap"}})
     assert configs.build({}, ["--config.parallel=pmap"]).parallel.name == "pmap"
+
+
+class Chip(SimpleNamespace):
+    """A device of a TPU slice, as far as a mesh asks."""
+
+    __hash__ = object.__hash__
+
+
+def test_a_model_axis_may_be_a_part_of_an_axis_of_a_slice():
+    chips = [
+        Chip(
+            id=number,
+            platform="tpu",
+            device_kind="TPU v6 lite",
+            coords=(*map(int, place), 0),
+            core_on_chip=0,
+            process_index=0,
+            slice_index=0,
+        )
+        for number, place in enumerate(np.ndindex(4, 4))
+    ]
+    for shards in (1, 2, 4, 8, 16):
+        mesh = make_mesh(chips, shards)
+        assert mesh.devices.shape == (16 // shards, shards)
+        assert {chip.id for chip in mesh.devices.flat} == {*range(16)}

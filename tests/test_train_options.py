@@ -17,6 +17,7 @@ from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.run import folder as workdir
 from prompt_tuning_jax.run import progress
+from prompt_tuning_jax.sharding import fetch, is_divided
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -209,3 +210,13 @@ def test_a_tracker_gets_the_lines_of_a_run_and_is_needed_before_anything_is_writ
         monkeypatch.setitem(sys.modules, "trackio", made)
         tune("--config.tracker=trackio", folder=run)
     assert sent == plain.history
+
+
+def test_what_is_divided_is_validated_in_parts():
+    words = ("--config.parallel.model=2", "--config.method.name=fine_tuning")
+    lm, task, config = tiny_runs.tiny(*words)
+    plan = train.plan(lm, task, config, lambda line: None)
+    fetched = jax.tree.map(fetch, plan.trainable)  # as at a validation
+    given = jax.tree.leaves(plan.adapt(fetched))
+    kept = [is_divided(leaf) for leaf in jax.tree.leaves(lm.params)]
+    assert sum(map(is_divided, given)) == sum(kept) > 0

@@ -93,8 +93,7 @@ def measure(lm: LanguageModel, task, config, log) -> dict[str, Any]:
 def advice(memory: dict[str, Any], config) -> str:
     """Says whether a step fits into memory and, if it hardly does, what to type."""
     share = memory["needed"] / memory["available"]
-    less = less_memory(config, jax.device_count())
-    return "it fits" if share <= ROOM else f"that is {share:.0%}: {less}"
+    return "it fits" if share <= ROOM else f"that is {share:.0%}: {less_memory(config)}"
 
 
 def print_plan(found: dict[str, Any]) -> None:

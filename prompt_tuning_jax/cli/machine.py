@@ -11,6 +11,7 @@ import jaxlib
 
 from prompt_tuning_jax.cli.show import say
 from prompt_tuning_jax.errors import RunError
+from prompt_tuning_jax.memory import device_bytes
 from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.language_model import LanguageModel, load
 from prompt_tuning_jax.run.artifact import MANIFEST
@@ -70,12 +71,14 @@ def enough_memory(config):
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        less = less_memory(config, jax.device_count())
+        less = less_memory(config)
         raise RunError(f"the device has too little memory for a step: {less}.") from error
 
 
-def less_memory(config, devices: int) -> str:
-    """Says what to type for less memory of each of so many devices, the cheapest change first."""
+def less_memory(config, devices: int = 0) -> str:
+    """Says what to type for less memory of each of so many devices, the cheapest change first; by
+    default of those that are here, unless they share the host's."""
+    devices = devices or (jax.device_count() if device_bytes() else 1)
     changes = []
     if config.parallel.model < devices and config.parallel.name == "jit":
         changes.append(f"--config.parallel.model={devices} (the weights in parts)")
