@@ -28,8 +28,8 @@ from prompt_tuning_jax import train
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden.json"
 STEPS = 50
-# Two microbatches, so that accumulation is part of it; rates at which rounding does not grow: at 0.01
-# fine-tuning differs by 3e-5 between two processors, all else by 2e-6.
+# Two microbatches, so that accumulation is part of it; rates at which rounding does not grow: at
+# 0.01 fine-tuning differs by 3e-5 between two processors, all else by 2e-6.
 RUN = {"steps": STEPS, "microbatches": 2, "learning_rate": 0.01, "evaluate_every": 25}
 RATES = {"fine_tuning": 0.001}
 KEPT = {"loss": "train/loss", "gradient_norm": "train/gradient_norm"}
