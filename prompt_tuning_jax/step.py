@@ -103,6 +103,8 @@ def gradients(trainable, frozen: Frozen, batch: Batch, rng, parts: Parts):
 
     def add(total, rows):
         part = compute(trainable, frozen, Batch(batch.shared, *rows), rng, parts)
+        # XLA's compiler for TPUs fails if it moves the sum over devices out of this loop.
+        part = jax.lax.optimization_barrier(part)
         return jax.tree.map(jnp.add, total, part), None
 
     zero = (jax.tree.map(jnp.zeros_like, trainable), Sums(*[jnp.zeros(())] * 3))

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import tiny_methods
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny_models import changed
 
+from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.cli import topology
 from prompt_tuning_jax.models.cached import decode, prefill
@@ -102,3 +104,14 @@ def test_scoring_and_decoding_compile(name, shards):
 
     tokens = jax.ShapeDtypeStruct((2, 8), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
     write.lower(params, tokens).compile()
+
+
+def test_divided_fine_tuning_adds_up_microbatches(tmp_path):
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 8, "vocab_size": 256, "max_position_embeddings": 512}
+    llama = {"model_type": "llama", "rms_norm_eps": 1e-5, "tie_word_embeddings": False}
+    (tmp_path / "config.json").write_text(json.dumps(llama | sizes))
+    wanted = {"model": {"path": str(tmp_path)}, "method": {"name": "fine_tuning"}}
+    wanted |= {"parallel": {"model": 4}, "microbatches": 2, "task": {"labels": ("a", "b")}}
+    found = topology.rehearse_on(configs.build(wanted), "v5e:2x4")
+    assert found["fits"] and found["collectives"]["reduce-scatter"]
