@@ -30,9 +30,9 @@ def compare_and_report(config, folder: str, fresh: bool, command: Sequence[str])
     if Path(folder, CONFIG).exists():
         raise UserError(f"'{folder}' holds a single run: give another --workdir")
     with claim(folder) as root, record_start(root, command, say) as start:
+        compare.read_rows(config)  # a fault is found before the model is loaded
         lm = load_model(config)
-        machine = describe_machine(lm)
-        say(machine)
+        say(machine := describe_machine(lm))
         _, again = type_again(command)
         try:
             with enough_memory(config):
