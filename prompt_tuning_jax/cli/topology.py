@@ -63,18 +63,18 @@ def rehearse_on(config, topology: str) -> dict[str, Any]:
         config.model.dtype = "bfloat16"  # as on a TPU
     lm = outline(config.model, config.parallel)
     step, state, frozen, batch, read = _arguments(lm, config, count)
-    kinds = {"weights": frozen.params, "trained": state.trainable}
-    kinds["optimizer"] = state.optimizer_state
+    kinds = {"weights": lm.params, "trained": state.trainable, "optimizer": state.optimizer_state}
     sizes = {name: _bytes(tree, lm.layout) for name, tree in kinds.items()}
+    devices, compiler = _devices(topology)
     found: dict[str, Any] = {"slice": topology, "chips": count, "chip": CHIPS[chip][0] << 30}
     found |= {"batch": read, "model_axis": lm.layout.shards, "bytes": sizes}
-    devices, compiler = _devices(topology)
-    if not devices:
-        found |= {"temporaries": None, "compiler": compiler}
-    else:
+    found |= {"temporaries": None, "compiler": compiler}
+    if devices:
         began = time.perf_counter()
         found |= _compile(step, state, frozen, batch, lm.layout, devices)
-        found |= {"compiler": compiler, "seconds": time.perf_counter() - began}
+        found["seconds"] = time.perf_counter() - began
+        # Weights that are trained stay as they were, too, and the step does not read those.
+        found["needed"] += sizes["weights"] - _bytes(frozen.params, lm.layout)
     found.setdefault("needed", sum(sizes.values()) + (found["temporaries"] or 0))
     found.setdefault("fits", found["needed"] <= found["chip"])
     found["advice"] = "it fits" if found["fits"] else less_memory(config, count)

@@ -15,9 +15,9 @@ CONFIG = str(tiny_runs.world().config)
 pytestmark = pytest.mark.usefixtures("home")
 
 
-def planned(typed, *more):
+def planned(typed, *more, config=CONFIG):
     words = [*tiny_runs.FEW, "--dry_run", "--topology", "v5e:2x2", "--json", *more]
-    shown = typed("train", "--config", CONFIG, *words)
+    shown = typed("train", "--config", config, *words)
     assert shown.status == 0, shown.err
     return json.loads(shown.out)
 
@@ -48,6 +48,9 @@ def test_a_model_may_be_its_config_alone(typed, tmp_path):
         assert found["batch"].startswith(f"12 rows of 128 positions behind {behind},")
     small = planned(typed, model, "--config.model.quantize=int8")
     assert small["bytes"]["weights"] < 0.57 * 2 * numbers
+    tuned = planned(typed, model, config="fine_tuning")["bytes"]
+    # The model's own weights stay beside what is trained.
+    assert tuned["weights"] == 2 * numbers and tuned["trained"] == 4 * numbers
 
 
 def test_what_does_not_fit_is_told_what_would(typed, tmp_path):
