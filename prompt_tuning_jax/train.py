@@ -157,10 +157,8 @@ def tune(
     given = jax.tree.map(fetch, run.adapt(best.trainable))
     metrics = {"step": best.step, "validation_loss": best.loss}
     artifact = Artifact(to_tensors(given), make_manifest(lm, run.task, config, metrics))
-    size = parameter_count(run.trainable)
-    seconds, step_seconds = run_log.seconds()
-    lines = run_log.lines
-    return Result(artifact, lines, finished, size, seconds, saved, step_seconds, memory)
+    size, seconds = parameter_count(run.trainable), run_log.seconds()
+    return Result(artifact, run_log.lines, finished, size, seconds[0], saved, seconds[1], memory)
 
 
 def plan(lm: LanguageModel, task, config, log: Callable, devices: int = 0) -> Plan:
@@ -238,7 +236,10 @@ def restore(checkpoints: Checkpoints | None, run: Plan, log) -> tuple[State, Bes
     """Returns the newest state of a run, the best tree so far, the seconds spent (see
     `RunLog.seconds`) and the bytes that a step needs. Raises a UserError if the state was trained
     with another model or other data."""
-    state = init_state(run.parts, run.trainable)
+    # Whole, an optimizer's numbers may not fit on a device: the CPU makes them, if jax may use it.
+    has_cpu = "cpu" in (jax.config.jax_platforms or "cpu")
+    with jax.default_device(jax.local_devices(backend="cpu")[0] if has_cpu else None):
+        state = init_state(run.parts, run.trainable)
     best = Best(jax.tree.map(np.array, state.trainable), math.inf, 0, 0)
     kept = checkpoints.restore((state, best.trainable)) if checkpoints else None
     if kept is None:

@@ -220,3 +220,13 @@ def test_what_is_divided_is_validated_in_parts():
     given = jax.tree.leaves(plan.adapt(fetched))
     kept = [is_divided(leaf) for leaf in jax.tree.leaves(lm.params)]
     assert sum(map(is_divided, given)) == sum(kept) > 0
+
+
+def test_the_optimizers_numbers_need_no_room_on_a_device_before_they_are_divided():
+    lm, task, config = tiny_runs.tiny("--config.method.name=fine_tuning")
+    plan = train.plan(lm, task, config, lambda line: None)
+    fetched = jax.tree.map(fetch, plan.trainable)  # as over several processes
+    first, *others = jax.devices()
+    with jax.default_device(others[0]):  # stands for a TPU
+        state = train.restore(None, plan._replace(trainable=fetched), print)[0]
+    assert {leaf.device for leaf in jax.tree.leaves(state.optimizer_state)} == {first}

@@ -67,10 +67,9 @@ def rehearse_on(config, topology: str) -> dict[str, Any]:
     sizes = {name: _bytes(tree, lm.layout) for name, tree in kinds.items()}
     devices, compiler = _devices(topology)
     found: dict[str, Any] = {"slice": topology, "chips": count, "chip": CHIPS[chip][0] << 30}
-    found |= {"batch": read, "model_axis": lm.layout.shards, "bytes": sizes}
-    found |= {"temporaries": None, "compiler": compiler}
+    found |= {"batch": read, "model_axis": lm.layout.shards, "bytes": sizes, "compiler": compiler}
+    found["temporaries"], began = None, time.perf_counter()
     if devices:
-        began = time.perf_counter()
         found |= _compile(step, state, frozen, batch, lm.layout, devices)
         found["seconds"] = time.perf_counter() - began
         # Weights that are trained stay as they were, too, and the step does not read those.
