@@ -237,7 +237,7 @@ def restore(checkpoints: Checkpoints | None, run: Plan, log) -> tuple[State, Bes
     `RunLog.seconds`) and the bytes that a step needs. Raises a UserError if the state was trained
     with another model or other data."""
     # Whole, an optimizer's numbers may not fit on a device: the CPU makes them, if jax may use it.
-    has_cpu = "cpu" in (jax.config.jax_platforms or "cpu")
+    has_cpu = "cpu" in (jax.config.values["jax_platforms"] or "cpu")
     with jax.default_device(jax.local_devices(backend="cpu")[0] if has_cpu else None):
         state = init_state(run.parts, run.trainable)
     best = Best(jax.tree.map(np.array, state.trainable), math.inf, 0, 0)
