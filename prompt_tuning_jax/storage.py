@@ -115,14 +115,12 @@ def publish(folder: Path, build: Callable[[Path], None]) -> Path:
 
 def _publish(folder: Path, build: Callable[[Path], None]) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        build(temporary)
+    prefix = f".{folder.name}."
+    with tempfile.TemporaryDirectory("", prefix, folder.parent, ignore_cleanup_errors=True) as made:
+        build(Path(made))
         try:
-            os.rename(temporary, folder)
+            os.rename(made, folder)
         except OSError:
             if not folder.is_dir():
                 raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder

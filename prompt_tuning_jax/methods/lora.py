@@ -32,24 +32,23 @@ KEYS = {
 
 def make(settings, start=NOTHING) -> Method:
     """Returns the method for `config.method`."""
-    scale = settings.alpha / (
-        math.sqrt(settings.rank) if settings.rank_stabilised else settings.rank
-    )
+    rank = settings.rank
+    scale = settings.alpha / (math.sqrt(rank) if settings.rank_stabilised else rank)
 
     def init(rng, lm, task):
         trained = {}
         for place, layer in enumerate(select_layers(lm.sites, "lora", settings.targets)):
             letters = lm.sites[f"lora/{layer}/b"].split()[1], lm.sites[f"lora/{layer}/a"].split()[2]
             outputs, inputs = (lm.sizes[letter] for letter in letters)
-            if settings.rank > min(outputs, inputs):
+            if rank > min(outputs, inputs):
                 raise UserError(
-                    f"config.method.rank is {settings.rank} and {layer} is a matrix of"
+                    f"config.method.rank is {rank} and {layer} is a matrix of"
                     f" {outputs} x {inputs}: give a rank of at most {min(outputs, inputs)}"
                 )
             bound = 1 / math.sqrt(inputs)
-            key, shape = jax.random.fold_in(rng, place), (lm.spec.layers, settings.rank, inputs)
+            key, shape = jax.random.fold_in(rng, place), (lm.spec.layers, rank, inputs)
             trained[f"{layer}/a"] = jax.random.uniform(key, shape, jnp.float32, -bound, bound)
-            trained[f"{layer}/b"] = jnp.zeros((lm.spec.layers, outputs, settings.rank), jnp.float32)
+            trained[f"{layer}/b"] = jnp.zeros((lm.spec.layers, outputs, rank), jnp.float32)
         return trained, {}
 
     def adapt(trained, fixed, frozen, rng, train):

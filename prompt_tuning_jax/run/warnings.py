@@ -27,24 +27,22 @@ def _mean_norm(vectors):
 def prompt_norm(vectors, embedding) -> str:
     """Warns of virtual tokens `[P, D]` far longer or shorter than the embeddings `[V, D]`."""
     virtual, known = float(_mean_norm(vectors)), float(_mean_norm(embedding))
-    if known / FAR <= virtual <= known * FAR:
-        return ""
     turn = "lower" if virtual > known else "raise"
-    return (
+    found = (
         f"the virtual tokens have a norm of {virtual:.2g} on average and the model's embeddings "
         f"{known:.2g}: {turn} learning_rate, or start from embeddings (method.init)"
     )
+    return "" if known / FAR <= virtual <= known * FAR else found
 
 
 def loss_not_moving(first: Sequence[float], last: Sequence[float], step: int) -> str:
     """Warns of a loss whose mean has not fallen from its first values to those up to `step`."""
     before, after = float(np.mean(first)), float(np.mean(last))
-    if not after > (1 - STILL) * before:
-        return ""
-    return (
+    found = (
         f"after {step} steps the loss has not moved, from {before:.3f} to {after:.3f}: raise "
         "learning_rate, or look at what the model reads with --dry_run"
     )
+    return found if after > (1 - STILL) * before else ""
 
 
 def unread_init(settings, tokenizer) -> str:
@@ -60,10 +58,9 @@ def unread_init(settings, tokenizer) -> str:
     if settings.init != "text":
         return ""
     found, wanted = len(tokenizer.encode(settings.init_text)[0]), settings.num_virtual_tokens
-    if found == wanted:
-        return ""
     change = "cut" if found > wanted else "repeated"
-    return f"method.init_text has {found} tokens and is {change} to the {wanted} virtual tokens"
+    fault = f"method.init_text has {found} tokens and is {change} to the {wanted} virtual tokens"
+    return fault if found != wanted else ""
 
 
 def odd_settings(config) -> list[str]:
@@ -103,12 +100,11 @@ def trained_on(
     """Warns of records of a split whose input, the texts of `fields`, is trained on."""
     known = {tuple(row[field] for field in fields) for row in trained}
     count = sum(tuple(row[field] for field in fields) in known for row in rows)
-    if not count:
-        return ""
-    return (
+    found = (
         f"{count} of {len(rows)} records of {split} are trained on too, with the same input, so "
         "they make the result look better: remove them from one of the splits"
     )
+    return found if count else ""
 
 
 def empty_texts(rows: Sequence[Mapping[str, str]], fields: Sequence[str], split: str) -> str:
@@ -131,12 +127,11 @@ def repeated(batch_size: int, examples: int) -> str:
 
 def other_devices(before: int, now: int) -> str:
     """Warns of a run that goes on with another number of devices."""
-    if before == now:
-        return ""
-    return (
+    found = (
         f"the run was saved with devices: {before}, and goes on with devices: {now}; sums are "
         "added in another order, so it will not end bit for bit like one that was never stopped"
     )
+    return found if before != now else ""
 
 
 def one_answer(chosen: np.ndarray, answers: np.ndarray, labels: Sequence[tuple[str, str]]) -> str:
