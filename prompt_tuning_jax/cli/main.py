@@ -83,14 +83,11 @@ def _works_in_folder(*options: Callable) -> Callable:
             if topology:
                 from prompt_tuning_jax.cli.topology import print_topology, rehearse_on
 
-                with _stdout_to_stderr(as_json):
-                    found = rehearse_on(settings, topology)
-                _print(found, as_json, print_topology)
+                _print(as_json, print_topology, rehearse_on, settings, topology, is_quiet=as_json)
                 return 0
             if dry_run:
-                with _stdout_to_stderr(as_json):
-                    found = plan.rehearse(settings, workdir, fresh)
-                _print(found, as_json, plan.print_plan)
+                given = settings, workdir, fresh
+                _print(as_json, plan.print_plan, plan.rehearse, *given, is_quiet=as_json)
                 return 0
             with _stdout_to_stderr(as_json):
                 status = run(settings, str(workdir), fresh, sys.argv)
@@ -200,9 +197,8 @@ def evaluate(
         from prompt_tuning_jax.cli.evaluate import evaluate_split, print_result
         from prompt_tuning_jax.config import load
     settings = None if is_own else load(config, overrides)
-    with _stdout_to_stderr():
-        result = evaluate_split(settings, artifact, prompt, prompts, split, calibrate, out)
-    _print(result, as_json, print_result)
+    given = settings, artifact, prompt, prompts, split, calibrate, out
+    _print(as_json, print_result, evaluate_split, *given)
 
 
 @program.command(options_metavar="--artifact DIR [--config.generation.KEY=VALUE]... [OPTIONS]")
@@ -255,9 +251,7 @@ def inspect(
     check_new(out)
     with _uninterrupted():
         from prompt_tuning_jax.cli.inspect import inspect_artifact, print_inspection
-    with _stdout_to_stderr():
-        found = inspect_artifact(artifact, split, out)
-    _print(found, as_json, print_inspection)
+    _print(as_json, print_inspection, inspect_artifact, artifact, split, out)
 
 
 @program.command(options_metavar="--artifact DIR --to hf|peft|npy|hub:USER/NAME [TARGET] [OPTIONS]")
@@ -311,7 +305,7 @@ def import_(
 def list_(kind: str | None, as_json: bool) -> None:
     """Lists configs, models, families of models, methods and kinds of tasks."""
     found = collect(kind)
-    _print(found[kind] if as_json and kind else found, as_json, print_lists)
+    _print(as_json, print_lists, lambda: found[kind] if as_json and kind else found)
 
 
 @program.command(options_metavar="[OPTIONS]")
@@ -333,9 +327,7 @@ def env(as_json: bool) -> None:
     from prompt_tuning_jax.run import environment
     from prompt_tuning_jax.storage import cache_folder
 
-    with _stdout_to_stderr():
-        found = environment.describe() | {"cache": str(cache_folder())}
-    _print(found, as_json, print_facts)
+    _print(as_json, print_facts, lambda: environment.describe() | {"cache": str(cache_folder())})
 
 
 def run(arguments: list[str]) -> int:
@@ -390,12 +382,15 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _stdout_to_stderr(is_quiet: bool = True) -> contextlib.redirect_stdout:
+def _stdout_to_stderr(is_quiet: bool) -> contextlib.redirect_stdout:
     """Sends what is printed to stderr, so that stdout holds the result alone."""
     return contextlib.redirect_stdout(sys.stderr if is_quiet else sys.stdout)
 
 
-def _print(found: Any, as_json: bool, for_people: Callable[[Any], None]) -> None:
+def _print(as_json: bool, for_people: Callable, find: Callable, *given: Any, is_quiet=True) -> None:
+    """Prints what a function finds in what is given, as JSON or for people."""
+    with _stdout_to_stderr(is_quiet):
+        found = find(*given)
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False))
     else:
