@@ -14,8 +14,7 @@ def device_bytes() -> int:
     """Returns the memory that a device gives to jax; 0 if it uses that of the machine."""
     import jax
 
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return int(stats.get("bytes_limit", 0))
+    return int((jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0))
 
 
 def host_bytes() -> int:

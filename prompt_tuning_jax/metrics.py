@@ -278,8 +278,7 @@ def _resampled_sums(numbers: np.ndarray) -> Iterator[np.ndarray]:
     while left:
         size = min(left, max(_AT_ONCE // count, 1))
         chosen = rng.integers(count, size=(size, count)) + count * np.arange(size)[:, None]
-        times = np.bincount(chosen.ravel(), minlength=size * count).reshape(size, count)
-        yield times @ numbers
+        yield np.bincount(chosen.ravel(), minlength=size * count).reshape(size, count) @ numbers
         left -= size
 
 

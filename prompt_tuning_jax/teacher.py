@@ -59,8 +59,7 @@ def written_targets(lm, task: Task, rows, config, log) -> tuple[Task, list[Recor
     end = None if task.chat is None else read_chat(lm.tokenizer, task.chat).end
     settings = settings._replace(stop=(*settings.stop, end.markup)) if end else settings
     room = lm.spec.max_positions - settings.max_new_tokens + 1
-    examples = _ask(lm, task, rows, config, log, room)
-    texts = generate(lm, examples, NOTHING, settings)
+    texts = generate(lm, _ask(lm, task, rows, config, log, room), NOTHING, settings)
     texts = with_progress(texts, "texts written", log, len(rows))
     made = [(row, each.text.strip(), each.finished) for row, each in zip(rows, texts, strict=True)]
     kept = [{**row, WRITTEN: text} for row, text, finished in made if finished and text]

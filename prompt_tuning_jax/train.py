@@ -126,8 +126,7 @@ def tune(
         for step in range(start, config.steps):
             before_step(state)
             batch = run.data.batch(step)
-            placed = compiled.place_batch(batch)
-            state, metrics = steps[batch.tokens.shape](state, frozen, placed)
+            state, metrics = steps[batch.tokens.shape](state, frozen, compiled.place_batch(batch))
             run_log.add(step + 1, metrics, batch)
 
             stop, last = must_stop(stopping, step), step + 1 == config.steps
@@ -245,8 +244,7 @@ def restore(checkpoints: Checkpoints | None, run: Plan, log) -> tuple[State, Bes
     if kept is None:
         return state, best, (0.0, 0.0), 0
     (state, trainable), extra = kept.state, kept.extra
-    before = extra["sources"]
-    changed = [name for name, source in run.sources.items() if source != before[name]]
+    changed = [name for name, source in run.sources.items() if source != extra["sources"][name]]
     if changed:
         raise UserError(
             f"the {' and the '.join(changed)} changed since step {kept.step} of this run, under the"

@@ -69,8 +69,7 @@ def key_named(error: click.ClickException, words: list[str]) -> str:
             keys = known_as(name.removeprefix("config."), all_keys())
             keys = [key if "=" in key else f"{key}={value}" for key in keys]
             typed = [quote(f"--config.{key}") for key in keys if key.startswith(sections[0])]
-            found = f"{word!r} names a key of the config: type {' or '.join(typed)}"
-            return found if typed else ""
+            return f"{word!r} names a key of the config: type {' or '.join(typed)}" if typed else ""
     return ""
 
 

@@ -114,8 +114,7 @@ def complete(
         # A kind of task may have more behind it, as in tfds:ag_news.
         chosen[section] = str(name).partition(":")[0]
         keys |= owners.get((section, chosen[section]), {})
-    method = METHODS.get(chosen["method"])
-    for name, default in getattr(method, "DEFAULTS", {}).items():
+    for name, default in getattr(METHODS.get(chosen["method"]), "DEFAULTS", {}).items():
         keys[name] = keys[name]._replace(default=default)
     for old, new in RENAMED.get(chosen["optimizer"], {}).items():
         if old in given and new not in given:

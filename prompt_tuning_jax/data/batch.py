@@ -119,8 +119,7 @@ def evaluation_shape(
     batches = -(-int(lengths.sum()) // positions)
     rows = -(-needed // (batches * row_multiple)) * row_multiple
     batches = -(-needed // rows)
-    largest = _loads(sizes[None], batches * rows)[0].max(axis=0)
-    return Shape(rows, *map(int, largest))
+    return Shape(rows, *map(int, _loads(sizes[None], batches * rows)[0].max(axis=0)))
 
 
 def stream_shape(
@@ -155,8 +154,7 @@ def evaluation_batches(
     batches = int((-(-sizes.sum(axis=0) // (shape.rows * np.array(shape[1:])))).max())
     while True:
         rows = assign_rows(sizes[None, :, 0], batches * shape.rows)[0]
-        sums = _sums(sizes[None], rows[None], batches * shape.rows)[0]
-        if (sums <= shape[1:]).all():
+        if (_sums(sizes[None], rows[None], batches * shape.rows)[0] <= shape[1:]).all():
             break
         batches += 1
     for number in range(batches):

@@ -59,8 +59,7 @@ def read_headlines() -> tuple[list[Record], dict[str, int]]:
         {"text": item["text"].decode(), "label": TOPICS[item["label"]]}
         for item in source.__getitems__(range(len(source)))
     ]
-    metadata: Any = builder.info.metadata
-    return headlines, {name: int(metadata[name]) for name in _NOTES}
+    return headlines, {name: int(builder.info.metadata[name]) for name in _NOTES}
 
 
 class BbcNews(tfds.core.GeneratorBasedBuilder):
@@ -85,8 +84,7 @@ class BbcNews(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         headlines, counts = collect_headlines(_find_articles())
-        metadata: Any = self.info.metadata
-        metadata.update(counts)
+        self.info.metadata.update(counts)
         return {"headlines": self._generate_examples(headlines)}
 
     def _generate_examples(self, headlines: dict[str, str]) -> Any:

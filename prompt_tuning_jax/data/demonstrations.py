@@ -105,5 +105,4 @@ def _in_turn(rows: Sequence[Mapping[str, str]]) -> Iterator[tuple[int, Mapping[s
 def _digest(row: Mapping[str, str], seed: int) -> bytes:
     # A record's place is not one of its fields.
     fields = {name: text for name, text in row.items() if name.isidentifier()}
-    content = json.dumps(fields, sort_keys=True)
-    return hashlib.sha256(f"{seed}\n{content}".encode()).digest()
+    return hashlib.sha256(f"{seed}\n{json.dumps(fields, sort_keys=True)}".encode()).digest()

@@ -127,8 +127,7 @@ def import_adapter(
         bos = [text for text, number in specials if number == first and lm.tokenizer.add_bos]
         template = "".join(["{soft}", *bos[:1], with_prompt(task.template, "")])
         task, values["task"]["template"] = task._replace(template=template), template
-    manifest = make_manifest(lm, task, configs.build(values), {})
-    return Artifact(to_tensors(given), manifest)
+    return Artifact(to_tensors(given), make_manifest(lm, task, configs.build(values), {}))
 
 
 def keep_prompt(

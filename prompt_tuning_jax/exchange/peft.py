@@ -72,8 +72,7 @@ def read_adapter(folder: Path, spec: Spec) -> tuple[str, dict[str, Any]]:
         raise config.refuse("peft_type", ", ".join(_READERS), "; supported:")
     for name, plain in PLAIN.items():
         config.check(name, plain, None)
-    found = read_tensors(path, read_header(path))
-    arrays = {name: leaf.astype(np.float32) for name, leaf in found}
+    arrays = {name: leaf.astype(np.float32) for name, leaf in read_tensors(path, read_header(path))}
     method, read = _READERS[kind]
     sites = read(path, spec, arrays, config)
     if arrays:

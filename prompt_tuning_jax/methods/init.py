@@ -93,8 +93,7 @@ def _given(settings, lm, start):
     vectors = start.sites.get(PROMPT)
     if vectors is None:
         raise UserError(f"config.method.init_file is '{path}', which holds no soft prompt.")
-    real = vectors.dtype != bool and np.can_cast(vectors.dtype, np.float64)
-    if vectors.shape == wanted and real:
+    if vectors.shape == wanted and vectors.dtype != bool and np.can_cast(vectors.dtype, np.float64):
         with np.errstate(over="ignore"):  # refused below
             vectors = np.asarray(vectors, np.float32)
         if np.isfinite(vectors).all():

@@ -85,8 +85,7 @@ def _first(rng, settings, lm, task, start):
     found = _earlier(settings, shape, start) if settings.init == "file" else None
     if found is None:
         vectors = first_vectors(rng, settings, lm, task, start)
-        slots = -1 - np.arange(len(vectors), dtype=np.int32)
-        found = bake(lm, slots, Given({PROMPT: vectors}))
+        found = bake(lm, -1 - np.arange(len(vectors), dtype=np.int32), Given({PROMPT: vectors}))
     return {name: jnp.asarray(found.sites[path], jnp.float32) for name, path in PREFIX.items()}
 
 

@@ -54,8 +54,7 @@ def _make_low_rank(trained, fixed, size):
 
 def _begin_superposition(rng, size, first, lm):
     given, wanted = f"hidden_size is {size}", "as many words: give fewer"
-    key = jax.random.fold_in(rng, 1)
-    drawn = draw_embeddings(key, size, lm, lm.spec.vocabulary, given, wanted)
+    drawn = draw_embeddings(jax.random.fold_in(rng, 1), size, lm, lm.spec.vocabulary, given, wanted)
     weights = jnp.eye(len(first), len(first) + size)
     return {"weights": weights}, {"words": jnp.concatenate([first, drawn])}
 

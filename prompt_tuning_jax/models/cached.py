@@ -32,8 +32,7 @@ def _bake(module: Decoder, params, given: Given, shared):
     _, out = module.apply(variables, shared, row, row, row, row, row, mutable=["baked"])
     baked = {PREFIX[name]: part for name, part in _stack(out["baked"]).items()}
     if VISIBLE in given.sites:
-        visible = given.sites[VISIBLE]
-        baked[VISIBLE] = jnp.pad(visible, (0, len(shared)), constant_values=1)
+        baked[VISIBLE] = jnp.pad(given.sites[VISIBLE], (0, len(shared)), constant_values=1)
     return baked
 
 

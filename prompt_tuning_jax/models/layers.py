@@ -151,8 +151,7 @@ class Attention(nn.Module):
         shared = x.shape[0] - rows * length
 
         def project(name, x, heads, tables=None):
-            linear = Linear(heads * spec.head_size, self.precision, name in spec.biases, name=name)
-            y = linear(x)
+            y = Linear(heads * spec.head_size, self.precision, name in spec.biases, name=name)(x)
             normed = spec.qk_norm if name != "v" else ""
             if normed == "row":
                 y = norm(spec, f"{name}_norm", y.dtype)(y)

@@ -39,8 +39,7 @@ def sites(spec: Spec) -> dict[str, str]:
     for module, (outputs, inputs) in linear_layers(spec).items():
         table[f"lora/decoder/{module}/a"] = f"L r {inputs}"
         table[f"lora/decoder/{module}/b"] = f"L {outputs} r"
-        scaled = inputs if module == SCALED_INPUT else outputs
-        table[f"scale/decoder/{module}"] = f"L {scaled}"
+        table[f"scale/decoder/{module}"] = f"L {inputs if module == SCALED_INPUT else outputs}"
     return table
 
 

@@ -131,8 +131,7 @@ def write_card(artifact: Artifact, folder: str | os.PathLike, rows: Iterable[Row
 
 def _card(artifact: Artifact, written: Path, name: str, rows: Iterable[Row] = ()) -> str:
     leaves = {path: (str(leaf.dtype), leaf.shape) for path, leaf in artifact.tensors.items()}
-    tensors_bytes = (written / TENSORS).stat().st_size
-    return render_card(artifact.manifest, leaves, tensors_bytes, name, rows)
+    return render_card(artifact.manifest, leaves, (written / TENSORS).stat().st_size, name, rows)
 
 
 def _check_replaceable(folder: Path) -> None:

@@ -231,8 +231,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], Facts]:
     bos, eos, pad = (
         getattr(made, f"{kind}_token") or _first_id(model, kind) for kind in ("bos", "eos", "pad")
     )
-    written = files.get("generation_config.json", {})
-    ends = model.get("eos_token_id"), written.get("eos_token_id")
+    ends = model.get("eos_token_id"), files.get("generation_config.json", {}).get("eos_token_id")
     return _changed(whole, made.backend_tokenizer), Facts(bos, eos, pad, None, template, ends)
 
 
