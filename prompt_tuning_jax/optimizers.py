@@ -78,6 +78,5 @@ def make_optimizer(config) -> optax.GradientTransformation:
     settings = config.optimizer
     given = {name: settings[name] for name in own_keys(settings.name)}
     given |= {name: None for name in _NONE_AT_ZERO if given.get(name) == 0}
-    made = getattr(optax, settings.name)(make_schedule(config), **given)
     clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
-    return optax.chain(clip, made)
+    return optax.chain(clip, getattr(optax, settings.name)(make_schedule(config), **given))

@@ -64,6 +64,6 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
     """Writes arrays, and returns the file's SHA-256."""
-    data = save(dict(arrays))
+    data = save({name: np.ascontiguousarray(leaf) for name, leaf in arrays.items()})
     path.write_bytes(data)  # whose errors say more than the package's
     return hashlib.sha256(data).hexdigest()

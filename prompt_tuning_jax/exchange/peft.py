@@ -51,8 +51,7 @@ def write_adapter(folder: Path, spec: Spec, sites: Mapping[str, Any], base: str)
     tensors, settings = write(spec, arrays)
     plain = {"task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True}
     config = {"peft_type": kind, "fan_in_fan_out": False, **plain, **settings}
-    contiguous = {name: np.ascontiguousarray(leaf) for name, leaf in tensors.items()}
-    write_safetensors(folder / TENSORS, contiguous)
+    write_safetensors(folder / TENSORS, tensors)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
     return kind
 
