@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import plain_model
 import pytest
+import tiny_models
 import tiny_runs
 from scipy.spatial import distance
 
@@ -15,6 +16,7 @@ from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data.batch import evaluation_batches, evaluation_shape
 from prompt_tuning_jax.data.task import Source, Task
 from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.models.files.tokenizer import read_tokenizer
 from prompt_tuning_jax.models.sites import PROMPT, Given
 from prompt_tuning_jax.run.artifact import load_artifact
 from prompt_tuning_jax.score import encode_for
@@ -150,7 +152,7 @@ def test_words_are_whole_printable_and_read_as_they_are_written():
 
 
 @pytest.mark.parametrize("name", search.SEARCHES)
-def test_a_search_that_was_stopped_ends_as_one_that_was_not(name, tmp_path):
+def test_a_search_that_was_stopped_ends_as_one_that_was_not(name, tmp_path, monkeypatch):
     settings = {"name": name} | ({"learning_rate": 0.5} if name == "pez" else {})
     whole, lines = find(**settings), []
 
@@ -160,6 +162,17 @@ def test_a_search_that_was_stopped_ends_as_one_that_was_not(name, tmp_path):
 
     first = find(tmp_path, stop, **settings)
     assert not first.finished and first.history == whole.history[: len(first.history)]
+    # A stop between two validations keeps the best prompt of then, and what goes on forgets it.
+    seldom = settings | {"validate_every": 3, "rounds": 3}
+    finish = find(**seldom)
+    monkeypatch.setattr(
+        loop.Progress, "add", lambda self, count: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    (tmp_path / "seldom").mkdir()
+    assert find(tmp_path / "seldom", **seldom).history[-1]["round"] == 1
+    monkeypatch.undo()
+    ended = find(tmp_path / "seldom", **seldom)
+    assert ended._replace(seconds=0, artifact=None) == finish._replace(seconds=0, artifact=None)
     again = find(tmp_path, lines.append, **settings)
     assert again.finished and "going on after round 2" in lines
     assert again._replace(seconds=0, artifact=None) == whole._replace(seconds=0, artifact=None)
@@ -174,6 +187,9 @@ def test_what_is_reported_is_what_the_text_alone_gives(tmp_path):
     for how in ({"prompt": found.template}, {"artifact": found.artifact}):
         scored = api.evaluate(LM, TASK, **how, split="validation", log=lambda line: None)
         assert scored["accuracy"] == best["accuracy"]
+        assert scored["loss"] == pytest.approx(
+            found.artifact.manifest["metrics"]["validation_loss"]
+        )
     examples = encode_for(LM, TASK, SPLITS["validation"], Given(), template=found.template)
     scores = plain_model.answer_scores(PLAIN, examples)
     answers = [example.answer for example in examples]
@@ -181,7 +197,9 @@ def test_what_is_reported_is_what_the_text_alone_gives(tmp_path):
 
 
 def test_a_prompt_whose_text_gives_other_tokens_is_left_out():
-    place = text.find_place(LM, TASK, ROWS[0], make_config().search, 0)
+    place = text.find_place(LM, TASK, ROWS[0], settings := make_config(start="hee").search, 0)
+    pool = words.find_words(LM, words_only=False)
+    place = text.first_prompt(place, settings, pool, np.random.default_rng(0))[1]
     h, e, he = (LM.tokenizer.encode(part)[0][0] for part in ("h", "e", "he"))
     assert place.reads_as(np.array([he, e])) and not place.reads_as(np.array([h, e]))
 
@@ -200,6 +218,48 @@ def test_a_prompt_whose_text_gives_other_tokens_is_left_out():
 def test_a_start_that_does_not_fit_is_refused(given, message):
     with pytest.raises(UserError, match=message):
         find(**given)
+
+
+def spaced(kind, folder):
+    """The small model with a tokenizer that may put a space in front of a text."""
+    read = [
+        {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+        *({"type": name} for name in ("ByteFallback", "Fuse")),
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ]
+    decoders = read[: 3 if kind == "never" else 4]
+    folder = tiny_models.write_spaced_folder(folder, kind, add_bos_token=True)
+    tiny_models.rewrite(
+        folder / "tokenizer.json", decoder={"type": "Sequence", "decoders": decoders}
+    )
+    lm, _ = plain_model.make(tiny_models.changed(vocabulary=len(tiny_models.SPACED_TOKENS)))
+    return lm._replace(tokenizer=read_tokenizer(str(folder)))
+
+
+@pytest.mark.parametrize("kind", tiny_models.SPACED_STEPS)
+@pytest.mark.parametrize("start", [{"start": "we see"}, {"start": "", "num_tokens": 3}])
+def test_a_tokenizer_that_puts_a_space_in_front_of_a_text_is_searched_too(kind, start, tmp_path):
+    lm = spaced(kind, tmp_path / "model")
+    config, lines = make_config(rounds=2, **start), []
+    found = search.run(
+        lm, TASK._replace(template="{soft}\nBBC: {text}"), config, None, lines.append
+    )
+    assert len(found.history) > 1, lines
+    scored = api.evaluate(lm, TASK, prompt=found.template, split="validation", log=print)
+    best = max(found.history, key=lambda entry: (entry["accuracy"], -entry["loss"]))
+    assert scored["accuracy"] == best["accuracy"]
+    assert scored["loss"] == pytest.approx(best["nats"], abs=1e-4)
+
+
+def test_a_start_of_drawn_words_that_no_text_gives_is_refused(monkeypatch):
+    monkeypatch.setattr(text.Place, "reads_as", lambda self, prompt: False)
+    with pytest.raises(UserError, match="'of drawn words' is not read as it is written"):
+        find(start="", num_tokens=3)
+
+
+def test_a_line_ends_before_a_field():
+    place = text.find_place(LM, TASK, ROWS[0], make_config(template="{text} is").search, 0)
+    assert place.template == "{soft}\n{text} is"
 
 
 def test_braces_are_text_and_a_line_ends_before_a_word():

@@ -17,7 +17,7 @@ from prompt_tuning_jax.run.report import Row, cells, write_report
 def search_and_report(config, folder: str, fresh: bool, command: Sequence[str]) -> int:
     """Searches, evaluates and writes the report; returns the exit status."""
     program, again = type_again(command)
-    with claim(folder) as run, record_start(run, command, say) as start:
+    with claim(folder, "search") as run, record_start(run, command, say) as start:
         if not fresh and (run / CONFIG).exists():
             tie_to_config(run, config)
         task, lm = make_task(config.task), load_model(config)

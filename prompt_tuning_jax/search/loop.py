@@ -21,7 +21,7 @@ from prompt_tuning_jax.run.artifact import Artifact
 from prompt_tuning_jax.run.folder import SEARCH, tie_to_config, writable
 from prompt_tuning_jax.run.processes import stop_requested
 from prompt_tuning_jax.run.progress import Progress
-from prompt_tuning_jax.score import score
+from prompt_tuning_jax.score import loss_and_accuracy, score
 from prompt_tuning_jax.search.score import Part, label_loss, loss_gradient, score_prompts
 from prompt_tuning_jax.search.text import Place, find_place, first_prompt
 from prompt_tuning_jax.search.words import find_words
@@ -50,7 +50,8 @@ class Found(NamedTuple):
     template: str  # the template with it, as `evaluate --prompt` takes it
     artifact: Artifact  # of this template, without tensors
     # An entry for each prompt that was validated, the start first: round, ids, prompt, template,
-    # and on the validation split loss (nats, among the labels) and accuracy.
+    # and on the validation split accuracy, nats (as `evaluate` gives them) and loss (nats among the
+    # labels).
     history: list[dict[str, Any]]
     finished: bool  # false if the search was stopped
     seconds: float  # of all starts together
@@ -79,7 +80,7 @@ def run(
     rows, held_out = training_records(task, config.task), validation_records(task, config.task)
     place = find_place(lm, task, rows[0], settings, config.task.max_length)
     words = find_words(lm, settings.words_only)
-    first = first_prompt(place, settings, words, np.random.default_rng(config.seed))
+    first, place = first_prompt(place, settings, words, np.random.default_rng(config.seed))
     state, propose = search.SEARCHES[settings.name].make(settings, words, first)
     take_round = make_round(place, config, propose, plan(place, rows, len(first), config, log))
     digest = hashlib.sha256(json.dumps([rows, held_out], sort_keys=True).encode()).hexdigest()
@@ -101,14 +102,16 @@ def run(
             now["scored"], now["round"] = [part.tolist() for part in scored], now["round"] + 1
             progress.add(forwards)
             due = now["round"] == settings.rounds or now["round"] % settings.validate_every == 0
-            # Without a folder a search that stops cannot go on.
-            if due or (stopping and not folder):
+            if due:
                 for index in scored.losses.argsort(kind="stable")[:VALIDATED]:
                     validate(place, held_out, scored.prompts[index], now, log)
             now["seconds"] = time.perf_counter() - began
             if folder and (due or stopping):
                 with writable(folder):
                     atomic_write(Path(folder, SEARCH), json.dumps(now).encode())
+    if stopping:  # not in the file: a search that goes on ends as if it had not been stopped
+        now = now | {"history": [*now["history"]]}
+        validate(place, held_out, Scored(*map(np.array, now["scored"])).best, now, log)
     if now["left_out"]:
         log(f"{now['left_out']} prompts were left out: their text gives other tokens")
     return _found(place, config, now)
@@ -118,7 +121,7 @@ def _found(place: Place, config: Any, now: Mapping[str, Any]) -> Found:
     by_accuracy = config.best_by == "accuracy"
     best = min(now["history"], key=lambda e: (-e["accuracy"] * by_accuracy, e["loss"]))
     artifact = keep_prompt(place.lm, place.task, config, best["template"])
-    metrics = {f"validation_{name}": best[name] for name in ("loss", "accuracy")}
+    metrics = {"validation_loss": best["nats"], "validation_accuracy": best["accuracy"]}
     artifact = artifact._replace(manifest=artifact.manifest | {"metrics": metrics})
     end = now["history"], now["round"] == config.search.rounds, now["seconds"]
     return Found(best["prompt"], best["template"], artifact, *end)
@@ -162,14 +165,15 @@ def validate(place: Place, rows, prompt: np.ndarray, now: dict[str, Any], log: C
     scores, answers = score(place.lm, examples, NOTHING), np.array([e.answer for e in examples])
     loss, accuracy = label_loss(scores, answers), (scores.argmax(1) == answers).mean()
     entry = {"round": now["round"], "ids": prompt.tolist(), "prompt": text, "template": template}
-    now["history"].append(entry | {"loss": float(loss), "accuracy": float(accuracy)})
+    found = {"loss": loss, "nats": loss_and_accuracy(scores, answers)["loss"], "accuracy": accuracy}
+    now["history"].append(entry | {name: float(value) for name, value in found.items()})
     log(f"after round {now['round']}, validation {accuracy:.1%}, loss {loss:.3f}: {text!r}")
 
 
 def plan(place: Place, rows, size: int, config: Any, log: Callable) -> Callable:
     """Returns a function of a round and of which part of it, from 0: the examples, packed."""
     settings, labels = config.search, len(place.task.labels)
-    examples, each = place.encode(rows, size=size), 1 + settings.again
+    examples, each = place.encode(rows, place.written, size), 1 + settings.again
     order = batching.make_order(len(examples), config.seed)
     shared = batching.shared_length(examples)
     steps = range(settings.rounds * each)

@@ -12,28 +12,31 @@ from prompt_tuning_jax.data.template import Field, Slot, parse, with_prompt
 from prompt_tuning_jax.errors import UserError, short
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import NOTHING, PROMPT, Given
-from prompt_tuning_jax.score import encode_for
+from prompt_tuning_jax.score import WHOLE, encode_for
 from prompt_tuning_jax.search.score import fill
+
+DRAWS = 100  # starts of drawn words that are tried
 
 
 class Place(NamedTuple):
-    """Where the prompt stands: a template with one slot, and a record to try texts on."""
+    """Where the prompt stands: a template with one slot, a record to try texts on, and the template
+    with the first prompt, whose tokens begin at `begin`."""
 
     lm: LanguageModel
     task: Task
     template: str
     record: Record
     max_length: int
+    written: str = ""
+    begin: int = 0
 
-    def encode(self, records, template: str = "", size: int = 0) -> list[Any]:
-        """Returns records as examples, with so many slots in the place of the prompt."""
-        given = Given({PROMPT: jnp.empty((size, 1))}) if size else NOTHING
-        template = template or self.template
-        return encode_for(self.lm, self.task, records, given, self.max_length, template)
-
-    def trunk(self, template: str = "", size: int = 0) -> np.ndarray:
-        """Returns the tokens of the record."""
-        return self.encode([self.record], template, size)[0].trunk
+    def encode(self, records, template: str, size: int = 0) -> list[Any]:
+        """Returns records as examples, with so many slots in place of the tokens at `begin`."""
+        examples, slots = [], -1 - np.arange(size, dtype=np.int32)
+        for each in encode_for(self.lm, self.task, records, NOTHING, self.max_length, template):
+            parts = each.trunk[: self.begin], slots, each.trunk[self.begin + size :]
+            examples.append(each._replace(trunk=np.concatenate(parts)))
+        return examples
 
     def write(self, prompt: np.ndarray) -> tuple[str, str]:
         """Returns the text of int[P] ids as a template has it, and the template with it."""
@@ -42,23 +45,24 @@ class Place(NamedTuple):
 
     def reads_as(self, prompt: np.ndarray) -> bool:
         """Tells whether the text of a prompt gives back its ids in the template."""
-        wanted = fill(self.trunk(size=len(prompt)), prompt[None])[0]
+        [slotted] = self.encode([self.record], self.written, len(prompt))
         try:
-            return np.array_equal(self.trunk(self.write(prompt)[1]), wanted)
+            [example] = self.encode([self.record], self.write(prompt)[1])
+            return np.array_equal(example.trunk, fill(slotted.trunk, prompt[None])[0])
         except UserError:  # the text spells a special token
             return False
 
 
 def find_place(lm: LanguageModel, task: Task, record: Record, settings, max_length: int) -> Place:
     """Returns where the prompt of `config.search` stands: at the template's {soft}, or in front of
-    the template. A line ends behind it if a word would follow directly.
+    the template. A line ends behind it if a word or a field would follow directly.
 
     Raises:
       UserError: a field stands in front of it.
     """
     template = settings.template or task.template
     template = template if "{soft" in template else "{soft}" + template
-    template = re.sub(r"(\{soft(:\d+)?\})(?=\w)", r"\1\n", template)
+    template = re.sub(r"(\{soft(:\d+)?\})(?=[\w{])", r"\1\n", template)
     kinds = [type(piece) for piece in parse(template).pieces if isinstance(piece, Slot | Field)]
     if kinds[:2] != [Slot, Field] or kinds.count(Slot) > 1:
         raise UserError(
@@ -68,8 +72,12 @@ def find_place(lm: LanguageModel, task: Task, record: Record, settings, max_leng
     return Place(lm, task, re.sub(r"\{soft:\d+\}", "{soft}", template), record, max_length)
 
 
-def first_prompt(place: Place, settings, words, rng: np.random.Generator) -> np.ndarray:
-    """Returns int[P], the tokens that the start has in the template, or words that are drawn.
+def first_prompt(
+    place: Place, settings, words, rng: np.random.Generator
+) -> tuple[np.ndarray, Place]:
+    """Returns int[P], the tokens that the start has in the template, or words that are drawn, and
+    the place with them. A tokenizer may read what follows as it does behind a text alone, and not
+    as behind virtual tokens.
 
     Raises:
       UserError: the start has another number of tokens than `config.search.num_tokens`, or is not
@@ -81,25 +89,31 @@ def first_prompt(place: Place, settings, words, rng: np.random.Generator) -> np.
             "config.search has neither start nor num_tokens: give the text to start from, or the"
             " number of words to draw"
         )
-    if not start:
-        return np.array([rng.choice(words.at(number)) for number in range(size)])
     if parse(start).fields:
         raise UserError(
             f"config.search.start is {short(start)}, with a field: give the prompt alone, and the"
             " text around it in config.search.template"
         )
-    whole, slotted = place.trunk(with_prompt(place.template, start)), place.trunk(size=1)
-    begin, count = int(np.flatnonzero(slotted < 0)[0]), len(whole) - len(slotted) + 1
-    if size and count != size:
-        raise UserError(
-            f"config.search.start has {count} tokens and config.search.num_tokens is {size}: give"
-            f" num_tokens={count}, or 0, or another text"
-        )
-    prompt = whole[begin : begin + max(count, 0)]
-    filled = fill(place.trunk(size=len(prompt)), prompt[None])[0]
-    if not (len(prompt) and np.array_equal(whole, filled) and place.reads_as(prompt)):
-        raise UserError(
-            f"config.search.start {short(start)} is not read as it is written in"
-            f" {short(place.template, 200)}: its first or last word joins the text beside it"
-        )
-    return prompt
+    one, wide = Given({PROMPT: jnp.empty((1, 1))}), place._replace(max_length=WHOLE)
+    [slotted] = encode_for(place.lm, place.task, [place.record], one, WHOLE, place.template)
+    begin = int(np.flatnonzero(slotted.trunk < 0)[0])
+    for _ in range(1 if start else DRAWS):
+        drawn = np.array([rng.choice(words.at(number)) for number in range(size)], int)
+        written = with_prompt(place.template, start or place.write(drawn)[0])
+        [whole] = wide.encode([place.record], written)
+        pairs = zip(whole.trunk[::-1], slotted.trunk[::-1], strict=False)
+        behind = next((n for n, pair in enumerate(pairs) if pair[0] != pair[1]), len(whole.trunk))
+        count = max(len(whole.trunk) - begin - behind, 0)
+        if start and size and count != size:
+            raise UserError(
+                f"config.search.start has {count} tokens and config.search.num_tokens is {size}:"
+                f" give num_tokens={count}, or 0, or another text"
+            )
+        prompt = whole.trunk[begin : begin + count]
+        found = place._replace(written=written, begin=begin)
+        if count and count == (size or count) and found.reads_as(prompt):
+            return prompt, found
+    raise UserError(
+        f"config.search.start {short(start or 'of drawn words')} is not read as it is written in"
+        f" {short(place.template, 200)}: its first or last word joins the text beside it"
+    )
