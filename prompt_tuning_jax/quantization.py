@@ -29,7 +29,8 @@ def quantize(params: dict[str, Any], matrices: Container[str]) -> dict[str, Any]
         if path not in matrices:
             found[path] = leaf
             continue
-        rows, parts = leaf.reshape(-1, leaf.shape[-1]), range(0, leaf[..., 0].size, AT_ONCE)
+        # Of one layer there are no others to quantise.
+        rows, parts = leaf.reshape(-1, leaf.shape[-1]), range(0, leaf[..., 0].size or 1, AT_ONCE)
         pairs = [_quantize(rows[begin : begin + AT_ONCE]) for begin in parts]
         numbers, scales = (np.concatenate(part) for part in zip(*pairs, strict=True))
         found[f"{path}/q"] = numbers.reshape(leaf.shape)

@@ -15,11 +15,12 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from prompt_tuning_jax.config.key import among, strings, whole
+from prompt_tuning_jax.config.key import Key, among, whole
 from prompt_tuning_jax.errors import UserError
 
 AXES = ("data", "model")
 MODEL = "model"
+_LETTERS = ("V", "E", "D", "Hd", "Kd", "F")
 KEYS = {
     # 'jit' over a mesh of devices, or 'pmap', for data parallelism alone.
     "name": among("jit", ("jit", "pmap")),
@@ -30,7 +31,7 @@ KEYS = {
     ),
     # Letters of the axes of matrices (design: V, E, D, Hd, Kd, F): a matrix is divided along its
     # first axis that is among them and that `model` divides.
-    "axes": strings()._replace(default=("V", "E", "D", "Hd", "Kd", "F")),
+    "axes": Key(_LETTERS, f"some of {', '.join(_LETTERS)}", lambda value: {*value} <= {*_LETTERS}),
 }
 
 
@@ -82,10 +83,11 @@ def make_layout(
             if not fitting:
                 shown = " x ".join(f"{size} ({letter})" for letter, size in sizes)
                 allowed = [size for letter, size in sizes if letter in settings["axes"]]
-                fits = [n for n in range(1, 65) if any(size % n == 0 for size in allowed)]
+                fits = [n for n in range(2, 65) if any(size % n == 0 for size in allowed)]
                 raise UserError(
                     f"config.parallel.model is {count}, and '{path}' is {shown}: give a number that"
-                    f" divides one of {', '.join(settings['axes'])}, as {', '.join(map(str, fits))}"
+                    f" divides one of config.parallel.axes, {', '.join(settings['axes'])}, as"
+                    f" {', '.join(map(str, [1, *fits]))}"
                 )
             names = [MODEL if axis == fitting[0] else None for axis in range(len(sizes))]
             # In int8 a matrix has a scale for each row beside it.

@@ -164,6 +164,11 @@ def plan(lm: LanguageModel, task, config, log: Callable, devices: int = 0) -> Pl
     """Reads the data and makes everything that can be refused; writes nothing. The rows are for so
     many devices, by default all that there are."""
     configs.validate(config)
+    if lm.layout.shards != (wanted := config.parallel.model):
+        raise UserError(
+            f"config.parallel.model is {wanted}, and the model was loaded over {lm.layout.shards}:"
+            " give load(config.model, config.parallel)"
+        )
     check_task(task, config)
     check_tracker(config.tracker)
     task, shown = start_from_demonstrations(lm, task, config, log)

@@ -12,7 +12,7 @@ import tiny_methods
 from test_step import COLLECTIVE, assert_near
 from tiny_models import changed
 
-from prompt_tuning_jax import api
+from prompt_tuning_jax import api, train
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.errors import UserError
@@ -116,6 +116,8 @@ def test_in_int8_each_row_is_near_and_a_quarter_of_the_bytes():
     assert (np.abs(whole(found, wanted.shape) - wanted) <= most * 1.0001).all()
     zero = quantize({"embed": {"embedding": np.zeros((3, 4), np.float32)}}, matrices(spec))["embed"]
     np.testing.assert_array_equal(whole(zero["embedding"], (3, 4)), np.zeros((3, 4)))
+    none = quantize({"embed": {"embedding": np.zeros((0, 3, 4), np.float32)}}, matrices(spec))
+    assert none["embed"]["embedding"]["q"].shape == (0, 3, 4)  # the stack of a model of one layer
 
 
 @pytest.mark.parametrize("row", [row for row in test_methods.ROWS if row != "fine_tuning"])
@@ -161,6 +163,10 @@ def test_what_does_not_fit_is_refused():
         UserError, match=r"model is 7, and 'embed/embedding' is 264 \(V\) x 24 \(E\): "
     ):
         tiny_methods.layout(SPEC, 7)
+    with pytest.raises(UserError, match=r"axes is \('L',\): expected some of V, E, D, Hd, Kd, F"):
+        configs.build({"parallel": {"axes": ("L",)}})
+    with pytest.raises(UserError, match=r"loaded over 1: give load\(config.model, config.parallel"):
+        train.plan(LM, None, configs.build({"parallel": {"model": 2}}), print)
     alone = configs.build({"parallel": {"model": 8, "axes": ("F",)}}).parallel
     with pytest.raises(
         UserError, match=r"'embed/embedding' is 264 \(V\) x 24 \(E\): give a number"

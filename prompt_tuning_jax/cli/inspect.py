@@ -1,7 +1,7 @@
 """The command `inspect`: what can be read from a soft prompt or a prefix."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,19 @@ WAYWARD = (
 )
 
 
-def inspect_artifact(folder: str, split: str | None, out: str | None) -> dict[str, Any]:
+def inspect_artifact(
+    folder: str, split: str | None, out: str | None, parallel: Sequence[str] = ()
+) -> dict[str, Any]:
     """Inspects an artifact on a split, or on so many records of its validation split that it takes
-    about a minute. Writes what it returns to the folder `out`, if any, with a picture."""
+    about a minute. Writes what it returns to the folder `out`, if any, with a picture. `parallel`
+    are overrides of that section, as typed."""
     artifact = load_artifact(find_artifact(folder))
     if artifact.tensors.keys() not in ({PROMPT}, {*PREFIX.values()}):
         raise UserError(
             f"the artifact is of the method {artifact.manifest['method']!r}: only a soft prompt or"
             " a prefix has virtual tokens to inspect"
         )
-    config = from_manifest(artifact.manifest)
+    config = from_manifest(artifact.manifest, parallel)
     task = make_task(config.task, artifact.manifest["labels"])
     vectors = artifact.tensors.get(PROMPT, ())
     name = split or config.task.validation

@@ -90,6 +90,6 @@ def less_memory(config, devices: int = 0) -> str:
     if config.model.dtype not in ("bfloat16", "float16"):
         changes.append("--config.model.dtype=bfloat16 (half the weights if they are float32)")
     trains_weights = getattr(METHODS[config.method.name], "TRAINS_WEIGHTS", False)
-    if devices > 1 and not config.model.quantize and not trains_weights:
+    if not config.model.quantize and not trains_weights:
         changes.append("--config.model.quantize=int8 (the frozen weights in half of bfloat16)")
     return f"try {' or '.join(changes)}" if changes else "try a smaller model"

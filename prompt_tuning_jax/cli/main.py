@@ -23,6 +23,7 @@ FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
 
+_PARALLEL = "--config.parallel."  # how a model lies is the machine's, and not an artifact's
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _config = click.option(
@@ -186,10 +187,10 @@ def evaluate(
         )
     check_new(out)
     is_own = artifact is not None and config is None
-    if is_own and overrides:
+    if is_own and (others := [word for word in overrides if not word.startswith(_PARALLEL)]):
         raise UserError(
             f"the artifact {artifact!r} brings its own config: give --config FILE"
-            f" for {overrides[0]!r} to change"
+            f" for {others[0]!r} to change"
         )
     if demonstrations is not None:
         overrides = [*overrides, f"--config.demonstrations.number={demonstrations}"]
@@ -197,7 +198,7 @@ def evaluate(
         from prompt_tuning_jax.cli.evaluate import evaluate_split, print_result
         from prompt_tuning_jax.config import load
     settings = None if is_own else load(config, overrides)
-    given = settings, artifact, prompt, prompts, split, calibrate, out
+    given = settings, artifact, prompt, prompts, split, calibrate, out, overrides if is_own else ()
     _print(as_json, print_result, evaluate_split, *given)
 
 
@@ -226,7 +227,7 @@ def predict(
     if not artifact:
         raise UserError("predict needs --artifact DIR")
     for word in overrides:
-        if not word.startswith(("--config.generation.", "--config.parallel.")):
+        if not word.startswith(("--config.generation.", _PARALLEL)):
             raise UserError(
                 f"predict takes no {word!r}: the artifact brings its own config, and only"
                 " --config.generation.KEY and --config.parallel.KEY can be changed"
@@ -246,12 +247,15 @@ def inspect(
     overrides: list[str], artifact: str | None, split: str | None, as_json: bool, out: str | None
 ) -> None:
     """Shows what can be read from the virtual tokens of a soft prompt, or from a prefix."""
-    if not artifact or overrides:
-        raise UserError("inspect needs --artifact DIR, which brings its own config, and no other")
+    if not artifact or not all(word.startswith(_PARALLEL) for word in overrides):
+        raise UserError(
+            "inspect needs --artifact DIR, which brings its own config: only --config.parallel.KEY"
+            " can be changed"
+        )
     check_new(out)
     with _uninterrupted():
         from prompt_tuning_jax.cli.inspect import inspect_artifact, print_inspection
-    _print(as_json, print_inspection, inspect_artifact, artifact, split, out)
+    _print(as_json, print_inspection, inspect_artifact, artifact, split, out, overrides)
 
 
 @program.command(options_metavar="--artifact DIR --to hf|peft|npy|hub:USER/NAME [TARGET] [OPTIONS]")

@@ -100,7 +100,8 @@ def to_json(config: ConfigDict) -> str:
 def difference(saved: str, config: ConfigDict) -> list[str]:
     """Returns a line for each key that has another value in the JSON `saved` than in `config`.
 
-    A key that `saved` lacks had the value that is the default now.
+    A key that `saved` lacks had the value that is the default now. A run may go on over other
+    devices, so `parallel` does not count.
     """
     given = flatten(parse_json(saved, "the saved config"))
     _, values, unknown = complete(given)
@@ -109,7 +110,7 @@ def difference(saved: str, config: ConfigDict) -> list[str]:
     return [
         f"config.{short(name, 200)[1:-1]} was {_shown(before, name)} and is {_shown(now, name)} now"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
+        if before.get(name) != now.get(name) and not name.startswith("parallel.")
     ]
 
 

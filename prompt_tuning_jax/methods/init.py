@@ -50,7 +50,8 @@ def draw_embeddings(rng, count, lm, below, given, wanted):
     """Returns float32[count, D] embeddings of different tokens with ids below a number, or raises a
     UserError with the setting that was `given` and what was `wanted`, if there are too few."""
     # Others are special, or rows behind the vocabulary that no text was trained on.
-    ids = np.array([index for index in lm.tokenizer.text_ids if index < below])
+    known = lm.tokenizer.text_ids if lm.tokenizer else range(below)  # a plan needs no tokenizer
+    ids = np.array([index for index in known if index < below])
     if len(ids) < count:
         raise UserError(f"config.method.{given}, which leaves {len(ids)} tokens for {wanted}.")
     return lm.embed(jax.random.choice(rng, ids, (count,), replace=False))

@@ -73,9 +73,14 @@ def _how_to_join() -> dict[str, Any] | None:
         hosts = os.environ.get(HOSTS, "")
         # Without the variable the slice, of one host or many, describes itself.
         is_tpu = find_spec("libtpu") and any(map(os.path.exists, CHIPS))
+        is_tpu = is_tpu and "TPU_SKIP_MDS_QUERY" not in os.environ
+        several = several or os.environ.get("MEGASCALE_NUM_SLICES", "1") != "1"
         is_slice = "," in hosts if hosts else is_tpu
         return {} if several or is_slice else None
-    if not (address and count.isdecimal() and number.isdecimal() and int(number) < int(count)):
+    port = address.rpartition(":")[2]
+    if not (
+        port.isdecimal() and count.isdecimal() and number.isdecimal() and int(number) < int(count)
+    ):
         shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
         raise UserError(
             f"{shown}: expected HOST:PORT of the first process, the number of processes, and the "

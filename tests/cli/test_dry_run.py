@@ -157,6 +157,8 @@ def test_what_does_not_fit_comes_with_what_to_change():
     assert found.startswith("that is 81%: try --config.microbatches=4 ")
     assert " or --config.model.remat=full " in found and " or --config.model.dtype=bf" in found
     small = ("--config.microbatches=8", "--config.model.remat=full", "--config.model.dtype=float16")
+    assert "try --config.model.quantize=int8 " in advised(200, *small)
+    small = (*small, "--config.model.quantize=int8")
     assert advised(200, *small) == "that is 200%: try a smaller model"
     assert "--config.microbatches=8 " in advised(99, "--config.microbatches=5")
 

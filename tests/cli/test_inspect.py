@@ -14,7 +14,7 @@ from prompt_tuning_jax.inspection import prefix_attention, replace_slots
 from prompt_tuning_jax.models.attention import MASKED, attend, front_share
 from prompt_tuning_jax.models.sites import PROMPT
 
-IDS = [70, 30, 31, 70]
+IDS = [1, 30, 31, 70]  # the first is BOS
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,10 @@ def test_a_prompt_of_embeddings_is_named_token_by_token(given, typed, home):
         assert products == sorted(products, reverse=True) and len(products) == 3
     own = {name: found[name] for name in ("loss", "accuracy", "examples")}
     assert found["all_replaced"] == own == found["tokens"][1]["replaced"]
+    words = ["inspect", "--artifact", "made", "--json", "--split", "test[:9]"]
+    divided = json.loads(typed(*words, "--config.parallel.model=2").out)
+    assert divided["loss"] == pytest.approx(found["loss"], abs=1e-5)
+    assert "only --config.parallel.KEY" in typed(*words, "--config.seed=2").err
     assert "such readings mislead" in typed("inspect", "--artifact", "made").out
 
 

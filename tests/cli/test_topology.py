@@ -46,6 +46,8 @@ def test_a_model_may_be_its_config_alone(typed, tmp_path):
         )
         assert found["bytes"]["weights"] == 2 * numbers
         assert found["batch"].startswith(f"12 rows of 128 positions behind {behind},")
+    own = "--config.method.name=prompt_encoder", "--config.method.kind=superposition"
+    assert planned(typed, model, *own)["bytes"]["trained"]
     small = planned(typed, model, "--config.model.quantize=int8")
     assert small["bytes"]["weights"] < 0.57 * 2 * numbers
     tuned = planned(typed, model, config="fine_tuning")["bytes"]

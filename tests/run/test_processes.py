@@ -24,6 +24,7 @@ from prompt_tuning_jax.run import processes
         ("127.0.0.1:1", "2", "2"),
         ("127.0.0.1:1", "two", "0"),
         ("127.0.0.1:1", "2", "-1"),
+        ("localhost", "2", "0"),
     ],
 )
 def test_variables_that_do_not_name_a_process_are_refused(given, tmp_path, monkeypatch, capsys):
@@ -45,6 +46,7 @@ def test_variables_that_do_not_name_a_process_are_refused(given, tmp_path, monke
         ({"OMPI_COMM_WORLD_SIZE": "2"}, {}),
         ({"TPU_WORKER_HOSTNAMES": "host-0"}, None),
         ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, {}),
+        ({"TPU_WORKER_HOSTNAMES": "host-0", "MEGASCALE_NUM_SLICES": "2"}, {}),
         ({"PROMPT_TUNING_CLUSTER": "k8s"}, {"cluster_detection_method": "k8s"}),
     ],
 )
