@@ -19,6 +19,7 @@ from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import NOTHING, PROMPT, Given
 from prompt_tuning_jax.run import warnings
+from prompt_tuning_jax.run.artifact import load_artifact
 from prompt_tuning_jax.run.progress import with_progress
 from prompt_tuning_jax.score import WHOLE, encode_for
 from prompt_tuning_jax.teacher import demonstrations_of, is_taught, label_shares, written_targets
@@ -79,8 +80,10 @@ def start_from_demonstrations(lm: LanguageModel, task, config, log: Callable) ->
     Raises:
       UserError: not one fits, or the texts behind virtual tokens are not those in context.
     """
-    if config.method.get("init") != "demonstrations":
-        return task, []
+    if (init := config.method.get("init")) != "demonstrations":
+        path = config.method.init_file if init == "file" else ".npy"
+        kept = {} if path.endswith(".npy") else load_artifact(path).manifest
+        return task._replace(continues=kept.get("continues", False)), []
     rows, most = training_records(task, config.task), config.method.num_virtual_tokens
     spare = spare_half(rows, balanced=bool(task.labels), seed=config.seed)
     behind = task._replace(continues=True)

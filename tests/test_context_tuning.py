@@ -25,9 +25,10 @@ from prompt_tuning_jax.score import WHOLE, encode_for
 pytestmark = pytest.mark.usefixtures("home")
 MOST = 70
 BEGIN = ("init=demonstrations", f"num_virtual_tokens={MOST}")
+TEMPLATE = "template={soft}Q: {text}\nA:"
 
 
-def tiny(method, *more, task=("template={soft}Q: {text}\nA:",)):
+def tiny(method, *more, task=(TEMPLATE,)):
     words = [f"--config.method.{word}" for word in (f"name={method}", *BEGIN, *more)]
     return tiny_runs.tiny(*words, *(f"--config.task.{word}" for word in task))
 
@@ -97,6 +98,28 @@ def test_a_resumed_run_begins_with_the_same_demonstrations(tmp_path, monkeypatch
         again = train.tune(*given, run, print)
     assert again.finished and again.history == whole.history
     jax.tree.map(np.testing.assert_array_equal, again.artifact.tensors, whole.artifact.tensors)
+
+
+@pytest.mark.parametrize("method", ["prefix", "soft_prompt"])
+def test_a_start_from_such_an_artifact_scores_as_it_does(method):
+    lm, task, config = tiny(method)
+    run = train.plan(lm, task, config, print)
+    manifest = artifact.make_manifest(lm, run.task, config, {})
+    kept = artifact.Artifact(to_tensors(run.adapt(run.trainable)), manifest)
+    api.save(kept, "kept")
+    size = next(iter(kept.tensors.values())).shape[1 if method == "prefix" else 0]
+    words = [f"name={method}", "init=file", "init_file=kept", f"num_virtual_tokens={size}"]
+    words = [*(f"--config.method.{word}" for word in words), f"--config.task.{TEMPLATE}"]
+    lm, task, config = tiny_runs.tiny(*words)
+    again = train.plan(lm, task, config, print)
+    begun = artifact.Artifact(
+        to_tensors(again.adapt(again.trainable)),
+        artifact.make_manifest(lm, again.task, config, {}),
+    )
+    found, wanted = (
+        api.label_scores(lm, task, each, split="test[:6]").scores for each in (begun, kept)
+    )
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

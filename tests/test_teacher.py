@@ -79,6 +79,10 @@ def test_with_a_target_the_teachers_texts_are_the_targets():
 
 
 def test_the_report_has_a_row_for_the_teacher_whose_demonstrations_are_not_trained_on(typed):
+    plan = json.loads(typed(*tiny_runs.training("run", SHOWN, "--dry_run", "--json")).out)
+    answers, sample = plan["sample"]["answers"].values(), plan["sample"]
+    assert sample["target"] == " | ".join(answer["text"] for answer in answers)
+    assert sample["targets"] == sum(answer["tokens"] for answer in answers)
     refused = typed(*tiny_runs.training("run", "--config.teacher.prompt={no}"))
     assert refused.status == 2 and "config.teacher.prompt: template '{no}'" in refused.err
     done = typed(*tiny_runs.training("run", *tiny_runs.FEW, SHOWN))

@@ -181,13 +181,15 @@ def _shapes(batches) -> dict[str, Any]:
 def _sample(example: Example, labels, tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns an example as the model reads it: text with slots, answers, and numbers of tokens."""
     values = [value for value, _ in labels] or [""]
-    target = example.tails[example.answer]
+    # Those of a teacher are all answers.
+    targets = example.tails if example.answer < 0 else [example.tails[example.answer]]
+    size = sum(map(len, targets))
     return {
         "text": _spell(example.trunk, tokenizer),
-        "target": tokenizer.decode(target.tolist()),
-        "tokens": len(example.trunk) + len(target),
+        "target": " | ".join(tokenizer.decode(tail.tolist()) for tail in targets),
+        "tokens": len(example.trunk) + size,
         "virtual_tokens": int((example.trunk < 0).sum()),
-        "targets": len(target),
+        "targets": size,
         "answers": {
             value: {"text": tokenizer.decode(tail.tolist()), "tokens": len(tail)}
             for value, tail in zip(values, example.tails, strict=True)

@@ -1,14 +1,19 @@
 """Prompt tuning (Lester et al. 2021): P trained vectors stand where the template has `{soft}`.
 
 Departures: float32 vectors over whatever dtype the model has, and the frozen model has no dropout
-(the released recipe ran it with 0.1).
+(the released recipe ran it with 0.1). With `method.dropout` vectors are 0 in an update, which the
+model still counts as positions; a prefix hides them.
 """
 
+import jax
+
+from prompt_tuning_jax.config.key import number
 from prompt_tuning_jax.methods.base import NOTHING, Given, Method
 from prompt_tuning_jax.methods.init import TOKEN_KEYS, first_vectors
 from prompt_tuning_jax.models.sites import PROMPT
 
-KEYS = TOKEN_KEYS
+# The share of the vectors that an update reads as 0.
+KEYS = {**TOKEN_KEYS, "dropout": number(0.0, below=1.0)}
 HAS_SLOTS = True
 
 
@@ -19,6 +24,9 @@ def make(settings, start=NOTHING) -> Method:
         return {"vectors": first_vectors(rng, settings, lm, task, start)}, {}
 
     def adapt(trained, fixed, frozen, rng, train):
-        return Given({PROMPT: trained["vectors"]})
+        vectors = trained["vectors"]
+        if train and settings.dropout:
+            vectors *= jax.random.bernoulli(rng, 1 - settings.dropout, (len(vectors), 1))
+        return Given({PROMPT: vectors})
 
     return Method(init, adapt)

@@ -12,7 +12,7 @@ from tiny_models import SPEC
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data.batch import Shape, pack_batch
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models.sites import VISIBLE, without_leaves
+from prompt_tuning_jax.models.sites import PROMPT, VISIBLE, without_leaves
 from prompt_tuning_jax.step import Frozen, Parts, compile_step, init_state
 
 LAYERS = [f"attention/{name}" for name in "qkvo"]
@@ -166,6 +166,19 @@ def test_dropout_of_a_prefix_hides_positions_in_training_alone():
     seen = [np.asarray(adapt(method, tree, jax.random.key(n)).sites[VISIBLE]) for n in range(3)]
     assert all(set(np.unique(each)) == {0.0, 1.0} for each in seen)
     assert (seen[0] != seen[1]).any() and np.mean(seen) == pytest.approx(0.7, abs=0.08)
+
+
+def test_dropout_of_a_soft_prompt_leaves_vectors_out_in_training_alone():
+    method = make(num_virtual_tokens=100, dropout=0.3)
+    tree = first(method)
+    found = [
+        np.asarray(adapt(method, tree, jax.random.key(n)).sites[PROMPT] / tree["vectors"])
+        for n in range(3)
+    ]
+    assert all(set(np.unique(each)) == {0.0, 1.0} for each in found)
+    assert all((each == each[:, :1]).all() for each in found)
+    assert (found[0] != found[1]).any() and np.mean(found) == pytest.approx(0.7, abs=0.08)
+    assert adapt(method, tree, train=False).sites[PROMPT] is tree["vectors"]
 
 
 @pytest.mark.parametrize("kind", ["low_rank", "superposition"])
