@@ -9,7 +9,7 @@ import numpy as np
 
 from prompt_tuning_jax import metrics
 from prompt_tuning_jax import score as scoring
-from prompt_tuning_jax.calibration import Calibration, halves
+from prompt_tuning_jax.calibration import Calibration, check_labels, halves
 from prompt_tuning_jax.data.chat import read_chat
 from prompt_tuning_jax.data.encode import count_shortened, group_by_input
 from prompt_tuning_jax.data.records import LABEL, PLACE, Record, require_text
@@ -76,16 +76,8 @@ def evaluate(
     """
     artifact = None if artifact is None else _read(artifact)
     calibration = calibration or _calibration(task, artifact)
-    scores, answers, counts = label_scores(
-        lm,
-        task,
-        artifact,
-        split=split,
-        prompt=prompt,
-        demonstrations=demonstrations,
-        max_length=max_length,
-        log=log,
-    )
+    how: dict[str, Any] = {"demonstrations": demonstrations, "max_length": max_length, "log": log}
+    scores, answers, counts = label_scores(lm, task, artifact, split=split, prompt=prompt, **how)
     found = scoring.loss_and_accuracy(scores, answers) | counts
     if not task.target:
         values, names = [value for value, _ in task.labels], [*task.metrics]
@@ -210,11 +202,13 @@ def held_out(task: Task, config: Any, by: str | None) -> tuple[list[Record], lis
     """Returns the validation records that choose, such as the best of some prompts, and those that
     calibrate `by` 'labels' or 'texts', if at all; see `calibration.KEYS`."""
     choosing, own = validation_records(task, config.task), config.calibration.split
-    if own:
-        return choosing, select_records(task, own)
     parts = halves(choosing) if by == "labels" else (choosing, choosing)
+    if own:
+        parts = choosing, select_records(task, own)
     if not all(parts):
         raise UserError("validation has one example of each label: give config.calibration.split")
+    if by == "labels":
+        check_labels([record[LABEL] for record in parts[1]], len(task.labels))
     return parts
 
 
@@ -270,15 +264,8 @@ def _read(artifact) -> Artifact:
 
 
 def _encode(lm, task, rows, use):
-    return scoring.encode_for(
-        lm,
-        task._replace(chat=use.chat, continues=use.continues),
-        rows,
-        use.given,
-        use.max_length,
-        use.template,
-        use.demonstrations,
-    )
+    how = use.given, use.max_length, use.template, use.demonstrations
+    return scoring.encode_for(lm, task._replace(chat=use.chat, continues=use.continues), rows, *how)
 
 
 def _texts(lm, task, rows, use, settings, seed):

@@ -6,8 +6,8 @@ divides by the mean, as batch calibration does (Zhou et al. 2024).
 """
 
 import collections
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,18 +43,23 @@ def halves(records: Iterable[Mapping[str, str]]) -> tuple[list, list]:
     return parts
 
 
+def check_labels(answers: Sequence[Any] | np.ndarray, labels: int) -> None:
+    """Raises a UserError if not all of so many labels, and two, are among the right ones."""
+    found, needed = len(np.unique(answers)), max(labels, 2)
+    if found < needed:
+        raise UserError(
+            f"the {len(answers)} examples to calibrate with have {found} of {needed} labels: give a"
+            " config.calibration.split with examples of each label"
+        )
+
+
 def fit_labels(scores: np.ndarray, answers: np.ndarray) -> Calibration:
     """Fits to float[N, C] log-probabilities and int[N] right labels: for the least cross-entropy,
     with the logarithms of the scales pulled towards 0. A label without an example is refused."""
     from scipy.optimize import minimize  # takes a while
 
     count, labels = scores.shape
-    found = len(np.unique(answers))
-    if found < max(labels, 2):
-        raise UserError(
-            f"the {count} examples to calibrate with have {found} of {max(labels, 2)} labels: give"
-            " a config.calibration.split with examples of each label"
-        )
+    check_labels(answers, labels)
     # Around their means: whatever is added to all scores of a label, the fit is the same.
     means = scores.mean(axis=0, dtype=np.float64)
     centred, right = scores - means, np.eye(labels)[answers]

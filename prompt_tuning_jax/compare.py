@@ -46,6 +46,7 @@ WAYS: dict[str, tuple[str, ...]] = {
     "demonstrations": ("demonstrations.number=16",),
     "searched prompt": (),
 }
+_SHARED = re.compile(r"(model|parallel|compare)\.|seed=|task\.(test|split_seed|name|files)\b")
 _NAMES = (*WAYS, *(name.replace("_", " ") for name in METHODS))
 
 
@@ -141,7 +142,7 @@ def _read_row(entry: str) -> Row:
         raise UserError(
             f"config.compare.rows has {short(entry, 200)}: a quotation mark has no partner"
         ) from error
-    if shared := [word for word in words if re.match(r"(model|compare)\.|seed=|task\.test=", word)]:
+    if shared := [word for word in words if _SHARED.match(word)]:
         raise UserError(
             f"config.compare.rows has {shared[0]!r} in {name!r}, which all rows share: leave it out"
         )
@@ -149,7 +150,7 @@ def _read_row(entry: str) -> Row:
     if (name and any(word.startswith("method.name=") for word in words)) or name in WAYS:
         words = [*WAYS.get(name, ()), *words]
     elif method in METHODS:
-        words = [f"method.name={method}", *words]
+        name, words = method.replace("_", " "), [f"method.name={method}", *words]
     else:
         raise UserError(
             f"config.compare.rows has {name!r}, which names no method{nearest(name, _NAMES)}:"
@@ -233,15 +234,25 @@ def compare(
     # A fault of the last run is found before the first.
     for row, count in itertools.product(rows, [0, *few]):
         task = (run := make_run(config, folder, row, 0, examples=count)).config.task
-        training_records(make_task(task), task)
-        api.held_out(make_task(task), run.config, "" if count else _calibration_of(config, run))
+        made, kind = make_task(task), "" if count else _calibration_of(config, run)
+        training_records(made, task)
+        api.held_out(made, run.config, kind)
+        trains_weights = getattr(METHODS[run.config.method.name], "TRAINS_WEIGHTS", False)
+        if row.is_trained and trains_weights and run.config.model.quantize:
+            raise UserError(f"config.model.quantize is 'int8': leave the row {row.name!r} out")
         if row.name == "written prompt" and not run.config.prompts:
             raise UserError("the row 'written prompt' has no prompt: give config.prompts")
+        if row.name == "demonstrations" and not _demonstrations(made, run.config):
+            raise UserError("the row 'demonstrations' has none: give demonstrations.number")
         if row is rows[0] and task.validation_per_class < count:
             log(f"validation has {task.validation_per_class} for each label, not {count}")
+    texts = unrelated_texts(config.compare.unrelated)
+    # What all rows share: rows, seeds and rates may be added later.
+    own = ("compare", "prompts", "demonstrations", "search")
+    shared = {name: value for name, value in config.to_dict().items() if name not in own}
+    tie_to_config(folder, configs.build(shared), fresh)
     for old in (each for row in rows for each in (folder / row.folder).glob("*seed-*") if fresh):
         shutil.rmtree(old)
-    texts = unrelated_texts(config.compare.unrelated)
     alone = functools.cache(lambda: cross_entropy(lm, texts, Given()))
     setting = Setting(
         lm, config, folder, lambda given: cross_entropy(lm, texts, given) - alone(), log
@@ -316,7 +327,9 @@ def _find(setting: Setting, run: Run) -> dict[str, Any]:
     run.folder.mkdir(parents=True, exist_ok=True)
     tie_to_config(run.folder, run.config)
     find = _train if run.row.is_trained else _choose
-    found = _kept(run.folder / FOUND, functools.partial(find, setting, run))
+    # What calibrates chooses nothing.
+    kind = {} if run.row.is_trained else {"calibration": _calibration_of(setting.config, run)}
+    found = _kept(run.folder / FOUND, functools.partial(find, setting, run), **kind)
     for name in (CHECKPOINTS, TENSORBOARD):  # gigabytes for a whole model
         shutil.rmtree(run.folder / name, ignore_errors=True)
     return found
@@ -425,11 +438,12 @@ def _test(setting: Setting, run: Run, found: Mapping[str, Any]) -> dict[str, Any
     scored = _score(setting, task, run, found, run.config.task.test)
     result: dict[str, Any] = {"values": _values(scored.scores, scored.answers)}
     if kind:
-        held = api.held_out(task, run.config, kind)[1]
+        ranking, held = api.held_out(task, run.config, kind)
         scores, answers, _ = _score(setting, task, run, found, held)
         made = calibration.fit(kind, scores, answers)
         result["calibrated"] = _values(made.apply(scored.scores), scored.answers)
-        result["calibrated_by"] = made.examples
+        is_read = held is ranking and run.row.name == "written prompt" and found["examples"]
+        result["calibrated_by"] = 0 if is_read else len(held)
     tensors = load_artifact(run.folder / ARTIFACT).tensors if run.row.is_trained else {}
     if setting.config.compare.unrelated and (run.row.is_trained or run.row.name == "no prompt"):
         result["forgetting"] = setting.forgetting(from_tensors(tensors))

@@ -255,7 +255,7 @@ def read_text(lm: LanguageModel, ids: Sequence[int], stop: Sequence[str]) -> tup
 
     Special tokens are left out, and so is the space that joins the text to the prompt.
     """
-    special = set(lm.tokenizer.specials.values())
+    special = lm.tokenizer.special_ids
     text = lm.tokenizer.decode([number for number in ids if number not in special])
     text = text.removeprefix(" ")
     places = [place for place in (text.find(end) for end in stop) if place >= 0]

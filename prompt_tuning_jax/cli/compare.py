@@ -10,12 +10,13 @@ import numpy as np
 
 from prompt_tuning_jax import compare
 from prompt_tuning_jax.cli import dry_run
+from prompt_tuning_jax.cli.evaluate import warn_of_overlap
 from prompt_tuning_jax.cli.machine import describe_machine, enough_memory, load_model
 from prompt_tuning_jax.cli.show import print_table, say
 from prompt_tuning_jax.cli.train import SAVED, type_again
+from prompt_tuning_jax.cli.written_prompts import check_prompts
 from prompt_tuning_jax.compare import Compared
-from prompt_tuning_jax.data.task import make_task
-from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.data.task import make_task, select_records
 from prompt_tuning_jax.metrics import paired_difference
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.run.comparison import cells, write_comparison
@@ -27,10 +28,12 @@ from prompt_tuning_jax.run.report import duration
 def compare_and_report(config, folder: str, fresh: bool, command: Sequence[str]) -> int:
     """Runs every row and writes the report; returns the exit status. A comparison that was stopped
     goes on in its folder, unless `fresh` starts its rows over."""
-    if Path(folder, CONFIG).exists():
-        raise UserError(f"'{folder}' holds a single run: give another --workdir")
-    with claim(folder) as root, record_start(root, command, say) as start:
+    with claim(folder, "compare") as root, record_start(root, command, say) as start:
         compare.read_rows(config)  # a fault is found before the model is loaded
+        task = make_task(config.task)
+        check_prompts(task, dict.fromkeys(config.prompts, "config.prompts"), config.task.test)
+        if own := config.calibration.split:
+            warn_of_overlap(task, select_records(task, own), config.task.test)
         lm = load_model(config)
         say(machine := describe_machine(lm))
         _, again = type_again(command)
@@ -112,7 +115,8 @@ def _command(each: Compared, calibrated: bool) -> str:
     """Returns a command that gives the first seed's number again."""
     config, found = str(each.runs[0].folder / CONFIG), each.found[0]
     if each.row.is_trained:
-        return shlex.join(["prompt-tuning", "train", "--config", config, "--workdir", "again"])
+        again = ["--workdir", f"again/{each.row.folder}/{each.runs[0].folder.name}"]
+        return shlex.join(["prompt-tuning", "train", "--config", config, *again])
     words = ["prompt-tuning", "evaluate", "--config", config]
     words += ["--prompt", found["prompt"]] if "prompt" in found else []
     words += ["--calibrate", each.test[0]["calibration"]] if calibrated else []

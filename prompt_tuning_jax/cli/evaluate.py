@@ -21,7 +21,7 @@ from prompt_tuning_jax.run.warnings import other_task, trained_on
 
 # What calibrates, by `--calibrate`.
 _HELD = {
-    "labels": "labelled records, which do not rank prompts",
+    "labels": "labelled records",
     "texts": "texts without their labels: this assumes that each label is equally frequent in them",
 }
 
@@ -34,9 +34,11 @@ def evaluate_split(
     split: str | None,
     calibrate: str | None,
     out: str | None,
+    parallel: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Scores the artifact in `folder`, a written prompt, the best prompt of the file `path`, or the
-    model alone on a split, or on `config.task.test`. Without a config the artifact's own counts.
+    model alone on a split, or on `config.task.test`. Without a config the artifact's own counts,
+    with the overrides of its section `parallel`.
 
     Returns what `api.evaluate` returns. With a file also prompt and split, and `candidates`: each
     prompt with its metrics on the validation split, the best first. The prompt and the calibration,
@@ -48,7 +50,7 @@ def evaluate_split(
         # A config without labels takes those that the artifact was trained for.
         if config is None or not config.task.labels:
             known = artifact.manifest["labels"]
-        config = config or from_manifest(artifact.manifest)
+        config = config or from_manifest(artifact.manifest, parallel)
     task, split = make_task(config.task, known), split or config.task.test
     ranking, held = _held_out(task, config, path, calibrate, split)
     splits = [split] if path is None else [config.task.validation, split]
@@ -58,7 +60,7 @@ def evaluate_split(
     if prompts:
         check_prompts(task, prompts, splits[0])
     if artifact is not None:
-        _warn_of_differences(artifact.manifest, task, config, split)
+        _warn_of_differences(artifact.manifest, task, config, split, calibrate)
     demonstrations, lm = _demonstrations(task, config, splits), load_model(config)
     use = {"demonstrations": demonstrations, "max_length": config.task.max_length, "log": say}
     settings = generate.read_settings(config.generation)
@@ -123,7 +125,9 @@ def warn_of_overlap(task, trained: Sequence[Mapping[str, str]], split: str) -> N
         say(f"warning: {warning}")
 
 
-def _warn_of_differences(manifest: Mapping[str, Any], task, config, split: str) -> None:
+def _warn_of_differences(manifest, task, config, split: str, calibrate: str | None) -> None:
+    if calibrate and manifest["metrics"] and not config.calibration.split:
+        say("warning: what calibrates chose the artifact too: name others in calibration.split")
     for warning in other_task(manifest, config.task.template, task.labels):
         say(f"warning: {warning}")
     if split != config.task.train:

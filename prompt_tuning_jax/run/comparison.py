@@ -45,11 +45,11 @@ COLUMNS: dict[str, tuple[str, Callable[[_Row], str]]] = {
     "forgetting": ("forgetting", lambda row: f"{row['forgetting']:+.3f}"),
 }
 _NOTES = """\
-- test: mean ± standard deviation over seeds. difference: from {reference}, with the middle 95 % of
-  resamples of the test examples, paired by example.
+- test: mean ± standard deviation over seeds. difference: from the first trained row{reference},
+  with the middle 95 % of resamples of the test examples, paired by example.
 - a task, 100 tasks: bytes to store; for 100 tasks with the weights that they share.
 - a step: seconds; memory: of the compiled step.
-- examples: what training, validation and calibration have read.
+- examples: what training, validation and calibration have read, the choice of a rate apart.
 - to 95 %: time to 95 % of the row's own best validation accuracy.
 - forgetting: change of the cross-entropy on unrelated text, in nats a token.
 """
@@ -85,7 +85,7 @@ def write_comparison(folder: Path, rows: Sequence[_Row], facts: Mapping[str, str
       facts: what the comparison is of, by name, for the top of the page.
     """
     listed = cells(rows)
-    reference = next((row["name"] for row in rows if row["parameters"]), "")
+    reference = next((f", {row['name']}" for row in rows if row["parameters"]), "")
     lines = [
         "# Comparison",
         "\n".join(f"- {name}: {value}" for name, value in facts.items()),
@@ -194,6 +194,8 @@ def _by_examples(axes, rows: Sequence[_Row], styles: Mapping[str, Any]) -> None:
         )
         axes.fill_between(counts, low, high, color=styles[name]["color"], alpha=0.15, linewidth=0)
     axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.set_xticks(counts, map(str, counts))
     _labelled(axes, rows, "training examples (bands: standard deviation over seeds)")
 
 

@@ -29,6 +29,8 @@ RUN = "run.json"
 SEARCH = "search.json"
 
 _LOCK = ".lock"
+# Files by which a folder is known to be another command's.
+_OWNERS = {"train": METRICS, "search": SEARCH, "compare": "report.csv"}
 # What `fresh` deletes. The config is last: after a kill on the way it still says whose the rest is.
 _WRITTEN = (CHECKPOINTS, ARTIFACT, TENSORBOARD, PROFILE, METRICS, REPORT, CURVES, RUN, CONFIG)
 
@@ -53,13 +55,17 @@ def check_local(folder: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def claim(folder: str | os.PathLike) -> Iterator[Path]:
-    """Makes the folder of a run and locks it, so that no other run writes there meanwhile.
+def claim(folder: str | os.PathLike, command: str = "train") -> Iterator[Path]:
+    """Makes the folder of a command's run and locks it, so that no other run writes there
+    meanwhile. A folder that another command wrote is refused.
 
     The lock ends with the process. A folder that is new and still empty at the end is removed.
     """
     check_local(folder)
     folder = Path(folder)
+    for other, name in _OWNERS.items():
+        if other != command and (folder / name).exists():
+            raise UserError(f"the workdir '{folder}' holds what {other!r} wrote: give another one")
     with writable(folder):
         made = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)

@@ -108,8 +108,9 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
     assert not calls and not any("forgetting" in row for row in changed.values())
     assert changed["no prompt, calibrated"]["command"].endswith("--calibrate texts")
     assert changed["no prompt, calibrated"]["mean"] != before[1]["mean"]
-    other = typed(*command("whole", "--config.steps=13"))
-    assert other.status == 2 and "config.steps was 12 and is 13 now" in other.err
+    new = {"rows": ("lora", "no prompt"), "learning_rates": (), "curve": ()}
+    other = typed(*command("whole", "--config.steps=13", **new))
+    assert not calls and other.status == 2 and "config.steps was 12 and is 13 now" in other.err
     stopped += [2, 5]
     assert [typed(*command("other")).status for _ in range(3)] == [75, 75, 0]
     assert rows(home / "other") == before
@@ -120,7 +121,11 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
     [
         ({"rows": ("lorra",)}, "names no method (did you mean 'lora'?)"),
         ({"rows": ("lora", "lora: steps=1")}, "'lora' twice"),
-        ({"rows": ("soft prompt", "soft_prompt")}, "'soft_prompt' twice"),
+        ({"rows": ("soft prompt", "soft_prompt")}, "'soft prompt' twice"),
+        ({"rows": ("lora: task.split_seed=1",)}, "which all rows share"),
+        ({"rows": ("lora: parallel.model=2",)}, "which all rows share"),
+        ({"rows": ("demonstrations: demonstrations.number=0",)}, "has none: give demonstrations"),
+        ({"rows": ("demonstrations: demonstrations.number=999",)}, "demonstrations.number is 999"),
         ({"rows": ("lora: method.targets='x",)}, "a quotation mark has no partner"),
         ({"rows": ("lora: step=1",)}, "config.step is not a known key"),
         ({"rows": ("lora: model.dtype=bfloat16",)}, "which all rows share"),
@@ -138,12 +143,45 @@ def test_a_comparison_that_cannot_be_run_is_refused(typed, home, keys, fault):
     assert not (home / "whole").exists()
 
 
+@pytest.mark.parametrize(
+    "word, fault",
+    [
+        ("calibration.split=validation[:2]", "with have 2 of 5 labels: give a"),
+        ("prompts=('Bad {foo}',)", "config.prompts: "),
+        ("model.quantize=int8", "leave the row 'fine tuning' out"),
+    ],
+)
+def test_what_rows_without_training_need_is_checked_before_any_row_is_run(typed, home, word, fault):
+    rows = ("soft prompt", "no prompt", "written prompt", "fine tuning")
+    shown = typed(*command("whole", f"--config.{word}", rows=rows, learning_rates=(), curve=()))
+    assert shown.status == 2 and fault in shown.err
+    assert not (home / "whole").exists()
+
+
 def test_the_folder_of_a_run_is_refused(typed, home):
     (home / "whole").mkdir()
-    (home / "whole" / "config.json").write_text("{}")
+    (home / "whole" / "metrics.jsonl").write_text("")
     shown = typed(*command("whole", learning_rates=(), curve=()))
-    assert shown.status == 2 and "'whole' holds a single run" in shown.err
-    assert [path.name for path in (home / "whole").iterdir()] == ["config.json"]
+    assert shown.status == 2 and "'whole' holds what 'train' wrote" in shown.err
+    assert [path.name for path in (home / "whole").iterdir()] == ["metrics.jsonl"]
+
+
+def test_records_that_calibrate_choose_no_prompt_and_count_once(typed, home):
+    words = {"rows": ("written prompt",), "learning_rates": (), "curve": (), "unrelated": ""}
+    for kind, counts in (("texts", [100, 100]), ("labels", [50, 100])):
+        shown = typed(*command("whole", "--config.calibration.split=", calibrate=kind, **words))
+        assert shown.status == 0, shown.err
+        assert [row["examples"] for row in rows(home / "whole")] == counts
+    shown = typed(
+        *command("other", "--config.calibration.split=test[:9]", calibrate="texts", **words)
+    )
+    assert "9 of 40 records of test[:40] are trained on too" in shown.out
+
+
+def test_a_method_s_own_name_and_its_words_are_one_row():
+    keys = {"rows": ("fine_tuning",), "learning_rates": ("fine tuning: 0.1 1",)}
+    [row] = compare.read_rows(configs.build({"compare": keys}))
+    assert (row.name, row.rates) == ("fine tuning", (0.1, 1.0))
 
 
 def test_a_searched_prompt_is_not_calibrated_with_the_records_that_chose_it(tmp_path):

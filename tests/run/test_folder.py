@@ -1,5 +1,6 @@
 """The folder of a run: one writer, one config."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -69,6 +70,18 @@ def test_a_folder_is_claimed_once_in_a_process_and_given_back(tmp_path):
         pass
 
 
+def test_a_folder_of_another_command_is_refused(tmp_path):
+    owners = {workdir.METRICS: "train", workdir.SEARCH: "search", "report.csv": "compare"}
+    for name, owner in owners.items():
+        (folder := tmp_path / owner).mkdir()
+        (folder / name).touch()
+        for command in owners.values():
+            refused = pytest.raises(UserError, match=f"holds what '{owner}' wrote")
+            with refused if command != owner else contextlib.nullcontext():
+                with claim(folder, command):
+                    pass
+
+
 def test_a_lock_whose_file_was_just_removed_is_not_taken(tmp_path, monkeypatch):
     opened = os.open
 
@@ -128,6 +141,7 @@ def test_a_changed_config_is_refused_with_the_difference_until_fresh(tmp_path):
         (tmp_path / name).touch()
     before = sorted(os.listdir(tmp_path))
 
+    tie_to_config(tmp_path, configs.load(None, ["--config.parallel.model=4"]))  # other devices
     changed = configs.load(None, ["--config.steps=7", "--config.method.num_virtual_tokens=3"])
     with pytest.raises(UserError) as caught:
         tie_to_config(tmp_path, changed)
