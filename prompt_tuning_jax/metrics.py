@@ -21,7 +21,6 @@ from prompt_tuning_jax.errors import UserError
 RESAMPLES, SEED = 2000, 0
 PERCENTILES = (2.5, 97.5)
 BINS = 15  # of the calibration error
-_ORDERS = 4  # BLEU's longest n-gram
 TOKENIZERS = ("auto", "13a", "intl", "zh", "char")
 # Thai, Lao, Myanmar, Khmer, Hiragana and Katakana, Han.
 _SPACELESS = re.compile(
@@ -218,9 +217,8 @@ def bleu(sums: np.ndarray, count: int) -> np.ndarray:
     from sacrebleu.metrics import BLEU
 
     def score(counts: list[int]) -> float:
-        right, held = counts[:_ORDERS], counts[_ORDERS : 2 * _ORDERS]
-        length, nearest = counts[-2:]
-        return BLEU.compute_bleu(right, held, length, nearest, smooth_method="exp").score
+        *orders, length, nearest = counts  # of 1 to 4 words: first those that are right, then all
+        return BLEU.compute_bleu(orders[:4], orders[4:], length, nearest, smooth_method="exp").score
 
     return np.array([*map(score, sums.astype(int).tolist())])
 
@@ -288,20 +286,12 @@ def _ratio(above: np.ndarray, below: np.ndarray, otherwise: float) -> np.ndarray
 
 def _with_intervals(found: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the first of each float64[1 + S], and `intervals` of the rest, with None for NaN."""
-    return {**_map(_value, found), "intervals": _map(_interval, found)}
+    intervals = _map(lambda draws: np.nanpercentile(draws[1:], PERCENTILES).tolist(), found)
+    return {**_map(lambda draws: float(draws[0]), found), "intervals": intervals}
 
 
-def _map(function: Callable, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Calls the function on each array in a dict, and in the dicts inside it."""
-    return {
-        name: _map(function, inside) if isinstance(inside, dict) else function(inside)
-        for name, inside in found.items()
-    }
-
-
-def _value(draws: np.ndarray) -> float | None:
-    return None if np.isnan(draws[0]) else float(draws[0])
-
-
-def _interval(draws: np.ndarray) -> list[float] | None:
-    return None if np.isnan(draws[0]) else np.nanpercentile(draws[1:], PERCENTILES).tolist()
+def _map(function: Callable, found: Any) -> Any:
+    """Calls the function on an array, or on each in nested dicts; None if it begins with NaN."""
+    if isinstance(found, dict):
+        return {name: _map(function, inside) for name, inside in found.items()}
+    return None if np.isnan(found[0]) else function(found)

@@ -128,5 +128,4 @@ def _hint(key: Key, value: Any) -> str:
 def _section(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the values of the section that a name is in, by their names inside."""
     section = name[: name.find(".") + 1]
-    inside = (each for each in values if each.startswith(section))
-    return {each.removeprefix(section): values[each] for each in inside}
+    return {n.removeprefix(section): v for n, v in values.items() if n.startswith(section)}

@@ -21,9 +21,7 @@ LOOP = {
         "at most config.batch_size, so that every part holds an example",
         lambda value, loop: value <= loop["batch_size"],
     ),
-    "learning_rate": Key(
-        0.02, "a number above 0", lambda value: value > 0.0 and math.isfinite(value)
-    ),
+    "learning_rate": Key(0.02, "a number above 0", lambda value: 0 < value < math.inf),
     # Steps from one to the next; 0: only at the end.
     "evaluate_every": whole(50),
     "save_every": whole(50),
@@ -48,22 +46,15 @@ def collect() -> dict[tuple[str, str], dict[str, Key]]:
     """Returns all keys by dotted name: by their section and the name of the method, optimizer or
     kind of task that has them, "" where every config has them."""
     # Imported here, because they import this package for their keys.
-    from prompt_tuning_jax import (
-        calibration,
-        compare,
-        generate,
-        optimizers,
-        search,
-        sharding,
-        teacher,
-    )
+    from prompt_tuning_jax import calibration, compare, generate, optimizers, search, teacher
     from prompt_tuning_jax.data import demonstrations, task
     from prompt_tuning_jax.methods import METHODS
     from prompt_tuning_jax.models import language_model
+    from prompt_tuning_jax.sharding import KEYS as PARALLEL_KEYS
 
     declared: dict[tuple[str, str], Mapping[str, Key]] = {
         ("model", ""): language_model.KEYS,
-        ("parallel", ""): sharding.KEYS,
+        ("parallel", ""): PARALLEL_KEYS,
         ("task", ""): task.KEYS,
         **{("task", name): kind.keys for name, kind in task.KINDS.items()},
         ("method", ""): {"name": among(next(iter(METHODS)), METHODS)},

@@ -133,9 +133,8 @@ def stream_shape(
     if before is not None and (_sizes(examples, shared, True) <= before[1:]).all():
         return before
     shape = evaluation_shape(examples, shared, row_multiple=row_multiple)
-    rows, *sizes = (
-        1 << (size - 1).bit_length() for size in shape._replace(rows=shape.rows // row_multiple)
-    )
+    multiples = shape._replace(rows=shape.rows // row_multiple)
+    rows, *sizes = (1 << (size - 1).bit_length() for size in multiples)
     return Shape(rows * row_multiple, *sizes)
 
 
@@ -154,7 +153,7 @@ def evaluation_batches(
     batches = int((-(-sizes.sum(axis=0) // (shape.rows * np.array(shape[1:])))).max())
     while True:
         rows = assign_rows(sizes[None, :, 0], batches * shape.rows)[0]
-        if (_sums(sizes[None], rows[None], batches * shape.rows)[0] <= shape[1:]).all():
+        if (_sums(sizes[None], rows[None], batches * shape.rows) <= shape[1:]).all():
             break
         batches += 1
     for number in range(batches):
@@ -170,8 +169,7 @@ def make_order(number_of_examples: int, seed: int) -> Any:
     Epochs follow each other without a gap, each in its own random order. Access is random, so a run
     that resumes needs only the step.
     """
-    # Takes a second to import.
-    import grain
+    import grain  # which takes a second
 
     return grain.MapDataset.range(number_of_examples).seed(seed).shuffle().repeat()
 
@@ -191,8 +189,7 @@ def assign_rows(lengths: np.ndarray, rows: int) -> np.ndarray:
     batches, size = lengths.shape
     capacity = -(-size // rows)
     every = np.arange(batches)
-    loads = np.zeros((batches, rows), np.int64)
-    counts = np.zeros((batches, rows), np.int64)
+    loads, counts = np.zeros((2, batches, rows), np.int64)
     chosen = np.zeros((batches, size), np.int64)
     for example in np.argsort(-lengths, axis=1, kind="stable").T:
         row = loads.argmin(axis=1)

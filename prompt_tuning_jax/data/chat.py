@@ -14,16 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prompt_tuning_jax.data.template import (
-    Constant,
-    Piece,
-    Slot,
-    Special,
-    Template,
-    fill_pieces,
-    find_specials,
-    split_at_specials,
-)
+from prompt_tuning_jax.data import template as templates
+from prompt_tuning_jax.data.template import Constant, Piece, Slot, Special, Template, fill_pieces
 from prompt_tuning_jax.errors import UserError, short
 
 _SECONDS = 120  # with the start of the process, which limits the template itself
@@ -50,8 +42,9 @@ def read_chat(tokenizer: Any, system: str) -> Chat:
     ids = {name: getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
     named = {f"{name}_token": markup[number] for name, number in ids.items() if number in markup}
     texts = _render(tokenizer.chat_template, system, tuple(named.items()))
-    markups = find_specials(tokenizer.specials)
-    alone, several = ([split_at_specials(part, markups) for part in parts] for parts in texts)
+    markups = templates.find_specials(tokenizer.specials)
+    split = functools.partial(templates.split_at_specials, markups=markups)
+    alone, several = (list(map(split, parts)) for parts in texts)
     ends = [piece for piece in several[2] if isinstance(piece, Special)]
     bos = Special(named["bos_token"]) if "bos_token" in named else None
     return Chat(alone, several, bos, ends[0] if ends else None)

@@ -15,16 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prompt_tuning_jax.data.template import (
-    Constant,
-    Field,
-    Slot,
-    Special,
-    Template,
-    field_text,
-    plain_slot_size,
-    separator,
-)
+from prompt_tuning_jax.data import template as templates
+from prompt_tuning_jax.data.template import Constant, Field, Slot, Special, Template, field_text
 from prompt_tuning_jax.errors import UserError, short
 
 # A template that repeats a field must not multiply the record's text without limit.
@@ -139,16 +131,17 @@ class _Rendered(NamedTuple):
 
 # Constants and fields that are tokenised in one piece.
 _Run = tuple[Constant | Field, ...]
+_Layout = tuple[_Run | Special | range, ...]
 
 
 @functools.lru_cache(maxsize=256)
-def lay_out(template: Template, num_virtual_tokens: int) -> tuple[_Run | Special | range, ...]:
+def lay_out(template: Template, num_virtual_tokens: int) -> _Layout:
     """Joins pieces into runs of text, and turns a slot into the range of its virtual tokens.
 
     The last item is a run. It is empty if the template ends in a slot or a special token. Raises a
     UserError if the slots do not add up to P.
     """
-    rest = plain_slot_size(template, num_virtual_tokens)
+    rest = templates.plain_slot_size(template, num_virtual_tokens)
     layout: list[_Run | Special | range] = []
     run: list[Constant | Field] = []
     used = 0
@@ -156,24 +149,16 @@ def lay_out(template: Template, num_virtual_tokens: int) -> tuple[_Run | Special
         if isinstance(piece, Constant | Field):
             run.append(piece)
             continue
-        item: Special | range
         if isinstance(piece, Slot):
-            item = range(used, used + (rest if piece.size is None else piece.size))
-            used = item.stop
-        else:
-            item = piece
-        if item:
+            start, used = used, used + (rest if piece.size is None else piece.size)
+        if item := range(start, used) if isinstance(piece, Slot) else piece:
             layout += [tuple(run), item] if run else [item]
             run = []
     return (*layout, tuple(run))
 
 
 def _render(
-    layout: Sequence[_Run | Special | range],
-    fields: Mapping[str, str],
-    tokenizer: Any,
-    bos: Sequence[int],
-    continues: bool,
+    layout: _Layout, fields: Mapping[str, str], tokenizer: Any, bos: Sequence[int], continues: bool
 ) -> _Rendered:
     specials: dict[str, int] = tokenizer.specials
     front = [(number, 0, 0) for number in bos]
@@ -219,7 +204,7 @@ def _check_embedded(template: Template, tokenizer: Any) -> None:
 
 def _check_neighbours(
     template: Template,
-    layout: Sequence[_Run | Special | range],
+    layout: _Layout,
     fields: Mapping[str, str],
     answers: Sequence[str],
     tokenizer: Any,
@@ -237,7 +222,7 @@ def _check_neighbours(
             continue
         left, rights = texts[number - 1][-1:] if number else "", texts[number + 1][:1]
         if number == len(layout) - 2:
-            last = texts[-1] + separator(texts[-1], template.direct)
+            last = texts[-1] + templates.separator(texts[-1], template.direct)
             rights = "".join((last + answer)[:1] for answer in answers)
         spaced = any(map(str.isspace, rights))
         taken = (token.lstrip and left.isspace()) or (token.rstrip and spaced)
@@ -255,9 +240,7 @@ def _text_of(item: _Run | Special | range, fields: Mapping[str, str]) -> str:
         return ""
     if isinstance(item, Special):
         return item.markup
-    return "".join(
-        piece.text if isinstance(piece, Constant) else fields[piece.name] for piece in item
-    )
+    return "".join(fields[each.name] if isinstance(each, Field) else each.text for each in item)
 
 
 def _placed(ids: Sequence[int], offsets: Sequence[tuple[int, int]], place: int) -> _Tokens:
@@ -274,7 +257,7 @@ def _answered(
     Tokenizers differ in whether a token's offsets include the space in front.
     """
     text = rendered.last
-    between = separator(text, direct)
+    between = templates.separator(text, direct)
     texts = (text + between + answer for answer in answers)
     encoded = [tokenizer.encode(each, continues=rendered.continues) for each in texts]
     ids, offsets = encoded[0]

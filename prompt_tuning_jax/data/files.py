@@ -109,10 +109,9 @@ def read_records(
     names = next((row.values for row in rows if row.values), {})
     # A column without a name can only be given by its number.
     numbers = {str(number) for number, name in enumerate(names, 1) if name} - {*names}
-    chosen = [
-        next((c for c in each if c in (*names, *numbers)), "") for each in fields.columns.values()
-    ]
-    if cells and header and numbers & {*chosen}:
+    known = {*names, *numbers}
+    chosen = {next((c for c in each if c in known), "") for each in fields.columns.values()}
+    if cells and header and numbers & chosen:
         notes.append(
             f"warning: {path}: columns are given by number, and the first line is taken as their"
             " names: if it is a record, give --config.task.files.header=false"

@@ -164,9 +164,8 @@ def _parse(text: str, place: str) -> Any:
 
 def _object_row(value: Any, place: str) -> Row:
     if not isinstance(value, dict):
-        raise UserError(
-            f'{place}: a JSON {type(value).__name__}, expected an object such as {{"text": …}}'
-        )
+        kind = type(value).__name__
+        raise UserError(f'{place}: a JSON {kind}, expected an object such as {{"text": …}}')
     return Row(place, value)
 
 

@@ -160,25 +160,22 @@ def make_task(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
 def check_fields(template: str, fields: Sequence[str], outputs: Sequence[str] = ()) -> None:
     """Raises a UserError if a template cannot be parsed or has a field that is not one of `fields`
     (() if these are unknown), or is one of `outputs`, which the model has to find."""
-    for field in parse(template).fields:
-        place = f"template {short(template, 200)}, position {field.place}"
-        if field.name in outputs:
+    for name, number in parse(template).fields:
+        place = f"template {short(template, 200)}, position {number}"
+        if name in outputs:
+            raise UserError(f"{place}: {{{name}}} is the answer: expected other fields of the data")
+        if fields and name not in fields:
+            known = ", ".join(f"{{{each}}}" for each in fields)
             raise UserError(
-                f"{place}: {{{field.name}}} is the answer: expected other fields of the data"
-            )
-        if fields and field.name not in fields:
-            known = ", ".join(f"{{{name}}}" for name in fields)
-            raise UserError(
-                f"{place}: unknown field {{{field.name}}}, expected {known} or {{soft}}"
-                f"{nearest(field.name, [*fields, 'soft'])}"
+                f"{place}: unknown field {{{name}}}, expected {known} or {{soft}}"
+                f"{nearest(name, [*fields, 'soft'])}"
             )
 
 
 def template_fields(task: Task, record: Record) -> tuple[str, ...]:
     """Returns the fields that a template may name: the task's, or those of a record of its data."""
-    return task.fields or tuple(
-        name for name in record if name not in (PLACE, *output_fields(task))
-    )
+    others = (PLACE, *output_fields(task))
+    return task.fields or tuple(name for name in record if name not in others)
 
 
 def parse_labels(labels: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -262,9 +259,7 @@ def _draw(task: Task, config: Any, split: str, key: str) -> list[Record]:
 
 
 _BOUND = r"-?(?:\d{1,18}|\d{1,2}%|100%)"
-_SPLIT = re.compile(
-    rf"(?P<name>[\w.-]+)(?:\[(?P<start>{_BOUND})?:(?P<stop>{_BOUND})?\])?", re.ASCII
-)
+_SPLIT = re.compile(rf"([\w.-]+)(?:\[({_BOUND})?:({_BOUND})?\])?", re.ASCII)  # NAME[START:STOP]
 
 
 def _parse_split(split: str) -> tuple[str, str | None, str | None]:
@@ -273,7 +268,7 @@ def _parse_split(split: str) -> tuple[str, str | None, str | None]:
         raise UserError(
             f"{split!r} is not a valid split: expected 'train', 'train[:64]' or 'train[:50%]'"
         )
-    return match["name"], match["start"], match["stop"]
+    return match[1], match[2], match[3]
 
 
 def _whole_split(task: Task, name: str) -> list[Record]:

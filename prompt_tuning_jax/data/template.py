@@ -84,9 +84,8 @@ def parse(text: str, specials: Iterable[str] = ()) -> Template:
     pieces += split_at_specials(constant, markups)
     plain = [piece for piece in filled if isinstance(piece, Slot) and piece.size is None]
     if len(plain) > 1:
-        raise _misplaced(
-            text, plain[1].place, "a second {soft}: write {soft:8} for a part of the virtual tokens"
-        )
+        fault = "a second {soft}: write {soft:8} for a part of the virtual tokens"
+        raise _misplaced(text, plain[1].place, fault)
     return Template(text, tuple(pieces))
 
 
@@ -203,14 +202,12 @@ def separator(text: str, direct: bool = False) -> str:
 
 def field_text(field: Field, record: Mapping[str, str], template: Template) -> str:
     """Returns a record's text for a field, or raises a UserError that names the known fields."""
-    if field.name not in record:
-        raise _misplaced(
-            template.text,
-            field.place,
-            f"the data has no field {field.name!r}{nearest(field.name, [*record, 'soft'])}:"
-            f" expected one of: {', '.join(record)}",
-        )
-    return record[field.name]
+    name, place = field
+    if name not in record:
+        meant = nearest(name, [*record, "soft"])
+        fault = f"the data has no field {name!r}{meant}: expected one of: {', '.join(record)}"
+        raise _misplaced(template.text, place, fault)
+    return record[name]
 
 
 def _field_or_slot(text: str, inside: str, place: int) -> Field | Slot:
@@ -224,9 +221,8 @@ def _field_or_slot(text: str, inside: str, place: int) -> Field | Slot:
         raise _misplaced(text, place, f"{{{shown}}} is not a slot: write {{soft}} or {{soft:8}}")
     if not inside.isidentifier() or len(inside) > _LONGEST_NAME:
         wanted = f"{{{inside.strip()}}}" if inside.strip().isidentifier() else "a plain name"
-        raise _misplaced(
-            text, place, f"{{{shown}}} is not a field: write {wanted[:60]}, or {{{{ for a brace"
-        )
+        fault = f"{{{shown}}} is not a field: write {wanted[:60]}, or {{{{ for a brace"
+        raise _misplaced(text, place, fault)
     return Field(plain_name(inside), place)
 
 

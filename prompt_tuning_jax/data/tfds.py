@@ -12,15 +12,8 @@ import numpy as np
 from google.protobuf import json_format
 
 from prompt_tuning_jax.config.key import string
-from prompt_tuning_jax.data.records import (
-    COLUMNS,
-    COLUMNS_HINT,
-    Fields,
-    Record,
-    Source,
-    make_records,
-    task_fields,
-)
+from prompt_tuning_jax.data import records
+from prompt_tuning_jax.data.records import Fields, Record, Source
 from prompt_tuning_jax.data.rows import DAMAGED, Row
 from prompt_tuning_jax.errors import UserError, nearest
 
@@ -29,7 +22,7 @@ FORMAT = "array_record"
 INFO = "dataset_info.json"
 _FAULTS = (*DAMAGED, json_format.Error)
 KEYS = {
-    "columns": COLUMNS,
+    "columns": records.COLUMNS,
     # Where TensorFlow Datasets keeps what it prepared; '' is its own default.
     "data_dir": string(""),
 }
@@ -57,7 +50,7 @@ def read_source(config: Any) -> Source:
             f" with tfds.builder({name.partition(':')[0]!r}, file_format={FORMAT!r})"
             ".download_and_prepare()"
         )
-    return Source(Splits(builder, task_fields(config), name))
+    return Source(Splits(builder, records.task_fields(config), name))
 
 
 class Splits(Mapping[str, list[Record]]):
@@ -74,7 +67,8 @@ class Splits(Mapping[str, list[Record]]):
         if split not in self._read:
             rows = _read_rows(self._builder, split, f"{self._name}, split {split!r}")
             try:
-                self._read[split] = list(make_records(rows, self._fields, hint=COLUMNS_HINT))
+                made = records.make_records(rows, self._fields, hint=records.COLUMNS_HINT)
+                self._read[split] = list(made)
             except _FAULTS as error:
                 raise _damaged(self._builder.data_dir, error) from error
         return self._read[split]
@@ -90,9 +84,8 @@ def find_folder(root: pathlib.Path, name: str) -> pathlib.Path:
     """Returns the folder of a dataset's version below `root`."""
     base, _, version = name.partition(":")
     parts = base.split("/")
-    if not all(part.isidentifier() or part.replace(".", "").isalnum() for part in parts) or (
-        version and not _version(version)
-    ):
+    plain = all(part.isidentifier() or part.replace(".", "").isalnum() for part in parts)
+    if not plain or (version and not _version(version)):
         raise UserError(
             f"task.name is {TFDS + name!r}: expected tfds:NAME, tfds:NAME/CONFIG or"
             " tfds:NAME/CONFIG:VERSION"
