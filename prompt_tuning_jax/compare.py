@@ -301,15 +301,10 @@ def _every_seed(
     runs = [make_run(setting.config, setting.folder, row, seed, rate, examples) for seed in seeds]
     found = [_find(setting, run) for run in runs]
     # At the end: nothing above has seen the test split.
-    test = [
-        _kept(
-            run.folder / TEST,
-            functools.partial(_test, setting, run, each),
-            calibration=_calibration_of(setting.config, run),
-            unrelated=setting.config.compare.unrelated,
-        )
-        for run, each in zip(runs, found, strict=True)
-    ]
+    test, unrelated = [], setting.config.compare.unrelated
+    for run, each in zip(runs, found, strict=True):
+        own = {"calibration": _calibration_of(setting.config, run), "unrelated": unrelated}
+        test.append(_kept(run.folder / TEST, functools.partial(_test, setting, run, each), **own))
     return Compared(row, examples, runs, found, test)
 
 
@@ -451,6 +446,5 @@ def _test(setting: Setting, run: Run, found: Mapping[str, Any]) -> dict[str, Any
 
 
 def _values(scores: np.ndarray, answers: np.ndarray) -> list[float]:
-    if scores.shape[1] > 1:
-        return (scores.argmax(1) == answers).astype(int).tolist()
-    return scores[:, 0].tolist()
+    is_right = (scores.argmax(1) == answers).astype(int)
+    return (is_right if scores.shape[1] > 1 else scores[:, 0]).tolist()

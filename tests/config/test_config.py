@@ -421,7 +421,6 @@ def test_difference_names_what_changed():
     ]
     prefix = load(QUICKSTART, overrides(["method.name=prefix"]))
     assert difference(to_json(old), prefix) == [
-        "config.method.dropout was not set and is 0.0 now",
         "config.method.hidden_size was not set and is 0 now",
         "config.method.name was 'soft_prompt' and is 'prefix' now",
     ]
