@@ -1,6 +1,8 @@
 """Frozen weights in parts over devices, and in int8."""
 
 import collections
+import os
+import signal
 from types import SimpleNamespace
 
 import jax
@@ -9,6 +11,7 @@ import plain_model
 import pytest
 import test_methods
 import tiny_methods
+import tiny_runs
 from test_step import COLLECTIVE, assert_near
 from tiny_models import changed
 
@@ -200,3 +203,13 @@ def test_a_model_axis_may_be_a_part_of_an_axis_of_a_slice():
         mesh = make_mesh(chips, shards)
         assert mesh.devices.shape == (16 // shards, shards)
         assert {chip.id for chip in mesh.devices.flat} == {*range(16)}
+
+
+def test_a_run_goes_on_over_another_mesh(typed, monkeypatch):
+    words = tiny_runs.training("run", *tiny_runs.FEW, "--config.method.name=lora")
+    due = train.due
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "due", lambda *at: os.kill(os.getpid(), signal.SIGTERM) or due(*at))
+        assert typed(*words, "--config.parallel.model=2").status == 75
+    done = typed(*words, "--config.parallel.model=4")
+    assert done.status == 0 and "going on after step" in done.out, done.err
