@@ -434,9 +434,9 @@ def _test(setting: Setting, run: Run, found: Mapping[str, Any]) -> dict[str, Any
     result: dict[str, Any] = {"values": _values(scored.scores, scored.answers)}
     if kind:
         ranking, held = api.held_out(task, run.config, kind)
-        scores, answers, _ = _score(setting, task, run, found, held)
-        made = calibration.fit(kind, scores, answers)
+        made = calibration.fit(kind, *_score(setting, task, run, found, held)[:2])
         result["calibrated"] = _values(made.apply(scored.scores), scored.answers)
+        # By texts, the records that ranked the prompts calibrate too, and count once.
         is_read = held is ranking and run.row.name == "written prompt" and found["examples"]
         result["calibrated_by"] = 0 if is_read else len(held)
     tensors = load_artifact(run.folder / ARTIFACT).tensors if run.row.is_trained else {}

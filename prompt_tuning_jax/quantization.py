@@ -29,7 +29,7 @@ def quantize(params: dict[str, Any], matrices: Container[str]) -> dict[str, Any]
         if path not in matrices:
             found[path] = leaf
             continue
-        # Of one layer there are no others to quantise.
+        # A model of one layer has an empty stack: it gives one part without rows.
         rows, parts = leaf.reshape(-1, leaf.shape[-1]), range(0, leaf[..., 0].size or 1, AT_ONCE)
         pairs = [_quantize(rows[begin : begin + AT_ONCE]) for begin in parts]
         numbers, scales = (np.concatenate(part) for part in zip(*pairs, strict=True))

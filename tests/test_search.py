@@ -253,7 +253,7 @@ def test_a_tokenizer_that_puts_a_space_in_front_of_a_text_is_searched_too(kind, 
 
 def test_a_start_of_drawn_words_that_no_text_gives_is_refused(monkeypatch):
     monkeypatch.setattr(text.Place, "reads_as", lambda self, prompt: False)
-    with pytest.raises(UserError, match="'of drawn words' is not read as it is written"):
+    with pytest.raises(UserError, match="each of 100 drawn starts is not read as it is written"):
         find(start="", num_tokens=3)
 
 

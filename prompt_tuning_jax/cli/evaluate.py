@@ -127,7 +127,10 @@ def warn_of_overlap(task, trained: Sequence[Mapping[str, str]], split: str) -> N
 
 def _warn_of_differences(manifest, task, config, split: str, calibrate: str | None) -> None:
     if calibrate and manifest["metrics"] and not config.calibration.split:
-        say("warning: what calibrates chose the artifact too: name others in calibration.split")
+        say(
+            "warning: the records that calibrate chose the artifact too, so the numbers look better"
+            " than they are: name others in config.calibration.split, with --config FILE"
+        )
     for warning in other_task(manifest, config.task.template, task.labels):
         say(f"warning: {warning}")
     if split != config.task.train:

@@ -1,8 +1,8 @@
 """Prompt tuning (Lester et al. 2021): P trained vectors stand where the template has `{soft}`.
 
 Departures: float32 vectors over whatever dtype the model has, and the frozen model has no dropout
-(the released recipe ran it with 0.1). With `method.dropout` vectors are 0 in an update, which the
-model still counts as positions; a prefix hides them.
+(the released recipe ran it with 0.1). With `method.dropout` an update reads some vectors as 0. They
+stay positions that the model attends to; the dropout of a prefix hides positions.
 """
 
 import jax

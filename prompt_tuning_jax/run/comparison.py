@@ -49,7 +49,7 @@ _NOTES = """\
   with the middle 95 % of resamples of the test examples, paired by example.
 - a task, 100 tasks: bytes to store; for 100 tasks with the weights that they share.
 - a step: seconds; memory: of the compiled step.
-- examples: what training, validation and calibration have read, the choice of a rate apart.
+- examples: what training, validation and calibration have read, without the choice of the rate.
 - to 95 %: time to 95 % of the row's own best validation accuracy.
 - forgetting: change of the cross-entropy on unrelated text, in nats a token.
 """

@@ -65,7 +65,9 @@ def claim(folder: str | os.PathLike, command: str = "train") -> Iterator[Path]:
     folder = Path(folder)
     for other, name in _OWNERS.items():
         if other != command and (folder / name).exists():
-            raise UserError(f"the workdir '{folder}' holds what {other!r} wrote: give another one")
+            raise UserError(
+                f"the workdir '{folder}' holds what {other!r} wrote: give another --workdir"
+            )
     with writable(folder):
         made = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)

@@ -113,7 +113,8 @@ def first_prompt(
         found = place._replace(written=written, begin=begin)
         if count and count == (size or count) and found.reads_as(prompt):
             return prompt, found
+    given = f"config.search.start {short(start)}" if start else f"each of {DRAWS} drawn starts"
     raise UserError(
-        f"config.search.start {short(start or 'of drawn words')} is not read as it is written in"
-        f" {short(place.template, 200)}: its first or last word joins the text beside it"
+        f"{given} is not read as it is written in {short(place.template, 200)}: its first or last"
+        " word joins the text beside it, so give a config.search.template with a space between"
     )

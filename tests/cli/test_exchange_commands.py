@@ -42,7 +42,7 @@ def test_a_soft_prompt_goes_to_peft_and_back(typed, home):
     assert shown.status == 0 and "vectors, of the virtual tokens and of the text" in shown.out
     assert np.load(home / "front.npy").shape[1] == 24
     shown = typed("evaluate", "--artifact", kept, "--calibrate", "labels", "--out", "calibrated")
-    assert "what calibrates chose the artifact too" in shown.err
+    assert "the records that calibrate chose the artifact too" in shown.err
     shown = typed("export", "--artifact", "calibrated", "--to", "npy", "again.npy")
     assert shown.status == 0 and "the calibration of the artifact is not exported" in shown.out
     shown = typed("export", "--artifact", kept, "--to", "hf", "folder")
