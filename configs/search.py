@@ -2,12 +2,11 @@
 
 Command: prompt-tuning search --config configs/search.py --workdir runs/search
   (the control: --config.search.name=random)
-Hardware and time: one CPU core, float32, beside other work: 26 to 43 min (0.4 to 0.6 prompts a
+Hardware and time: one CPU core, float32, beside another run: 28 to 29 min (0.5 to 0.6 prompts a
   second, each on 32 headlines).
-Expected: 72.0, 70.7 and 71.0 % on the validation split, 68.4, 66.6 and 69.0 % on the 500 test
-  headlines (seeds 0, 1 and 2; run here). Random swaps with as many forwards give 70.0, 70.3 and
-  72.3 %, and 69.0, 65.8 and 67.0 %. The start has 59.0 % and 53.6 %, the best written prompt of 45
-  has 67.3 % and 62.4 %.
+Expected: 72.0 and 72.7 % on the validation split, 68.2 and 69.2 % on the 500 test headlines (seeds
+  0 and 1; run here). Random swaps with as many forwards give 70.7 and 72.0 %, and 64.8 and 67.4 %.
+  The start has 61.7 % and 57.4 %, the best written prompt of 45 has 67.3 % and 62.4 %.
 """
 
 from ml_collections import ConfigDict
@@ -20,8 +19,9 @@ def get_config() -> ConfigDict:
     config.search = ConfigDict()
     config.search.name = "gradient"
     config.search.start = (
-        "Say which section of the BBC this belongs to: business, entertainment, politics, sports or"
-        " technology."
+        "The BBC has five sections: business (companies, shares, the economy), entertainment"
+        " (films, music, television), politics (parties, ministers, elections), sports (football,"
+        " rugby, tennis) and technology (computers, the internet, games)."
     )
     # The best written prompt of 45, with the searched one in front.
     config.search.template = "{soft}\nBBC News: {text}\nThis story is about"

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import plain_model
@@ -101,18 +102,22 @@ def test_the_gradient_and_its_linearisation_are_the_slopes_of_the_plain_loss():
         assert changes[place, token] == pytest.approx(slope, abs=1e-3)
 
 
-def test_guided_swaps_change_one_token_to_one_of_the_best():
+def test_guided_swaps_change_one_token_to_one_of_the_best_by_the_average_gradient():
     pool, prompt = words.find_words(LM, words_only=False), np.array([40, 50, 60])
-    slopes = np.random.default_rng(3).normal(size=(3, LM.spec.width)).astype(np.float32)
+    slopes = np.random.default_rng(3).normal(size=(3, 3, LM.spec.width)).astype(np.float32)
     settings = configs.build({"search": {"top_k": 2, "candidates": 40}}).search
-    _, propose = gradient.make(settings, pool, prompt)
+    state, propose = gradient.make(settings, pool, prompt)
     scored = loop.Scored(np.array([prompt + 9, prompt]), np.array([1.0, 0.5]))
-    made = propose({}, np.random.default_rng(0), scored, slopes)[1]
-    products = slopes @ pool.embeddings.T
+    # The length of a round's gradient does not count.
+    for given in (100 * slopes[0], slopes[1], slopes[2]):
+        state = json.loads(json.dumps(state))
+        state, made = propose(state, np.random.default_rng(0), scored, given)
     for row in made:
         [place] = np.flatnonzero(row != prompt)
+        old, middle, last = (each[place] / np.sqrt((each[place] ** 2).sum()) for each in slopes)
+        products = pool.embeddings @ (0.81 * old + 0.9 * middle + last)
         others = np.setdiff1d(pool.at(place), prompt[place])
-        assert row[place] in others[products[place][others].argsort()[:2]]
+        assert row[place] in others[products[others].argsort()[:2]]
     joined = loop.join(
         prompt, [np.array([1, 50, 60]), np.array([2, 50, 60]), np.array([40, 3, 60])]
     )
@@ -177,6 +182,29 @@ def test_a_search_that_was_stopped_ends_as_one_that_was_not(name, tmp_path, monk
     assert again.finished and "going on after round 2" in lines
     assert again._replace(seconds=0, artifact=None) == whole._replace(seconds=0, artifact=None)
     assert again.history[-1]["round"] > 0
+
+
+def test_a_search_goes_on_from_its_best_validated_prompt(monkeypatch):
+    begun, swaps = [], search.random_swaps
+
+    def make(*given):
+        state, propose = swaps.make(*given)
+
+        def watched(state, rng, scored, gradient):
+            begun.append(scored.best.tolist())
+            return propose(state, rng, scored, gradient)
+
+        return state, watched
+
+    watching = SimpleNamespace(KEYS={}, GUIDED=False, make=make)
+    monkeypatch.setitem(search.SEARCHES, "random", watching)
+    found, left = find(name="random", rounds=12, again=1, validate_every=2), 0
+    for after in range(2, 12, 2):
+        known = [entry for entry in found.history if entry["round"] <= after]
+        best = min(known, key=lambda entry: entry["loss"])
+        assert begun[after] == best["ids"]
+        left += best["round"] < after and known[-1]["round"] == after
+    assert left, "no validation was worse than an earlier one"
 
 
 def test_what_is_reported_is_what_the_text_alone_gives(tmp_path):

@@ -35,6 +35,6 @@ KEYS = {
     "candidates": whole(16, 1),
     "examples": whole(32, 1),
     "again": whole(2, 1),
-    # Rounds from one validation to the next.
-    "validate_every": whole(8, 1),
+    # Rounds from one validation to the next. It goes on from the best one, by its loss.
+    "validate_every": whole(4, 1),
 }

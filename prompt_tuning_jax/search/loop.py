@@ -1,5 +1,6 @@
 """The loop of every search: propose, score on training examples, keep the best by other examples,
-and choose on the validation split. What counts is the text of a prompt, tokenised again."""
+and go on from the best on the validation split. What counts is the text of a prompt, tokenised
+again."""
 
 import hashlib
 import json
@@ -105,6 +106,9 @@ def run(
             if due:
                 for index in scored.losses.argsort(kind="stable")[:VALIDATED]:
                     validate(place, held_out, scored.prompts[index], now, log)
+                # A few examples let in prompts that are worse: by these alone a search drifts away.
+                best = min(now["history"], key=lambda entry: entry["loss"])
+                now["scored"] = [[best["ids"]], [0.0]]
             now["seconds"] = time.perf_counter() - began
             if folder and (due or stopping):
                 with writable(folder):
