@@ -2,11 +2,12 @@
 
 Command: prompt-tuning search --config configs/search.py --workdir runs/search
   (the control: --config.search.name=random)
-Hardware and time: one CPU core, float32, beside another run: 28 to 29 min (0.5 to 0.6 prompts a
+Hardware and time: one CPU core, float32, beside other work: 28 to 34 min (0.5 to 0.6 prompts a
   second, each on 32 headlines).
-Expected: 72.0 and 72.7 % on the validation split, 68.2 and 69.2 % on the 500 test headlines (seeds
-  0 and 1; run here). Random swaps with as many forwards give 70.7 and 72.0 %, and 64.8 and 67.4 %.
-  The start has 61.7 % and 57.4 %, the best written prompt of 45 has 67.3 % and 62.4 %.
+Expected: 72.0, 73.0 and 73.0 % on the validation split, 68.2, 69.2 and 68.6 % on the 500 test
+  headlines (seeds 0, 1 and 2; run here). Random swaps with as many forwards give 70.7, 72.0 and
+  72.3 %, and 64.8, 67.4 and 66.6 %. The start has 61.7 % and 57.4 %, the best written prompt of 45
+  has 67.3 % and 62.4 %.
 """
 
 from ml_collections import ConfigDict
