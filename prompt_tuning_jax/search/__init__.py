@@ -35,6 +35,7 @@ KEYS = {
     "candidates": whole(16, 1),
     "examples": whole(32, 1),
     "again": whole(2, 1),
-    # Rounds from one validation to the next. It goes on from the best one, by its loss.
+    # Rounds from one validation to the next, where a search returns to the prompt with the lowest
+    # validation loss so far.
     "validate_every": whole(4, 1),
 }
