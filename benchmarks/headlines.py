@@ -10,7 +10,12 @@ import numpy as np
 from prompt_tuning_jax.config import load as load_config
 from prompt_tuning_jax.data.batch import batch_indices, make_order
 from prompt_tuning_jax.data.example import Example
-from prompt_tuning_jax.data.task import make_task, select_records
+from prompt_tuning_jax.data.task import (
+    make_task,
+    select_records,
+    training_records,
+    validation_records,
+)
 from prompt_tuning_jax.methods import make_method
 from prompt_tuning_jax.models.language_model import LanguageModel, load
 from prompt_tuning_jax.models.sites import Given, from_tensors
@@ -34,9 +39,19 @@ def dtype(lm: LanguageModel) -> str:
 
 
 def examples(config: Any, lm: LanguageModel, given: Given, split: str) -> list[Example]:
-    """Returns a split of the config's task as tokens, with all answers, for what is given."""
+    """Returns a split of the config's task as tokens, with all answers, for what is given: of train
+    and validation the records that a run reads."""
+    if config.method.get("init") == "demonstrations":
+        raise SystemExit(
+            "the other side cannot start from demonstrations: give another method.init"
+        )
     task = make_task(config.task)
-    rows = select_records(task, getattr(config.task, split))
+    drawn = {"train": training_records, "validation": validation_records}
+    rows = (
+        drawn[split](task, config.task)
+        if split in drawn
+        else select_records(task, config.task.test)
+    )
     return encode_for(lm, task, rows, given, config.task.max_length)
 
 

@@ -4,7 +4,6 @@ torch alone."""
 import copy
 import os
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -230,14 +229,3 @@ def mean_loss(wrapped, cases: Sequence[inputs.Case], size: int = 16) -> float:
 def peak_device_bytes() -> int | None:
     """Returns the peak of the GPU's memory in torch; None without a GPU."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-
-
-def matrix_rate(size: int, dtype: str, repeats: int = 5) -> float:
-    """Returns the best FLOP/s of torch on one plain product of two `[size, size]` matrices."""
-    left, right = torch.randn(2, size, size, dtype=getattr(torch, dtype), device=device())
-    times = []
-    for _ in range(repeats + 1):
-        begin = time.perf_counter()
-        (left @ right)[0, 0].item()
-        times.append(time.perf_counter() - begin)
-    return 2 * size**3 / min(times)

@@ -40,14 +40,14 @@ def main():
     lm, task = load(config.model), make_task(config.task)
     rows = select_records(task, "train")
     place = find_place(lm, task, rows[0], config.search, 0)
-    prompt = first_prompt(place, config.search, None, np.random.default_rng(0))
+    prompt, place = first_prompt(place, config.search, None, np.random.default_rng(0))
     prompts = np.repeat(prompt[None], PROMPTS, axis=0)
     part: Part = plan(place, rows, len(prompt), config, print)(0, 0)
 
     count = len(part.answers)
     whole = [
         example._replace(trunk=fill(example.trunk, prompts[:1])[0])
-        for example in place.encode(rows[:count], size=len(prompt))
+        for example in place.encode(rows[:count], place.written, len(prompt))
     ]
     order = np.arange(count)[None]
     shapes = plan_shapes(whole, order, 0, ranked=True)

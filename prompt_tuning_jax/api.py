@@ -13,9 +13,9 @@ from prompt_tuning_jax.calibration import Calibration, check_labels, halves
 from prompt_tuning_jax.data.chat import read_chat
 from prompt_tuning_jax.data.encode import count_shortened, group_by_input
 from prompt_tuning_jax.data.records import LABEL, PLACE, Record, require_text
-from prompt_tuning_jax.data.task import Task, select_records, validation_records
+from prompt_tuning_jax.data.task import Task, output_fields, select_records, validation_records
 from prompt_tuning_jax.data.template import field_names, plain_name, with_prompt
-from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.errors import UserError, short
 from prompt_tuning_jax.generate import DEFAULTS, Settings, check_settings, generate
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import Given, check_given, from_tensors, prefix_length
@@ -122,6 +122,10 @@ def label_scores(
         )
     use = _use(lm, task, artifact, prompt or "", max_length)
     rows = select_records(task, split) if isinstance(split, str) else split
+    outputs = output_fields(task)
+    if not rows or not all(name in row for row in rows for name in outputs):
+        needed = f"expected the name of a split, or a list of records with {', '.join(outputs)}"
+        raise UserError(f"split is {short(split, 200)}: {needed}")
     counts: dict[str, int] = {}
     if demonstrations:
         shown = demonstrations
@@ -291,7 +295,7 @@ def _texts(lm, task, rows, use, settings, seed):
 
 def _text_metrics(lm, task, rows, use, settings, seed, log):
     """Returns the metrics of the texts that are written for the distinct inputs of the records."""
-    inputs, references = group_by_input(task, rows)
+    inputs, references = group_by_input(task._replace(template=use.template), rows)
     texts = _texts(lm, task, inputs, use, settings, seed)
     examples, written = zip(*with_progress(texts, "texts written", log, len(inputs)), strict=True)
     counts = {

@@ -14,8 +14,8 @@ import numpy as np
 from prompt_tuning_jax.config.key import string
 from prompt_tuning_jax.errors import UserError
 
-# The records to calibrate with. '' is every second record of each label of the validation split, so
-# that the others rank written prompts; or the texts of all of them.
+# The records to calibrate with. '' is every second validation record of each label, so that the
+# others rank prompts; by texts, all of them.
 KEYS = {"split": string("")}
 PULL = 1.0  # of the log-scales towards 0, beside the summed loss: a deviation of 0.7
 

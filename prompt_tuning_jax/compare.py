@@ -6,7 +6,6 @@ there is not computed again, so a comparison that was stopped goes on.
 """
 
 import functools
-import itertools
 import json
 import math
 import re
@@ -24,7 +23,7 @@ from prompt_tuning_jax import api, calibration, search, train
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.config.key import Key, among, string, strings
-from prompt_tuning_jax.data.demonstrations import choose_demonstrations
+from prompt_tuning_jax.data.demonstrations import training_demonstrations
 from prompt_tuning_jax.data.records import LABEL, PLACE
 from prompt_tuning_jax.data.task import Task, make_task, training_records, validation_records
 from prompt_tuning_jax.errors import RunError, UserError, nearest, short
@@ -32,7 +31,7 @@ from prompt_tuning_jax.forgetting import cross_entropy, unrelated_texts
 from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import Given, from_tensors
-from prompt_tuning_jax.run.artifact import TENSORS, load_artifact
+from prompt_tuning_jax.run.artifact import TENSORS, load_artifact, load_start
 from prompt_tuning_jax.run.folder import ARTIFACT, CHECKPOINTS, TENSORBOARD, tie_to_config
 from prompt_tuning_jax.storage import atomic_write
 
@@ -52,15 +51,16 @@ _NAMES = (*WAYS, *(name.replace("_", " ") for name in METHODS))
 
 def _numbers(default: tuple, least: int) -> Key:
     def holds(value: tuple) -> bool:
-        return all(type(item) is int and item >= least for item in value)
+        numbers = all(type(item) is int and item >= least for item in value)
+        return numbers and len({*value}) == len(value)
 
-    return Key(default, f"whole numbers of at least {least}, as (0, 1, 2)", holds)
+    return Key(default, f"different whole numbers of at least {least}, as (0, 1, 2)", holds)
 
 
 KEYS = {
     # 'NAME' or 'NAME: KEY=VALUE KEY=VALUE'. The name is one of `WAYS`, a method, or any other
     # beside `method.name=`. A row with another method than the config begins at its defaults.
-    # () is all that need nothing more in the config; a search takes half an hour.
+    # () is all but the search, which takes half an hour, and what the config has no prompts for.
     "rows": strings(),
     "seeds": _numbers((0, 1, 2), 0).if_fits("at least one", lambda value, _: bool(value)),
     # 'NAME: RATE RATE': tried with the first seed. The best on the validation split is taken.
@@ -116,7 +116,8 @@ def read_rows(config) -> list[Row]:
     trained = [name for name, row in rows.items() if row.is_trained]
     for entry in config.compare.learning_rates:
         name, _, rest = (part.strip() for part in entry.partition(":"))
-        _check_name(name, trained, "learning_rates")
+        # Those of a method that is left out too.
+        _check_name(name, [*trained, *_NAMES[len(WAYS) :]], "learning_rates")
         try:
             rates = tuple(float(word) for word in rest.replace(",", " ").split())
         except ValueError:
@@ -160,11 +161,11 @@ def _read_row(entry: str) -> Row:
 
 
 def _check_name(name: str, trained: Sequence[str], key: str) -> None:
-    """Refuses what is no trained row, but for a method's own, which may be left out."""
-    if name not in (*trained, *_NAMES[len(WAYS) :]):
+    if name not in trained:
+        shown = ", ".join(dict.fromkeys(trained))
         raise UserError(
             f"config.compare.{key} has {name!r}{nearest(name, trained)}: expected a trained row,"
-            f" one of {', '.join(trained)}"
+            f" one of {shown}"
         )
 
 
@@ -231,8 +232,10 @@ def compare(
     """
     rows = read_rows(config)
     few = [count for count in config.compare.examples_per_class if count]
+    curve = config.compare.curve or [row.name for row in rows if row.is_trained]
+    repeated = [(row, count) for row in rows if row.name in curve for count in few]
     # A fault of the last run is found before the first.
-    for row, count in itertools.product(rows, [0, *few]):
+    for row, count in [*((row, 0) for row in rows), *repeated]:
         task = (run := make_run(config, folder, row, 0, examples=count)).config.task
         made, kind = make_task(task), "" if count else _calibration_of(config, run)
         training_records(made, task)
@@ -242,9 +245,12 @@ def compare(
             raise UserError(f"config.model.quantize is 'int8': leave the row {row.name!r} out")
         if row.name == "written prompt" and not run.config.prompts:
             raise UserError("the row 'written prompt' has no prompt: give config.prompts")
-        if row.name == "demonstrations" and not _demonstrations(made, run.config):
+        if row.name == "demonstrations" and not training_demonstrations(made, run.config):
             raise UserError("the row 'demonstrations' has none: give demonstrations.number")
-        if row is rows[0] and task.validation_per_class < count:
+        if row.name == "searched prompt":
+            search.begin(lm, made, run.config)
+        load_start(run.config.method)
+        if count and row is repeated[0][0] and task.validation_per_class < count:
             log(f"validation has {task.validation_per_class} for each label, not {count}")
     texts = unrelated_texts(config.compare.unrelated)
     # What all rows share: rows, seeds and rates may be added later.
@@ -258,7 +264,6 @@ def compare(
         lm, config, folder, lambda given: cross_entropy(lm, texts, given) - alone(), log
     )
     found = [_all_examples(setting, row) for row in rows]
-    curve = config.compare.curve or [row.name for row in rows if row.is_trained]
     for results in [each for each in found if each.row.name in curve]:
         for count in few:
             rate = results.runs[0].config.learning_rate
@@ -289,7 +294,7 @@ def _all_examples(setting: Setting, row: Row) -> Compared:
 
 def _order(found: Mapping[str, Any], by_accuracy: bool) -> tuple[float, ...]:
     """Returns a key that is lower for what is better on the validation split."""
-    return (-found["accuracy"], found["loss"]) if by_accuracy else (found["loss"],)
+    return (-found["accuracy"] if by_accuracy and "accuracy" in found else 0, found["loss"])
 
 
 def _every_seed(
@@ -393,7 +398,7 @@ def _choose(setting: Setting, run: Run) -> dict[str, Any]:
     if "prompt" in best:
         found["bytes"] = len(best["prompt"].encode())
     elif "demonstrations" in best:
-        shown = _demonstrations(task, config)[: given.counts["demonstrations"]]
+        shown = training_demonstrations(task, config)[: given.counts["demonstrations"]]
         texts = (text for each in shown for name, text in each.items() if name != PLACE)
         found |= {"examples": len(shown), "bytes": sum(len(text.encode()) for text in texts)}
     found["examples"] += best.pop("examples") * (len(candidates) > 1)
@@ -409,18 +414,13 @@ def _calibration_of(config, run: Run) -> str:
     return str(config.compare.calibrate)
 
 
-def _demonstrations(task: Task, config) -> list[Any]:
-    rows, number = training_records(task, config.task), config.demonstrations.number
-    return choose_demonstrations(rows, number, balanced=bool(task.labels), seed=config.seed)
-
-
 def _score(setting: Setting, task: Task, run: Run, found: Mapping[str, Any], split):
     """Scores a split, or records of one, as a run uses the model."""
     how: dict[str, Any] = {"max_length": run.config.task.max_length}
     if run.row.is_trained:
         how = {"artifact": load_artifact(run.folder / ARTIFACT)}
     elif "demonstrations" in found:
-        how["demonstrations"] = _demonstrations(task, run.config)
+        how["demonstrations"] = training_demonstrations(task, run.config)
     else:
         how["prompt"] = found.get("prompt")
     return api.label_scores(setting.lm, task, split=split, log=setting.log, **how)

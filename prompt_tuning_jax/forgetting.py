@@ -40,6 +40,9 @@ def cross_entropy(lm: LanguageModel, texts: Sequence[str], given: Given) -> floa
         ids = lm.tokenizer.encode(text)[0][:room]
         front = [lm.tokenizer.bos_id, *slots] if lm.tokenizer.add_bos else [*slots, ids.pop(0)]
         trunk, tail = (np.array(part, np.int32) for part in (front, ids))
-        examples.append(Example(trunk, (tail,), 0, 0, 0))
+        if ids:
+            examples.append(Example(trunk, (tail,), 0, 0, 0))
+    if not examples:
+        raise UserError("each unrelated text has one token, none to predict: give longer ones")
     scores = scoring.score(lm, examples, given)
     return -float(scores.sum()) / sum(len(example.tails[0]) for example in examples)

@@ -22,6 +22,7 @@ _OURS = {
         "weight_decay_rate": number(0.0),
     },
     "adamw": {"weight_decay": number(0.0)},
+    "lion": {"weight_decay": number(0.0)},
     "sgd": {"momentum": number(0.9, below=1.0)},
 }
 _NONE_AT_ZERO = ("clipping_threshold", "weight_decay_rate")

@@ -75,11 +75,8 @@ def check_task(task, config) -> None:
 
 def start_from_demonstrations(lm: LanguageModel, task, config, log: Callable) -> tuple[Task, list]:
     """Returns the task with what `method.init=demonstrations` begins with, and the demonstrations:
-    as many whole training records as fit into `num_virtual_tokens`, as they are in context.
-
-    Raises:
-      UserError: not one fits, or the texts behind virtual tokens are not those in context.
-    """
+    as many whole training records as fit into `num_virtual_tokens`, as they are in context. Raises
+    a UserError if none fits, or the texts behind virtual tokens are not those in context."""
     if (init := config.method.get("init")) != "demonstrations":
         path = config.method.init_file if init == "file" else ".npy"
         kept = {} if path.endswith(".npy") else load_artifact(path).manifest
@@ -123,7 +120,7 @@ def prepare(
     lm: LanguageModel, task, config, given: Given, log: Callable, shown=(), devices=1
 ) -> Data:
     """Reads and tokenises both splits, and chooses the shapes of the batches, for so many devices.
-    Of what is given only the shapes count; the demonstrations `shown` are not trained on."""
+    Only the shapes of `given` are read; the demonstrations `shown` are not trained on."""
     for note in task.load().notes:
         log(note)
     rows = training_records(task, config.task)

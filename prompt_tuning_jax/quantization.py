@@ -1,8 +1,7 @@
 """Frozen matrices in int8: `{q, scale}`, a scale for each output row, of the model's dtype.
 
-A matrix is made whole where it is used. In the layers of the scan that is done again in the
-backward pass, unless `model.remat` is 'none'; the last layer's and the embeddings may be kept until
-then.
+A matrix becomes floats where it is used, in scanned layers again in the backward pass (not with
+`model.remat` 'none'); the last layer's and the embeddings may be kept until then.
 """
 
 from collections.abc import Container, Mapping

@@ -148,9 +148,9 @@ def _check_memory(lm: LanguageModel, shape: batching.Shape, most: int) -> None:
     needed = 4 * matrices * shape.rows * shape.length**2
     if needed > most:
         raise UserError(
-            f"a text with the words of all labels takes {shape.length:,} positions, for which"
-            f" {needed / 1e9:,.1f} GB of memory are needed and {most / 1e9:,.1f} GB are free: give"
-            " fewer or shorter labels, or a machine with more"
+            f"an example with all its answers takes {shape.length:,} positions, for which"
+            f" {needed / 1e9:,.1f} GB of memory are needed and {most / 1e9:,.1f} GB are free: lower"
+            " config.task.max_length, give fewer or shorter labels, or a machine with more"
         )
 
 

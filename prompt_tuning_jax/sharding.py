@@ -29,8 +29,8 @@ KEYS = {
         "1, because config.parallel.name is 'pmap', which has the weights whole on each device",
         lambda value, section: value == 1 or section["name"] == "jit",
     ),
-    # Letters of the axes of matrices (design: V, E, D, Hd, Kd, F): a matrix is divided along its
-    # first axis that is among them and that `model` divides.
+    # Letters of the axes of matrices, see `spec.matrices`: a matrix is divided along its first axis
+    # that is among them and that `model` divides.
     "axes": Key(_LETTERS, f"some of {', '.join(_LETTERS)}", lambda value: {*value} <= {*_LETTERS}),
 }
 
@@ -63,11 +63,7 @@ def make_layout(
     letters: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]
 ) -> Layout:
     """Returns the layout that `config.parallel` asks for, of matrices by path: the letters of their
-    axes, and their shapes.
-
-    Raises:
-      UserError: the number of devices does not divide a matrix.
-    """
+    axes, and their shapes. Raises a UserError if the number of devices does not divide a matrix."""
     count = settings["model"]
     if count == 1:
         return WHOLE

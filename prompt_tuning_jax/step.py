@@ -1,8 +1,8 @@
 """One update as pure functions (loss, gradient, update), and the same compiled over devices.
 
-`train_step` is what runs everywhere: in a test, over a mesh and under `pmap`. These differ in the
-`total` that they hand over, `gradients` and their sum over devices. A fork changes these two
-functions. They know no method and no model family.
+`train_step` is what runs everywhere: in a test, over a mesh and under `pmap`. Each passes its own
+`total`: `gradients`, or their sum over devices. A fork changes these two functions. They know no
+method and no model family.
 """
 
 import functools

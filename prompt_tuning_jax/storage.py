@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from prompt_tuning_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -43,8 +45,9 @@ def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         os.replace(partial, folder)
-    except OSError as error:
-        raise UserError(f"'{folder}' cannot be written ({error.strerror}): give another") from error
+    except (OSError, SafetensorError) as error:
+        problem = getattr(error, "strerror", error)
+        raise UserError(f"'{folder}' cannot be written ({problem}): give another") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -2,9 +2,9 @@
 what is trained. It answers the records once, and their own answers are not read.
 
 With labels, all their words are targets, weighted with the teacher's probabilities among the labels
-(or an example would count by how likely any label is to the teacher). The loss is the cross-entropy
-to these of what is trained in the whole vocabulary, as in training on right answers, so that it
-learns to answer with a label too. With a target, the likeliest text of the teacher takes its place.
+(else an example would count by how likely all labels are together). The loss is the cross-entropy
+in the whole vocabulary, as in usual training, so that it learns to answer with a label too. With a
+target, the likeliest text of the teacher takes its place.
 """
 
 from collections.abc import Mapping

@@ -67,7 +67,7 @@ class Result(NamedTuple):
 
     artifact: Artifact  # the best adaptation
     history: list[dict]  # the lines of metrics
-    finished: bool  # whether it took all steps or ended early by itself, and was not asked to stop
+    finished: bool  # whether it ended by itself, after all steps or early, and was not stopped
     trainable_parameters: int  # how many numbers were trained
     seconds: float  # the time of the steps and validations
     saved: bool  # whether its end is in a checkpoint
@@ -252,9 +252,8 @@ def restore(checkpoints: Checkpoints | None, run: Plan, log) -> tuple[State, Bes
     changed = [name for name, source in run.sources.items() if source != extra["sources"][name]]
     if changed:
         raise UserError(
-            f"the {' and the '.join(changed)} changed since step {kept.step} of this run, under the"
-            " same config: put back what was there, give another --workdir, or --fresh to start"
-            " over here."
+            f"the {' and the '.join(changed)} changed since step {kept.step} of this run: put back"
+            " what was there, give another --workdir, or --fresh to start over here."
         )
     devices = warnings.other_devices(extra["devices"], jax.device_count())
     for warning in filter(None, (kept.warning, devices)):

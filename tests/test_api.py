@@ -109,6 +109,14 @@ def test_records_may_be_fields_or_text_and_their_label_is_not_looked_at(given, m
         list(api.predict(lm, task, [{"txt": "banks"}], made))
 
 
+@pytest.mark.parametrize(
+    "split", [[], [{"text": "banks"}], ["banks"], {"text": "banks", "label": "business"}]
+)
+def test_records_to_score_have_an_answer(given, split):
+    with pytest.raises(UserError, match="the name of a split, or a list of records with label"):
+        api.evaluate(*given[:2], split=split)
+
+
 def test_a_text_alone_is_refused_where_the_template_has_several_fields(given):
     lm, task, _ = given
     asked = task._replace(template="{soft}{title}: {text} {title}", fields=())

@@ -15,14 +15,16 @@ import tiny_runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data.example import Example
+from prompt_tuning_jax.models.sites import NOTHING
 from prompt_tuning_jax.models.spec import Spec
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 # Scripts that import each other by name, not a package.
 sys.path.insert(0, str(FOLDER))
-accuracy, flops, inputs, measure = map(
-    importlib.import_module, ("accuracy", "flops", "inputs", "measure")
+accuracy, flops, headlines, inputs, measure = map(
+    importlib.import_module, ("accuracy", "flops", "headlines", "inputs", "measure")
 )
 our_side, products, step_time = map(importlib.import_module, ("our_side", "products", "step_time"))
 
@@ -231,6 +233,32 @@ def test_the_scripts_for_scoring_and_writing_run(script, words, found, monkeypat
     options = module.parse(["--config", str(tiny_runs.world().config), *words.split()])
     with tiny_runs.at_home(monkeypatch):
         assert module.compare(options)[found] > 0
+
+
+def test_the_script_for_searching_runs(monkeypatch, capsys):
+    words = ["search.start=One of b, e", "search.examples=4", "search.template={soft}: {text}"]
+    words += [f"model.path={tiny_runs.world().model}"]
+    load, module = configs.load, importlib.import_module("search_time")
+    changed = [f"--config.{word}" for word in words]
+    monkeypatch.setattr(configs, "load", lambda path, given: load(path, [*given, *changed]))
+    with tiny_runs.at_home(monkeypatch):
+        module.main()
+    assert "in a second of one core: the prompt once" in capsys.readouterr().out
+
+
+def test_both_sides_read_the_records_that_a_run_reads(monkeypatch):
+    words = ["task.examples_per_class=3", "task.validation_per_class=1"]
+    with tiny_runs.at_home(monkeypatch):
+        config = headlines.settings(str(tiny_runs.world().config), words)
+        lm = headlines.model(config)
+        counts = [
+            len(headlines.examples(config, lm, NOTHING, split))
+            for split in ("train", "validation", "test")
+        ]
+        assert counts == [15, 5, 40]
+        with pytest.raises(SystemExit, match="cannot start from demonstrations"):
+            config.method.init = "demonstrations"
+            headlines.examples(config, lm, NOTHING, "train")
 
 
 @pytest.mark.parametrize(("difference", "status"), [(9e-4, 0), (2e-3, 1)])

@@ -129,6 +129,8 @@ BAD = {
     "code": ({"peft_type": "os.system"}, "peft_type is 'os.system'"),
     "a list": ({"peft_type": ["LORA"]}, "peft_type is"),
     "DoRA": ({"use_dora": True}, "use_dora is True; supported: False"),
+    "changed weights": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_"),
+    "not always active": ({"alora_invocation_tokens": [3]}, r"alora_invocation_tokens is \[3\]"),
     "ranks by pattern": ({"rank_pattern": {"q": 2}}, "rank_pattern is"),
     "whole modules": ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
     "no rank": ({"r": 0}, "r is 0, expected a whole number above 0"),
@@ -145,6 +147,15 @@ def test_adapters_that_cannot_be_held_are_refused_by_name(lm, tmp_path, what):
     change, message = BAD[what]
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=message):
+        exchange.import_adapter(lm, TASK, configs.build({}), tmp_path / "a")
+
+
+def test_an_adapter_of_other_layers_is_refused_by_their_names(lm, tmp_path):
+    given = plain_model.random_given(4, SPEC, "lora", size=4)
+    exchange.export_adapter(lm, TASK, artifact(lm, given), tmp_path / "a")
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    save_file({f"{name}.other": leaf for name, leaf in load_file(path).items()}, path)
+    with pytest.raises(UserError, match=r"holds .*down_proj.*, for which the model has no place"):
         exchange.import_adapter(lm, TASK, configs.build({}), tmp_path / "a")
 
 
@@ -180,6 +191,13 @@ def test_a_pipe_in_an_adapter_is_not_waited_for(lm, tmp_path, name):
     os.mkfifo(tmp_path / "a" / name)
     with pytest.raises(UserError, match=f"{name} cannot be read"):
         exchange.import_adapter(lm, TASK, configs.build({}), tmp_path / "a")
+
+
+def test_int8_weights_are_not_merged(tmp_path):
+    lm = load(str(tiny_models.write_folder(tmp_path / "model")), quantize="int8")
+    given = plain_model.random_given(1, SPEC, "lora")
+    with pytest.raises(UserError, match="are int8: load it with quantize=''"):
+        exchange.export_model(lm, artifact(lm, given), tmp_path / "merged")
 
 
 def test_a_written_prompt_is_no_model(lm, tmp_path):

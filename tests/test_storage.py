@@ -6,9 +6,10 @@ import sys
 import tempfile
 
 import pytest
+from safetensors import SafetensorError
 
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.storage import cache_folder, publish
+from prompt_tuning_jax.storage import cache_folder, new_folder, publish
 
 
 def test_the_environment_names_the_folder(monkeypatch, tmp_path):
@@ -137,3 +138,12 @@ def test_if_nothing_can_be_written_the_error_says_what_to_set(tmp_path, monkeypa
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"temporary folder .*set PROMPT_TUNING_CACHE"):
         publish(tmp_path / "file" / "made", lambda folder: None)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("Full")])
+def test_a_folder_that_cannot_be_filled_is_one_sentence_and_not_there(tmp_path, error):
+    with pytest.raises(UserError, match=r"cannot be written \((No space left.*|Full)\): give"):
+        with new_folder(tmp_path / "new") as folder:
+            (folder / "first").touch()
+            raise error
+    assert not list(tmp_path.iterdir())

@@ -105,6 +105,17 @@ def test_evaluate_measures_the_texts_and_the_loss_of_all_references(lm, made):
     assert alone == {"loss": found["loss"], "examples": 10}
 
 
+def test_inputs_are_those_of_the_prompt_that_is_written(lm, monkeypatch):
+    """Not those of the task's template, which may have other fields."""
+    monkeypatch.setattr(metrics, "text_metrics", lambda texts, references, *_: {"seen": references})
+    rows = [{"facts": "price", "area": n % 3, "text": f"It is {n}."} for n in range(6)]
+    rows = [{name: str(value) for name, value in row.items()} for row in rows]
+    asked = TASK._replace(fields=("facts", "area", "text"))
+    found = api.evaluate(lm, asked, split=rows, prompt="{area} {facts}:", generation=SETTINGS)
+    assert found["texts"] == 3
+    assert found["seen"] == [[f"It is {n}.", f"It is {n + 3}."] for n in range(3)]
+
+
 def test_the_tokenizer_of_the_metrics_is_the_tasks_and_is_named(lm, made):
     measured = TASK._replace(metrics=("rouge_l",), tokenizer="char")
     found = api.evaluate(lm, measured, made, generation=SETTINGS)

@@ -29,10 +29,13 @@ def compare_and_report(config, folder: str, fresh: bool, command: Sequence[str])
     """Runs every row and writes the report; returns the exit status. A comparison that was stopped
     goes on in its folder, unless `fresh` starts its rows over."""
     with claim(folder, "compare") as root, record_start(root, command, say) as start:
-        compare.read_rows(config)  # a fault is found before the model is loaded
-        task = make_task(config.task)
-        check_prompts(task, dict.fromkeys(config.prompts, "config.prompts"), config.task.test)
+        for row in compare.read_rows(config):  # a fault is found before the model is loaded
+            own = compare.make_run(config, root, row, 0).config
+            if own.prompts:
+                named = dict.fromkeys(own.prompts, "config.prompts")
+                check_prompts(make_task(own.task), named, own.task.test)
         if own := config.calibration.split:
+            task = make_task(config.task)
             warn_of_overlap(task, select_records(task, own), config.task.test)
         lm = load_model(config)
         say(machine := describe_machine(lm))

@@ -111,7 +111,7 @@ def print_plan(found: dict[str, Any]) -> None:
         f"{shape['rows']} x {shape['positions']} ({shape['share']:.0%})"
         for shape in batches["shapes"]
     ]
-    left_out = found["notes"] + [
+    notes = found["notes"] + [
         f"{lost['examples']:,} {name} examples shortened by {lost['tokens']:,} tokens"
         for name, lost in found["shortened"].items()
         if lost["examples"]
@@ -122,7 +122,7 @@ def print_plan(found: dict[str, Any]) -> None:
         {
             "data": f"{found['task']}: {examples['train']:,} examples to train on, "
             f"{examples['validation']:,} to validate, {examples['test']:,} to test",
-            "left out": ", ".join(left_out) or "nothing",
+            "notes": ", ".join(notes) or "none",
             "model reads": text.replace("\n", "\\n").replace("\t", "\\t"),
             "tokens": f"{sample['tokens']}: {sample['virtual_tokens']} virtual, {words} of text, "
             f"{sample['targets']} to predict",

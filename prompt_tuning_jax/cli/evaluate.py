@@ -11,7 +11,7 @@ from prompt_tuning_jax.cli.machine import find_artifact, load_model
 from prompt_tuning_jax.cli.show import print_facts, print_table, say
 from prompt_tuning_jax.cli.written_prompts import check_prompts, rank_prompts, read_prompts
 from prompt_tuning_jax.config import from_manifest
-from prompt_tuning_jax.data.demonstrations import choose_demonstrations
+from prompt_tuning_jax.data.demonstrations import training_demonstrations
 from prompt_tuning_jax.data.task import make_task, select_records, training_records
 from prompt_tuning_jax.data.template import field_names
 from prompt_tuning_jax.errors import UserError
@@ -128,8 +128,8 @@ def warn_of_overlap(task, trained: Sequence[Mapping[str, str]], split: str) -> N
 def _warn_of_differences(manifest, task, config, split: str, calibrate: str | None) -> None:
     if calibrate and manifest["metrics"] and not config.calibration.split:
         say(
-            "warning: the records that calibrate chose the artifact too, so the numbers look better"
-            " than they are: name others in config.calibration.split, with --config FILE"
+            "warning: the records that calibrate chose the artifact too, so the numbers look too"
+            " good: name others in config.calibration.split, with --config FILE"
         )
     for warning in other_task(manifest, config.task.template, task.labels):
         say(f"warning: {warning}")
@@ -139,11 +139,9 @@ def _warn_of_differences(manifest, task, config, split: str, calibrate: str | No
 
 def _demonstrations(task, config, splits: Sequence[str]) -> list[Any]:
     """Chooses demonstrations; warns if records of `splits` are among them."""
-    number, balanced = config.demonstrations.number, bool(task.labels)
-    if not number:
+    if not config.demonstrations.number:
         return []
-    rows = training_records(task, config.task)
-    chosen = choose_demonstrations(rows, number, balanced=balanced, seed=config.seed)
+    chosen = training_demonstrations(task, config)
     for split in splits:
         warn_of_overlap(task, chosen, split)
     return chosen

@@ -23,7 +23,7 @@ FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
 
-_PARALLEL = "--config.parallel."  # how a model lies is the machine's, and not an artifact's
+_PARALLEL = "--config.parallel."  # how a model is divided depends on the machine alone
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _config = click.option(
@@ -92,8 +92,9 @@ def _works_in_folder(*options: Callable) -> Callable:
                 return 0
             with _stdout_to_stderr(as_json):
                 status = run(settings, str(workdir), fresh, sys.argv)
-            if as_json and status == 0:
-                click.echo(Path(str(workdir), "report.json").read_text(encoding="utf-8").rstrip())
+            report = Path(str(workdir), "report.json")
+            if as_json and status == 0 and report.exists():  # the first of several machines has it
+                click.echo(report.read_text(encoding="utf-8").rstrip())
             return status
 
         name, added = imports.__name__, click.pass_obj(work)
@@ -227,10 +228,10 @@ def predict(
     if not artifact:
         raise UserError("predict needs --artifact DIR")
     for word in overrides:
-        if not word.startswith(("--config.generation.", _PARALLEL)):
+        if not word.startswith(("--config.generation.", "--config.task.files.", _PARALLEL)):
             raise UserError(
-                f"predict takes no {word!r}: the artifact brings its own config, and only"
-                " --config.generation.KEY and --config.parallel.KEY can be changed"
+                f"predict takes no {word!r}: the artifact brings its own config, of which only the"
+                " keys of generation, parallel and task.files can be changed"
             )
     with _uninterrupted():
         from prompt_tuning_jax.cli.predict import write_answers

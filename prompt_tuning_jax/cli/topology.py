@@ -42,11 +42,8 @@ COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all)(?:-
 
 
 def rehearse_on(config, topology: str) -> dict[str, Any]:
-    """Returns what a step takes of each chip of a slice, such as 'v5e:2x4'; writes nothing.
-
-    Raises:
-      UserError: the slice or the installed libtpu is not known, or the model cannot be divided so.
-    """
+    """Returns what a step takes of each chip of a slice, such as 'v5e:2x4'; writes nothing. Raises
+    a UserError if the slice or libtpu is not known, or the model cannot be divided so."""
     if topology not in SLICES:
         known = ", ".join(SLICES)
         raise UserError(

@@ -17,10 +17,11 @@ from prompt_tuning_jax.cli.show import print_table, say
 from prompt_tuning_jax.cli.written_prompts import check_prompts, rank_prompts
 from prompt_tuning_jax.data.records import PLACE
 from prompt_tuning_jax.data.task import Task, make_task, select_records, training_records
-from prompt_tuning_jax.data.template import parse, plain_slot_size
+from prompt_tuning_jax.data.template import parse, plain_slot_size, with_prompt
 from prompt_tuning_jax.errors import RunError, UserError, quote
 from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.language_model import LanguageModel
+from prompt_tuning_jax.models.sites import NOTHING
 from prompt_tuning_jax.run import folder as folders
 from prompt_tuning_jax.run.artifact import TENSORS, write_card
 from prompt_tuning_jax.run.card import CARD, predict_command
@@ -28,6 +29,7 @@ from prompt_tuning_jax.run.environment import record_start
 from prompt_tuning_jax.run.processes import join_processes
 from prompt_tuning_jax.run.progress import Progress
 from prompt_tuning_jax.run.report import TIME, Row, cells, draw_curves, duration, write_report
+from prompt_tuning_jax.score import encode_for
 from prompt_tuning_jax.teacher import demonstrations_of, is_taught
 from prompt_tuning_jax.train import Result, tune
 
@@ -72,7 +74,13 @@ def prepare(config, run: Path | None, fresh: bool) -> tuple[LanguageModel, Task]
     prompts |= {config.teacher.prompt: "config.teacher.prompt"} if config.teacher.prompt else {}
     check_prompts(task, prompts, config.task.test)
     warn_of_overlap(task, training_records(task, config.task), config.task.test)
-    lm = load_model(config)
+    lm, rows = load_model(config), select_records(task, config.task.test)
+    for prompt, place in {"": config.task.test, **prompts}.items():
+        template, shown = with_prompt(task.template, prompt), rows[:1] if prompt else rows
+        try:
+            encode_for(lm, task, shown, NOTHING, config.task.max_length, template)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from error
     say(describe_machine(lm))
     return lm, task
 
@@ -138,7 +146,8 @@ def compare(lm: LanguageModel, task, config, result: Result, kept: Path | None) 
     splits = (2 + bool(prompts) + taught) * (1 + taught)
     total = len(select_records(task, config.task.test)) * splits
     progress = Progress("examples scored", log, total)
-    score = functools.partial(api.evaluate, lm, task, generation=None)
+    how = {"generation": None, "max_length": config.task.max_length}
+    score = functools.partial(api.evaluate, lm, task, **how)
 
     def row(name, trained, size, seconds, **how):
         found = score(split=config.task.test, log=progress, **how)
@@ -157,7 +166,9 @@ def compare(lm: LanguageModel, task, config, result: Result, kept: Path | None) 
     if prompts:
         began, best = time.perf_counter(), next(iter(prompts))
         if len(prompts) > 1:
-            ranked = functools.partial(score, split=config.task.validation, log=lambda line: None)
+            ranked = functools.partial(
+                score, split=api.held_out(task, config, None)[0], log=lambda line: None
+            )
             best = rank_prompts(prompts, ranked, log)[0]["prompt"]
         seconds = time.perf_counter() - began
         rows.append(row("written prompt", 0, len(best.encode()), seconds, prompt=best))

@@ -23,7 +23,7 @@ class Key(NamedTuple):
     names: Collection[str] = ()
     # What a valid value has to be beside the other values of its section, in words.
     beside: str = ""
-    # Whether it is that; takes the value and those of its section by name.
+    # Whether it is so, given the value and the values of its section by name.
     fits: Callable[[Any, Mapping[str, Any]], bool] = lambda value, section: True
 
     def if_fits(self, beside: str, fits: Callable[[Any, Mapping[str, Any]], bool]) -> "Key":
@@ -89,7 +89,7 @@ def parse(written: str, key: Key) -> Any:
         return {"true": True, "1": True, "false": False, "0": False}.get(written.lower(), written)
     try:
         value = ast.literal_eval(written)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         if "," in written or " " in written:
             return written
         value = written

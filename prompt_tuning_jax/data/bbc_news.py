@@ -47,10 +47,8 @@ def split_headlines(headlines: list[Record], seed: int) -> dict[str, list[Record
 def read_headlines() -> tuple[list[Record], dict[str, int]]:
     """Returns all headlines, and counts of the 'duplicates' and the 'replaced' bytes.
 
-    They are prepared as array_record files in the cache folder on first use.
-
-    Raises:
-        UserError: the package with the articles is not installed.
+    They are prepared as array_record files in the cache folder on first use. Raises a UserError if
+    the package with the articles is not installed.
     """
     folder = publish(cache_folder() / f"bbc_news-{BbcNews.VERSION}", _prepare)
     builder = BbcNews(data_dir=folder, file_format="array_record")
@@ -113,10 +111,7 @@ def collect_headlines(folder: pathlib.Path) -> tuple[dict[str, str], dict[str, i
 
 def read_bodies(count: int) -> list[str]:
     """Returns the texts of `count` articles without their headlines, the same number of each topic.
-
-    Raises:
-        UserError: the package with the articles is not installed.
-    """
+    Raises a UserError if the package with the articles is not installed."""
     folder, each = _find_articles(), -(-count // len(TOPICS))
     paths = (_articles(folder, topic)[:each] for topic in TOPICS)
     texts = (path.read_text(errors="replace") for row in zip(*paths, strict=True) for path in row)

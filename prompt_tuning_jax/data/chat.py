@@ -26,7 +26,7 @@ _OTHERWISE = "give config.task.as_chat=false, or another model"
 class Chat(NamedTuple):
     """What a chat template writes around texts, as pieces of a template."""
 
-    alone: list[list[Piece]]  # in front of an only question, and behind it up to the answer
+    alone: list[list[Piece]]  # before a single question, and after it up to the answer
     # In front of the first question, between it and its answer, before the next, behind the last.
     several: list[list[Piece]]
     bos: Special | None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prompt_tuning_jax.config.key import whole
+from prompt_tuning_jax.data.task import Task, training_records
 from prompt_tuning_jax.errors import UserError
 
 KEYS = {"number": whole(0)}  # in front of each example that is evaluated without an artifact
@@ -35,6 +36,12 @@ def choose_demonstrations(
     # The other half of the digest: with the same half a frequent label would come first.
     turns = [(turn, _digest(row, seed)[16:], n) for n, (turn, row) in enumerate(_in_turn(drawn))]
     return [drawn[place] for _, _, place in sorted(turns)[:number]]
+
+
+def training_demonstrations(task: Task, config: Any) -> list[Mapping[str, str]]:
+    """Returns the `demonstrations.number` training records that a config shows."""
+    rows, number = training_records(task, config.task), config.demonstrations.number
+    return choose_demonstrations(rows, number, balanced=bool(task.labels), seed=config.seed)
 
 
 def spare_half(

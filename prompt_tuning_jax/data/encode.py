@@ -8,7 +8,7 @@ from prompt_tuning_jax.data.chat import in_chat, read_chat
 from prompt_tuning_jax.data.example import Example, encode_example, lay_out
 from prompt_tuning_jax.data.records import LABEL, PLACE, Record
 from prompt_tuning_jax.data.task import Task, check_fields, output_fields, parse_target
-from prompt_tuning_jax.data.template import Field, Template, field_names, parse, with_demonstrations
+from prompt_tuning_jax.data.template import field_names, fill_pieces, parse, with_demonstrations
 from prompt_tuning_jax.errors import UserError, short
 
 
@@ -93,16 +93,16 @@ def group_by_input(task: Task, records: Sequence[Record]) -> tuple[list[Record],
     fields, target = field_names(task.template), parse(task.target)
     for record in records:
         groups.setdefault(tuple(record[field] for field in fields), []).append(record)
-    texts = [[_fill(target, record) for record in group] for group in groups.values()]
+    texts = [[_text(target, record) for record in group] for group in groups.values()]
     return [group[0] for group in groups.values()], texts
 
 
-def _answers(task: Task, target: Template | None, record: Record) -> tuple[Sequence[str], int]:
+def _answers(task: Task, target, record: Record) -> tuple[Sequence[str], int]:
     """Returns the possible answers to a record and the index of the right one, -1 if unknown."""
     if target is not None:
         if any(field.name not in record for field in target.fields):
             return (), -1
-        text = _fill(target, record)
+        text = _text(target, record)
         if not text:
             raise UserError("the target is empty: give the record a text to write, or remove it")
         return (text,), 0
@@ -115,8 +115,5 @@ def _answers(task: Task, target: Template | None, record: Record) -> tuple[Seque
     return words, values.index(record[LABEL])
 
 
-def _fill(target: Template, record: Record) -> str:
-    return "".join(
-        record[piece.name] if isinstance(piece, Field) else getattr(piece, "text", "")
-        for piece in target.pieces
-    ).strip()
+def _text(target, record: Record) -> str:
+    return fill_pieces(target.pieces, record, target)[1].strip()

@@ -53,8 +53,8 @@ def encode_example(
 
     Args:
         template: from `parse` with the tokenizer's specials.
-        answers: C texts, none of them empty. Without any, the trunk is the one that most words
-            would get.
+        answers: C texts, none of them empty. Without any, the trunk is the one that most answers
+            would give.
         tokenizer: a `models.files.tokenizer.Tokenizer`.
         num_virtual_tokens: P; with 0 a plain `{soft}` is nothing.
         add_bos: begin with the BOS token, unless the template already does.
@@ -229,9 +229,8 @@ def _check_neighbours(
         if taken or (token.single_word and re.search(r"\w", left + rights)):
             fault = "removes white space beside it" if taken else "is text beside a letter"
             raise UserError(
-                f"template {short(template.text, 200)} has {token.content!r}, which {fault}"
-                " according to the model's tokenizer.json: write something else between, or remove"
-                " it"
+                f"template {short(template.text, 200)} has {token.content!r}, which {fault} by the"
+                " model's tokenizer.json: write something else between, or remove it"
             )
 
 

@@ -31,7 +31,7 @@ def _part(split: str) -> Key:
         0.1,
         "a share above 0 and below 1, or a whole number of records",
         lambda value: 0 < value < 1 or (value >= 1 and value.is_integer()),
-        beside=f"0.1, the default, because config.task.files.{split} is taken whole",
+        beside=f"0.1, the default, because config.task.files.{split} is used whole",
         fits=lambda value, task: value == 0.1 or not task[f"files.{split}"],
     )
 
@@ -44,7 +44,7 @@ KEYS = {
     "files.test": string(""),
     "files.validation_part": _part("validation"),
     "files.test_part": _part("test"),
-    # '' goes by the file's ending. If it is a tab, quotes have a meaning only around a whole cell.
+    # '' goes by the file's ending. If it is a tab, quotes count only around a whole cell.
     "files.delimiter": Key(
         "",
         "one character, such as ';' or '\\t', or ''",
@@ -93,7 +93,6 @@ def read_records(
             )
         rows = list(read_rows(stream, path, form, changes))
     cells = form.kind == CELLS
-    changes["blank lines were skipped"] += sum(row.values is None for row in rows)
     hint = COLUMNS_HINT + _HEADER_HINT * (cells and header)
     records = list(make_records(rows, fields, numbered=cells, hint=hint))
     if not records:
@@ -106,7 +105,7 @@ def read_records(
             f"warning: {records[0][PLACE]} is read as a record and looks like the names of columns:"
             " if it holds them, leave config.task.files.header at true"
         )
-    names = next((row.values for row in rows if row.values), {})
+    names = rows[0].values
     # A column without a name can only be given by its number.
     numbers = {str(number) for number, name in enumerate(names, 1) if name} - {*names}
     known = {*names, *numbers}
@@ -147,9 +146,9 @@ def take_parts(
     """Splits the training records into parts of about the sizes asked for.
 
     A part is a share below 1 or a number of records, and the rest is the split 'train'. Records
-    with the same input stay together. The order depends on the seed and their inputs alone. The
-    last input with a label that several records have is kept for training, unless a part is empty
-    then.
+    with the same input stay together. The order depends on the seed and their inputs alone. Of
+    each label that several records have, the last input stays in training, unless that leaves a
+    part empty.
     """
 
     def cut(kept: Collection[int]) -> dict[str, list[Record]]:
@@ -169,8 +168,8 @@ def take_parts(
     last = {each: n for n, group in enumerate(labels) for each in group if counts[each] > 1}
     made = cut(set(last.values()))
     made = made if all(made.values()) else cut(())
-    if not made["train"]:
-        taken = " and ".join(f"{len(made[name])} for {name}" for name in parts)
+    if not made["train"] or sum(sizes.values()) >= len(records):
+        taken = " and ".join(f"{max(sizes[name], len(made[name]))} for {name}" for name in parts)
         keys = " and ".join(f"config.task.files.{name}_part" for name in parts)
         raise UserError(
             f"{path} has {len(records)} records, which leaves none to train on after {taken}: give"

@@ -13,8 +13,8 @@ def input_form(name: str, as_json: bool | None, files: Any) -> Form:
     """Returns the form of the rows to predict: JSON objects or texts, as `as_json` says, or by the
     ending of the file's name if that is None.
 
-    `files` is the section `task.files` of the artifact's config, if any. Its delimiter counts for
-    tables, and for files with the ending of the file that was trained on.
+    `files` is the section `task.files` of the artifact's config, if any. Its delimiter is used for
+    tables, and for files with the training file's ending.
     """
     if as_json is not None:
         return Form(JSON if as_json else TEXT)

@@ -19,6 +19,7 @@ from prompt_tuning_jax.errors import UserError, nearest_file, short
 
 TEXT, JSON, CELLS, PARQUET = "text", "json", "cells", "parquet"
 LINE = "line"  # the column of a row of text
+BLANK = "blank lines were skipped"
 LONGEST_LINE = 1 << 25  # bytes; a line without an end would fill the memory
 LONGEST_ARRAY = 1 << 28  # characters; a JSON array is in the memory as a whole
 # What libraries and their parsers raise for a damaged file.
@@ -34,17 +35,17 @@ class Form(NamedTuple):
 
     # TEXT (a text a line), JSON (an object a line, or an array of them), CELLS or PARQUET.
     kind: str = TEXT
-    # Between cells; between tabs, quotes have a meaning only around a whole cell.
+    # What separates cells. If that is a tab, quotes count only around a whole cell.
     delimiter: str = ""
     # Whether the first line of cells names the columns, which are '1', '2', … otherwise.
     header: bool = True
 
 
 class Row(NamedTuple):
-    """One row: where it is ('a.csv, line 7') and its values by column, None for a blank line."""
+    """One row: where it is ('a.csv, line 7') and its values by column."""
 
     place: str
-    values: dict[str, Any] | None
+    values: dict[str, Any]
 
 
 def ending_of(path: str) -> str:
@@ -130,8 +131,11 @@ def _read_objects(stream: BinaryIO, name: str, form: Form, changes: Counter[str]
     lines, begun = read_lines(stream, name), False
     for place, text in lines:
         if begun or not text.lstrip().startswith("["):
-            begun = begun or bool(text.strip())
-            yield _object_row(_parse(text, place), place) if text.strip() else Row(place, None)
+            if text.strip():
+                begun = True
+                yield _object_row(_parse(text, place), place)
+            else:
+                changes[BLANK] += 1
             continue
         for _, line in lines:
             text += line
@@ -193,7 +197,7 @@ def _read_cells(stream: BinaryIO, name: str, form: Form, changes: Counter[str]) 
         if delimiter == "\t":
             cells = [_without_quotes(cell, changes) for cell in cells]
         if not cells:
-            yield Row(place, None)
+            changes[BLANK] += 1
         elif form.header and not columns:
             columns = [cell.strip() for cell in cells]
             _refuse_repeated(columns, place)

@@ -201,11 +201,8 @@ def parse_labels(labels: Sequence[str]) -> tuple[tuple[str, str], ...]:
 def select_records(task: Task, split: str) -> list[Record]:
     """Returns the records of `split`: 'train', 'train[:64]', 'test[10:20]' or 'train[:50%]'.
 
-    The order is the same in every process.
-
-    Raises:
-        UserError: an unknown split, an invalid or empty slice, or a record with a label that the
-            task does not list.
+    The order is the same in every process. Raises a UserError for an unknown split, an invalid or
+    empty slice, or a label that the task does not list.
     """
     name, start, stop = _parse_split(split)
     rows = _whole_split(task, name)
@@ -233,11 +230,8 @@ def validation_records(task: Task, config: Any) -> list[Record]:
 
 def _draw(task: Task, config: Any, split: str, key: str) -> list[Record]:
     """Returns the records of a split, or so many of each label, which depend on `split_seed`,
-    `draw_seed` and the records' own text alone.
-
-    Raises:
-        UserError: as `select_records`, or a label has too few records.
-    """
+    `draw_seed` and the records' own text alone. Raises a UserError as `select_records`, or if a
+    label has too few records."""
     name, most = getattr(config, split), getattr(config, key, 0)
     records = select_records(task, name)
     if not most:

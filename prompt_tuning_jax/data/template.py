@@ -160,10 +160,9 @@ def fill_pieces(
 def _turn_end(pieces: Sequence[Piece], ends: Sequence[str]) -> list[Piece]:
     """Returns what follows a demonstration's answer, by the special tokens behind the last field.
 
-    The first ends the field's turn if it ends a text (`ends`, EOS first), or if another follows,
-    which opens the answer's turn: the same token, and the white space behind it, then end the
-    answer (`<|im_end|>` and a new line). A single other one, such as `[/INST]`, opens the answer,
-    and EOS ends it. Without special tokens there, a blank line does.
+    If the first is one of `ends` (EOS first), or another follows, it ends a turn: it, and the white
+    space behind it, then end the answer (`<|im_end|>` and a new line). Any other single one, such
+    as `[/INST]`, opens the answer, and EOS ends it. Without any, a blank line does.
     """
     last = max((n for n, piece in enumerate(pieces) if isinstance(piece, Field)), default=-1)
     behind = pieces[last + 1 :]

@@ -27,12 +27,11 @@ from prompt_tuning_jax.storage import atomic_write, new_folder
 
 def export_model(lm: LanguageModel, artifact: Artifact, folder: str | os.PathLike) -> None:
     """Writes the model with the artifact merged into its weights, as a folder of transformers.
-
-    Raises:
-      UserError: the artifact does not fit the model or cannot be merged, or the folder exists.
-    """
+    Raises a UserError if it does not fit the model or cannot be merged, or the folder exists."""
     if not artifact.tensors:
         raise UserError("the artifact is a written prompt, which no weights hold: use its template")
+    if lm.settings.get("quantize"):
+        raise UserError("the weights of the model are int8: load it with quantize=''")
     merged = merge(lm.spec, lm.params, _checked(lm, artifact))
     with new_folder(folder) as partial:
         write_model(partial, lm, merged)
@@ -44,10 +43,8 @@ def export_adapter(
     """Writes an artifact as a folder that PEFT loads, and returns PEFT's name of its kind.
 
     A soft prompt takes everything up to the template's last slot with it, BOS too: PEFT is then to
-    read the text behind it, without BOS.
-
-    Raises:
-      UserError: the artifact does not fit the model, PEFT has none like it, or the folder exists.
+    read the text behind it, without BOS. Raises a UserError if the artifact does not fit the model,
+    PEFT has none like it, or the folder exists.
     """
     _checked(lm, artifact)
     sites = dict(artifact.tensors)
@@ -55,18 +52,16 @@ def export_adapter(
         ids = front_ids(lm, task, artifact)
         sites[PROMPT] = lm.embed(ids[: np.flatnonzero(ids < 0)[-1] + 1], sites[PROMPT])
     with new_folder(folder) as partial:
-        return write_adapter(partial, lm.spec, sites, hub_name(lm.name) or lm.name)
+        named, is_text_part = hub_name(lm.name) or lm.name, "text_config" in lm.config
+        return write_adapter(partial, lm.spec, sites, named, is_text_part)
 
 
 def export_front(
     lm: LanguageModel, task: Task, artifact: Artifact, path: str | os.PathLike
 ) -> np.ndarray:
     """Writes the vectors of all positions that the same text and slots begin every input with, as
-    float32[S, E] in a .npy file, and returns their ids.
-
-    Raises:
-      UserError: the artifact does not fit the model or is no soft prompt, or the file exists.
-    """
+    float32[S, E] in a .npy file, and returns their ids. Raises a UserError if the artifact does not
+    fit the model or is no soft prompt, or the file exists."""
     if artifact.tensors.keys() != {PROMPT}:
         raise UserError("the artifact is no soft prompt: only one can be written as embeddings")
     ids, data = front_ids(lm, task, artifact), io.BytesIO()
@@ -106,11 +101,8 @@ def _checked(lm: LanguageModel, artifact: Artifact) -> Given:
 def import_adapter(
     lm: LanguageModel, task: Task, config: Any, folder: str | os.PathLike
 ) -> Artifact:
-    """Returns an adapter of PEFT as an artifact for the task of a config.
-
-    Raises:
-      UserError: the adapter is damaged, of a kind that is not supported, or for another model.
-    """
+    """Returns an adapter of PEFT as an artifact for the task of a config. Raises a UserError if
+    it is damaged, of a kind that is not supported, or for another model."""
     method, sites = read_adapter(Path(folder), lm.spec)
     given = Given(sites)
     check_given(lm.spec, given)
@@ -134,11 +126,7 @@ def keep_prompt(
     lm: LanguageModel, task: Task, config: Any, prompt: str, demonstrations: Sequence[Record] = ()
 ) -> Artifact:
     """Returns a written prompt as an artifact without tensors: its template, the labels, and the
-    demonstrations in front of every record.
-
-    Raises:
-      UserError: the prompt does not fit the task.
-    """
+    demonstrations in front of every record. Raises a UserError if it does not fit the task."""
     template = with_prompt(task.template, prompt)
     check_fields(template, task.fields, output_fields(task))
     values = config.to_dict()

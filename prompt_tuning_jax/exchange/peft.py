@@ -22,13 +22,14 @@ from prompt_tuning_jax.safetensors_file import read_header, read_tensors, write_
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 BASE, EMBEDDINGS = "base_model.model.", "prompt_embeddings"
+TEXT_PART = "language_model."  # of a model that sees images too
 INNER = f"scale/decoder/{SCALED_INPUT}"
 MOST_BYTES = 1 << 20  # of the config
 # Options of PEFT with which we cannot hold an adapter, and their plain values beside null.
-FLAGS = ("use_dora", "use_qalora", "lora_bias", "fan_in_fan_out", "prefix_projection")
+FLAGS = ("use_dora", "use_qalora", "lora_bias", "fan_in_fan_out")
 PLAIN: dict[str, Any] = {
     **dict.fromkeys(FLAGS, False),
-    **dict.fromkeys(("layer_replication", "trainable_token_indices")),
+    **dict.fromkeys(("layer_replication", "trainable_token_indices", "alora_invocation_tokens")),
     "rank_pattern": {},
     "alpha_pattern": {},
     "modules_to_save": [],
@@ -38,9 +39,12 @@ PLAIN: dict[str, Any] = {
 }
 
 
-def write_adapter(folder: Path, spec: Spec, sites: Mapping[str, Any], base: str) -> str:
+def write_adapter(
+    folder: Path, spec: Spec, sites: Mapping[str, Any], base: str, is_text_part: bool = False
+) -> str:
     """Writes arrays by site as a folder that PEFT loads, and returns PEFT's name of their kind. All
-    of a soft prompt stands in front of the text. `base` names the model, for people."""
+    of a soft prompt stands in front of the text. `base` names the model, for people. PEFT changes
+    the whole model, of which ours may be the text part, in `model.language_model`."""
     held = sorted({path.partition("/")[0] for path in sites})
     if len(held) != 1 or held[0] not in _WRITERS:
         shown = ", ".join(held).replace("params", "weights of the model") or "no tensors"
@@ -51,6 +55,12 @@ def write_adapter(folder: Path, spec: Spec, sites: Mapping[str, Any], base: str)
     tensors, settings = write(spec, arrays)
     plain = {"task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True}
     config = {"peft_type": kind, "fan_in_fan_out": False, **plain, **settings}
+    if is_text_part and "target_modules" in config:
+        own = f"{BASE}model."
+        tensors = {name.replace(own, own + TEXT_PART): leaf for name, leaf in tensors.items()}
+        # A regular expression, as the part for images has modules of the same names.
+        ends = "|".join(config["target_modules"])
+        config["target_modules"] = rf".*\.{re.escape(TEXT_PART)}.*\.({ends})"
     write_safetensors(folder / TENSORS, tensors)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
     return kind
@@ -71,7 +81,8 @@ def read_adapter(folder: Path, spec: Spec) -> tuple[str, dict[str, Any]]:
         raise config.refuse("peft_type", ", ".join(_READERS), "; supported:")
     for name, plain in PLAIN.items():
         config.check(name, plain, None)
-    arrays = {name: leaf.astype(np.float32) for name, leaf in read_tensors(path, read_header(path))}
+    read_all = read_tensors(path, read_header(path))
+    arrays = {name.replace(TEXT_PART, ""): leaf.astype(np.float32) for name, leaf in read_all}
     method, read = _READERS[kind]
     sites = read(path, spec, arrays, config)
     if arrays:
@@ -150,7 +161,9 @@ def _read_layers(path: Path, spec: Spec, arrays, collection: str) -> dict[str, n
         names = [name.format(number) for number in range(spec.layers)]
         if missing := [each for each in names if each not in arrays]:
             if len(missing) < len(names):
-                raise UserError(f"{path} lacks {missing[0]!r}: an adapter is of all layers here")
+                raise UserError(
+                    f"{path} lacks {missing[0]!r}: only adapters of all layers can be read"
+                )
             continue
         leaves = [arrays.pop(each) for each in names]
         if len({leaf.shape for leaf in leaves}) > 1:
@@ -168,10 +181,12 @@ def _write_lora(spec: Spec, arrays):
 
 
 def _read_lora(path: Path, spec: Spec, arrays, config: Fields):
+    # With the other ways to begin, PEFT changes the model's own weights too.
+    config.check("init_lora_weights", True, False, None, "gaussian", "eva", "orthogonal", "mica")
     sites = _read_layers(path, spec, arrays, "lora")
     rank, alpha = config.number("r"), config.number("lora_alpha", float)
     ranks = {stack.shape[1:2] for site, stack in sites.items() if site.endswith("/a")}
-    if ranks != {(rank,)}:
+    if sites and ranks != {(rank,)}:
         shown = sorted(size for sizes in ranks for size in sizes)
         raise config.refuse("r", f"{shown}: save the adapter again", ", and the ranks are")
     scale = np.float32(alpha / (rank**0.5 if config.get("use_rslora") else rank))

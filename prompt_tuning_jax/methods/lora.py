@@ -4,8 +4,8 @@ A is drawn as PyTorch draws a linear layer and B starts at zero, so that trainin
 model alone. The scale is alpha / rank, or alpha / sqrt(rank) if it is rank-stabilised
 (Kalajdzievski 2023); what the model is handed has it in B.
 
-Departure: dropout leaves out columns of A's input, the same for all examples of an update and
-not drawn anew for each position.
+Departure: dropout leaves out columns of A's input in each layer, the same for all examples of an
+update and not drawn anew for each position.
 """
 
 import math
@@ -58,7 +58,8 @@ def make(settings, start=NOTHING) -> Method:
                 leaf = leaf * scale
             elif train and settings.dropout:
                 kept = 1 - settings.dropout
-                mask = jax.random.bernoulli(jax.random.fold_in(rng, place), kept, leaf.shape[2:])
+                shape = (leaf.shape[0], 1, leaf.shape[2])
+                mask = jax.random.bernoulli(jax.random.fold_in(rng, place), kept, shape)
                 leaf = leaf * mask / kept
             sites[f"lora/{path}"] = leaf
         return Given(sites)

@@ -63,7 +63,7 @@ def _make_superposition(trained, fixed, size):
     return jnp.matmul(trained["weights"], fixed["words"], precision="highest")
 
 
-# The size that `method.hidden_size` 0 stands for (0: the model's width), what begins, what makes.
+# The size for `hidden_size` 0 (0: the model's width), what makes the first values, and the tokens.
 KINDS = {
     "residual": (0, _begin_residual, _make_residual),
     "low_rank": (64, _begin_low_rank, _make_low_rank),

@@ -1,8 +1,8 @@
 """Attention to a front that all rows share and within the rows, with its gradient written out.
 
-The plain gradient keeps or repeats too much. Here the backward pass needs the arguments, the output
-and one number a query (the logarithm of its softmax's sum), and computes the weights again in one
-pass, as FlashAttention (Dao et al. 2022) does.
+JAX's own gradient keeps too much, or repeats work. Here the backward pass needs the arguments, the
+output and one number a query (the logarithm of its softmax's sum), and computes the weights again
+in one pass, as FlashAttention (Dao et al. 2022) does.
 """
 
 import functools

@@ -11,6 +11,7 @@ from prompt_tuning_jax.models.fields import Fields
 from prompt_tuning_jax.models.spec import FAR, Rope, Spec
 
 SLIDING, FULL = "sliding_attention", "full_attention"  # in `layer_types`
+MOST_LAYERS = 1000  # tables by layer are made before the files are read
 LEAST_FACTOR = 1e-6  # a smaller one gives frequencies that float32 cannot hold
 SCALINGS = ("linear", "llama3", "yarn", "longrope")
 ACTIVATIONS = {
@@ -37,9 +38,11 @@ def _common(fields: Fields, **more: Any) -> dict[str, Any]:
     """Returns what most families say by the same names; `more` stands in place of some."""
     heads, width = fields.number("num_attention_heads"), fields.number("hidden_size")
     activation = fields.under(hidden_act="silu").check("hidden_act", *ACTIVATIONS)
+    if (layers := fields.number("num_hidden_layers")) > MOST_LAYERS:
+        raise fields.refuse("num_hidden_layers", f"at most {MOST_LAYERS}")
     found = {
         "family": fields.get("model_type"),
-        "layers": fields.number("num_hidden_layers"),
+        "layers": layers,
         "width": width,
         "heads": heads,
         "kv_heads": fields.number("num_key_value_heads", default=heads),
@@ -55,14 +58,14 @@ def _common(fields: Fields, **more: Any) -> dict[str, Any]:
         found["norm_epsilon"] = fields.number("rms_norm_eps", float, 1e-6)
     if "ropes" not in more:
         rope, most = _rope(fields)
-        found |= {"ropes": (rope,), "max_positions": min(most, found["max_positions"])}
+        found |= {"ropes": (rope,), "max_positions": most}
     return found | more
 
 
 def _rope(fields: Fields, part: float = 0, entry: Any = None) -> tuple[Rope, int]:
     """Returns a rotary embedding, and the most positions that it has. `part` is the default of the
     share of a head that turns, or 0 if all of it must. transformers 5 keeps base and scaling in one
-    entry, earlier versions in two. If a file has both, it takes the earlier one."""
+    entry, earlier versions in two. If a file has both, those of the earlier versions count."""
     entry = entry or fields.entry("rope_scaling") or fields.entry("rope_parameters")
     inside = fields.over(entry)
     most = fields.number("max_position_embeddings", default=2048)
@@ -73,7 +76,7 @@ def _rope(fields: Fields, part: float = 0, entry: Any = None) -> tuple[Rope, int
     size = int(whole * inside.number("partial_rotary_factor", float, part or 1.0))
     theta = inside.number("rope_theta", float, 10000.0)
     kind = inside.get("rope_type", entry.get("type", "default"))
-    # Dynamic scaling begins behind the last position that the model has.
+    # Dynamic scaling changes only positions beyond the model's last, which are refused.
     if kind == "dynamic" or (kind == "linear" and inside.get("factor") == 1):
         kind = "default"
     kind = "longrope" if kind == "su" else kind
@@ -87,6 +90,8 @@ def _rope(fields: Fields, part: float = 0, entry: Any = None) -> tuple[Rope, int
     if kind in ("yarn", "longrope") and (theta == 1 or original == 1):
         raise UserError(f"{fields.source}: {kind} needs a base and positions above 1.")
     numbers = _scaling(kind, inside, size, original, most)
+    if kind == "yarn":  # a file may say how many positions there were before it
+        most = max(most, int(numbers[0] * original))
     return Rope(theta, size, kind, numbers), original if kind == "longrope" else most
 
 

@@ -280,7 +280,7 @@ class Block(nn.Module):
             """What `keep` gives and what a function makes of `x`, with the norms around it."""
             made = function(normalise(f"{name}_norm", x, "before", "both"))
             made = normalise(f"{name}_out_norm", made, "output", "both")
-            # After the rest: in this order gradients are summed.
+            # `keep()` comes last: gradients are summed in this order.
             return normalise(f"{name}_norm", keep() + made, "after")
 
         def kept():

@@ -66,11 +66,11 @@ class Spec:
     def __post_init__(self):
         if self.heads % self.kv_heads:
             heads = f"{self.heads} query heads and {self.kv_heads} key heads"
-            raise UserError(f"{heads}; expected a multiple.")
+            raise UserError(f"{heads}: the first must be a multiple of the second.")
         for rope in self.ropes:
             if rope.size % 2 or not 0 < rope.size <= self.head_size:
                 turn = f"{rope.size} dimensions of a head of size {self.head_size} turn"
-                raise UserError(f"{turn}; expected an even number of them, at most all.")
+                raise UserError(f"{turn}; expected an even number, at most the size.")
             if rope.theta < 1:
                 # Frequencies would rise above one radian a position, and out of float32.
                 raise UserError(f"the rotary base is {rope.theta:g}; expected at least 1.")

@@ -105,9 +105,8 @@ class Checkpoints:
             return Restored(step, state, extra, warning if damaged else "")
         if steps:
             raise UserError(
-                f"no checkpoint in '{self._folder}' can be read (steps "
-                f"{', '.join(map(str, steps))}): they are damaged, renamed, or of another model or "
-                "version; --fresh starts over."
+                f"no checkpoint in '{self._folder}' can be read (steps {str(steps)[1:-1]}): they"
+                " are damaged, renamed, or of another model or version; --fresh starts over."
             )
         return None
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prompt_tuning_jax.run.log import read_metrics
 from prompt_tuning_jax.run.report import duration, markdown, new_figure, save_figure, size
 from prompt_tuning_jax.storage import atomic_write
@@ -15,18 +17,20 @@ from prompt_tuning_jax.storage import atomic_write
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "os^Dv*PX"
 
+_UNITS = (1, 3, "nats"), (100, 1, "%")  # factor, digits and unit; the second is of accuracy
+
 _Row = Mapping[str, Any]
 
 
 def _metric(row: _Row) -> str:
-    scale, unit = (100, " %") if row["metric"] == "accuracy" else (1, "")
-    spread = "" if row["deviation"] is None else f" ± {scale * row['deviation']:.1f}"
-    return f"{scale * row['mean']:.1f}{spread}{unit}"
+    scale, digits, unit = _UNITS[row["metric"] == "accuracy"]
+    spread = "" if row["deviation"] is None else f" ± {scale * row['deviation']:.{digits}f}"
+    return f"{scale * row['mean']:.{digits}f}{spread} {unit}"
 
 
 def _difference(row: _Row) -> str:
-    scale = 100 if row["metric"] == "accuracy" else 1
-    values = (f"{scale * row[name]:+.1f}" for name in ("difference", "low", "high"))
+    scale, digits, _ = _UNITS[row["metric"] == "accuracy"]
+    values = (f"{scale * row[name]:+.{digits}f}" for name in ("difference", "low", "high"))
     return "{} [{}, {}]".format(*values)
 
 
@@ -47,9 +51,9 @@ COLUMNS: dict[str, tuple[str, Callable[[_Row], str]]] = {
 _NOTES = """\
 - test: mean ± standard deviation over seeds. difference: from the first trained row{reference},
   with the middle 95 % of resamples of the test examples, paired by example.
-- a task, 100 tasks: bytes to store; for 100 tasks with the weights that they share.
+- a task: bytes to store; 100 tasks: the same for 100, with the weights that they share once.
 - a step: seconds; memory: of the compiled step.
-- examples: what training, validation and calibration have read, without the choice of the rate.
+- examples: read to train, validate and calibrate, without those that only chose the rate.
 - to 95 %: time to 95 % of the row's own best validation accuracy.
 - forgetting: change of the cross-entropy on unrelated text, in nats a token.
 """
@@ -57,18 +61,18 @@ _NOTES = """\
 
 def cells(rows: Sequence[_Row]) -> list[dict[str, str]]:
     """Returns the rows as texts by their headings, without columns that no row has."""
-    shown = [
-        (heading, name, write)
-        for heading, (name, write) in COLUMNS.items()
-        if any(row.get(name) is not None for row in rows)
-    ]
-    return [
-        {"row": _name(row)}
-        | {
-            heading: write(row) if row.get(name) is not None else ""
-            for heading, name, write in shown
+    listed = [
+        {
+            heading: write(row)
+            for heading, (name, write) in COLUMNS.items()
+            if row.get(name) is not None
         }
         for row in rows
+    ]
+    shown = [heading for heading in COLUMNS if any(heading in texts for texts in listed)]
+    return [
+        {"row": _name(row)} | {heading: texts.get(heading, "") for heading in shown}
+        for row, texts in zip(rows, listed, strict=True)
     ]
 
 
@@ -134,11 +138,8 @@ def draw_pictures(folder: Path, rows: Sequence[_Row]) -> list[Path]:
         }
         for place, name in enumerate(trained)
     }
-    curve = [
-        row
-        for row in rows
-        if any(row["name"] == few["name"] for few in rows if few["examples_per_class"])
-    ]
+    few = {row["name"] for row in rows if row["examples_per_class"]}
+    curve = [row for row in rows if row["name"] in few]
     made = [
         (folder / "metric_by_parameters.png", _by_parameters, whole),
         (folder / "losses.png", _losses, [row for row in whole if row["parameters"]]),
@@ -154,7 +155,7 @@ def draw_pictures(folder: Path, rows: Sequence[_Row]) -> list[Path]:
 
 
 def _scaled(row: _Row) -> tuple[float, float]:
-    scale = 100 if row["metric"] == "accuracy" else 1
+    scale = _UNITS[row["metric"] == "accuracy"][0]
     return scale * row["mean"], scale * (row["deviation"] or 0)
 
 
@@ -186,16 +187,13 @@ def _by_examples(axes, rows: Sequence[_Row], styles: Mapping[str, Any]) -> None:
         points = sorted(
             (row["train_examples"], *_scaled(row)) for row in rows if row["name"] == name
         )
-        counts, means, deviations = zip(*points, strict=True)
+        counts, means, deviations = np.array(points).T
         axes.plot(counts, means, **styles[name])
-        low, high = (
-            [mean + sign * deviation for mean, deviation in zip(means, deviations, strict=True)]
-            for sign in (-1, 1)
-        )
-        axes.fill_between(counts, low, high, color=styles[name]["color"], alpha=0.15, linewidth=0)
+        band = {"color": styles[name]["color"], "alpha": 0.15, "linewidth": 0}
+        axes.fill_between(counts, means - deviations, means + deviations, **band)
     axes.set_xscale("log")
     axes.minorticks_off()
-    axes.set_xticks(counts, map(str, counts))
+    axes.set_xticks(counts, map("{:.0f}".format, counts))
     _labelled(axes, rows, "training examples (bands: standard deviation over seeds)")
 
 

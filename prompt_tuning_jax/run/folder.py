@@ -79,8 +79,8 @@ def claim(folder: str | os.PathLike, command: str = "train") -> Iterator[Path]:
             with writable(folder):
                 os.ftruncate(lock, 0)
                 os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
-                for left in folder.glob(".*.partial"):  # by `atomic_write` of a killed run
-                    left.unlink()
+                for left in folder.glob(".*.partial"):  # files and artifacts of a killed run
+                    _delete(left)
             yield folder
         finally:
             with contextlib.suppress(OSError):  # a folder is not empty, or somebody removed it
@@ -113,7 +113,8 @@ def tie_to_config(folder: Path, config: ConfigDict, fresh: bool = False) -> None
     path = folder / CONFIG
     with writable(folder):
         if fresh:
-            _delete_run(folder)
+            for name in (SEARCH, *_WRITTEN):
+                _delete(folder / name)
         if not path.exists() and not (folder / CHECKPOINTS).exists():
             atomic_write(path, configs.to_json(config).encode())
             return
@@ -130,9 +131,8 @@ def tie_to_config(folder: Path, config: ConfigDict, fresh: bool = False) -> None
         raise UserError(f"the workdir '{folder}' holds a run of another config: {again}{lines}")
 
 
-def _delete_run(folder: Path) -> None:
-    for path in (folder / name for name in (SEARCH, *_WRITTEN)):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

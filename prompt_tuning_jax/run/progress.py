@@ -8,7 +8,7 @@ SECONDS = 5.0  # between two lines
 
 
 class Progress:
-    """Counts work and logs how much is done. It can be the `log` of parts of the same work."""
+    """Counts work and logs how much is done. Parts of the same work may use it as their `log`."""
 
     def __init__(self, what: str, log: Callable, total: int | None = None):
         self.what, self.log, self.total = what, log, total

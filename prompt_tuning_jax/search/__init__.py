@@ -12,9 +12,9 @@ from types import ModuleType
 
 from prompt_tuning_jax.config.key import among, number, string, switch, whole
 from prompt_tuning_jax.search import gradient, pez, random_swaps
-from prompt_tuning_jax.search.loop import Found, run
+from prompt_tuning_jax.search.loop import Found, begin, run
 
-__all__ = ("KEYS", "SEARCHES", "Found", "run")
+__all__ = ("KEYS", "SEARCHES", "Found", "begin", "run")
 
 SEARCHES: dict[str, ModuleType] = {"gradient": gradient, "pez": pez, "random": random_swaps}
 KEYS = {
@@ -35,7 +35,7 @@ KEYS = {
     "candidates": whole(16, 1),
     "examples": whole(32, 1),
     "again": whole(2, 1),
-    # Rounds from one validation to the next, where a search returns to the prompt with the lowest
-    # validation loss so far.
+    # Rounds between validations. After each, a search goes on from the prompt with the lowest
+    # validation loss.
     "validate_every": whole(4, 1),
 }

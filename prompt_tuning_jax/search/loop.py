@@ -25,7 +25,7 @@ from prompt_tuning_jax.run.progress import Progress
 from prompt_tuning_jax.score import loss_and_accuracy, score
 from prompt_tuning_jax.search.score import Part, label_loss, loss_gradient, score_prompts
 from prompt_tuning_jax.search.text import Place, find_place, first_prompt
-from prompt_tuning_jax.search.words import find_words
+from prompt_tuning_jax.search.words import Words, find_words
 from prompt_tuning_jax.storage import atomic_write
 
 SCORED_AGAIN = 4  # prompts of a round that are scored on further examples, its first one too
@@ -79,9 +79,7 @@ def run(
         given = "config.task.target" if task.target else "config.demonstrations.number"
         raise UserError(f"a search ranks labels behind a prompt alone: leave out {given}")
     rows, held_out = training_records(task, config.task), validation_records(task, config.task)
-    place = find_place(lm, task, rows[0], settings, config.task.max_length)
-    words = find_words(lm, settings.words_only)
-    first, place = first_prompt(place, settings, words, np.random.default_rng(config.seed))
+    first, place, words = begin(lm, task, config)
     state, propose = search.SEARCHES[settings.name].make(settings, words, first)
     take_round = make_round(place, config, propose, plan(place, rows, len(first), config, log))
     digest = hashlib.sha256(json.dumps([rows, held_out], sort_keys=True).encode()).hexdigest()
@@ -89,14 +87,14 @@ def run(
         tie_to_config(Path(folder), config, fresh)
     # All that a search needs to go on.
     now: dict[str, Any] = {"sources": [lm.fingerprint, digest], "round": 0, "seconds": 0.0}
-    begin = [[state.get("prompt", first.tolist())], [0.0]]
-    now |= {"state": state, "scored": begin, "history": [], "left_out": 0}
+    alone = [[state.get("prompt", first.tolist())], [0.0]]
+    now |= {"state": state, "scored": alone, "history": [], "left_out": 0}
     now |= restore(folder, now["sources"], log)
     began = time.perf_counter() - now["seconds"]
     forwards = settings.candidates + SCORED_AGAIN * settings.again
     progress = Progress("prompts scored", log, (settings.rounds - now["round"]) * forwards)
     if not now["history"]:
-        validate(place, held_out, np.array(begin[0][0]), now, log)
+        validate(place, held_out, np.array(alone[0][0]), now, log)
     with stop_requested(log) as stopping:
         while now["round"] < settings.rounds and not stopping:
             scored = take_round(now, Scored(*map(np.array, now["scored"])))
@@ -106,7 +104,7 @@ def run(
             if due:
                 for index in scored.losses.argsort(kind="stable")[:VALIDATED]:
                     validate(place, held_out, scored.prompts[index], now, log)
-                # A few examples let in prompts that are worse: by these alone a search drifts away.
+                # Few examples also accept worse prompts: without this, a search drifts away.
                 best = min(now["history"], key=lambda entry: entry["loss"])
                 now["scored"] = [[best["ids"]], [0.0]]
             now["seconds"] = time.perf_counter() - began
@@ -119,6 +117,14 @@ def run(
     if now["left_out"]:
         log(f"{now['left_out']} prompts were left out: their text gives other tokens")
     return _found(place, config, now)
+
+
+def begin(lm: LanguageModel, task: Task, config: Any) -> tuple[np.ndarray, Place, Words]:
+    """Returns the first prompt, its place, and the words; raises a UserError if they do not fit."""
+    settings, [record, *_] = config.search, training_records(task, config.task)
+    place = find_place(lm, task, record, settings, config.task.max_length)
+    words = find_words(lm, settings.words_only)
+    return *first_prompt(place, settings, words, np.random.default_rng(config.seed)), words
 
 
 def _found(place: Place, config: Any, now: Mapping[str, Any]) -> Found:

@@ -55,11 +55,8 @@ class Place(NamedTuple):
 
 def find_place(lm: LanguageModel, task: Task, record: Record, settings, max_length: int) -> Place:
     """Returns where the prompt of `config.search` stands: at the template's {soft}, or in front of
-    the template. A line ends behind it if a word or a field would follow directly.
-
-    Raises:
-      UserError: a field stands in front of it.
-    """
+    the template. A line ends behind it if a word or a field would follow directly. Raises a
+    UserError if a field stands in front of it."""
     template = settings.template or task.template
     template = template if "{soft" in template else "{soft}" + template
     template = re.sub(r"(\{soft(:\d+)?\})(?=[\w{])", r"\1\n", template)
@@ -77,12 +74,8 @@ def first_prompt(
 ) -> tuple[np.ndarray, Place]:
     """Returns int[P], the tokens that the start has in the template, or words that are drawn, and
     the place with them. A tokenizer may read what follows as it does behind a text alone, and not
-    as behind virtual tokens.
-
-    Raises:
-      UserError: the start has another number of tokens than `config.search.num_tokens`, or is not
-        read as it is written.
-    """
+    as behind virtual tokens. Raises a UserError if the start has not `config.search.num_tokens`
+    tokens, or is not read as it is written."""
     size, start = settings.num_tokens, settings.start
     if not start and not size:
         raise UserError(

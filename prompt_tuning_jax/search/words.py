@@ -28,11 +28,8 @@ class Words(NamedTuple):
 
 
 def find_words(lm: LanguageModel, words_only: bool) -> Words:
-    """Returns the tokens that their own text gives back: of whole printable words, or all.
-
-    Raises:
-      UserError: the vocabulary holds no such token.
-    """
+    """Returns the tokens that their own text gives back: of whole printable words, or all. Raises a
+    UserError if there are none."""
     tokenizer, first, others = lm.tokenizer, [], []
     anchor = tokenizer.encode("a")[0]
     for index in tokenizer.text_ids:

@@ -4,8 +4,10 @@ import contextlib
 import json
 import shlex
 from collections import Counter
+from types import SimpleNamespace
 from unittest import mock
 
+import plain_model
 import pytest
 import tiny_runs
 
@@ -14,6 +16,8 @@ from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data.records import LABEL
 from prompt_tuning_jax.data.task import make_task, validation_records
 from prompt_tuning_jax.errors import RunError, UserError
+from prompt_tuning_jax.forgetting import cross_entropy
+from prompt_tuning_jax.models.sites import Given
 from prompt_tuning_jax.run import comparison
 
 ROWS = (
@@ -133,7 +137,12 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
         ({"curve": ("no prompt",)}, "expected a trained row, one of soft prompt, few"),
         ({"learning_rates": ("fow: 1",)}, "(did you mean 'few'?)"),
         ({"learning_rates": ("few: fast",)}, "expected 'ROW: RATE RATE'"),
+        ({"curve": ("ia3",)}, "expected a trained row, one of soft prompt, few"),
         ({"seeds": ()}, "at least one"),
+        ({"seeds": (0, 0)}, "expected different whole numbers"),
+        ({"rows": ("lora", "searched prompt")}, "has neither start nor num_tokens"),
+        ({"rows": ("lora", 'written prompt: prompts="(\\"{foo}\\",)"')}, "config.prompts: "),
+        ({"rows": ("ia3", "lora: method.name=prefix method.init=file method.init_file=no")}, "no"),
         ({"unrelated": "missing.txt"}, "missing.txt"),
     ],
 )
@@ -156,6 +165,22 @@ def test_what_rows_without_training_need_is_checked_before_any_row_is_run(typed,
     shown = typed(*command("whole", f"--config.{word}", rows=rows, learning_rates=(), curve=()))
     assert shown.status == 2 and fault in shown.err
     assert not (home / "whole").exists()
+
+
+def test_rows_that_are_not_repeated_need_no_few_examples(monkeypatch, tmp_path):
+    """There are 10 with 2 of each label, and 16 demonstrations."""
+
+    def run(*_):
+        raise EOFError
+
+    monkeypatch.setattr(compare, "_all_examples", run)
+    rows = "('demonstrations','ia3')"
+    words = [f"compare.rows={rows}", "compare.examples_per_class=(2,)"]
+    with tiny_runs.at_home(monkeypatch):
+        words = [f"--config.{word}" for word in (*words, "task.validation=validation[:100]")]
+        config = configs.load(str(tiny_runs.world().config), words)
+        with pytest.raises(EOFError):  # every row is checked, and the first is run
+            compare.compare(None, config, tmp_path, print)
 
 
 def test_the_folder_of_a_run_is_refused(typed, home):
@@ -247,6 +272,25 @@ def test_a_rate_that_diverges_is_one_of_those_that_were_tried(monkeypatch, tmp_p
         ["prefix", "5", "failed", ""],
         ["prefix", "0.1", "0.1000", ""],
     ]
+
+
+def test_a_task_without_labels_is_ranked_by_the_loss_and_shown_in_nats():
+    assert compare._order({"loss": 2.0}, by_accuracy=True) == compare._order({"loss": 2.0}, False)
+    row = {"metric": "log-probability", "mean": -2.34, "deviation": 0.04}
+    row |= {"difference": 0.04, "low": 0.01, "high": 0.08}
+    assert comparison._metric(row) == "-2.340 ± 0.040 nats"
+    assert comparison._difference(row) == "+0.040 [+0.010, +0.080]"
+
+
+def test_a_text_of_one_token_is_not_measured():
+    lm, _ = plain_model.make()
+    alone = lm._replace(
+        tokenizer=SimpleNamespace(add_bos=False, encode=lambda t: ([*map(ord, t)],))
+    )
+    wanted = cross_entropy(alone, ["abc"], Given())
+    assert cross_entropy(alone, ["a", "abc"], Given()) == pytest.approx(wanted)
+    with pytest.raises(UserError, match="each unrelated text has one token"):
+        cross_entropy(alone, ["a"], Given())
 
 
 def test_calibration_leaves_validation_examples_to_choose_with():

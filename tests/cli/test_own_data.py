@@ -64,6 +64,20 @@ def test_a_csv_from_its_first_line_to_predictions_without_it(typed, home):
     assert shown.status == 2 and "'news.csv' does not exist" in shown.err
 
 
+def test_what_only_the_report_reads_is_checked_before_the_training(typed, home):
+    write_csv(home / "news.csv")
+    long = "banks and funds and stock " * 40
+    shown = typed(*train(*CSV), f"--config.prompts=('About {{text}}:','{long}{{text}}')")
+    assert shown.status == 2 and "config.prompts: news.csv, line" in shown.err
+    rows = [{"facts": f"price {n}", "text": f"It is {n}."} for n in range(24)]
+    (home / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (home / "test.jsonl").write_text(json.dumps(rows[0] | {"text": ""}))
+    overrides = [f"files.{name}={path}" for name, path in FILES.items()]
+    shown = typed(*train(*overrides, "template={soft}{facts}:", "target={text}"))
+    assert shown.status == 2 and "test.jsonl, line 1: the target is empty" in shown.err
+    assert not (home / "run").exists()
+
+
 def report():
     with open(f"run/{workdir.REPORT}") as file:
         return json.load(file)["rows"]

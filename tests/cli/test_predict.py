@@ -131,6 +131,7 @@ def test_labels_take_json_lines_too_but_no_keys_of_generation(typed):
     plain = typed(*made, stdin="banks and funds\n")
     objects = typed(*made, "--jsonl", stdin='{"text": "banks and funds", "label": "x"}\n\n')
     assert answers(plain) == answers(objects)
+    assert "<stdin>: 1 blank lines were skipped" in objects.err
     shown = typed(*made, "--config.generation.max_new_tokens=3", stdin="banks")
     assert shown.status == 2 and "has labels and writes no texts" in shown.err
 
@@ -167,6 +168,9 @@ def test_a_table_has_the_delimiter_and_header_of_the_training_file(typed, tmp_pa
     found = answers(typed("predict", "--artifact", writer, "--jsonl", stdin=rows))
     for name in ("in.csv", "in.txt"):
         assert answers(typed("predict", "--artifact", "made", name)) == found
+    (tmp_path / "other.csv").write_text("north,price 1\nsouth,price 2\n")
+    words = ["predict", "--artifact", "made", "other.csv", "--config.task.files.delimiter=,"]
+    assert answers(typed(*words)) == found
 
 
 def test_a_file_without_a_record_is_reported(typed, tmp_path):

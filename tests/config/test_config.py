@@ -195,7 +195,8 @@ def test_a_wrong_type_says_given_and_expected():
             assert f"config.{name} is {wrong!r}: expected {key.expected}" in str(caught.value)
 
 
-INVALID = """seed=-1 steps=0 steps=ten steps=1.5 steps=True batch_size=-4 microbatches=0 log_every=0
+INVALID = """seed=-1 steps=0 steps={[]:1} steps=ten steps=1.5 steps=True batch_size=-4
+    microbatches=0 log_every=0
     learning_rate=0 learning_rate=nan learning_rate=1e999 evaluate_every=-1 optimizer.b1=1.5
     optimizer.nesterov=maybe schedule.name=cosinus parallel.name=xmap method.name=softprompt
     model.path= task.name=tfds task.labels=only,one task.labels=('one',2) task.labels=('one','')"""
@@ -232,7 +233,7 @@ def test_a_wrong_override_names_its_key(override):
         ("task.name=files", "train is '': expected a .json, .csv, .tsv or .parquet file"),
         (
             "task.name=files task.files.train=a task.files.test=b task.files.test_part=0.5",
-            "test_part is 0.5: expected 0.1, the default, because config.task.files.test is taken",
+            "test_part is 0.5: expected 0.1, the default, because config.task.files.test is used",
         ),
         ("task.target={a} task.labels=('b','c')", "expected () beside config.task.target"),
         ("task.target={a} task.examples_per_class=4", "which has no classes"),
@@ -307,7 +308,7 @@ def test_a_name_of_another_program_or_without_its_section_names_our_key(other, o
 def test_every_name_of_another_program_stands_for_a_key():
     ours = {key.partition("=")[0] for key in OTHERS.values()}
     assert ours <= all_keys().keys() and not OTHERS.keys() & all_keys().keys()
-    for words in (key for key in OTHERS.values() if "=" in key):
+    for words in (key for key in OTHERS.values() if "=" in key and not key.split("=")[1].isupper()):
         load(None, overrides([words]))
 
 

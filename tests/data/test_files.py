@@ -266,6 +266,15 @@ def test_a_part_is_not_emptied_for_a_label(tmp_path):
     assert "warning: labels that are scored without a record to train on: 'b'" in source.notes
 
 
+@pytest.mark.parametrize("parts", [(1000, 1), (5, 5), (0.5, 0.5)])
+def test_parts_that_take_all_records_are_refused(tmp_path, parts):
+    """Though a record of each label is kept for training otherwise."""
+    path = in_order(tmp_path, *"aabbaabbab")
+    words = zip(("files.test_part", "files.validation_part"), parts, strict=True)
+    with pytest.raises(UserError, match="10 records, which leaves none to train on after"):
+        read_source(settings(path, *(f"{name}={part}" for name, part in words)))
+
+
 def test_a_label_whose_records_have_one_input_is_trained_on_with_all_of_them(tmp_path):
     content = numbered(40) + "same,rare\n" * 3
     for seed in range(20):

@@ -70,18 +70,24 @@ def test_a_line_of_text_is_a_row_whatever_it_looks_like():
     assert read("", TEXTS) == []
 
 
-def test_blank_lines_of_cells_and_objects_have_no_values():
-    found = [(1, {"a": "1"}), (2, None), (3, {"a": "2"}), (4, None)]
-    assert read('{"a": "1"}\n \t\n{"a": "2"}\n\n', OBJECTS) == found
-    assert read("1\n\n2\n\n", CSV._replace(header=False)) == [
-        (n, values and {"1": values["a"]}) for n, values in found
-    ]
+@pytest.mark.parametrize(
+    "content, form",
+    [
+        ('{"a": "1"}\n \t\n{"a": "2"}\n\n', OBJECTS),
+        ("a\n1\n\n2\n\n", CSV),
+    ],
+)
+def test_blank_lines_of_cells_and_objects_are_no_rows_and_counted(content, form):
+    changes, first = Counter(), form == CSV
+    rows = list(read_rows(io.BytesIO(content.encode()), "f", form, changes))
+    places = [f"f, line {number + first}" for number in (1, 3)]
+    assert rows == [(places[0], {"a": "1"}), (places[1], {"a": "2"})]
+    assert changes == {"blank lines were skipped": 2}
 
 
 def test_a_row_of_cells_may_take_several_lines():
     assert read('a,b\r\n1,"the ""Old\nInn"""\r\n\n2,\n', CSV) == [
         (2, {"a": "1", "b": 'the "Old\nInn"'}),
-        (4, None),
         (5, {"a": "2", "b": ""}),
     ]
     # Rows may also end in \r alone.

@@ -38,7 +38,7 @@ WHITE, LETTER = "removes white space beside it", "is text beside a letter"
     ],
 )
 def test_a_token_that_the_text_beside_it_changes_is_refused(tokenizer, flag, template, message):
-    with pytest.raises(UserError, match=rf"has '<\|im_end\|>', which {message} according to"):
+    with pytest.raises(UserError, match=rf"has '<\|im_end\|>', which {message} by the"):
         ids(tokenizer, flag, template, {"t": " a "})
 
 

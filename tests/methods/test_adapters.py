@@ -71,7 +71,8 @@ def test_dropout_of_lora_leaves_out_whole_inputs_in_training_alone():
         if path.endswith("/a"):
             left = np.asarray(leaf) / np.asarray(plain.sites[path])
             assert set(np.unique(left.round(5))) <= {0.0, 2.0}
-            assert (left == left[:1, :1]).all(), "a column is left out or stays"
+            assert (left == left[:, :1]).all(), "a column is left out or stays"
+            assert (left != left[:1]).any(), "each layer has columns of its own"
             shares.append((left == 0).mean())
             assert (np.asarray(other.sites[path]) != np.asarray(leaf)).any()
     assert 0.3 < np.mean(shares) < 0.7

@@ -152,6 +152,15 @@ def test_a_config_may_say_that_nothing_is_scaled():
         assert found == SPEC
 
 
+@pytest.mark.parametrize("most", [SPEC.max_positions // 4, SPEC.max_positions])
+def test_yarn_reaches_as_many_positions_whether_or_not_a_config_counts_them(most):
+    """Qwen 2.5 says how many it had before."""
+    original = {"original_max_position_embeddings": SPEC.max_positions // 4}
+    scaled = {"type": "yarn", "factor": 4.0} | original
+    made = config(rope_scaling=scaled, max_position_embeddings=most)
+    assert spec_from_config(made, "it").max_positions == SPEC.max_positions
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -178,6 +187,7 @@ def test_a_config_may_say_that_nothing_is_scaled():
         ({"hidden_size": None}, "it does not say hidden_size"),
         ({"hidden_size": "24"}, "hidden_size is '24', expected a whole number above 0"),
         ({"num_hidden_layers": True}, "num_hidden_layers is True"),
+        ({"num_hidden_layers": 2**31}, "num_hidden_layers is 2147483648, expected at most 1000"),
         ({"vocab_size": -1}, "vocab_size is -1"),
         ({"vocab_size": 2**62}, "vocab_size is 4611686018427387904"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan, expected a number above 0"),
@@ -185,7 +195,7 @@ def test_a_config_may_say_that_nothing_is_scaled():
         ({"rope_theta": 1e-300}, "rotary base is 1e-300; expected at least 1"),
         ({"rope_theta": 1e300}, r"rope_theta is 1e\+300"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false', expected true"),
-        ({"num_key_value_heads": 3}, "4 query heads and 3 key heads; expected a multiple"),
+        ({"num_key_value_heads": 3}, "4 query heads and 3 key heads: the first must be a multiple"),
         ({"head_dim": 9}, "9 dimensions of a head of size 9 turn; expected an even"),
     ],
 )
@@ -202,8 +212,8 @@ def test_configs_that_are_refused(changes, message):
         ({"rope__scaling__factor": [4.0]}, r"factor is \[4\.0\], expected a number above 0"),
         ({"attention__causal": False}, "llama.attention.causal is False; supported: True"),
         ({"expert_count": 8}, "llama.expert_count is 8; supported: 0"),
-        ({"rope__dimension_count": 6}, "rotates 6 of 10 dimensions"),
-        ({"attention__value_length": 12}, "its values differ in size"),
+        ({"rope__dimension_count": 6}, "turns 6 dimensions of heads of 10"),
+        ({"attention__value_length": 12}, "or values have another size"),
         ({"block_count": None}, r"does not say llama\.block_count"),
         ({"attention__head_count": [4, 4, 4]}, r"expected a whole number above 0"),
     ],

@@ -1,5 +1,8 @@
 """Exchange with PEFT and transformers on torch, live: the same logits both ways, the same texts."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import parity
 import plain_model
@@ -16,7 +19,12 @@ from peft import (
 )
 from tiny_methods import TASK
 from tiny_models import SPEC
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+)
 
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import exchange
@@ -31,6 +39,9 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 CONFIGS = {
     "prompt": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     "prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "projected prefix": PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=8
+    ),
     "lora": LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=6, target_modules=LINEAR[:4]),
     "rank-stabilised": LoraConfig(
         task_type="CAUSAL_LM", r=4, lora_alpha=6, target_modules=LINEAR, use_rslora=True
@@ -132,3 +143,28 @@ def test_transformers_loads_our_folder(folder, tmp_path, source):
     bos = [lm.tokenizer.bos_id] * lm.tokenizer.add_bos
     assert words(text)["input_ids"] == [*bos, *lm.tokenizer.encode(text)[0]]
     assert (words.bos_token_id, words.eos_token_id) == (lm.tokenizer.bos_id, lm.tokenizer.eos_id)
+
+
+def test_peft_and_we_change_the_text_part_of_a_model_that_sees_images(folder, tmp_path):
+    text = tiny_models.config(SPEC) | {"model_type": "gemma3_text", "rope_scaling": None}
+    sees = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "image_size": 8}
+    sees |= {"num_attention_heads": 2, "patch_size": 4}
+    sizes = {"mm_tokens_per_image": 4, "image_token_index": 5}
+    config = Gemma3Config(text_config=text, vision_config=sees, **sizes)
+    torch.manual_seed(0)
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path / "gemma")
+    for path in Path(folder).glob("tokenizer*"):
+        shutil.copy(path, tmp_path / "gemma")
+    lm = load(str(tmp_path / "gemma"), dtype="float32", matmul_precision="highest")
+    for kind in ("lora", "scale"):
+        given = plain_model.random_given(0, SPEC, kind)
+        artifact = Artifact(to_tensors(given), make_manifest(lm, TASK, configs.build({}), {}))
+        exchange.export_adapter(lm, TASK, artifact, tmp_path / kind)
+        model = PeftModel.from_pretrained(base(tmp_path / "gemma"), tmp_path / kind)
+        np.testing.assert_allclose(theirs(model), ours(lm, given), rtol=0, atol=1e-4)
+        assert np.abs(ours(lm, given) - ours(lm, NOTHING)).max() > 1e-2
+        model.save_pretrained(tmp_path / f"{kind} of PEFT")
+        again = exchange.import_adapter(lm, TASK, configs.build({}), tmp_path / f"{kind} of PEFT")
+        np.testing.assert_allclose(
+            ours(lm, from_tensors(again.tensors)), ours(lm, given), rtol=1e-5
+        )

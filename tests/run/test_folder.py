@@ -50,7 +50,8 @@ def test_a_second_run_is_refused_within_two_seconds_and_told_whose_it_is(tmp_pat
 
 
 def test_a_killed_run_gives_its_folder_back_without_what_it_left_unfinished(tmp_path, holder):
-    for name in (".config.json.123.partial", "notes.partial"):
+    for name in (".config.json.123.partial", "notes.partial", ".artifact.partial/tensors"):
+        (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "run" / name).touch()
     holder.send_signal(signal.SIGKILL)
     holder.wait()

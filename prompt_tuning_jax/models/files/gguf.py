@@ -19,7 +19,6 @@ NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=T
 MAX_TEXT = 1 << 24  # bytes in a string
 MAX_ITEMS = 1 << 20  # in an array: the largest vocabularies have a quarter of that
 MAX_DIMENSIONS = 4
-MOST_LAYERS = 1000  # in the package's map of names, which grows with them
 
 
 class Tensor(NamedTuple):
@@ -178,7 +177,7 @@ def tensor_names(architecture: str, layers: int) -> Any:
     from gguf.tensor_mapping import get_tensor_name_map
 
     number = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture)
-    return get_tensor_name_map(number, min(layers, MOST_LAYERS))
+    return get_tensor_name_map(number, layers)
 
 
 def unpermute(weights: np.ndarray, heads: int) -> np.ndarray:

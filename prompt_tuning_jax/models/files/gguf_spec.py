@@ -61,8 +61,8 @@ def spec_from_gguf(
     size = read.number("head_dim", default=rotated)
     rotated = given.number(rotary, default=size)  # Gemma's files do not say it
     if {rotated, given.number(f"{prefix}attention.value_length", default=size)} != {size}:
-        problem = f"rotates {rotated} of {size} dimensions of a head, or its values differ in size"
-        raise UserError(f"{source} {problem} from its keys; expected all three to be equal.")
+        problem = f"turns {rotated} dimensions of heads of {size}, or values have another size"
+        raise UserError(f"{source} {problem}; expected equal sizes.")
     theta = read.number("rope_theta", float, 10000.0)
     length = f"{prefix}rope.scaling.original_context_length"
     original = given.number(length, default=ORIGINAL_MAX_POSITIONS)
@@ -94,7 +94,7 @@ def _gguf_scaling(given: Fields, rope: str) -> dict[str, Any] | None:
 def _find_scaling(
     factors: np.ndarray | None, half: int, theta: float, original: int, source: str
 ) -> dict[str, Any] | None:
-    """Returns the llama3 scaling that gives float32[d/2] factors, or None if none is not 1."""
+    """Returns the llama3 scaling that gives float32[d/2] factors, or None if all are 1."""
     if factors is None or (factors.shape == (half,) and np.all(factors == 1)):
         return None
     factor, (low, high) = float(factors.max()), LLAMA3.values()

@@ -1,7 +1,7 @@
 """Models by their names on a Hugging Face hub. Only files of known names are downloaded.
 
-A file gets its place in the cache that all programs share (HF_HOME) once it has its hash, and a
-download that was stopped is continued: huggingface_hub's own downloads do neither.
+A file enters the cache that all programs share (HF_HOME) after its hash is checked, and a download
+that was stopped is continued: huggingface_hub does neither.
 """
 
 import functools

@@ -32,7 +32,7 @@ from prompt_tuning_jax.storage import sha256
 DTYPES = {dtype.name: dtype for dtype in STORED.values()}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"[A-Za-z0-9_. -]{1,200}\.safetensors")  # what an index may name
-# In some files beside the weights: what the spec says already, and the parts for images.
+# Tensors that are skipped: they repeat the spec, or belong to the part for images.
 IGNORED = re.compile(
     r".*\.(rotary_emb\.inv_freq|attn\.bias|attention\.bias|(attn|attention)\.masked_bias)"
     r"|(.*\.)?(vision_tower|multi_modal_projector)\..*"
