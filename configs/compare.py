@@ -25,14 +25,6 @@ def get_config() -> ConfigDict:
     config.evaluate_every = 50
     config.save_every = 50
 
-    config.task = ConfigDict()
-    config.task.labels = (
-        "business",
-        "entertainment",
-        "politics",
-        "sport=sports",
-        "tech=technology",
-    )
     config.prompts = ("BBC News: {text}\nThis story is about",)
 
     # As in configs/search.py.

@@ -56,9 +56,9 @@ def get_config() -> ConfigDict:
         "soft prompt: 0.01 0.03 0.1",
         "prompt encoder: 0.001 0.003 0.01",
         "prefix: 0.003 0.01 0.03",
-        "ia3: 0.003 0.01 0.03 0.1",
-        "lora: 0.0003 0.001 0.003 0.01",
-        "fine tuning: 0.00002 0.00005 0.0001 0.0002",
+        "ia3: 0.003 0.01 0.03",
+        "lora: 0.0003 0.001 0.003",
+        "fine tuning: 0.00005 0.0001 0.0002",
     )
     config.compare.unrelated = "bbc_news"
     return config

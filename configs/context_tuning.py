@@ -31,11 +31,4 @@ def get_config() -> ConfigDict:
     config.task = ConfigDict()
     config.task.examples_per_class = 16
     config.task.validation_per_class = 16
-    config.task.labels = (
-        "business",
-        "entertainment",
-        "politics",
-        "sport=sports",
-        "tech=technology",
-    )
     return config

@@ -34,12 +34,4 @@ def get_config() -> ConfigDict:
         " or technology."
     )
 
-    config.task = ConfigDict()
-    config.task.labels = (
-        "business",
-        "entertainment",
-        "politics",
-        "sport=sports",
-        "tech=technology",
-    )
     return config

@@ -16,24 +16,11 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.seed = 0
     config.steps = 150
     config.batch_size = 8
     config.learning_rate = 0.03
     config.evaluate_every = 75
     config.save_every = 75
-
-    config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"
-    config.optimizer.weight_decay = 0.0
-    config.optimizer.clip_norm = 1.0
-
-    config.schedule = ConfigDict()
-    config.schedule.name = "cosine"
-    config.schedule.warmup_steps = 20
-
-    config.model = ConfigDict()
-    config.model.path = "smollm2-135m-instruct"
 
     config.method = ConfigDict()
     config.method.name = "soft_prompt"
@@ -51,7 +38,6 @@ def get_config() -> ConfigDict:
     config.task.files.test = "data/e2e/test.jsonl"
     config.task.columns = ("text=text", "text=references")
     config.task.template = "{soft}{mr}\nDescription:"
-    config.task.labels = ()
     config.task.target = "{text}"
     config.task.metrics = ("bleu", "rouge_l")
     return config

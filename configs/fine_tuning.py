@@ -23,14 +23,5 @@ def get_config() -> ConfigDict:
     config.method = ConfigDict()
     config.method.name = "fine_tuning"
 
-    config.task = ConfigDict()
-    config.task.labels = (
-        "business",
-        "entertainment",
-        "politics",
-        "sport=sports",
-        "tech=technology",
-    )
-
     config.prompts = ("BBC News: {text}\nThis story is about",)
     return config

@@ -22,11 +22,6 @@ def get_config() -> ConfigDict:
     config.evaluate_every = 4206
     config.save_every = 4206
 
-    config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"
-    config.optimizer.weight_decay = 0.0
-    config.optimizer.clip_norm = 1.0
-
     config.schedule = ConfigDict()
     config.schedule.name = "linear"
     config.schedule.warmup_steps = 0

@@ -21,14 +21,5 @@ def get_config() -> ConfigDict:
     config.method = ConfigDict()
     config.method.name = "ia3"
 
-    config.task = ConfigDict()
-    config.task.labels = (
-        "business",
-        "entertainment",
-        "politics",
-        "sport=sports",
-        "tech=technology",
-    )
-
     config.prompts = ("BBC News: {text}\nThis story is about",)
     return config

@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.seed = 0
     config.steps = 1700  # three times all texts
     config.batch_size = 16
     config.learning_rate = 0.005

@@ -24,14 +24,5 @@ def get_config() -> ConfigDict:
     config.method.rank = 8
     config.method.alpha = 16.0
 
-    config.task = ConfigDict()
-    config.task.labels = (
-        "business",
-        "entertainment",
-        "politics",
-        "sport=sports",
-        "tech=technology",
-    )
-
     config.prompts = ("BBC News: {text}\nThis story is about",)
     return config

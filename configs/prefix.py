@@ -30,14 +30,5 @@ def get_config() -> ConfigDict:
     # 512 trains the network of Li & Liang too. The artifact does not hold it.
     config.method.hidden_size = 0
 
-    config.task = ConfigDict()
-    config.task.labels = (
-        "business",
-        "entertainment",
-        "politics",
-        "sport=sports",
-        "tech=technology",
-    )
-
     config.prompts = ("BBC News: {text}\nThis story is about",)
     return config

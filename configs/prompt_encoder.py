@@ -31,14 +31,5 @@ def get_config() -> ConfigDict:
     # Width of the network's hidden layer.
     config.method.hidden_size = 128
 
-    config.task = ConfigDict()
-    config.task.labels = (
-        "business",
-        "entertainment",
-        "politics",
-        "sport=sports",
-        "tech=technology",
-    )
-
     config.prompts = ("BBC News: {text}\nThis story is about",)
     return config

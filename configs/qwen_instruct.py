@@ -30,11 +30,4 @@ def get_config() -> ConfigDict:
         "Which section of the BBC website is this headline from: business, entertainment, politics,"
         " sports or technology? Answer with one word.\n{text}"
     )
-    config.task.labels = (
-        "business",
-        "entertainment",
-        "politics",
-        "sport=sports",
-        "tech=technology",
-    )
     return config

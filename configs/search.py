@@ -27,12 +27,4 @@ def get_config() -> ConfigDict:
     # The best written prompt of 45, with the searched one in front.
     config.search.template = "{soft}\nBBC News: {text}\nThis story is about"
 
-    config.task = ConfigDict()
-    config.task.labels = (
-        "business",
-        "entertainment",
-        "politics",
-        "sport=sports",
-        "tech=technology",
-    )
     return config
