@@ -34,7 +34,11 @@ _config = click.option(
     callback=lambda _, option, given: find_config(given) if (given or "").isidentifier() else given,
 )
 _workdir = click.option(
-    "--workdir", metavar="DIR", help="The folder to work in. The same command again goes on."
+    "--workdir",
+    metavar="DIR",
+    help="The folder to work in. The same command again goes on.",
+    # A shell leaves the ~ of --workdir=~/run as it is.
+    callback=lambda _, option, given: given and os.path.expanduser(given),
 )
 _fresh = click.option("--fresh", is_flag=True, help="Start over what the workdir holds.")
 _json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, all else on stderr.")

@@ -84,6 +84,16 @@ def test_odd_names_and_links_train_what_plain_ones_train(home, capsys, monkeypat
     assert "going on after step 12" in capsys.readouterr().out
 
 
+def test_a_home_folder_that_no_shell_has_read_is_the_users(home, monkeypatch):
+    folders = []
+    monkeypatch.setenv("HOME", str(home / "me"))
+    monkeypatch.setattr(
+        cli_train, "train_and_report", lambda _, folder, *more: folders.append(folder)
+    )
+    main.run(["train", "--config", str(tiny_runs.world().config), "--workdir=~/run"])
+    assert folders == [str(home / "me" / "run")]
+
+
 def test_a_link_to_nowhere_is_a_sentence(home, capsys):
     (home / "run").symlink_to(home / "gone" / "run")
     (home / "news.csv").symlink_to(home / "none.csv")
