@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
         "prefix: 0.003 0.01 0.03",
         "ia3: 0.003 0.01 0.03",
         "lora: 0.0003 0.001 0.003",
-        "fine tuning: 0.00005 0.0001 0.0002",
+        "fine tuning: 0.00002 0.00005 0.0001",
     )
     config.compare.unrelated = "bbc_news"
     return config
