@@ -162,10 +162,9 @@ def _read_row(entry: str) -> Row:
 
 def _check_name(name: str, trained: Sequence[str], key: str) -> None:
     if name not in trained:
-        shown = ", ".join(dict.fromkeys(trained))
         raise UserError(
             f"config.compare.{key} has {name!r}{nearest(name, trained)}: expected a trained row,"
-            f" one of {shown}"
+            f" one of {', '.join(dict.fromkeys(trained))}"
         )
 
 
