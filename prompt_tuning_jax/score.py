@@ -24,7 +24,7 @@ from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import NOTHING, Given, bind, prefix_length, virtual_tokens
 from prompt_tuning_jax.run.progress import with_progress
 from prompt_tuning_jax.sharding import AXES, Layout, fetch, make_mesh, place
-from prompt_tuning_jax.step import place_rows, row_specs, target_scores
+from prompt_tuning_jax.step import row_specs, target_scores
 
 WHOLE = sys.maxsize  # examples of any length
 
@@ -99,7 +99,8 @@ def score(
     front = bake(lm, np.asarray(examples[0].trunk[:shared]), given)
     compiled = _compile(lm.module, mesh, lm.layout)
     # Placed once, not again for each batch.
-    params, front = place((lm.params, front), mesh, lm.layout)
+    model = lm.params, front
+    params, front = place(model, mesh, lm.layout.specs(model))
     scores = np.zeros((len(examples), answers), np.float32)
     shape = shape or batching.evaluation_shape(examples, shared, row_multiple=len(devices))
     _check_memory(lm, shape, device_bytes() * len(devices) or free_bytes())
@@ -112,7 +113,7 @@ def score(
         batch = batch._replace(
             shared=np.zeros((0,), np.int32), positions=np.maximum(batch.positions - shared, 0)
         )
-        values = fetch(compiled(params, front, place_rows(mesh, batch)))
+        values = fetch(compiled(params, front, place(batch, mesh, row_specs())))
         # The score of a tail is the sum over its tokens, in float32.
         flat = np.zeros(len(index) * answers, np.float32)
         np.add.at(flat, batch.target_example.ravel(), (values * batch.target_weights).ravel())

@@ -115,7 +115,7 @@ def shard(params: Any, layout: Layout) -> Any:
     on the default device."""
     if layout.shards == 1:
         return jax.device_put(params)
-    return place(params, make_mesh(jax.devices(), layout.shards), layout)
+    return place(params, make_mesh(jax.devices(), layout.shards), layout.specs(params))
 
 
 @functools.cache
@@ -129,8 +129,8 @@ def own_parts(layout: Layout, path: str, shape: tuple[int, ...]) -> list[Any]:
     return [*{str(index): index for index in held}.values()]
 
 
-def place(tree: Any, mesh: Mesh, layout: Layout) -> Any:
-    """Places a tree on a mesh: divided matrices in parts, all else whole on every device."""
+def place(tree: Any, mesh: Mesh, specs: Any) -> Any:
+    """Places a tree on a mesh, by the `PartitionSpec` of each leaf. Every process has all of it."""
 
     def put(leaf: Any, spec: PartitionSpec) -> jax.Array:
         sharding = NamedSharding(mesh, spec)
@@ -140,7 +140,7 @@ def place(tree: Any, mesh: Mesh, layout: Layout) -> Any:
         whole = np.asarray(leaf)
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
-    return jax.tree.map(put, tree, layout.specs(tree))
+    return jax.tree.map(put, tree, specs)
 
 
 def fetch(leaf: jax.Array) -> np.ndarray:

@@ -176,16 +176,6 @@ def row_specs() -> Batch:
     return Batch(PartitionSpec(), *[PartitionSpec(AXES)] * (len(Batch._fields) - 1))
 
 
-def place_rows(mesh, batch: Batch) -> Batch:
-    """Places a numpy batch on the mesh; every process has the whole batch and hands in its rows."""
-
-    def put(array, spec):
-        sharding = NamedSharding(mesh, spec)
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-    return Batch(*map(put, batch, row_specs()))
-
-
 def _over_mesh(parts, devices, layout):
     mesh, everywhere = make_mesh(devices, layout.shards), PartitionSpec()
 
@@ -220,8 +210,8 @@ def _over_mesh(parts, devices, layout):
 
     return Compiled(
         jax.jit(step, donate_argnums=0),
-        functools.partial(place, mesh=mesh, layout=layout),
-        functools.partial(place_rows, mesh),
+        lambda tree: place(tree, mesh, layout.specs(tree)),
+        lambda batch: place(batch, mesh, row_specs()),
         functools.partial(jax.tree.map, fetch),
     )
 

@@ -2,7 +2,7 @@
 
 Each gets the same command. They find each other by the three variables below, or as jax does in a
 Slurm step, under Open MPI, on a TPU slice, and with CLUSTER=k8s in Kubernetes. Each reads all data
-and gives its devices their rows of each batch (`step.place_rows`). Where the weights lie in parts,
+and gives its devices their rows of each batch (`step.row_specs`). Where the weights lie in parts,
 all run the model together, for a validation and the report too.
 """
 
