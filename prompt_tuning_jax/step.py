@@ -135,11 +135,8 @@ def train_step(state: State, frozen: Frozen, batch: Batch, parts: Parts, total=g
     )
     trainable = optax.apply_updates(state.trainable, updates)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss) & jnp.isfinite(optax.tree.sum(trainable))
-    trainable, optimizer_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old),
-        (trainable, optimizer_state),
-        (state.trainable, state.optimizer_state),
-    )
+    new, old = (trainable, optimizer_state), (state.trainable, state.optimizer_state)
+    trainable, optimizer_state = optax.tree.where(finite, new, old)
     refused = jnp.where(finite, 0, 1).astype(jnp.int32)
     in_a_row = (state.refused_in_a_row + refused) * refused
     metrics = {
