@@ -3,9 +3,11 @@
 It is read without TensorFlow.
 """
 
+import collections
+import functools
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -50,34 +52,25 @@ def read_source(config: Any) -> Source:
             f" with tfds.builder({name.partition(':')[0]!r}, file_format={FORMAT!r})"
             ".download_and_prepare()"
         )
-    return Source(Splits(builder, records.task_fields(config), name))
+    read = functools.partial(_read_split, builder, records.task_fields(config), name)
+    return Source(Splits({split: functools.partial(read, split) for split in builder.info.splits}))
 
 
-class Splits(Mapping[str, list[Record]]):
-    """The splits of a prepared dataset by their own names; each is read when it is asked for."""
-
-    def __init__(self, builder: Any, fields: Fields, name: str):
-        """Takes a TFDS builder, the fields to read, and the dataset's name for errors."""
-        self._builder, self._fields, self._name = builder, fields, name
-        self._read: dict[str, list[Record]] = {}
+class Splits(collections.UserDict[str, Any]):
+    """The splits of a dataset by name, from functions that read one when it is first asked for."""
 
     def __getitem__(self, split: str) -> list[Record]:
-        if split not in self._builder.info.splits:
-            raise KeyError(split)
-        if split not in self._read:
-            rows = _read_rows(self._builder, split, f"{self._name}, split {split!r}")
-            try:
-                made = records.make_records(rows, self._fields, hint=records.COLUMNS_HINT)
-                self._read[split] = list(made)
-            except _FAULTS as error:
-                raise _damaged(self._builder.data_dir, error) from error
-        return self._read[split]
+        if callable(self.data[split]):
+            self.data[split] = self.data[split]()
+        return self.data[split]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._builder.info.splits)
 
-    def __len__(self) -> int:
-        return len(self._builder.info.splits)
+def _read_split(builder: Any, fields: Fields, name: str, split: str) -> list[Record]:
+    rows = _read_rows(builder, split, f"{name}, split {split!r}")
+    try:
+        return list(records.make_records(rows, fields, hint=records.COLUMNS_HINT))
+    except _FAULTS as error:
+        raise _damaged(builder.data_dir, error) from error
 
 
 def find_folder(root: pathlib.Path, name: str) -> pathlib.Path:
