@@ -91,7 +91,7 @@ def evaluate(
         return found
     use = _use(lm, task, artifact, prompt or "", max_length)
     rows = select_records(task, split) if isinstance(split, str) else split
-    return found | _text_metrics(lm, task, rows, use, generation, seed, log)
+    return found | _text_metrics(lm, rows, use, generation, seed, log)
 
 
 class Scored(NamedTuple):
@@ -128,11 +128,10 @@ def label_scores(
         raise UserError(f"split is {short(split, 200)}: {needed}")
     counts: dict[str, int] = {}
     if demonstrations:
-        shown = demonstrations
-        examples, count = scoring.encode_behind(lm, task, rows, shown, use.template, log)
-        counts["demonstrations"] = count
+        found = scoring.encode_behind(lm, use.task, rows, demonstrations, log)
+        examples, counts["demonstrations"] = found
     else:
-        examples = _encode(lm, task, rows, use)
+        examples = _encode(lm, rows, use)
     scores = scoring.score(lm, examples, use.given, log=log)
     scoring.check_finite(lm, scores)
     if shortened := count_shortened(examples)[0]:
@@ -172,14 +171,14 @@ def predict(
         raise UserError(f"records is one {type(records).__name__}: give a list of it, [record]")
     artifact = None if artifact is None else _read(artifact)
     use, calibration = _use(lm, task, artifact), _calibration(task, artifact)
-    rows = (_row(task, use.template, record, number) for number, record in enumerate(records))
+    rows = (_row(use.task, record, number) for number, record in enumerate(records))
     if task.target:
-        for example, written in _texts(lm, task, rows, use, generation, seed):
+        for example, written in _texts(lm, rows, use, generation, seed):
             yield {"text": written.text, "finished": written.finished, **_shortened(example)}
         return
     values, shape = [value for value, _ in task.labels], None
     while chunk := list(islice(rows, PREDICTED_AT_ONCE)):
-        examples = _encode(lm, task, chunk, use)
+        examples = _encode(lm, chunk, use)
         shape = scoring.next_shape(examples, shape)
         scores = scoring.score(lm, examples, use.given, shape=shape)
         scoring.check_finite(lm, scores)
@@ -199,7 +198,7 @@ def save(artifact: Artifact, folder: str | os.PathLike) -> None:
 def encode(lm: LanguageModel, task: Task, rows: Sequence[Record], artifact: Artifact):
     """Returns records as examples for the model with an artifact, and the artifact's `Given`."""
     use = _use(lm, task, artifact)
-    return _encode(lm, task, rows, use), use.given
+    return _encode(lm, rows, use), use.given
 
 
 def held_out(task: Task, config: Any, by: str | None) -> tuple[list[Record], list[Record]]:
@@ -217,19 +216,19 @@ def held_out(task: Task, config: Any, by: str | None) -> tuple[list[Record], lis
 
 
 class _Use(NamedTuple):
-    """How the model is used: with what tailors it, a template, and at most so many positions."""
+    """How the model is used: for a task with the template that it reads, with what tailors it, at
+    most so many positions, and demonstrations in front."""
 
+    task: Task
     given: Given
-    template: str
     max_length: int
-    chat: str | None
     demonstrations: Sequence[Record] = ()
-    continues: bool = False
 
 
 def _use(lm, task, artifact, prompt="", max_length=0) -> _Use:
     if artifact is None:
-        return _Use(Given(), with_prompt(task.template, prompt), max_length, task.chat)
+        template = with_prompt(task.template, prompt)
+        return _Use(task._replace(template=template, continues=False), Given(), max_length)
     artifact = _read(artifact)
     check_artifact(artifact, lm)
     given, manifest = shard(from_tensors(artifact.tensors), lm.layout), artifact.manifest
@@ -239,11 +238,11 @@ def _use(lm, task, artifact, prompt="", max_length=0) -> _Use:
             "config.model.quantize is 'int8', and the artifact holds weights of the model itself:"
             " leave it out"
         )
-    demonstrations = manifest.get("demonstrations", ())
     own = manifest["config"].get("task")  # an earlier version's says nothing of chats
     chat = str(own.get("system", "")) if isinstance(own, dict) and own.get("as_chat") else None
-    most, continues = manifest["max_length"], manifest.get("continues", False)
-    return _Use(given, manifest["template"], most, chat, demonstrations, continues)
+    read = {"template": manifest["template"], "chat": chat}
+    task = task._replace(**read, continues=manifest.get("continues", False))
+    return _Use(task, given, manifest["max_length"], manifest.get("demonstrations", ()))
 
 
 def _calibration(task, artifact) -> Calibration | None:
@@ -267,12 +266,11 @@ def _read(artifact) -> Artifact:
     return artifact
 
 
-def _encode(lm, task, rows, use):
-    how = use.given, use.max_length, use.template, use.demonstrations
-    return scoring.encode_for(lm, task._replace(chat=use.chat, continues=use.continues), rows, *how)
+def _encode(lm, rows, use):
+    return scoring.encode_for(lm, use.task, rows, use.given, use.max_length, use.demonstrations)
 
 
-def _texts(lm, task, rows, use, settings, seed):
+def _texts(lm, rows, use, settings, seed):
     """Yields the example and the generation of each record, as they are asked for."""
     check_settings(settings, seed)
     taken = prefix_length(use.given)
@@ -283,20 +281,20 @@ def _texts(lm, task, rows, use, settings, seed):
             f" {lm.spec.max_positions} positions, {taken} of them taken by a prefix: give fewer"
         )
     use = use._replace(max_length=min(use.max_length or room, room))
-    end = None if use.chat is None else read_chat(lm.tokenizer, use.chat).end
+    end = None if use.task.chat is None else read_chat(lm.tokenizer, use.task.chat).end
     settings = settings._replace(stop=(*settings.stop, end.markup)) if end else settings
     # Without its target, so that the target takes no room.
-    outputs = field_names(task.target)
+    outputs = field_names(use.task.target)
     asked = ({k: v for k, v in row.items() if k not in outputs} for row in rows)
-    encoded = (example for row in asked for example in _encode(lm, task, [row], use))
+    encoded = (example for row in asked for example in _encode(lm, [row], use))
     ahead, behind = tee(encoded)
     yield from zip(behind, generate(lm, ahead, use.given, settings, seed), strict=True)
 
 
-def _text_metrics(lm, task, rows, use, settings, seed, log):
+def _text_metrics(lm, rows, use, settings, seed, log):
     """Returns the metrics of the texts that are written for the distinct inputs of the records."""
-    inputs, references = group_by_input(task._replace(template=use.template), rows)
-    texts = _texts(lm, task, inputs, use, settings, seed)
+    inputs, references = group_by_input(use.task, rows)
+    texts = _texts(lm, inputs, use, settings, seed)
     examples, written = zip(*with_progress(texts, "texts written", log, len(inputs)), strict=True)
     counts = {
         "unfinished": sum(not each.finished for each in written),
@@ -304,16 +302,16 @@ def _text_metrics(lm, task, rows, use, settings, seed, log):
     }
     found = {"texts": len(written)} | {name: count for name, count in counts.items() if count}
     texts = [each.text.strip() for each in written]
-    return found | metrics.text_metrics(texts, references, task.metrics, task.tokenizer)
+    return found | metrics.text_metrics(texts, references, use.task.metrics, use.task.tokenizer)
 
 
 def _shortened(example):
     return {"shortened": example.dropped} if example.dropped else {}
 
 
-def _row(task, template, record, number) -> Record:
+def _row(task, record, number) -> Record:
     """Returns the fields of a record, and its place; a label is left out."""
-    place, fields = f"record {number}", field_names(template)
+    place, fields = f"record {number}", field_names(task.template)
     if isinstance(record, str):
         if len(fields) != 1:
             raise UserError(

@@ -87,7 +87,7 @@ def start_from_demonstrations(lm: LanguageModel, task, config, log: Callable) ->
     [alone] = encode_for(lm, behind, rows[:1], NOTHING, WHOLE)
 
     def in_context(count):
-        return encode_for(lm, task, rows[:1], NOTHING, WHOLE, None, spare[:count])[0]
+        return encode_for(lm, task, rows[:1], NOTHING, WHOLE, spare[:count])[0]
 
     def tokens(count):
         return len(in_context(count).trunk) - len(alone.trunk)

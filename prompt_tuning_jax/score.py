@@ -29,9 +29,7 @@ from prompt_tuning_jax.step import row_specs, target_scores
 WHOLE = sys.maxsize  # examples of any length
 
 
-def encode_for(
-    lm: LanguageModel, task, rows, given: Given, max_length=0, template=None, demonstrations=()
-):
+def encode_for(lm: LanguageModel, task, rows, given: Given, max_length=0, demonstrations=()):
     """Returns records as the examples that the model asks for: with its tokenizer and BOS, in the
     positions that a prefix leaves, in the first `max_length` of them if that is not 0, or `WHOLE`.
     The rest is for `encode_examples`."""
@@ -49,17 +47,16 @@ def encode_for(
         num_virtual_tokens=virtual_tokens(given),
         add_bos=lm.tokenizer.add_bos,
         max_length=max_length if max_length == WHOLE else min(max_length or room, room),
-        template=template,
         demonstrations=demonstrations,
     )
 
 
-def encode_behind(lm: LanguageModel, task, rows, demonstrations, template, log, most=0):
+def encode_behind(lm: LanguageModel, task, rows, demonstrations, log, most=0):
     """Returns records, none of them shortened, as examples behind as many of the first
     demonstrations as fit into `most` positions (0: the model's), and the number of these."""
 
     def encode(rows, demonstrations):
-        return encode_for(lm, task, rows, NOTHING, WHOLE, template, demonstrations)
+        return encode_for(lm, task, rows, NOTHING, WHOLE, demonstrations)
 
     most = most or lm.spec.max_positions
     examples, count = fit_demonstrations(rows, demonstrations, encode, most)

@@ -75,11 +75,11 @@ def written_targets(lm, task: Task, rows, config, log) -> tuple[Task, list[Recor
 
 def _ask(lm, task, rows, config, log, room=0):
     """Returns the records, without their answers, as the teacher's examples."""
-    template = with_prompt(task.template, config.teacher.prompt)
-    task, outputs = task._replace(continues=False), output_fields(task)
+    template, outputs = with_prompt(task.template, config.teacher.prompt), output_fields(task)
+    task = task._replace(template=template, continues=False)
     asked = [{name: text for name, text in row.items() if name not in outputs} for row in rows]
     shown = demonstrations_of(task, config)
     if not shown:
         most = min(config.task.max_length or room, room or config.task.max_length)
-        return scoring.encode_for(lm, task, asked, NOTHING, most, template)
-    return scoring.encode_behind(lm, task, asked, shown, template, log, room)[0]
+        return scoring.encode_for(lm, task, asked, NOTHING, most)
+    return scoring.encode_behind(lm, task, asked, shown, log, room)[0]

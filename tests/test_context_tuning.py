@@ -68,7 +68,7 @@ def test_before_training_they_score_as_in_context(kind, method, more, task, tmp_
     assert np.abs(found - api.label_scores(lm, task, split="test[:6]").scores).max() > 0.01
     # As many as fit, and none of them is trained on.
     lengths = [
-        len(encode_for(lm, task, rows[:1], NOTHING, WHOLE, None, spare[:n])[0].trunk)
+        len(encode_for(lm, task, rows[:1], NOTHING, WHOLE, spare[:n])[0].trunk)
         for n in (count, count + 1)
     ]
     assert size <= MOST < size + lengths[1] - lengths[0]

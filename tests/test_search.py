@@ -218,7 +218,8 @@ def test_what_is_reported_is_what_the_text_alone_gives(tmp_path):
         assert scored["loss"] == pytest.approx(
             found.artifact.manifest["metrics"]["validation_loss"]
         )
-    examples = encode_for(LM, TASK, SPLITS["validation"], Given(), template=found.template)
+    task = TASK._replace(template=found.template)
+    examples = encode_for(LM, task, SPLITS["validation"], Given())
     scores = plain_model.answer_scores(PLAIN, examples)
     answers = [example.answer for example in examples]
     assert best["loss"] == pytest.approx(label_loss(scores, answers), abs=1e-4)
@@ -287,7 +288,7 @@ def test_a_start_of_drawn_words_that_no_text_gives_is_refused(monkeypatch):
 
 def test_a_line_ends_before_a_field():
     place = text.find_place(LM, TASK, ROWS[0], make_config(template="{text} is").search, 0)
-    assert place.template == "{soft}\n{text} is"
+    assert place.task.template == "{soft}\n{text} is"
 
 
 def test_braces_are_text_and_a_line_ends_before_a_word():

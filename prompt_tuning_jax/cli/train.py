@@ -76,9 +76,9 @@ def prepare(config, run: Path | None, fresh: bool) -> tuple[LanguageModel, Task]
     warn_of_overlap(task, training_records(task, config.task), config.task.test)
     lm, rows = load_model(config), select_records(task, config.task.test)
     for prompt, place in {"": config.task.test, **prompts}.items():
-        template, shown = with_prompt(task.template, prompt), rows[:1] if prompt else rows
+        asked = task._replace(template=with_prompt(task.template, prompt))
         try:
-            encode_for(lm, task, shown, NOTHING, config.task.max_length, template)
+            encode_for(lm, asked, rows[:1] if prompt else rows, NOTHING, config.task.max_length)
         except UserError as error:
             raise UserError(f"{place}: {error}") from error
     say(describe_machine(lm))

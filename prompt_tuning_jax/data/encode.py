@@ -20,7 +20,6 @@ def encode_examples(
     num_virtual_tokens: int,
     add_bos: bool,
     max_length: int,
-    template: str | None = None,
     demonstrations: Sequence[Record] = (),
 ) -> list[Example]:
     """Returns the example of each record.
@@ -32,13 +31,12 @@ def encode_examples(
         records: one without a label becomes an example with an unknown answer, one without the
             fields of the target an example without answers.
         tokenizer, num_virtual_tokens, add_bos, max_length: as in `encode_example`.
-        template: used in place of the task's, for example a written prompt.
         demonstrations: records with known answers that are rendered in front of every record.
 
     Raises:
         UserError: as `parse` and `encode_example`; begins with the record's place.
     """
-    text = task.template if template is None else template
+    text = task.template
     check_fields(text, task.fields, output_fields(task))
     if task.target and tokenizer.eos_id is None:
         raise UserError("the tokenizer has no EOS token to end a text with: use labels instead")

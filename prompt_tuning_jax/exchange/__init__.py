@@ -81,8 +81,9 @@ def front_ids(lm: LanguageModel, task: Task, artifact: Artifact) -> np.ndarray:
     given, template = _checked(lm, artifact), artifact.manifest["template"]
     # Texts that begin with another kind of token each: what they share belongs to the template.
     rows = [dict.fromkeys(field_names(template), text) for text in ("a", "1", "Z", "(")]
-    task = task._replace(continues=artifact.manifest.get("continues", False))
-    examples = encode_for(lm, task, rows, given, template=template)
+    continues = artifact.manifest.get("continues", False)
+    task = task._replace(template=template, continues=continues)
+    examples = encode_for(lm, task, rows, given)
     trunk, shared = examples[0].trunk, shared_length(examples)
     if (trunk[shared:] < 0).any():
         problem = f"the template {template!r} has a slot behind a field"

@@ -19,12 +19,11 @@ DRAWS = 100  # starts of drawn words that are tried
 
 
 class Place(NamedTuple):
-    """Where the prompt stands: a template with one slot, a record to try texts on, and the template
-    with the first prompt, whose tokens begin at `begin`."""
+    """Where the prompt stands: the one slot of the task's template. Texts are tried on `record`.
+    `written` is the template with the first prompt, whose tokens begin at `begin`."""
 
     lm: LanguageModel
     task: Task
-    template: str
     record: Record
     max_length: int
     written: str = ""
@@ -33,7 +32,8 @@ class Place(NamedTuple):
     def encode(self, records, template: str, size: int = 0) -> list[Any]:
         """Returns records as examples, with so many slots in place of the tokens at `begin`."""
         examples, slots = [], -1 - np.arange(size, dtype=np.int32)
-        for each in encode_for(self.lm, self.task, records, NOTHING, self.max_length, template):
+        task = self.task._replace(template=template)
+        for each in encode_for(self.lm, task, records, NOTHING, self.max_length):
             parts = each.trunk[: self.begin], slots, each.trunk[self.begin + size :]
             examples.append(each._replace(trunk=np.concatenate(parts)))
         return examples
@@ -41,7 +41,7 @@ class Place(NamedTuple):
     def write(self, prompt: np.ndarray) -> tuple[str, str]:
         """Returns the text of int[P] ids as a template has it, and the template with it."""
         text = self.lm.tokenizer.decode(prompt.tolist()).replace("{", "{{").replace("}", "}}")
-        return text, with_prompt(self.template, text)
+        return text, with_prompt(self.task.template, text)
 
     def reads_as(self, prompt: np.ndarray) -> bool:
         """Tells whether the text of a prompt gives back its ids in the template."""
@@ -66,7 +66,8 @@ def find_place(lm: LanguageModel, task: Task, record: Record, settings, max_leng
             f"the template {short(template, 200)} has no place for a searched prompt: give one with"
             " one {soft}, in front of all fields, in config.search.template"
         )
-    return Place(lm, task, re.sub(r"\{soft:\d+\}", "{soft}", template), record, max_length)
+    task = task._replace(template=re.sub(r"\{soft:\d+\}", "{soft}", template))
+    return Place(lm, task, record, max_length)
 
 
 def first_prompt(
@@ -88,11 +89,11 @@ def first_prompt(
             " text around it in config.search.template"
         )
     one, wide = Given({PROMPT: jnp.empty((1, 1))}), place._replace(max_length=WHOLE)
-    [slotted] = encode_for(place.lm, place.task, [place.record], one, WHOLE, place.template)
+    [slotted] = encode_for(place.lm, place.task, [place.record], one, WHOLE)
     begin = int(np.flatnonzero(slotted.trunk < 0)[0])
     for _ in range(1 if start else DRAWS):
         drawn = np.array([rng.choice(words.at(number)) for number in range(size)], int)
-        written = with_prompt(place.template, start or place.write(drawn)[0])
+        written = with_prompt(place.task.template, start or place.write(drawn)[0])
         [whole] = wide.encode([place.record], written)
         pairs = zip(whole.trunk[::-1], slotted.trunk[::-1], strict=False)
         behind = next((n for n, pair in enumerate(pairs) if pair[0] != pair[1]), len(whole.trunk))
@@ -108,6 +109,6 @@ def first_prompt(
             return prompt, found
     given = f"config.search.start {short(start)}" if start else f"each of {DRAWS} drawn starts"
     raise UserError(
-        f"{given} is not read as it is written in {short(place.template, 200)}: its first or last"
-        " word joins the text beside it, so give a config.search.template with a space between"
+        f"{given} is not read as it is written in {short(place.task.template, 200)}: its first or"
+        " last word joins the text beside it, so give a config.search.template with a space between"
     )

@@ -146,10 +146,10 @@ def test_examples_have_the_words_as_answers_and_the_record_in_errors(tokenizer):
     assert count_shortened(examples) == (0, 0)
     assert encoded([{"text": "x"}], tokenizer)[0].answer == -1
 
-    other = encoded(ROWS[:1], tokenizer, template="{soft}{text}")
+    other = encoded(ROWS[:1], tokenizer, TASK._replace(template="{soft}{text}"))
     assert len(other[0].trunk) < len(examples[0].trunk)
     with pytest.raises(UserError, match=r"position 13: \{label\} is the answer"):
-        encoded(ROWS, tokenizer, template="{soft}{text}{label}")
+        encoded(ROWS, tokenizer, TASK._replace(template="{soft}{text}{label}"))
 
     rows = [*ROWS[:2], {"text": "a much longer line than the others", "label": "bad"}]
     longest = max(len(example.trunk) for example in examples) + 10
@@ -193,9 +193,10 @@ def test_a_target_is_the_only_answer_and_the_eos_token_ends_it(tokenizer):
         assert tokenizer.decode(tail[:-1].tolist()) == text
     # Without the target the model reads the tokens that it was trained on.
     question = {"text": "long one", "kind": "a"}
-    for template in (None, "{soft}{text} ({kind})\nSummary: "):
-        [answered] = encoded(STORIES[:1], tokenizer, WRITING, template=template)
-        [asked] = encoded([question], tokenizer, WRITING, template=template)
+    for template in (WRITING.template, "{soft}{text} ({kind})\nSummary: "):
+        task = WRITING._replace(template=template)
+        [answered] = encoded(STORIES[:1], tokenizer, task)
+        [asked] = encoded([question], tokenizer, task)
         assert asked.tails == () and asked.answer == -1
         assert asked.trunk.tolist() == answered.trunk.tolist()
 

@@ -130,8 +130,8 @@ def test_before_training_every_method_is_a_text_prompt_or_the_model_alone():
     task = tiny_methods.TASK._replace(template="{soft} {text}:")
     rows = [{"text": text} for text in ("in the end", "x", "a bin")]
 
-    def scores(given, template=None):
-        examples = encode_for(lm, task, rows, given, template=template)
+    def scores(given, template=task.template):
+        examples = encode_for(lm, task._replace(template=template), rows, given)
         return plain_model.answer_scores(tiny_methods.PLAIN, examples, given)
 
     wanted, alone = (scores(NOTHING, with_prompt(task.template, text)) for text in ("ab the", ""))
