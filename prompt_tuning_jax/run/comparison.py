@@ -61,19 +61,12 @@ _NOTES = """\
 
 def cells(rows: Sequence[_Row]) -> list[dict[str, str]]:
     """Returns the rows as texts by their headings, without columns that no row has."""
-    listed = [
-        {
-            heading: write(row)
-            for heading, (name, write) in COLUMNS.items()
-            if row.get(name) is not None
-        }
-        for row in rows
+    found = [
+        (heading, [write(row) if row.get(name) is not None else "" for row in rows])
+        for heading, (name, write) in COLUMNS.items()
     ]
-    shown = [heading for heading in COLUMNS if any(heading in texts for texts in listed)]
-    return [
-        {"row": _name(row)} | {heading: texts.get(heading, "") for heading in shown}
-        for row, texts in zip(rows, listed, strict=True)
-    ]
+    columns = {"row": map(_name, rows)} | {heading: texts for heading, texts in found if any(texts)}
+    return [dict(zip(columns, texts, strict=True)) for texts in zip(*columns.values(), strict=True)]
 
 
 def _name(row: _Row) -> str:
