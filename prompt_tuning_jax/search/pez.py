@@ -2,6 +2,7 @@
 by Adam. One candidate a round."""
 
 import numpy as np
+import optax
 
 from prompt_tuning_jax.config.key import number, string
 from prompt_tuning_jax.errors import UserError
@@ -13,20 +14,17 @@ KEYS = {
     # The artifact of a soft prompt of `num_tokens`, to begin with in place of the start's vectors.
     "start_file": string(""),
 }
-EPSILON = 1e-8
+ADAM, ARRAYS = optax.scale_by_adam(), ("vectors", "mean", "square")
 
 
 def make(settings, words, prompt):
     """Returns the state, and the function that proposes."""
 
     def propose(state, rng, scored, gradient):
-        vectors, mean, square = (
-            np.array(state[name], np.float32) for name in ("vectors", "mean", "square")
-        )
-        step = state["step"] + 1
-        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
-        moved = mean / (1 - 0.9**step) / (np.sqrt(square / (1 - 0.999**step)) + EPSILON)
-        state = _state(vectors - settings.learning_rate * moved, mean, square, step, words)
+        vectors, *moments = (np.array(state[name], np.float32) for name in ARRAYS)
+        adam = optax.ScaleByAdamState(np.int32(state["step"]), *moments)
+        moved, adam = ADAM.update(gradient, adam)
+        state = _state(vectors - settings.learning_rate * moved, adam, words)
         return state, np.array([state["prompt"]])
 
     vectors = words.embeddings[prompt]
@@ -39,14 +37,14 @@ def make(settings, words, prompt):
                 f" {vectors.shape}, the number of tokens and the model's width"
             )
         vectors = np.asarray(found, np.float32)
-    none = np.zeros_like(vectors)
-    return _state(vectors, none, none, 0, words), propose
+    return _state(vectors, ADAM.init(vectors), words), propose
 
 
-def _state(vectors, mean, square, step, words):
-    arrays = {"vectors": vectors, "mean": mean, "square": square}
-    prompt = nearest_tokens(vectors, words).tolist()
-    return {name: a.tolist() for name, a in arrays.items()} | {"step": step, "prompt": prompt}
+def _state(vectors, adam, words):
+    arrays = zip(ARRAYS, (vectors, adam.mu, adam.nu), strict=True)
+    prompt = nearest_tokens(np.asarray(vectors), words).tolist()
+    found = {name: array.tolist() for name, array in arrays}
+    return found | {"step": int(adam.count), "prompt": prompt}
 
 
 def nearest_tokens(vectors: np.ndarray, words) -> np.ndarray:
