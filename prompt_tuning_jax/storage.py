@@ -1,21 +1,15 @@
-"""Files that are written whole or not at all, and the cache of prepared data and compiled steps."""
+"""Files that are written whole or not at all, and the folder of the cache."""
 
-import atexit
 import contextlib
-import functools
 import hashlib
-import logging
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from prompt_tuning_jax.errors import UserError
-
-log = logging.getLogger(__name__)
 
 
 def atomic_write(path: str | os.PathLike, data: bytes) -> None:
@@ -78,52 +72,3 @@ def cache_folder() -> Path:
             "the cache has no place, as you have no home folder: set HOME, or set"
             " PROMPT_TUNING_CACHE to a folder that can be written"
         ) from error
-
-
-@functools.cache
-def warn_of_cache(folder: Path, reason: str | None) -> None:
-    """Logs that nothing can be kept in the cache folder, once for each reason."""
-    log.warning(
-        "warning: the cache folder '%s' cannot be written (%s), so its content is made again each"
-        " time: set PROMPT_TUNING_CACHE to a folder that can be written",
-        folder,
-        reason,
-    )
-
-
-def publish(folder: Path, build: Callable[[Path], None]) -> Path:
-    """Returns `folder`, and calls `build` to fill it if it does not exist.
-
-    `build` fills a temporary folder beside it, which is then renamed, so a killed process leaves no
-    half-filled `folder`. If two processes build at once, the first one's folder stays. If the cache
-    cannot be written, a warning says so, and the result lasts as long as the process.
-    """
-    if folder.is_dir():
-        return folder
-    try:
-        return _publish(folder, build)
-    except OSError as error:
-        warn_of_cache(cache_folder(), error.strerror)
-    try:
-        temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}."))
-    except OSError as error:
-        raise UserError(
-            f"a temporary folder cannot be written ({error.strerror}): set PROMPT_TUNING_CACHE to a"
-            " folder that can be written"
-        ) from error
-    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-    build(temporary)
-    return temporary
-
-
-def _publish(folder: Path, build: Callable[[Path], None]) -> Path:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{folder.name}."
-    with tempfile.TemporaryDirectory("", prefix, folder.parent, ignore_cleanup_errors=True) as made:
-        build(Path(made))
-        try:
-            os.rename(made, folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    return folder

@@ -9,7 +9,7 @@ model is under the Gemma terms of use, which restrict what it may be used for.
 import importlib.util
 from pathlib import Path
 
-from prompt_tuning_jax.storage import cache_folder, publish, sha256
+from prompt_tuning_jax.storage import cache_folder, new_folder, sha256
 
 NAME = "gemma-3-270m-q4_k_m.gguf"
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
@@ -30,4 +30,7 @@ def build(folder):
 
 
 if __name__ == "__main__":
-    print(publish(cache_folder() / "gemma-3-270m", build) / NAME)
+    if not (made := cache_folder() / "gemma-3-270m").is_dir():
+        with new_folder(made) as folder:
+            build(folder)
+    print(made / NAME)

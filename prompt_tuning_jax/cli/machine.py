@@ -1,6 +1,7 @@
 """What a command needs of the machine: a run's artifact, the model, compiled programs, memory."""
 
 import contextlib
+import logging
 import platform
 import timeit
 from pathlib import Path
@@ -16,7 +17,7 @@ from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.language_model import LanguageModel, load
 from prompt_tuning_jax.run.artifact import MANIFEST
 from prompt_tuning_jax.run.folder import ARTIFACT
-from prompt_tuning_jax.storage import cache_folder, warn_of_cache
+from prompt_tuning_jax.storage import cache_folder
 
 
 def find_artifact(folder: str) -> str:
@@ -47,7 +48,12 @@ def keep_compiled():
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        warn_of_cache(cache_folder(), error.strerror)
+        logging.getLogger(__name__).warning(
+            "warning: the cache folder '%s' cannot be written (%s), so its content is made again"
+            " each time: set PROMPT_TUNING_CACHE to a folder that can be written",
+            cache_folder(),
+            error.strerror,
+        )
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
