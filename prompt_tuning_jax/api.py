@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, tee
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from prompt_tuning_jax import metrics
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.calibration import Calibration, check_labels, halves
+from prompt_tuning_jax.data.batch import stream_shape
 from prompt_tuning_jax.data.chat import read_chat
 from prompt_tuning_jax.data.encode import count_shortened, group_by_input
 from prompt_tuning_jax.data.records import LABEL, PLACE, Record, require_text
@@ -179,7 +181,7 @@ def predict(
     values, shape = [value for value, _ in task.labels], None
     while chunk := list(islice(rows, PREDICTED_AT_ONCE)):
         examples = _encode(lm, chunk, use)
-        shape = scoring.next_shape(examples, shape)
+        shape = stream_shape(examples, shape, jax.device_count())
         scores = scoring.score(lm, examples, use.given, shape=shape)
         scoring.check_finite(lm, scores)
         scores = scores if calibration is None else calibration.apply(scores)

@@ -83,7 +83,7 @@ def score(
       given: what a method's `adapt` returned, or Given() for the model alone.
       devices: to spread the rows over; by default those of this process, or of all if the weights
         lie in parts. Then all processes score the same examples together.
-      shape: of the batches, from `next_shape`; by default the best for these examples.
+      shape: of the batches, from `batching.stream_shape`; by default the best for these examples.
       log: takes a line of text if scoring takes long.
 
     Raises:
@@ -116,13 +116,6 @@ def score(
         np.add.at(flat, batch.target_example.ravel(), (values * batch.target_weights).ravel())
         scores[index] = flat.reshape(-1, answers)
     return scores
-
-
-def next_shape(examples, before: batching.Shape | None) -> batching.Shape:
-    """Returns the shape for the next part of a stream of examples; `before` is the last part's."""
-    return batching.stream_shape(
-        examples, batching.shared_length(examples), before, row_multiple=jax.device_count()
-    )
 
 
 def check_finite(lm: LanguageModel, scores: np.ndarray) -> None:

@@ -122,14 +122,13 @@ def evaluation_shape(
     return Shape(rows, *map(int, _loads(sizes[None], batches * rows)[0].max(axis=0)))
 
 
-def stream_shape(
-    examples: Sequence[Example], shared: int, before: Shape | None, *, row_multiple: int = 1
-) -> Shape:
+def stream_shape(examples: Sequence[Example], before: Shape | None, row_multiple: int) -> Shape:
     """Chooses a shape for `evaluation_batches` of one part of a stream.
 
     It is the shape of the part before if that holds these examples too. All sizes are powers of
     two, so that a stream has few shapes, and the next stream has the same ones.
     """
+    shared = shared_length(examples)
     if before is not None and (_sizes(examples, shared, True) <= before[1:]).all():
         return before
     shape = evaluation_shape(examples, shared, row_multiple=row_multiple)
