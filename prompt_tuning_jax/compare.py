@@ -38,23 +38,23 @@ from prompt_tuning_jax.storage import atomic_write
 FOUND, TEST = "found.json", "test.json"
 NEAR = 0.95  # "seconds to 95 % of its own best"
 
-# Rows without training: the overrides that they begin with.
-WAYS: dict[str, tuple[str, ...]] = {
-    "no prompt": (),
-    "written prompt": (),
-    "demonstrations": ("demonstrations.number=16",),
-    "searched prompt": (),
+# Rows without training, and the part of the config that each reads alone, if any.
+WAYS = {
+    "no prompt": "",
+    "written prompt": "prompts",
+    "demonstrations": "demonstrations",
+    "searched prompt": "search",
 }
 _SHARED = re.compile(r"(model|parallel|compare)\.|seed=|task\.(test|split_seed|name|files)\b")
 _NAMES = (*WAYS, *(name.replace("_", " ") for name in METHODS))
 
 
-def _numbers(default: tuple, least: int) -> Key:
+def _numbers(default: tuple) -> Key:
     def holds(value: tuple) -> bool:
-        numbers = all(type(item) is int and item >= least for item in value)
+        numbers = all(type(item) is int and item >= 0 for item in value)
         return numbers and len({*value}) == len(value)
 
-    return Key(default, f"different whole numbers of at least {least}, as (0, 1, 2)", holds)
+    return Key(default, "different whole numbers of at least 0, as (0, 1, 2)", holds)
 
 
 KEYS = {
@@ -62,11 +62,11 @@ KEYS = {
     # beside `method.name=`. A row with another method than the config begins at its defaults.
     # () is all but the search, which takes half an hour, and what the config has no prompts for.
     "rows": strings(),
-    "seeds": _numbers((0, 1, 2), 0).if_fits("at least one", lambda value, _: bool(value)),
+    "seeds": _numbers((0, 1, 2)).if_fits("at least one", lambda value, _: bool(value)),
     # 'NAME: RATE RATE': tried with the first seed. The best on the validation split is taken.
     "learning_rates": strings(),
     # Examples of each label to train on, and to validate with if there are so many; 0: all.
-    "examples_per_class": _numbers((), 0),
+    "examples_per_class": _numbers(()),
     # The trained rows to repeat with so few examples, at the rate that they have with all; () all.
     "curve": strings(),
     # How rows without training are calibrated too, see `evaluate --calibrate`; '' for not at all.
@@ -149,7 +149,7 @@ def _read_row(entry: str) -> Row:
         )
     method = name.replace(" ", "_")
     if (name and any(word.startswith("method.name=") for word in words)) or name in WAYS:
-        words = [*WAYS.get(name, ()), *words]
+        words = ["demonstrations.number=16"] * (name == "demonstrations") + words
     elif method in METHODS:
         name, words = method.replace("_", " "), [f"method.name={method}", *words]
     else:
@@ -174,8 +174,8 @@ def make_run(
     """Returns a run of a row. Rows that are added later leave its config as it is."""
     values = config.to_dict()
     del values["compare"]
-    for part, owner in zip(("prompts", "demonstrations", "search"), [*WAYS][1:], strict=True):
-        if row.name != owner:  # no other row reads it
+    for name, part in WAYS.items():
+        if part and name != row.name:
             del values[part]
     chosen = [word.partition("=")[2] for word in row.overrides if "method.name=" in word]
     if chosen and chosen[-1] != config.method.name:
@@ -253,7 +253,7 @@ def compare(
             log(f"validation has {task.validation_per_class} for each label, not {count}")
     texts = unrelated_texts(config.compare.unrelated)
     # What all rows share: rows, seeds and rates may be added later.
-    own = ("compare", "prompts", "demonstrations", "search")
+    own = ("compare", *WAYS.values())
     shared = {name: value for name, value in config.to_dict().items() if name not in own}
     tie_to_config(folder, configs.build(shared), fresh)
     for old in (each for row in rows for each in (folder / row.folder).glob("*seed-*") if fresh):
