@@ -75,10 +75,12 @@ def _read_split(builder: Any, fields: Fields, name: str, split: str) -> list[Rec
 
 def find_folder(root: pathlib.Path, name: str) -> pathlib.Path:
     """Returns the folder of a dataset's version below `root`."""
+    from tensorflow_datasets.core import Version
+
     base, _, version = name.partition(":")
     parts = base.split("/")
     plain = all(part.isidentifier() or part.replace(".", "").isalnum() for part in parts)
-    if not plain or (version and not _version(version)):
+    if not plain or (version and not Version.is_valid(version)):
         raise UserError(
             f"task.name is {TFDS + name!r}: expected tfds:NAME, tfds:NAME/CONFIG or"
             " tfds:NAME/CONFIG:VERSION"
@@ -90,10 +92,9 @@ def find_folder(root: pathlib.Path, name: str) -> pathlib.Path:
             f"there is no prepared dataset {base!r} in {str(root)!r}{nearest(place.name, beside)}:"
             " set task.data_dir to the folder that TensorFlow Datasets wrote to"
         )
-    versions = [path.parent for path in place.glob(f"{version or '*'}/{INFO}")]
-    newest = max(versions, key=lambda path: _version(path.name), default=place)
-    if _version(newest.name):
-        return newest
+    held = {path.parent.name for path in place.glob(f"{version or '*'}/{INFO}")}
+    if versions := [*filter(Version.is_valid, held)]:
+        return place / max(versions, key=Version)
     configs = sorted({path.parent.parent.name for path in place.glob(f"*/*/{INFO}")})
     inside = f": it has the configs {', '.join(configs)}" if configs else ""
     advice = f"write {TFDS}{base}/{configs[0]}" if configs else "prepare it again, or name another"
@@ -106,11 +107,6 @@ def _damaged(folder: Any, error: Exception) -> UserError:
         f"the dataset in {str(folder)!r} cannot be read ({type(error).__name__}: {reason}): prepare"
         " it again"
     )
-
-
-def _version(name: str) -> tuple[int, ...]:
-    parts = name.split(".")
-    return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else ()
 
 
 def _read_rows(builder: Any, split: str, place: str) -> Iterator[Row]:
