@@ -1,7 +1,7 @@
 """Lines, facts and tables for people: the one way in which the commands print them."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 WIDTH = 200  # of a table that no terminal shows
 
@@ -27,9 +27,7 @@ def print_facts(values: Mapping[str, Any]) -> None:
     print("\n".join(facts(values)))
 
 
-def print_table(
-    rows: Sequence[Mapping[str, str]], texts: Collection[str], file: TextIO | None = None
-) -> None:
+def print_table(rows: Sequence[Mapping[str, str]], texts: Collection[str]) -> None:
     """Prints rows, cells by heading, as a table. Columns that are not `texts` are right-aligned."""
     from rich.console import Console
     from rich.table import Table
@@ -42,7 +40,7 @@ def print_table(
             table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(*row.values())
-    console = Console(file=file, markup=False, highlight=False)
+    console = Console(markup=False, highlight=False)
     if not console.is_terminal:
         console.width = WIDTH  # a log has no end of a line
     console.print(table)

@@ -1,7 +1,5 @@
 """Facts and tables for people."""
 
-import io
-
 from prompt_tuning_jax.cli.evaluate import print_result
 from prompt_tuning_jax.cli.show import facts, print_table
 
@@ -10,12 +8,9 @@ def test_facts_are_lines_and_nested_ones_have_the_names_above_in_front():
     assert facts({"a": 0.5, "b": {"c": None, "d": {}}}) == ["a: 0.5", "b c: none", "b d: none"]
 
 
-def test_a_table_shows_text_as_it_is():
-    out = io.StringIO()
-    print_table(
-        [{"n": "1,234", "prompt": "a [b] {text}"}, {"n": "5", "prompt": "c"}], ["prompt"], out
-    )
-    assert out.getvalue().splitlines() == [
+def test_a_table_shows_text_as_it_is(capsys):
+    print_table([{"n": "1,234", "prompt": "a [b] {text}"}, {"n": "5", "prompt": "c"}], ["prompt"])
+    assert capsys.readouterr().out.splitlines() == [
         "    n  prompt      ",
         "1,234  a [b] {text}",
         "    5  c           ",
