@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -123,14 +124,8 @@ def draw_pictures(folder: Path, rows: Sequence[_Row]) -> list[Path]:
     """Draws the metric against trained parameters, against examples, and the validation losses."""
     whole = [row for row in rows if not row["examples_per_class"]]
     trained = [row["name"] for row in whole if row["parameters"]]
-    styles = {
-        name: {
-            "color": _COLORS[place % len(_COLORS)],
-            "marker": _MARKERS[place % len(_MARKERS)],
-            "label": name,
-        }
-        for place, name in enumerate(trained)
-    }
+    looks = zip(trained, itertools.cycle(_COLORS), itertools.cycle(_MARKERS), strict=False)
+    styles = {name: {"color": color, "marker": mark, "label": name} for name, color, mark in looks}
     few = {row["name"] for row in rows if row["examples_per_class"]}
     curve = [row for row in rows if row["name"] in few]
     made = [
@@ -158,8 +153,7 @@ def _labelled(axes, rows: Sequence[_Row], label: str) -> None:
 
 
 def _by_parameters(axes, rows: Sequence[_Row], styles: Mapping[str, Any]) -> None:
-    colors = iter(_COLORS[::-1] * len(rows))
-    color = ""
+    colors, color = itertools.cycle(_COLORS[::-1]), ""
     for row in rows:
         mean, deviation = _scaled(row)
         if row["parameters"]:
