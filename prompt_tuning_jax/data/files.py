@@ -31,8 +31,9 @@ def _part(split: str) -> Key:
         0.1,
         "a share above 0 and below 1, or a whole number of records",
         lambda value: 0 < value < 1 or (value >= 1 and value.is_integer()),
-        beside=f"0.1, the default, because config.task.files.{split} is used whole",
-        fits=lambda value, task: value == 0.1 or not task[f"files.{split}"],
+    ).if_fits(
+        f"0.1, the default, because config.task.files.{split} is used whole",
+        lambda value, task: value == 0.1 or not task[f"files.{split}"],
     )
 
 

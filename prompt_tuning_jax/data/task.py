@@ -66,9 +66,7 @@ KEYS = {
         (),
         "at least two texts, none of them empty, as ('first', 'second'), or ()",
         lambda value: len(value) != 1 and all_texts(value),
-        beside="() beside config.task.target",
-        fits=lambda value, task: not value or not task["target"],
-    ),
+    ).if_fits("() beside config.task.target", lambda value, task: not (value and task["target"])),
     # Instead of labels: the text to write, a template with fields, such as '{summary}'.
     "target": string(""),
     # () is accuracy for labels, and exact_match, token_f1, bleu and rouge_l for a target.
@@ -77,6 +75,7 @@ KEYS = {
         f"some of {', '.join((*LABEL_METRICS, *TEXT_METRICS))}",
         lambda value: all(item in (*LABEL_METRICS, *TEXT_METRICS) for item in value),
         (*LABEL_METRICS, *TEXT_METRICS),
+    ).if_fits(
         f"some of {', '.join(LABEL_METRICS)} for labels, of {', '.join(TEXT_METRICS)} for a target",
         lambda value, task: set(value) <= {*(TEXT_METRICS if task["target"] else LABEL_METRICS)},
     ),
