@@ -57,8 +57,8 @@ def evaluate(
       calibration: of the labels' scores; by default the artifact's, if it has one.
       generation: how a task with a target writes its texts; None measures only the loss.
       seed: of the random draws if `generation` has a temperature.
-      max_length: the most positions of an example, 0 for all of the model's. It counts for the
-        model alone and without demonstrations; an artifact brings its own.
+      max_length: the most positions of an example, 0 for all of the model's. Only for the model
+        alone, without demonstrations: an artifact brings its own.
       log: takes a line of text: progress and warnings.
 
     Returns:

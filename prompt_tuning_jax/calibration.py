@@ -14,10 +14,10 @@ import numpy as np
 from prompt_tuning_jax.config.key import string
 from prompt_tuning_jax.errors import UserError
 
-# The records to calibrate with. '' is every second validation record of each label, so that the
-# others rank prompts; by texts, all of them.
+# The records to calibrate with. '' is the validation split: by texts all of it, by labels every
+# second record of each label, so that the others rank prompts.
 KEYS = {"split": string("")}
-PULL = 1.0  # of the log-scales towards 0, beside the summed loss: a deviation of 0.7
+PULL = 1.0  # weight of the squared log-scales, beside the summed loss: a deviation of 0.7
 
 
 class Calibration(NamedTuple):

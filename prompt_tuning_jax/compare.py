@@ -60,14 +60,14 @@ def _numbers(default: tuple) -> Key:
 KEYS = {
     # 'NAME' or 'NAME: KEY=VALUE KEY=VALUE'. The name is one of `WAYS`, a method, or any other
     # beside `method.name=`. A row with another method than the config begins at its defaults.
-    # () is all but the search, which takes half an hour, and what the config has no prompts for.
+    # () is all but the search, which takes half an hour, and written prompts if there are none.
     "rows": strings(),
     "seeds": _numbers((0, 1, 2)).if_fits("at least one", lambda value, _: bool(value)),
     # 'NAME: RATE RATE': tried with the first seed. The best on the validation split is taken.
     "learning_rates": strings(),
     # Examples of each label to train on, and to validate with if there are so many; 0: all.
     "examples_per_class": _numbers(()),
-    # The trained rows to repeat with so few examples, at the rate that they have with all; () all.
+    # The trained rows that are repeated with so few, at the best rate with all examples; () is all.
     "curve": strings(),
     # How rows without training are calibrated too, see `evaluate --calibrate`; '' for not at all.
     "calibrate": among("labels", ("", "labels", "texts")),
@@ -116,7 +116,7 @@ def read_rows(config) -> list[Row]:
     trained = [name for name, row in rows.items() if row.is_trained]
     for entry in config.compare.learning_rates:
         name, _, rest = (part.strip() for part in entry.partition(":"))
-        # Those of a method that is left out too.
+        # A method that is not among the rows may have rates too.
         _check_name(name, [*trained, *_NAMES[len(WAYS) :]], "learning_rates")
         try:
             rates = tuple(float(word) for word in rest.replace(",", " ").split())
@@ -326,7 +326,7 @@ def _find(setting: Setting, run: Run) -> dict[str, Any]:
     run.folder.mkdir(parents=True, exist_ok=True)
     tie_to_config(run.folder, run.config)
     find = _train if run.row.is_trained else _choose
-    # What calibrates chooses nothing.
+    # Records that calibrate do not choose: with another calibration, others choose.
     kind = {} if run.row.is_trained else {"calibration": _calibration_of(setting.config, run)}
     found = _kept(run.folder / FOUND, functools.partial(find, setting, run), **kind)
     for name in (CHECKPOINTS, TENSORBOARD):  # gigabytes for a whole model
@@ -371,8 +371,8 @@ def _bytes(lm: LanguageModel) -> int:
 
 
 def _choose(setting: Setting, run: Run) -> dict[str, Any]:
-    """Scores a row without training on the part of the validation split that calibrates nothing.
-    Of several written prompts it takes the best."""
+    """Scores a row that is not trained on the validation records that calibrate nothing. Of several
+    written prompts it takes the best."""
     config, task, took = run.config, make_task(run.config.task), 0.0
     found: dict[str, Any] = {"examples": 0, "bytes": 0, "parameters": 0}
     candidates: Sequence[dict[str, Any]] = [{}]

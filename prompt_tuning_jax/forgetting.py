@@ -31,8 +31,8 @@ def unrelated_texts(source: str) -> list[str]:
 
 
 def cross_entropy(lm: LanguageModel, texts: Sequence[str], given: Given) -> float:
-    """Returns the nats a token of texts behind the adaptation: its virtual tokens stand behind BOS,
-    or in front of the first token, which is not scored."""
+    """Returns the nats a token of texts with an adaptation. Its virtual tokens stand behind BOS or,
+    without BOS, in front of the first token, which then is not scored."""
     slots = -1 - np.arange(virtual_tokens(given))
     room = min(TOKENS, lm.spec.max_positions - len(slots) - prefix_length(given) - 1)
     examples = []

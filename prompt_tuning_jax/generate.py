@@ -342,7 +342,7 @@ def keep_likely(probabilities, top_k, top_p):
     """Sets the probabilities float32[R, V] of tokens that cannot be drawn to 0.
 
     The `top_k` highest stay (0: all), and of these the fewest of the highest that have the share
-    `top_p` of their sum (Holtzman et al. 2020). Tokens equal to the last one that stays, stay.
+    `top_p` of their sum (Holtzman et al. 2020). Tokens as likely as the last of these stay too.
     """
 
     def enough_tokens(weights):

@@ -62,7 +62,7 @@ def label_metrics(
     """
     predictions, read = scores.argmax(axis=1), {"calibration_error": (scores, answers)}
     cells, counts = np.unique(answers * len(values) + predictions, return_counts=True)
-    # A resample of examples is one of the cells of their table, which are few.
+    # Not the examples are resampled but the counts in the cells of their table, which are few.
     shares, rng = counts / len(answers), np.random.default_rng(SEED)
     draws = np.concatenate([counts[None], rng.multinomial(len(answers), shares, size=RESAMPLES)])
     actual, predicted = (

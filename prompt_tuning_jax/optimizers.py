@@ -11,9 +11,9 @@ from prompt_tuning_jax.config.key import Key, among, number, switch, whole
 # Functions of optax that take the learning rate first. Their keyword arguments that have a number,
 # true or false as default are keys of `config.optimizer`.
 OPTIMIZERS = ("adamw", "adam", "sgd", "adafactor", "lamb", "lion", "nadam", "radam", "rmsprop")
-# What differs from optax: prompts are not decayed unless a config asks for it. Adafactor is that of
-# Lester et al. 2021 with 0.3, a constant schedule, no clip_norm, decay_offset -1,100,000 (their
-# step counter went on from T5's own training) and weight_decay_rate 1e-5.
+# What differs from optax: prompts are not decayed unless a config asks for it. Lester et al. 2021
+# have adafactor with a constant learning_rate of 0.3, clip_norm 0, weight_decay_rate 1e-5, and
+# decay_offset -1,100,000, as their step counter went on from T5's own training.
 _OURS = {
     "adafactor": {
         # Above 0 its first steps have a decay that is not a number.
@@ -40,7 +40,7 @@ KEYS = {
 }
 SCHEDULE_KEYS = {
     "name": among("cosine", ("constant", "cosine", "linear")),
-    # The first of `config.steps`, in which the learning rate rises in a straight line.
+    # How many of the first steps the learning rate rises in, in a straight line.
     "warmup_steps": whole(20),
 }
 

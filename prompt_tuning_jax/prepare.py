@@ -74,9 +74,9 @@ def check_task(task, config) -> None:
 
 
 def start_from_demonstrations(lm: LanguageModel, task, config, log: Callable) -> tuple[Task, list]:
-    """Returns the task with what `method.init=demonstrations` begins with, and the demonstrations:
-    as many whole training records as fit into `num_virtual_tokens`, as they are in context. Raises
-    a UserError if none fits, or the texts behind virtual tokens are not those in context."""
+    """Returns the task with the tokens that `method.init=demonstrations` begins with, and their
+    demonstrations: as many training records as fit into `num_virtual_tokens`. Raises a UserError if
+    none fits, or if a text has other tokens behind virtual tokens than behind demonstrations."""
     if (init := config.method.get("init")) != "demonstrations":
         path = config.method.init_file if init == "file" else ".npy"
         kept = {} if path.endswith(".npy") else load_artifact(path).manifest

@@ -1,7 +1,7 @@
 """Frozen matrices in int8: `{q, scale}`, a scale for each output row, of the model's dtype.
 
-A matrix becomes floats where it is used, in scanned layers again in the backward pass (not with
-`model.remat` 'none'); the last layer's and the embeddings may be kept until then.
+A matrix becomes floats where it is used. In scanned layers it does so again in the backward pass,
+unless `model.remat` is 'none'. The floats of the last layer and the embeddings may be kept for it.
 """
 
 from collections.abc import Container, Mapping

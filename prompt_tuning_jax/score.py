@@ -30,9 +30,9 @@ WHOLE = sys.maxsize  # examples of any length
 
 
 def encode_for(lm: LanguageModel, task, rows, given: Given, max_length=0, demonstrations=()):
-    """Returns records as the examples that the model asks for: with its tokenizer and BOS, in the
-    positions that a prefix leaves, in the first `max_length` of them if that is not 0, or `WHOLE`.
-    The rest is for `encode_examples`."""
+    """Returns records as examples with the model's tokenizer and BOS. They fit into the positions
+    that a prefix leaves, and into `max_length` if that is not 0; with `WHOLE` they have any length.
+    The other arguments are those of `encode_examples`."""
     taken = prefix_length(given)
     room = lm.spec.max_positions - taken
     if room < 1:

@@ -1,9 +1,9 @@
 """Frozen weights over several devices, and what makes them whole again where they are used.
 
 A mesh has the axes `data` and `model`. Rows lie over both. A frozen matrix is the same on all of
-`data` and lies in parts over `model`; inside a step a layer gathers its own as it comes to them, in
-the forward and in the backward pass, so that one layer is whole at a time, beside the last one and
-the embeddings.
+`data` and lies in parts over `model`. In the forward and in the backward pass, a layer gathers its
+matrices when it is computed, so that one layer is whole at a time, beside the last one and the
+embeddings.
 """
 
 import functools

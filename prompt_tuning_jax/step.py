@@ -92,7 +92,7 @@ def loss_fn(trainable, frozen: Frozen, batch: Batch, rng, parts: Parts) -> tuple
 def gradients(trainable, frozen: Frozen, batch: Batch, rng, parts: Parts):
     """Returns the gradient of the summed loss in `trainable`, and the sums; adds up microbatches.
 
-    With unequal target counts sums add up to one large batch exactly, and means do not.
+    These may have unequal numbers of targets, so sums add up to one large batch and means do not.
     """
     compute = jax.grad(loss_fn, has_aux=True)
     if parts.microbatches == 1:
@@ -180,7 +180,7 @@ def _over_mesh(parts, devices, layout):
         gradient, sums = gradients(trainable, frozen, batch, rng, parts)
         leaves, tree = jax.tree.flatten(gradient)
         specs = jax.tree.leaves(layout.specs(gradient))
-        # That of a divided leaf is already a sum over `model`, as its gathering is undone.
+        # That of a divided leaf is a sum over `model` already: the gradient of `gather` adds it up.
         own = [leaf if MODEL in spec else None for leaf, spec in zip(leaves, specs, strict=True)]
         others = [None if MODEL in spec else leaf for leaf, spec in zip(leaves, specs, strict=True)]
         # XLA makes one collective of a tree, however many leaves it has.

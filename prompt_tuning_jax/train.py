@@ -108,7 +108,7 @@ def tune(
             # Not before everything is checked: a config that cannot run must not own the folder.
             tie_to_config(folder, config, fresh)
         stopping = opened.enter_context(stop_requested(log))
-        # Each holds the newest state and the best tree, which take gigabytes for a whole model.
+        # Each has the newest state and the best tree: gigabytes if the whole model is trained.
         kept_steps = 1 if parameter_count(run.trainable) > LARGE else 2
         checkpoints = Checkpoints(folder / CHECKPOINTS, kept_steps) if folder else None
         state, best, spent, memory = agreed(restore(checkpoints, run, log))
@@ -192,9 +192,9 @@ def plan(lm: LanguageModel, task, config, log: Callable, devices: int = 0) -> Pl
 
 
 def make_step(lm: LanguageModel, task, config):
-    """Returns what a step is made of: its parts, the first trainable tree, and what it only reads;
-    and a compiled `adapt` of a trainable tree, `fixed` and the frozen weights, and the shapes of
-    what that returns. All are shapes if the weights are (`outline`)."""
+    """Returns the parts of a step, the first trainable tree, what a step only reads, a compiled
+    `adapt(tree, fixed, params)`, and the shapes of what that returns. If the weights are shapes
+    (`outline`), all of these are."""
     method = make_method(config.method, from_tensors(load_start(config.method)))
     parts = Parts(lm.module, method, make_optimizer(config), config.seed, config.microbatches)
     key = jax.random.key(config.seed)
@@ -240,7 +240,7 @@ def restore(checkpoints: Checkpoints | None, run: Plan, log) -> tuple[State, Bes
     """Returns the newest state of a run, the best tree so far, the seconds spent (see
     `RunLog.seconds`) and the bytes that a step needs. Raises a UserError if the state was trained
     with another model or other data."""
-    # Whole, an optimizer's numbers may not fit on a device: the CPU makes them, if jax may use it.
+    # An optimizer's numbers may not all fit on one device: the CPU makes them, if jax may use it.
     has_cpu = "cpu" in (jax.config.values["jax_platforms"] or "cpu")
     with jax.default_device(jax.local_devices(backend="cpu")[0] if has_cpu else None):
         state = init_state(run.parts, run.trainable)

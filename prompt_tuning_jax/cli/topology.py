@@ -69,7 +69,7 @@ def rehearse_on(config, topology: str) -> dict[str, Any]:
     if devices:
         found |= _compile(step, state, frozen, batch, lm.layout, devices)
         found["seconds"] = time.perf_counter() - began
-        # Weights that are trained stay as they were, too, and the step does not read those.
+        # The frozen copy of weights that are trained stays too, though the step does not read it.
         found["needed"] += sizes["weights"] - _bytes(frozen.params, lm.layout)
     found.setdefault("needed", sum(sizes.values()) + (found["temporaries"] or 0))
     found.setdefault("fits", found["needed"] <= found["chip"])

@@ -196,8 +196,8 @@ def _stopped(result: Result, again: str, start: dict[str, Any]) -> int:
 
 @contextlib.contextmanager
 def writing(path: Path, again: str = ""):
-    """Turns a failed write into an error that says how to go on (`again`), or without that, for a
-    file that a run can do without, into a warning."""
+    """Turns a failed write into an error that says how to go on (`again`). Without `again` it is a
+    warning, for a file that a run can do without."""
     try:
         yield
     except OSError as error:

@@ -15,7 +15,7 @@ from prompt_tuning_jax.errors import nearest
 LOOP = {
     "seed": Key(0, "a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32),
     "steps": whole(200, 1),
-    # Examples in an update. So many parts of them are in memory one after the other.
+    # Examples in an update, and in how many parts they are computed, one after the other.
     "batch_size": whole(16, 1),
     "microbatches": whole(1, 1).if_fits(
         "at most config.batch_size, so that every part holds an example",
@@ -43,8 +43,8 @@ LOOP = {
 
 
 def collect() -> dict[tuple[str, str], dict[str, Key]]:
-    """Returns all keys by dotted name: by their section and the name of the method, optimizer or
-    kind of task that has them, "" where every config has them."""
+    """Returns all keys by dotted name, in groups: by a section, and by the name of the method,
+    optimizer, search or kind of task that has them, or "" if every config has them."""
     # Imported here, because they import this package for their keys.
     from prompt_tuning_jax import calibration, compare, generate, optimizers, search, teacher
     from prompt_tuning_jax.data import demonstrations, task

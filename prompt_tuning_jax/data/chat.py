@@ -1,7 +1,7 @@
 """Chats: a task's template as the user's turn of the model's own chat template.
 
-That is rendered around marks in place of the turns' texts, so no record enters it. It is a
-stranger's program, and runs in a process of its own (`render_chat.py`).
+The chat template is rendered with marks in place of the turns' texts, so no record enters it. It
+is a stranger's program, and runs in a process of its own (`render_chat.py`).
 """
 
 import contextlib

@@ -58,9 +58,8 @@ def encode_example(
         tokenizer: a `models.files.tokenizer.Tokenizer`.
         num_virtual_tokens: P; with 0 a plain `{soft}` is nothing.
         add_bos: begin with the BOS token, unless the template already does.
-        max_length: the most positions for the trunk and the longest tail without its last token:
-            those of the model less a prefix. The longest field of a longer example is cut at its
-            end.
+        max_length: the most positions for the trunk and the longest tail without its last token.
+            In a longer example the longest field is cut at its end.
         ending: tokens behind each answer.
         continues: whether another text is in front, in the virtual tokens.
 

@@ -147,8 +147,8 @@ def take_parts(
     """Splits the training records into parts of about the sizes asked for.
 
     A part is a share below 1 or a number of records, and the rest is the split 'train'. Records
-    with the same input stay together. The order depends on the seed and their inputs alone. Of
-    each label that several records have, the last input stays in training, unless that leaves a
+    with the same input stay together. The order depends on the seed and their inputs alone. If
+    several records have a label, the last input with it stays in training, unless that leaves a
     part empty.
     """
 

@@ -105,8 +105,8 @@ class Task(NamedTuple):
     target: str = ""  # a template of the text to write, instead of labels
     tokenizer: str = "auto"  # of the metrics of texts, see `metrics.text_metrics`
     chat: str | None = None  # the system text of a chat, None for no chat
-    # Whether its texts go on, without BOS, behind demonstrations that virtual tokens began as, and
-    # the tokens of these.
+    # If virtual tokens began as demonstrations: that texts go on behind them, without BOS, and the
+    # tokens of these demonstrations.
     continues: bool = False
     front: tuple[int, ...] = ()
 

@@ -160,9 +160,9 @@ def fill_pieces(
 def _turn_end(pieces: Sequence[Piece], ends: Sequence[str]) -> list[Piece]:
     """Returns what follows a demonstration's answer, by the special tokens behind the last field.
 
-    If the first is one of `ends` (EOS first), or another follows, it ends a turn: it, and the white
-    space behind it, then end the answer (`<|im_end|>` and a new line). Any other single one, such
-    as `[/INST]`, opens the answer, and EOS ends it. Without any, a blank line does.
+    The first of several, or one of `ends`, ends a turn, such as `<|im_end|>`: then it ends the
+    answer, with the white space behind it. A single other one, such as `[/INST]`, opens the answer,
+    and EOS, the first of `ends`, ends it. Without a special token a blank line ends the answer.
     """
     last = max((n for n, piece in enumerate(pieces) if isinstance(piece, Field)), default=-1)
     behind = pieces[last + 1 :]

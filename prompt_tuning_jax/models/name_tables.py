@@ -1,7 +1,7 @@
 """Tables of the names of tensors in Hugging Face folders, for `families.py`.
 
 A row is a module of ours, the folder's, and how a tensor there is cut. The leaf 'bias' is '.bias'
-in a folder, any other '.weight'. A model has the rows that its module reads.
+in a folder, any other '.weight'. Rows that a model's module does not read are left out.
 """
 
 from collections.abc import Sequence

@@ -74,7 +74,7 @@ def without_leaves(params: Mapping[str, Any], paths: Container[str]) -> dict[str
 
 def check_given(spec: Spec, given: Given, parts: bool = False) -> None:
     """Raises a UserError for the first array that the model has no place for, or has in another
-    shape: it would be ignored. Leaves of the model itself may be `parts` of devices."""
+    shape: it would be ignored. With `parts`, a leaf of the model may be the part of one device."""
     table, sizes, shapes = sites(spec), axis_sizes(spec), param_shapes(spec)
     free: dict[str, int] = {}
     for path, array in given.sites.items():

@@ -3,9 +3,9 @@
 
 A search is `make(config.search, words, prompt) -> state, propose`, and `KEYS`, those of the section
 that it alone has. `propose(state, rng, scored, gradient) -> state, candidates int[n, P]` is pure.
-A state is a dict of what JSON can hold; the gradient is taken at its `prompt`, or else at the best
-prompt. It is that of the loss in the vectors of the prompt, float32[P, E] (`words.changes` makes
-[P, V] of it), or None if the search says `GUIDED = False`.
+A state is a dict of what JSON can hold. The gradient, float32[P, E], is that of the loss in the
+vectors of the state's `prompt`, or else of the best prompt (`words.changes` makes [P, V] of it). It
+is None if the search says `GUIDED = False`.
 """
 
 from types import ModuleType

@@ -1,8 +1,8 @@
 """Swaps that the gradient expects to help: AutoPrompt (Shin et al. 2020) with the candidates of GCG
 (Zou et al. 2023): at a place that is drawn, one of the tokens with the best linearised loss.
 
-The gradient is an average over rounds (MAC, Zhang and Wei 2024): near a good prompt, those of 32
-examples have little in common, and what one alone proposes is no better than random tokens.
+The gradient is an average over rounds (MAC, Zhang and Wei 2024): near a good prompt, the gradients
+of two rounds have little in common, and one alone proposes nothing better than random tokens.
 """
 
 import numpy as np

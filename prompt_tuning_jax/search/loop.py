@@ -138,8 +138,8 @@ def _found(place: Place, config: Any, now: Mapping[str, Any]) -> Found:
 
 
 def make_round(place: Place, config: Any, propose: Callable, part_of: Callable) -> Callable:
-    """Returns a function of what is known now and the prompts of the last round, which proposes,
-    and returns the prompt that it began with and the best new ones, scored again."""
+    """Returns the function of a round, of what is known now and the prompts of the last round. It
+    returns the best of these and the best new ones, scored again."""
     settings, lm = config.search, place.lm
     guided = getattr(search.SEARCHES[settings.name], "GUIDED", True)
 
@@ -201,8 +201,8 @@ def plan(place: Place, rows, size: int, config: Any, log: Callable) -> Callable:
 
 
 def join(prompt: np.ndarray, ranked: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Returns the best of some prompts, and it with the changes to `prompt` of the next ones too,
-    at places where no better one has a change."""
+    """Returns the first of some prompts, the best, then this with the changes to `prompt` of the
+    second too, and so on. Of two changes at one place that of the better prompt stays."""
     joined = [ranked[0]]
     for other in ranked[1:]:
         joined.append(np.where(joined[-1] == prompt, other, joined[-1]))
