@@ -7,9 +7,6 @@ there is not computed again, so a comparison that was stopped goes on.
 
 import functools
 import json
-import math
-import re
-import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,179 +19,26 @@ import numpy as np
 from prompt_tuning_jax import api, calibration, search, train
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import score as scoring
-from prompt_tuning_jax.config.key import Key, among, string, strings
+from prompt_tuning_jax.compare_rows import WAYS, Row, Run, make_run, read_rows
 from prompt_tuning_jax.data.demonstrations import training_demonstrations
-from prompt_tuning_jax.data.records import LABEL, PLACE
-from prompt_tuning_jax.data.task import Task, make_task, training_records, validation_records
-from prompt_tuning_jax.errors import RunError, UserError, nearest, short
+from prompt_tuning_jax.data.records import PLACE, digest
+from prompt_tuning_jax.data.task import (
+    Task,
+    make_task,
+    select_records,
+    training_records,
+    validation_records,
+)
+from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.forgetting import cross_entropy, unrelated_texts
-from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import Given, from_tensors
-from prompt_tuning_jax.run.artifact import TENSORS, load_artifact, load_start
+from prompt_tuning_jax.run.artifact import TENSORS, load_artifact
 from prompt_tuning_jax.run.folder import ARTIFACT, CHECKPOINTS, TENSORBOARD, tie_to_config
 from prompt_tuning_jax.storage import atomic_write
 
 FOUND, TEST = "found.json", "test.json"
 NEAR = 0.95  # "seconds to 95 % of its own best"
-
-# Rows without training, and the part of the config that each reads alone, if any.
-WAYS = {
-    "no prompt": "",
-    "written prompt": "prompts",
-    "demonstrations": "demonstrations",
-    "searched prompt": "search",
-}
-_SHARED = re.compile(r"(model|parallel|compare)\.|seed=|task\.(test|split_seed|name|files)\b")
-_NAMES = (*WAYS, *(name.replace("_", " ") for name in METHODS))
-
-
-def _numbers(default: tuple) -> Key:
-    def holds(value: tuple) -> bool:
-        numbers = all(type(item) is int and item >= 0 for item in value)
-        return numbers and len({*value}) == len(value)
-
-    return Key(default, "different whole numbers of at least 0, as (0, 1, 2)", holds)
-
-
-KEYS = {
-    # 'NAME' or 'NAME: KEY=VALUE KEY=VALUE'. The name is one of `WAYS`, a method, or any other
-    # beside `method.name=`. A row with another method than the config begins at its defaults.
-    # () is all but the search, which takes half an hour, and written prompts if there are none.
-    "rows": strings(),
-    "seeds": _numbers((0, 1, 2)).if_fits("at least one", lambda value, _: bool(value)),
-    # 'NAME: RATE RATE': tried with the first seed. The best on the validation split is taken.
-    "learning_rates": strings(),
-    # Examples of each label to train on, and to validate with if there are so many; 0: all.
-    "examples_per_class": _numbers(()),
-    # The trained rows that are repeated with so few, at the best rate with all examples; () is all.
-    "curve": strings(),
-    # How rows without training are calibrated too, see `evaluate --calibrate`; '' for not at all.
-    "calibrate": among("labels", ("", "labels", "texts")),
-    # The texts that forgetting is measured on: a file with a text a line, or 'bbc_news', articles.
-    "unrelated": string(""),
-}
-
-
-class Row(NamedTuple):
-    """A row: its name, its overrides as typed, and the learning rates to try, if any."""
-
-    name: str
-    overrides: tuple[str, ...]
-    rates: tuple[float, ...] = ()
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether it has a method."""
-        return self.name not in WAYS
-
-    @property
-    def folder(self) -> str:
-        """The name of the folder with its runs."""
-        return re.sub(r"\W+", "_", self.name)
-
-
-class Run(NamedTuple):
-    """A run of a row: its config and folder."""
-
-    row: Row
-    config: Any
-    folder: Path
-
-
-def read_rows(config) -> list[Row]:
-    """Returns the rows of a config; raises a UserError for one that cannot be run."""
-    rows: dict[str, Row] = {}
-    missing = ("searched prompt", *(("written prompt",) if not config.prompts else ()))
-    for entry in config.compare.rows or [name for name in _NAMES if name not in missing]:
-        row = _read_row(entry)
-        if any(row.folder == other.folder for other in rows.values()):
-            raise UserError(
-                f"config.compare.rows has {row.name!r} twice: give each row its own name"
-            )
-        rows[row.name] = row
-    trained = [name for name, row in rows.items() if row.is_trained]
-    for entry in config.compare.learning_rates:
-        name, _, rest = (part.strip() for part in entry.partition(":"))
-        # A method that is not among the rows may have rates too.
-        _check_name(name, [*trained, *_NAMES[len(WAYS) :]], "learning_rates")
-        try:
-            rates = tuple(float(word) for word in rest.replace(",", " ").split())
-        except ValueError:
-            rates = ()
-        if not rates or not all(0 < rate < math.inf for rate in rates):
-            raise UserError(
-                f"config.compare.learning_rates has {entry!r}: expected 'ROW: RATE RATE' with"
-                " numbers above 0"
-            )
-        if name in rows:
-            rows[name] = rows[name]._replace(rates=rates)
-    for name in config.compare.curve:
-        _check_name(name, trained, "curve")
-    return list(rows.values())
-
-
-def _read_row(entry: str) -> Row:
-    """Reads 'NAME: KEY=VALUE KEY=VALUE'."""
-    name, _, rest = (part.strip() for part in entry.partition(":"))
-    try:
-        words = shlex.split(rest)
-    except ValueError as error:
-        raise UserError(
-            f"config.compare.rows has {short(entry, 200)}: a quotation mark has no partner"
-        ) from error
-    if shared := [word for word in words if _SHARED.match(word)]:
-        raise UserError(
-            f"config.compare.rows has {shared[0]!r} in {name!r}, which all rows share: leave it out"
-        )
-    method = name.replace(" ", "_")
-    if (name and any(word.startswith("method.name=") for word in words)) or name in WAYS:
-        words = ["demonstrations.number=16"] * (name == "demonstrations") + words
-    elif method in METHODS:
-        name, words = method.replace("_", " "), [f"method.name={method}", *words]
-    else:
-        raise UserError(
-            f"config.compare.rows has {name!r}, which names no method{nearest(name, _NAMES)}:"
-            f" expected one of {', '.join(_NAMES)}, or method.name=METHOD behind a colon"
-        )
-    return Row(name, tuple(f"--config.{word}" for word in words))
-
-
-def _check_name(name: str, trained: Sequence[str], key: str) -> None:
-    if name not in trained:
-        raise UserError(
-            f"config.compare.{key} has {name!r}{nearest(name, trained)}: expected a trained row,"
-            f" one of {', '.join(dict.fromkeys(trained))}"
-        )
-
-
-def make_run(
-    config, folder: Path, row: Row, seed: int, rate: float | None = None, examples: int = 0
-) -> Run:
-    """Returns a run of a row. Rows that are added later leave its config as it is."""
-    values = config.to_dict()
-    del values["compare"]
-    for name, part in WAYS.items():
-        if part and name != row.name:
-            del values[part]
-    chosen = [word.partition("=")[2] for word in row.overrides if "method.name=" in word]
-    if chosen and chosen[-1] != config.method.name:
-        # These are the config's method's own.
-        del values["method"], values["learning_rate"]
-    words = [*row.overrides, f"--config.seed={seed}"]
-    if rate is not None:
-        words.append(f"--config.learning_rate={rate}")
-    if examples:
-        held = validation_records(make_task(config.task), config.task)
-        labels = [record.get(LABEL) for record in held]
-        few = {"examples_per_class": examples, "draw_seed": seed}
-        few["validation_per_class"] = min(examples, *map(labels.count, set(labels)))
-        words += [f"--config.task.{name}={value}" for name, value in few.items()]
-    made = configs.build(values, words, f"the row {row.name!r}")
-    parts = [f"seed-{seed}", f"examples-{examples}" * bool(examples)]
-    if row.is_trained:
-        parts.insert(0, f"rate-{made.learning_rate:g}")
-    return Run(row, made, folder / row.folder / ",".join(filter(None, parts)))
 
 
 class Compared(NamedTuple):
@@ -210,20 +54,22 @@ class Compared(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What all runs share; `forgetting` takes what a run gives to the model."""
+    """What all runs share; `forgetting` takes what a run gives to the model. `failed` are rows that
+    gave no result."""
 
     lm: LanguageModel
     config: Any
     folder: Path
     forgetting: Callable[[Given], float]
     log: Callable[[str], None]
+    failed: list[str]
 
 
 def compare(
     lm: LanguageModel, config, folder: Path, log: Callable, fresh: bool = False
-) -> list[Compared]:
-    """Runs what is not there yet, and returns the results of every row, and then of the curve.
-    `fresh` starts the rows over.
+) -> tuple[list[Compared], list[str]]:
+    """Runs what is not there yet. Returns the results of every row, and then of the curve; and
+    the names of rows that failed. `fresh` starts the rows over.
 
     Raises:
       UserError: a row cannot be run.
@@ -239,16 +85,14 @@ def compare(
         made, kind = make_task(task), "" if count else _calibration_of(config, run)
         training_records(made, task)
         api.held_out(made, run.config, kind)
-        trains_weights = getattr(METHODS[run.config.method.name], "TRAINS_WEIGHTS", False)
-        if row.is_trained and trains_weights and run.config.model.quantize:
-            raise UserError(f"config.model.quantize is 'int8': leave the row {row.name!r} out")
+        if row.is_trained:
+            _plan(lm, made, run)
         if row.name == "written prompt" and not run.config.prompts:
             raise UserError("the row 'written prompt' has no prompt: give config.prompts")
         if row.name == "demonstrations" and not training_demonstrations(made, run.config):
             raise UserError("the row 'demonstrations' has none: give demonstrations.number")
         if row.name == "searched prompt":
             search.begin(lm, made, run.config)
-        load_start(run.config.method)
         if count and row is repeated[0][0] and task.validation_per_class < count:
             log(f"validation has {task.validation_per_class} for each label, not {count}")
     texts = unrelated_texts(config.compare.unrelated)
@@ -260,14 +104,41 @@ def compare(
         shutil.rmtree(old)
     alone = functools.cache(lambda: cross_entropy(lm, texts, Given()))
     setting = Setting(
-        lm, config, folder, lambda given: cross_entropy(lm, texts, given) - alone(), log
+        lm, config, folder, lambda given: cross_entropy(lm, texts, given) - alone(), log, []
     )
-    found = [_all_examples(setting, row) for row in rows]
-    for results in [each for each in found if each.row.name in curve]:
+    found = [_attempt(setting, row, _all_examples) for row in rows]
+    for results in [each for each in found if each and each.row.name in curve]:
         for count in few:
             rate = results.runs[0].config.learning_rate
-            found.append(_every_seed(setting, results.row, rate, count))
-    return found
+            found.append(_attempt(setting, results.row, _every_seed, rate, count))
+    return [*filter(None, found)], setting.failed
+
+
+def _plan(lm: LanguageModel, task: Task, run: Run) -> None:
+    """Raises a UserError if a row cannot be trained; its teacher, if any, is not asked."""
+    config, shapes = run.config.copy_and_resolve_references(), jax.eval_shape(lambda: lm.params)
+    config.teacher.update(prompt="", demonstrations=0)
+    try:
+        train.plan(lm._replace(params=shapes), task, config, lambda line: None)
+    except UserError as error:
+        raise UserError(f"the row {run.row.name!r}: {error}") from error
+
+
+def _attempt(setting: Setting, row: Row, run: Callable, *how) -> Compared | None:
+    """Returns a row's results, or None if it fails."""
+    try:
+        return run(setting, row, *how)
+    except RunError as error:
+        setting.log(f"warning: the row {row.name!r} has failed: {error}")
+        setting.failed.append(row.name)
+        return None
+
+
+def _sources(setting: Setting, run: Run, *splits: str) -> str:
+    """Returns a digest of the model and of the records that a run reads."""
+    task, config = make_task(run.config.task), run.config.task
+    read = training_records(task, config), validation_records(task, config)
+    return digest(setting.lm.fingerprint, *read, *(select_records(task, name) for name in splits))
 
 
 def _all_examples(setting: Setting, row: Row) -> Compared:
@@ -308,6 +179,7 @@ def _every_seed(
     test, unrelated = [], setting.config.compare.unrelated
     for run, each in zip(runs, found, strict=True):
         own = {"calibration": _calibration_of(setting.config, run), "unrelated": unrelated}
+        own["sources"] = _sources(setting, run, run.config.task.test)
         test.append(_kept(run.folder / TEST, functools.partial(_test, setting, run, each), **own))
     return Compared(row, examples, runs, found, test)
 
@@ -327,8 +199,9 @@ def _find(setting: Setting, run: Run) -> dict[str, Any]:
     tie_to_config(run.folder, run.config)
     find = _train if run.row.is_trained else _choose
     # Records that calibrate do not choose: with another calibration, others choose.
-    kind = {} if run.row.is_trained else {"calibration": _calibration_of(setting.config, run)}
-    found = _kept(run.folder / FOUND, functools.partial(find, setting, run), **kind)
+    own = {} if run.row.is_trained else {"calibration": _calibration_of(setting.config, run)}
+    own["sources"] = _sources(setting, run)
+    found = _kept(run.folder / FOUND, functools.partial(find, setting, run), **own)
     for name in (CHECKPOINTS, TENSORBOARD):  # gigabytes for a whole model
         shutil.rmtree(run.folder / name, ignore_errors=True)
     return found

@@ -22,7 +22,7 @@ ROOMS = (
         "run",
     ),
     *("optimizers", "methods", "step", "score", "generate", "teacher", "prepare", "train", "api"),
-    *("exchange", "inspection", "forgetting", "search", "compare", "cli"),
+    *("exchange", "inspection", "forgetting", "search", "compare_rows", "compare", "cli"),
 )
 STRANGERS = {("data", "models"), ("run", "models"), ("methods", "data"), ("methods", "run")}
 

@@ -17,6 +17,7 @@ from prompt_tuning_jax.cli.train import SAVED, type_again
 from prompt_tuning_jax.cli.written_prompts import check_prompts
 from prompt_tuning_jax.compare import Compared
 from prompt_tuning_jax.data.task import make_task, select_records
+from prompt_tuning_jax.errors import RunError
 from prompt_tuning_jax.metrics import paired_difference
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.run.comparison import cells, write_comparison
@@ -42,17 +43,22 @@ def compare_and_report(config, folder: str, fresh: bool, command: Sequence[str])
         _, again = type_again(command)
         try:
             with enough_memory(config):
-                results = compare.compare(lm, config, root, say, fresh)
+                results, failed = compare.compare(lm, config, root, say, fresh)
         except KeyboardInterrupt:
             start["outcome"] = "stopped"
             say(f"saved; this goes on from here:\n  {again}")
             return SAVED
-        rows = summarize(results, lm)
         facts = {"command": f"`{again}`", "machine": machine, "model": lm.name}
-        paths = write_comparison(root, rows, facts | {"task": config.task.name})
-        say("")
-        print_table(cells(rows), texts=["row"])
-        say(f"\n{', '.join(map(str, paths))}")
+        facts |= {"task": config.task.name} | ({"failed": ", ".join(failed)} if failed else {})
+        if rows := summarize(results, lm):
+            paths = write_comparison(root, rows, facts)
+            say("")
+            print_table(cells(rows), texts=["row"])
+            say(f"\n{', '.join(map(str, paths))}")
+        if failed:
+            raise RunError(
+                f"{facts['failed']} failed, as said above: correct that, and type {again}"
+            )
         start["outcome"] = "finished"
     return 0
 

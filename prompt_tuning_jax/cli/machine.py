@@ -81,17 +81,18 @@ def enough_memory(config):
         raise RunError(f"the device has too little memory for a step: {less}.") from error
 
 
-def less_memory(config, devices: int = 0) -> str:
+def less_memory(config, devices: int = 0, temporaries: bool = True) -> str:
     """Says what to type for less memory of each of so many devices, the cheapest change first; by
-    default of those that are here, unless they share the host's."""
+    default of those that are here, unless they share the host's. `temporaries`: whether it helps
+    to have fewer of these."""
     devices = devices or (jax.device_count() if device_bytes() else 1)
     changes = []
     if config.parallel.model < devices and config.parallel.name == "jit":
-        changes.append(f"--config.parallel.model={devices} (the weights in parts)")
-    if config.microbatches * devices < config.batch_size:
+        changes.append(f"--config.parallel.model={devices} or a divisor (the weights in parts)")
+    if temporaries and config.microbatches * devices < config.batch_size:
         parts = min(2 * config.microbatches, config.batch_size)
         changes.append(f"--config.microbatches={parts} (about half of the temporaries)")
-    if config.model.remat != "full":
+    if temporaries and config.model.remat != "full":
         changes.append("--config.model.remat=full (slower, far fewer temporaries)")
     if config.model.dtype not in ("bfloat16", "float16"):
         changes.append("--config.model.dtype=bfloat16 (half the weights if they are float32)")

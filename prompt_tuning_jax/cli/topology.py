@@ -73,7 +73,9 @@ def rehearse_on(config, topology: str) -> dict[str, Any]:
         found["needed"] += sizes["weights"] - _bytes(frozen.params, lm.layout)
     found.setdefault("needed", sum(sizes.values()) + (found["temporaries"] or 0))
     found.setdefault("fits", found["needed"] <= found["chip"])
-    found["advice"] = "it fits" if found["fits"] else less_memory(config, count)
+    may_fit = sum(sizes.values()) <= found["chip"]  # with fewer temporaries
+    advice = f"{less_memory(config, count, may_fit)} or a larger slice"
+    found["advice"] = "it fits" if found["fits"] else advice
     if found["temporaries"] is None and found["fits"]:
         found["advice"] = "that fits without the temporaries, which only a compiler knows"
     return found
@@ -136,8 +138,11 @@ def _devices(topology: str) -> tuple[list, str]:
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "true"
     os.environ["TPU_LIBRARY_PATH"] = str(Path(str(found.origin)).with_name("libtpu.so"))
-    bounds = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
-    described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **bounds)
+    one = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
+    # One device for the two cores of a chip, as jax has it on a TPU.
+    whole = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
+    how: dict[str, Any] = {"platform": "tpu", "topology_name": topology, **one, **whole}
+    described = topologies.get_topology_desc(**how)
     return list(described.devices), f"libtpu {version}"
 
 

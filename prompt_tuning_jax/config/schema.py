@@ -46,7 +46,7 @@ def collect() -> dict[tuple[str, str], dict[str, Key]]:
     """Returns all keys by dotted name, in groups: by a section, and by the name of the method,
     optimizer, search or kind of task that has them, or "" if every config has them."""
     # Imported here, because they import this package for their keys.
-    from prompt_tuning_jax import calibration, compare, generate, optimizers, search, teacher
+    from prompt_tuning_jax import calibration, compare_rows, generate, optimizers, search, teacher
     from prompt_tuning_jax.data import demonstrations, task
     from prompt_tuning_jax.methods import METHODS
     from prompt_tuning_jax.models import language_model
@@ -65,7 +65,7 @@ def collect() -> dict[tuple[str, str], dict[str, Key]]:
         ("generation", ""): generate.KEYS,
         ("demonstrations", ""): demonstrations.KEYS,
         ("calibration", ""): calibration.KEYS,
-        ("compare", ""): compare.KEYS,
+        ("compare", ""): compare_rows.KEYS,
         ("search", ""): search.KEYS,
         **{("search", name): each.KEYS for name, each in search.SEARCHES.items()},
         ("teacher", ""): teacher.KEYS,

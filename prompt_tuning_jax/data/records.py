@@ -27,6 +27,11 @@ class Source(NamedTuple):
     notes: Sequence[str] = ()
 
 
+def digest(*parts: Any) -> str:
+    """Returns a hex digest of lists of records and of texts."""
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
 def _parse_entry(entry: Any) -> tuple[str, str] | None:
     """Returns (field, column) of an entry 'field=column' of `task.columns`, or None."""
     field, equals, name = (part.strip() for part in plain_name(str(entry)).partition("="))

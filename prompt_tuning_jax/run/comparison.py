@@ -18,6 +18,7 @@ from prompt_tuning_jax.storage import atomic_write
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "os^Dv*PX"
 
+APART = 1.2  # of one number on the axis of examples to the next, so that they do not overlap
 _UNITS = (1, 3, "nats"), (100, 1, "%")  # factor, digits and unit; the second is of accuracy
 
 _Row = Mapping[str, Any]
@@ -57,6 +58,7 @@ _NOTES = """\
 - examples: read to train, validate and calibrate, without those that only chose the rate.
 - to 95 %: time to 95 % of the row's own best validation accuracy.
 - forgetting: change of the cross-entropy on unrelated text, in nats a token.
+- validation loss: nats an example; of a row with a teacher, to the teacher's answers.
 """
 
 
@@ -180,7 +182,11 @@ def _by_examples(axes, rows: Sequence[_Row], styles: Mapping[str, Any]) -> None:
         axes.fill_between(counts, means - deviations, means + deviations, **band)
     axes.set_xscale("log")
     axes.minorticks_off()
-    axes.set_xticks(counts, map("{:.0f}".format, counts))
+    ticks = list[int]()
+    for count in sorted({row["train_examples"] for row in rows}):
+        if not ticks or count >= APART * ticks[-1]:
+            ticks.append(count)
+    axes.set_xticks(ticks, map(str, ticks))
     _labelled(axes, rows, "training examples (bands: standard deviation over seeds)")
 
 

@@ -46,7 +46,7 @@ def join_processes() -> Iterator[bool]:
         return
     try:
         jax.distributed.initialize(**how)
-    except (RuntimeError, ValueError, ImportError, OSError) as error:
+    except (RuntimeError, ValueError, ImportError, OSError, KeyError) as error:
         why = next(iter(str(error).splitlines()), "")
         raise UserError(
             f"this process cannot join the others ({type(error).__name__}: {why}): set {ADDRESS},"
@@ -74,7 +74,7 @@ def _how_to_join() -> dict[str, Any] | None:
         # Without the variable the slice, of one host or many, describes itself.
         is_tpu = find_spec("libtpu") and any(map(os.path.exists, CHIPS))
         is_tpu = is_tpu and "TPU_SKIP_MDS_QUERY" not in os.environ
-        several = several or os.environ.get("MEGASCALE_NUM_SLICES", "1") != "1"
+        several = several or os.environ.get("MEGASCALE_NUM_SLICES") not in (None, "", "1")
         is_slice = "," in hosts if hosts else is_tpu
         return {} if several or is_slice else None
     port = address.rpartition(":")[2]

@@ -27,7 +27,8 @@ KEYS = {
     "template": string(""),
     # Whole printable words alone, which a person can read and copy.
     "words_only": switch(True),
-    # Weight of the model's own negative log-likelihood of the prompt, nats a token.
+    # Weight, in what is proposed, of the model's own negative log-likelihood of the prompt, nats a
+    # token. The choice on the validation split is without it.
     "fluency": number(0.0),
     "rounds": whole(40, 1),
     # In a round: new prompts, the examples that each is scored on, and how many times as many

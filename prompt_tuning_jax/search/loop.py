@@ -2,7 +2,6 @@
 and go on from the best on the validation split. What counts is the text of a prompt, tokenised
 again."""
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 
 from prompt_tuning_jax import search
 from prompt_tuning_jax.data import batch as batching
+from prompt_tuning_jax.data.records import digest
 from prompt_tuning_jax.data.task import Task, training_records, validation_records
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.exchange import keep_prompt
@@ -82,13 +82,12 @@ def run(
     first, place, words = begin(lm, task, config)
     state, propose = search.SEARCHES[settings.name].make(settings, words, first)
     take_round = make_round(place, config, propose, plan(place, rows, len(first), config, log))
-    digest = hashlib.sha256(json.dumps([rows, held_out], sort_keys=True).encode()).hexdigest()
     if folder:
         tie_to_config(Path(folder), config, fresh)
     # All that a search needs to go on.
-    now: dict[str, Any] = {"sources": [lm.fingerprint, digest], "round": 0, "seconds": 0.0}
+    now: dict[str, Any] = {"sources": [lm.fingerprint, digest(rows, held_out)], "round": 0}
     alone = [[state.get("prompt", first.tolist())], [0.0]]
-    now |= {"state": state, "scored": alone, "history": [], "left_out": 0}
+    now |= {"state": state, "scored": alone, "history": [], "left_out": 0, "seconds": 0.0}
     now |= restore(folder, now["sources"], log)
     began = time.perf_counter() - now["seconds"]
     forwards = settings.candidates + SCORED_AGAIN * settings.again

@@ -18,7 +18,7 @@ from prompt_tuning_jax.data.task import make_task, validation_records
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.forgetting import cross_entropy
 from prompt_tuning_jax.models.sites import Given
-from prompt_tuning_jax.run import comparison
+from prompt_tuning_jax.run import comparison, report
 
 ROWS = (
     "no prompt",
@@ -144,6 +144,9 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
         ({"rows": ("lora", 'written prompt: prompts="(\\"{foo}\\",)"')}, "config.prompts: "),
         ({"rows": ("ia3", "lora: method.name=prefix method.init=file method.init_file=no")}, "no"),
         ({"unrelated": "missing.txt"}, "missing.txt"),
+        ({"rows": ("ia3", "lora: method.targets=nope")}, "the row 'lora': config.method.targets"),
+        ({"rows": ("ia3", "lora: task.max_length=5")}, "the row 'lora': "),
+        ({"rows": ("ia3", "prefix: method.init=demonstrations")}, "records (half of each label)"),
     ],
 )
 def test_a_comparison_that_cannot_be_run_is_refused(typed, home, keys, fault):
@@ -157,7 +160,7 @@ def test_a_comparison_that_cannot_be_run_is_refused(typed, home, keys, fault):
     [
         ("calibration.split=validation[:2]", "with have 2 of 5 labels: give a"),
         ("prompts=('Bad {foo}',)", "config.prompts: "),
-        ("model.quantize=int8", "leave the row 'fine tuning' out"),
+        ("model.quantize=int8", "the row 'fine tuning': config.model.quantize is"),
     ],
 )
 def test_what_rows_without_training_need_is_checked_before_any_row_is_run(typed, home, word, fault):
@@ -174,6 +177,7 @@ def test_rows_that_are_not_repeated_need_no_few_examples(monkeypatch, tmp_path):
         raise EOFError
 
     monkeypatch.setattr(compare, "_all_examples", run)
+    monkeypatch.setattr(compare, "_plan", lambda *_: None)
     rows = "('demonstrations','ia3')"
     words = [f"compare.rows={rows}", "compare.examples_per_class=(2,)"]
     with tiny_runs.at_home(monkeypatch):
@@ -201,6 +205,51 @@ def test_records_that_calibrate_choose_no_prompt_and_count_once(typed, home):
         *command("other", "--config.calibration.split=test[:9]", calibrate="texts", **words)
     )
     assert "9 of 40 records of test[:40] are trained on too" in shown.out
+
+
+def test_with_other_data_the_rows_are_run_again(typed, home):
+    def write(labels):
+        texts = [f"{'ab'[number % 2]} {number},{labels[number % 2]}" for number in range(90)]
+        (home / "own.csv").write_text("\n".join(["text,label", *texts]))
+
+    def run(folder):
+        words = {"rows": ("no prompt", "soft prompt"), "learning_rates": (), "curve": ()}
+        own = {"name": "files", "files.train": "own.csv", "labels": ("x=x", "y=y")}
+        parts = {"train": "train[:50]", "validation": "train[50:70]", "test": "train[70:]"}
+        own = [f"--config.task.{name}={value}" for name, value in {**own, **parts}.items()]
+        few = {"seeds": (0,), "examples_per_class": (), "calibrate": "", "unrelated": ""}
+        shown = typed(*command(folder, *own, "--config.calibration.split=", **words, **few))
+        assert shown.status == 0, shown.err
+        return [row["by_seed"] for row in rows(home / folder)], shown.out
+
+    write("xy")
+    first, _ = run("whole")
+    write("yx")
+    again, _ = run("whole")
+    assert again == run("fresh")[0] != first
+    assert run("whole")[0] == again and "compiling" not in run("whole")[1]
+
+
+def test_a_row_that_fails_is_left_out_and_named(typed, home):
+    wild = "wild: method.name=lora learning_rate=1e30"
+    few = {"seeds": (0,), "examples_per_class": (), "calibrate": "", "unrelated": ""}
+    shown = typed(*command("whole", rows=("no prompt", wild), learning_rates=(), curve=(), **few))
+    assert shown.status == 1 and "error: wild failed, as said above" in shown.err
+    assert "warning: the row 'wild' has failed: 5 updates in a row" in shown.out
+    assert [row["name"] for row in rows(home / "whole")] == ["no prompt"]
+    assert "- failed: wild" in (home / "whole" / "report.md").read_text()
+
+
+def test_numbers_of_examples_stand_apart_on_their_axis():
+    _, axes = report.new_figure(8, 4.5)
+    counts = {"a": (2, 16, 150, 160), "b": (40,)}
+    listed = [
+        {"name": name, "train_examples": count, "metric": "accuracy", "mean": 0.5, "deviation": 0.1}
+        for name in counts
+        for count in counts[name]
+    ]
+    comparison._by_examples(axes, listed, {name: {"color": "black"} for name in counts})
+    assert axes.get_xticks().tolist() == [2, 16, 40, 150]
 
 
 def test_a_method_s_own_name_and_its_words_are_one_row():
@@ -237,6 +286,7 @@ def test_fresh_deletes_runs_alone_once_every_row_is_checked(monkeypatch, tmp_pat
     monkeypatch.setattr(
         compare, "_all_examples", lambda _, row: compare.Compared(row, 0, [], [], [])
     )
+    monkeypatch.setattr(compare, "_plan", lambda *_: None)
     own, old = tmp_path / "prefix" / "config.json", tmp_path / "prefix" / "rate-1,seed-0"
     for folder in (own, old):
         folder.mkdir(parents=True)
@@ -260,7 +310,7 @@ def test_a_rate_that_diverges_is_one_of_those_that_were_tried(monkeypatch, tmp_p
         compare, "_every_seed", lambda _, row, rate: compare.Compared(row, rate, [], [], [])
     )
     config, lines = configs.build({"compare": {"rows": ("prefix",)}}), []
-    setting = compare.Setting(None, config, tmp_path, None, lines.append)
+    setting = compare.Setting(None, config, tmp_path, None, lines.append, [])
     [row] = compare.read_rows(config)
     found = compare._all_examples(setting, row._replace(rates=(5.0, 0.2, 0.1)))
     assert found.tried == [(5.0, {}), (0.2, {"loss": 0.2}), (0.1, {"loss": 0.1})]

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import random
 import signal
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import tiny_models
 import tiny_runs
 from test_methods import EVERY_ROW, ROWS, settings
 from tiny_models import SPEC
-from whole_runs import finish, kill_when, left_behind, lines
 
 import prompt_tuning_jax
 from prompt_tuning_jax import api, train
@@ -87,21 +85,6 @@ def test_stopped_and_resumed_it_is_the_run_that_was_not(row, tmp_path, monkeypat
         log = []
         assert_same_run(train.tune(*tiny(row), run, log.append), tuned(row))
     assert f"going on after step {last}" in log
-
-
-# Those whose tree is more than what the artifact holds; the first method's is in test_train.py.
-@pytest.mark.parametrize("row", ["prompt_encoder", "prefix, network"])
-def test_killed_it_ends_as_if_never_stopped(row, tmp_path):
-    draw = random.Random(row)
-
-    def start(run):
-        return tiny_runs.train(run, "--config.steps=20", *overrides(row))
-
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    finish(start(whole))
-    kill_when(start(run), lambda: lines(run) >= 7, draw.uniform(0, 0.1))
-    assert "going on after step" in finish(start(run))
-    assert left_behind(run) == left_behind(whole)
 
 
 @EVERY_ROW

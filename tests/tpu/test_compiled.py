@@ -25,7 +25,17 @@ from prompt_tuning_jax.step import compile_step, init_state, row_specs
 SPEC = changed(layers=4, width=128, heads=8, kv_heads=8, head_size=16, feedforward=256)
 LM = plain_model.make(SPEC)[0]
 EVERY_SLICE = pytest.mark.parametrize(
-    ("name", "shards"), [("v5e:2x2", 1), ("v5e:2x4", 1), ("v5e:2x2", 4), ("v5e:2x4", 4)]
+    ("name", "shards"),
+    [
+        ("v5e:2x2", 1),
+        ("v5e:2x4", 1),
+        ("v5e:2x2", 4),
+        ("v5e:2x4", 4),
+        ("v4:2x2x1", 1),
+        ("v4:2x2x1", 4),
+        ("v5p:2x2x1", 4),
+        ("v6e:2x2", 4),
+    ],
 )
 HALF = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), LM.params)
 

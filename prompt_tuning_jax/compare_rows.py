@@ -1,0 +1,173 @@
+"""The rows of a comparison: names with overrides of one config, and their runs by seed and rate."""
+
+import math
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.config.key import Key, among, string, strings
+from prompt_tuning_jax.data.records import LABEL
+from prompt_tuning_jax.data.task import make_task, validation_records
+from prompt_tuning_jax.errors import UserError, nearest, short
+from prompt_tuning_jax.methods import METHODS
+
+# Rows without training, and the part of the config that each reads alone, if any.
+WAYS = {
+    "no prompt": "",
+    "written prompt": "prompts",
+    "demonstrations": "demonstrations",
+    "searched prompt": "search",
+}
+_SHARED = re.compile(r"(model|parallel|compare)\.|seed=|task\.(test|split_seed|name|files)\b")
+_NAMES = (*WAYS, *(name.replace("_", " ") for name in METHODS))
+
+
+def _numbers(default: tuple) -> Key:
+    def holds(value: tuple) -> bool:
+        numbers = all(type(item) is int and item >= 0 for item in value)
+        return numbers and len({*value}) == len(value)
+
+    return Key(default, "different whole numbers of at least 0, as (0, 1, 2)", holds)
+
+
+KEYS = {
+    # 'NAME' or 'NAME: KEY=VALUE KEY=VALUE'. The name is one of `WAYS`, a method, or any other
+    # beside `method.name=`. A row with another method than the config begins at its defaults.
+    # () is all but the search, which takes half an hour, and written prompts if there are none.
+    "rows": strings(),
+    "seeds": _numbers((0, 1, 2)).if_fits("at least one", lambda value, _: bool(value)),
+    # 'NAME: RATE RATE': tried with the first seed. The best on the validation split is taken.
+    "learning_rates": strings(),
+    # Examples of each label to train on, and to validate with if there are so many; 0: all.
+    "examples_per_class": _numbers(()),
+    # The trained rows that are repeated with so few, at the best rate with all examples; () is all.
+    "curve": strings(),
+    # How rows without training are calibrated too, see `evaluate --calibrate`; '' for not at all.
+    "calibrate": among("labels", ("", "labels", "texts")),
+    # The texts that forgetting is measured on: a file with a text a line, or 'bbc_news', articles.
+    "unrelated": string(""),
+}
+
+
+class Row(NamedTuple):
+    """A row: its name, its overrides as typed, and the learning rates to try, if any."""
+
+    name: str
+    overrides: tuple[str, ...]
+    rates: tuple[float, ...] = ()
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it has a method."""
+        return self.name not in WAYS
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder with its runs."""
+        return re.sub(r"\W+", "_", self.name)
+
+
+class Run(NamedTuple):
+    """A run of a row: its config and folder."""
+
+    row: Row
+    config: Any
+    folder: Path
+
+
+def read_rows(config) -> list[Row]:
+    """Returns the rows of a config; raises a UserError for one that cannot be run."""
+    rows: dict[str, Row] = {}
+    missing = ("searched prompt", *(("written prompt",) if not config.prompts else ()))
+    for entry in config.compare.rows or [name for name in _NAMES if name not in missing]:
+        row = _read_row(entry)
+        if any(row.folder == other.folder for other in rows.values()):
+            raise UserError(
+                f"config.compare.rows has {row.name!r} twice: give each row its own name"
+            )
+        rows[row.name] = row
+    trained = [name for name, row in rows.items() if row.is_trained]
+    for entry in config.compare.learning_rates:
+        name, _, rest = (part.strip() for part in entry.partition(":"))
+        # A method that is not among the rows may have rates too.
+        _check_name(name, [*trained, *_NAMES[len(WAYS) :]], "learning_rates")
+        try:
+            rates = tuple(float(word) for word in rest.replace(",", " ").split())
+        except ValueError:
+            rates = ()
+        if not rates or not all(0 < rate < math.inf for rate in rates):
+            raise UserError(
+                f"config.compare.learning_rates has {entry!r}: expected 'ROW: RATE RATE' with"
+                " numbers above 0"
+            )
+        if name in rows:
+            rows[name] = rows[name]._replace(rates=rates)
+    for name in config.compare.curve:
+        _check_name(name, trained, "curve")
+    return list(rows.values())
+
+
+def _read_row(entry: str) -> Row:
+    """Reads 'NAME: KEY=VALUE KEY=VALUE'."""
+    name, _, rest = (part.strip() for part in entry.partition(":"))
+    try:
+        words = shlex.split(rest)
+    except ValueError as error:
+        raise UserError(
+            f"config.compare.rows has {short(entry, 200)}: a quotation mark has no partner"
+        ) from error
+    if shared := [word for word in words if _SHARED.match(word)]:
+        raise UserError(
+            f"config.compare.rows has {shared[0]!r} in {name!r}, which all rows share: leave it out"
+        )
+    method = name.replace(" ", "_")
+    if (name and any(word.startswith("method.name=") for word in words)) or name in WAYS:
+        words = ["demonstrations.number=16"] * (name == "demonstrations") + words
+    elif method in METHODS:
+        name, words = method.replace("_", " "), [f"method.name={method}", *words]
+    else:
+        raise UserError(
+            f"config.compare.rows has {name!r}, which names no method{nearest(name, _NAMES)}:"
+            f" expected one of {', '.join(_NAMES)}, or method.name=METHOD behind a colon"
+        )
+    return Row(name, tuple(f"--config.{word}" for word in words))
+
+
+def _check_name(name: str, trained: Sequence[str], key: str) -> None:
+    if name not in trained:
+        raise UserError(
+            f"config.compare.{key} has {name!r}{nearest(name, trained)}: expected a trained row,"
+            f" one of {', '.join(dict.fromkeys(trained))}"
+        )
+
+
+def make_run(
+    config, folder: Path, row: Row, seed: int, rate: float | None = None, examples: int = 0
+) -> Run:
+    """Returns a run of a row. Rows that are added later leave its config as it is."""
+    values = config.to_dict()
+    del values["compare"]
+    for name, part in WAYS.items():
+        if part and name != row.name:
+            del values[part]
+    chosen = [word.partition("=")[2] for word in row.overrides if "method.name=" in word]
+    if chosen and chosen[-1] != config.method.name:
+        # These are the config's method's own.
+        del values["method"], values["learning_rate"]
+    words = [*row.overrides, f"--config.seed={seed}"]
+    if rate is not None:
+        words.append(f"--config.learning_rate={rate}")
+    if examples:
+        held = validation_records(make_task(config.task), config.task)
+        labels = [record.get(LABEL) for record in held]
+        few = {"examples_per_class": examples, "draw_seed": seed}
+        few["validation_per_class"] = min(examples, *map(labels.count, set(labels)))
+        words += [f"--config.task.{name}={value}" for name, value in few.items()]
+    made = configs.build(values, words, f"the row {row.name!r}")
+    parts = [f"seed-{seed}", f"examples-{examples}" * bool(examples)]
+    if row.is_trained:
+        parts.insert(0, f"rate-{made.learning_rate:g}")
+    return Run(row, made, folder / row.folder / ",".join(filter(None, parts)))
