@@ -2,7 +2,7 @@
 
 A row has a run for each learning rate that is tried, and one for each seed. Each has a folder with
 its config, what it found (`found.json`) and how that does on the test split (`test.json`). What is
-there is not computed again, so a comparison that was stopped goes on.
+there is not computed again with the same model and data: a comparison that was stopped goes on.
 """
 
 import functools
@@ -111,7 +111,7 @@ def compare(
         for count in few:
             rate = results.runs[0].config.learning_rate
             found.append(_attempt(setting, results.row, _every_seed, rate, count))
-    return [*filter(None, found)], setting.failed
+    return [*filter(None, found)], [*dict.fromkeys(setting.failed)]
 
 
 def _plan(lm: LanguageModel, task: Task, run: Run) -> None:
