@@ -3,9 +3,8 @@
 from typing import Any
 
 from prompt_tuning_jax import exchange
-from prompt_tuning_jax.cli.machine import find_artifact, load_model
+from prompt_tuning_jax.cli.machine import find_artifact, load_model, open_artifact
 from prompt_tuning_jax.cli.show import say
-from prompt_tuning_jax.config import from_manifest
 from prompt_tuning_jax.data.task import make_task
 from prompt_tuning_jax.errors import UserError, nearest
 from prompt_tuning_jax.run.artifact import load_artifact, save_artifact
@@ -20,15 +19,13 @@ def export_artifact(folder: str, kind: str, target: str, overrides: list[str]) -
         known = f"{', '.join(KINDS)}, hub:USER/NAME"
         raise UserError(f"--to takes one of {known}, not {kind!r}{nearest(kind, KINDS)}")
     folder = find_artifact(folder)
-    artifact = load_artifact(folder)
     if kind == "hub":
         from prompt_tuning_jax.exchange.hub import push  # takes a while
 
-        say(f"{push(artifact, folder, target)}: the artifact and its card")
+        say(f"{push(load_artifact(folder), folder, target)}: the artifact and its card")
         return
     exact = ["--config.model.quantize="] * (kind == "hf")  # weights that are merged
-    config = from_manifest(artifact.manifest, [*overrides, *exact])
-    task = make_task(config.task, artifact.manifest["labels"])
+    artifact, config, task = open_artifact(folder, [*overrides, *exact])
     lm = load_model(config)
     if "calibration" in artifact.manifest:
         say("warning: the calibration of the artifact is not exported: other programs have none")

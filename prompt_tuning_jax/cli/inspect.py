@@ -9,14 +9,12 @@ import numpy as np
 
 from prompt_tuning_jax import api
 from prompt_tuning_jax import score as scoring
-from prompt_tuning_jax.cli.machine import find_artifact, load_model
+from prompt_tuning_jax.cli.machine import load_model, open_artifact
 from prompt_tuning_jax.cli.show import print_facts, print_table, say
-from prompt_tuning_jax.config import from_manifest
-from prompt_tuning_jax.data.task import make_task, select_records
+from prompt_tuning_jax.data.task import select_records
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.inspection import nearest_tokens, prefix_attention, replace_slots
 from prompt_tuning_jax.models.sites import PREFIX, PROMPT
-from prompt_tuning_jax.run.artifact import load_artifact
 from prompt_tuning_jax.run.progress import with_progress
 from prompt_tuning_jax.run.report import TRAIN_COLOR, VALIDATION_COLOR, new_figure, save_figure
 from prompt_tuning_jax.storage import atomic_write
@@ -35,14 +33,12 @@ def inspect_artifact(
     """Inspects an artifact on a split, or on so many records of its validation split that it takes
     about a minute. Writes what it returns to the folder `out`, if any, with a picture. `parallel`
     are overrides of that section, as typed."""
-    artifact = load_artifact(find_artifact(folder))
+    artifact, config, task = open_artifact(folder, parallel)
     if artifact.tensors.keys() not in ({PROMPT}, {*PREFIX.values()}):
         raise UserError(
             f"the artifact is of the method {artifact.manifest['method']!r}: only a soft prompt or"
             " a prefix has virtual tokens to inspect"
         )
-    config = from_manifest(artifact.manifest, parallel)
-    task = make_task(config.task, artifact.manifest["labels"])
     vectors = artifact.tensors.get(PROMPT, ())
     name = split or config.task.validation
     rows = select_records(task, name)

@@ -60,10 +60,9 @@ def collect(kind: str | None) -> dict[str, list[dict[str, Any]]]:
 def _entries(kind: str) -> list[dict[str, Any]]:
     """Returns name, path, what it does and more, by these names, of each thing of a kind."""
     if kind == "models":
-        models = {name: (about, find_packaged(name)) for name, about in PACKAGED.items()}
         return [
-            {"name": name, **about._asdict(), "path": path and str(path)}
-            for name, (about, path) in models.items()
+            {"name": name, **about._asdict(), "path": (path := find_packaged(name)) and str(path)}
+            for name, about in PACKAGED.items()
         ]
     if kind == "families":
         from prompt_tuning_jax.models.families import FAMILIES

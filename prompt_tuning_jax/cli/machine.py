@@ -4,18 +4,22 @@ import contextlib
 import logging
 import platform
 import timeit
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import jaxlib
 
 from prompt_tuning_jax.cli.show import say
+from prompt_tuning_jax.config import from_manifest
+from prompt_tuning_jax.data.task import Task, make_task
 from prompt_tuning_jax.errors import RunError
 from prompt_tuning_jax.memory import device_bytes
 from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.language_model import LanguageModel, load
-from prompt_tuning_jax.run.artifact import MANIFEST
+from prompt_tuning_jax.run.artifact import MANIFEST, Artifact, load_artifact
 from prompt_tuning_jax.run.folder import ARTIFACT
 from prompt_tuning_jax.storage import cache_folder
 
@@ -27,6 +31,13 @@ def find_artifact(folder: str) -> str:
         return folder
     say(f"the artifact of the run {folder!r} is used: {inside}")
     return str(inside)
+
+
+def open_artifact(folder: str, overrides: Sequence[str]) -> tuple[Artifact, Any, Task]:
+    """Returns an artifact, its own config with overrides, and the task it was trained for."""
+    artifact = load_artifact(find_artifact(folder))
+    config = from_manifest(artifact.manifest, overrides)
+    return artifact, config, make_task(config.task, artifact.manifest["labels"])
 
 
 def load_model(config) -> LanguageModel:

@@ -12,25 +12,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from prompt_tuning_jax import api, generate
-from prompt_tuning_jax.cli.machine import find_artifact, load_model
+from prompt_tuning_jax.cli.machine import load_model, open_artifact
 from prompt_tuning_jax.cli.show import say
-from prompt_tuning_jax.config import from_manifest
 from prompt_tuning_jax.data.prediction_input import input_form, prediction_records
 from prompt_tuning_jax.data.records import PLACE, task_fields
 from prompt_tuning_jax.data.rows import JSON, LINE, TEXT, Form, Row, form_of, is_object, read_rows
-from prompt_tuning_jax.data.task import make_task
 from prompt_tuning_jax.data.template import field_names
 from prompt_tuning_jax.errors import UserError, nearest_file
-from prompt_tuning_jax.run.artifact import load_artifact
 from prompt_tuning_jax.run.progress import with_progress
 
 
 def write_answers(
-    folder: str,
-    given: Sequence[str],
-    as_json: bool | None,
-    path: str | None,
-    overrides: Sequence[str] = (),
+    folder: str, given: Sequence[str], as_json: bool | None, path: str | None, overrides: list[str]
 ) -> None:
     """Writes a JSON line for each record: its label and probabilities, or a text.
 
@@ -52,9 +45,7 @@ def answers(
     folder: str, given: Sequence[str], as_json: bool | None, overrides: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """Yields the answers to all records, see `write_answers`; says what was cut."""
-    artifact = load_artifact(find_artifact(folder))
-    config = from_manifest(artifact.manifest, overrides)
-    task = make_task(config.task, artifact.manifest["labels"])
+    artifact, config, task = open_artifact(folder, overrides)
     unread = [word for word in overrides if word.startswith("--config.generation.")]
     if unread and not task.target:
         raise UserError(
@@ -82,13 +73,11 @@ def answers(
         yield row
     for what, count in changes.items():
         say(f"{name}: {count} {what}")
-    lost = {
-        "shortened": "records were too long and lost their end",
-        "cut": f"texts were cut: config.generation.max_new_tokens is {settings.max_new_tokens}",
-    }
-    for change, what in lost.items():
-        if found[change]:
-            say(f"warning: {found[change]} of {found['all']} {what}")
+    most = f"config.generation.max_new_tokens is {settings.max_new_tokens}"
+    if count := found["shortened"]:
+        say(f"warning: {count} of {found['all']} records were too long and lost their end")
+    if count := found["cut"]:
+        say(f"warning: {count} of {found['all']} texts were cut: {most}")
 
 
 def _read(given, as_json, files, changes) -> tuple[Iterator[Row], str, Form]:
