@@ -1,9 +1,8 @@
 """Generation: the text that the model writes after each example, a batch at a time.
 
-The shared positions are computed once and come back to the model as a prefix. The examples' own
-positions are computed once too, one example a row, and their keys and values are kept. Then each
-step adds one token to every row, on the device, until all rows have ended. An example's text does
-not depend on the rest of its batch.
+The shared positions are computed once and come back to the model as a prefix. So are the examples'
+own, one example a row, and their keys and values are kept. Then each step adds a token to every
+row, on the device, until all have ended. A text does not depend on the rest of its batch.
 """
 
 import functools
@@ -148,8 +147,7 @@ def generate(
     Args:
       examples: read as texts are asked for, `settings.batch_size` at once.
       given: what a method's `adapt` returned, or Given() for the model alone.
-      seed: of the draws if `settings.temperature` is not 0. They depend on it and on the number of
-        the example alone.
+      seed: of the draws if `settings.temperature` is not 0, with the number of the example.
 
     Raises:
       UserError: an example leaves no position for a token.
@@ -169,8 +167,7 @@ def generate(
 
 def find_ends(lm: LanguageModel, settings: Settings) -> tuple[Settings, np.ndarray]:
     """Returns the settings without stop strings that are special tokens, and int32[E] ids that end
-    a text: the tokenizer's, and those of these special tokens. Raises a UserError for a special
-    token among other text, which is never found."""
+    a text, theirs too. A special token among other text, which is never found, is refused."""
     specials = lm.tokenizer.specials
     for text in settings.stop:
         inside = [markup for markup in specials if markup in text and text not in specials]
@@ -360,8 +357,8 @@ def keep_likely(probabilities, top_k, top_p):
 def keep_highest(weights, enough):
     """Sets all float32[R, V] weights to 0 but the fewest of the highest that are `enough`.
 
-    Halves the range of their bit patterns, which have the order of the numbers. On a CPU this takes
-    an eighth of the time of sorting a vocabulary.
+    Halves the range of their bit patterns, which are ordered as the numbers are: on a CPU in an
+    eighth of the time of sorting a vocabulary.
     """
     bits = jax.lax.bitcast_convert_type(weights, jnp.int32)
 

@@ -162,8 +162,8 @@ def squad_words(text: str) -> list[str]:
 
 
 def unicode_words(text: str) -> list[str]:
-    """Returns the words of a text in any script without case and punctuation. Each character of a
-    script that has no spaces between words is one."""
+    """Returns the words of a text, or its characters in a script that has no spaces between words,
+    without case and punctuation."""
     apart = _SPACELESS.sub(r" \g<0> ", unicodedata.normalize("NFC", text).lower())
     return "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in apart).split()
 

@@ -1,8 +1,7 @@
 """Scores: the log-probability of every answer of every example, and metrics made of them.
 
-The shared positions are computed once and come back to the model as a prefix. All answers of an
-example share the positions of its text, and examples are packed. The scores equal those of the
-plain computation, one answer of one example at a time.
+The shared positions are computed once and come back to the model as a prefix. The answers of an
+example share its text, and examples are packed. One answer of one example at a time scores equally.
 """
 
 import functools

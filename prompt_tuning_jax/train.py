@@ -52,14 +52,13 @@ class Plan(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The best trainable tree so far, its validation loss, its step, the number of validations
-    since, and its accuracy (0 if the task has no labels)."""
+    """The best so far."""
 
     trainable: Any
-    loss: float
+    loss: float  # in validation
     step: int
-    since: int
-    accuracy: float = 0.0
+    since: int  # validations since then
+    accuracy: float = 0.0  # 0 if the task has no labels
 
 
 class Result(NamedTuple):
@@ -161,8 +160,7 @@ def tune(
 
 
 def plan(lm: LanguageModel, task, config, log: Callable, devices: int = 0) -> Plan:
-    """Reads the data and makes everything that can be refused; writes nothing. The rows are for so
-    many devices, by default all that there are."""
+    """Makes all that can be refused, for so many devices (0: those here), and writes nothing."""
     configs.validate(config)
     if lm.layout.shards != (wanted := config.parallel.model):
         raise UserError(

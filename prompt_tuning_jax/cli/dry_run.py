@@ -1,7 +1,6 @@
 """`train --dry_run`: what the model reads, what fits into memory and how long a run takes.
 
-Everything up to the first step is the code of `train`. The compiled step runs on a state that is
-then thrown away, and nothing is written.
+It runs the code of `train` up to the first step, and a few steps whose result is thrown away.
 """
 
 import itertools

@@ -30,9 +30,8 @@ WAYWARD = (
 def inspect_artifact(
     folder: str, split: str | None, out: str | None, parallel: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Inspects an artifact on a split, or on so many records of its validation split that it takes
-    about a minute. Writes what it returns to the folder `out`, if any, with a picture. `parallel`
-    are overrides of that section, as typed."""
+    """Inspects an artifact on a split, by default on as much of its validation split as takes about
+    a minute. Writes what it returns to the folder `out`, if any, with a picture."""
     artifact, config, task = open_artifact(folder, parallel)
     if artifact.tensors.keys() not in ({PROMPT}, {*PREFIX.values()}):
         raise UserError(

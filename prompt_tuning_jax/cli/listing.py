@@ -1,7 +1,6 @@
 """The commands `list` and `copy`: configs, models, families of models, methods, kinds of tasks.
 
-What is said about configs, methods and tasks comes from the docstrings of their files, which are
-not executed.
+Configs, methods and tasks are described by the docstrings of their files, which are not executed.
 """
 
 import ast
@@ -127,8 +126,7 @@ def copy_config(name: str, target: str, force: bool) -> Path:
 
 
 def describe_file(path: Path) -> dict[str, str]:
-    """Returns the docstring of a file: `what`, its first paragraph, and its sections `Name: text`
-    by name. Indented lines continue a section."""
+    """Returns a docstring's first paragraph, as `what`, and its sections `Name: text` by name."""
     docstring = ast.get_docstring(ast.parse(path.read_bytes(), str(path))) or ""
     what, _, rest = docstring.partition("\n\n")
     sections = {

@@ -14,8 +14,7 @@ _SECTIONS = {"train": "", "search": "", "compare": "", "evaluate": "", "predict"
 
 
 def split_overrides(arguments: list[str], commands: Collection[str]) -> tuple[list[str], list[str]]:
-    """Splits words into overrides and the words that click knows, without --debug. `commands` are
-    the names of all commands."""
+    """Splits words into overrides and the words that click knows, without --debug."""
     for word in arguments:
         if word.encode(errors="replace").decode() != word:
             raise UserError(f"{short(word, 200)} is not UTF-8: type it in a UTF-8 terminal")

@@ -1,8 +1,4 @@
-"""Configs: values from a file, changed by overrides, checked against the keys of what they
-configure.
-
-A config states what differs from the defaults.
-"""
+"""Configs: what differs from the defaults, from a file and from overrides, and checked."""
 
 import json
 import math

@@ -29,8 +29,7 @@ OTHERS = dict(pair.split(":") for pair in _PAIRS.split())
 
 
 def known_as(name: str, keys: Iterable[str]) -> list[str]:
-    """Returns what may be meant by a name, ours or another program's, in any section or in none:
-    keys, or one with its value, `KEY=VALUE`."""
+    """Returns the keys that a name may mean, ours or another program's; some with `=VALUE`."""
     name = name.replace("-", "_")
     last = name.rpartition(".")[2]
     same = [key for key in keys if key.rpartition(".")[2] == last]

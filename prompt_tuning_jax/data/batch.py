@@ -165,8 +165,7 @@ def evaluation_batches(
 def make_order(number_of_examples: int, seed: int) -> Any:
     """Returns the endless order of a run: item i is the index of the i-th example that is read.
 
-    Epochs follow each other without a gap, each in its own random order. Access is random, so a run
-    that resumes needs only the step.
+    Each epoch has its own random order. Any item can be asked for: a run goes on from a step alone.
     """
     import grain  # which takes a second
 

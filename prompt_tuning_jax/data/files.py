@@ -146,10 +146,9 @@ def take_parts(
 ) -> dict[str, list[Record]]:
     """Splits the training records into parts of about the sizes asked for.
 
-    A part is a share below 1 or a number of records, and the rest is the split 'train'. Records
-    with the same input stay together. The order depends on the seed and their inputs alone. If
-    several records have a label, the last input with it stays in training, unless that leaves a
-    part empty.
+    A part is a share below 1 or a number of records; the rest is the split 'train'. Records with
+    the same input stay together, in an order by the seed and their inputs alone. The last input
+    with a label that several records have stays in training, unless that leaves a part empty.
     """
 
     def cut(kept: Collection[int]) -> dict[str, list[Record]]:

@@ -11,11 +11,8 @@ from prompt_tuning_jax.errors import UserError, short
 
 def input_form(name: str, as_json: bool | None, files: Any) -> Form:
     """Returns the form of the rows to predict: JSON objects or texts, as `as_json` says, or by the
-    ending of the file's name if that is None.
-
-    `files` is the section `task.files` of the artifact's config, if any. Its delimiter is used for
-    tables, and for files with the training file's ending.
-    """
+    name if that is None. The delimiter of `files`, the artifact's section `task.files` if any, is
+    for tables, and for names with the training file's ending."""
     if as_json is not None:
         return Form(JSON if as_json else TEXT)
     if files is None:

@@ -38,9 +38,8 @@ def _parse_entry(entry: Any) -> tuple[str, str] | None:
     return (field, name) if equals and name and field.isidentifier() else None
 
 
-# The key `task.columns`: 'field=column' if the data has another name than the template. The label's
-# field is `label`. A column without a name has its number, from 1. If several columns are given for
-# a field, the first that a file has is read.
+# The key `task.columns`: the names that the data has for fields of the template or for `label`. A
+# column without a name has its number, from 1. Of several for a field, a file's first is read.
 COLUMNS = Key(
     (),
     "texts 'field=column', as ('text=sentence', 'label=2')",
@@ -110,11 +109,8 @@ def require_text(value: Any, field: str, place: str) -> str:
 def shuffled_groups(
     records: Iterable[Record], fields: Sequence[str], seed: int
 ) -> list[list[Record]]:
-    """Returns the records in an order that depends on the seed and their own text alone.
-
-    Records with equal `fields` are one group, so that a cut between groups never puts the same
-    input on both sides.
-    """
+    """Returns the records in an order that depends on the seed and their own text alone. Those with
+    equal `fields` are a group, so that no cut between groups has the same input on both sides."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(tuple(record[field] for field in fields), []).append(record)

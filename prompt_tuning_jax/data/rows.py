@@ -106,9 +106,8 @@ def read_lines(stream: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
 def read_rows(
     stream: BinaryIO, name: str, form: Form, changes: Counter[str] | None = None
 ) -> Iterator[Row]:
-    """Yields the rows of a stream as they come; memory does not grow with their number, except in a
-    JSON array, which is read whole. `name` is that of the file, for errors; `changes` counts, in
-    words, what is not read as it is written."""
+    """Yields the rows of a stream as they come; only a JSON array is read whole. `name` is for
+    errors, and `changes` counts, in words, what is not read as it is written."""
     return _READERS[form.kind](stream, name, form, Counter() if changes is None else changes)
 
 

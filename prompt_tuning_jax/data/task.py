@@ -105,10 +105,8 @@ class Task(NamedTuple):
     target: str = ""  # a template of the text to write, instead of labels
     tokenizer: str = "auto"  # of the metrics of texts, see `metrics.text_metrics`
     chat: str | None = None  # the system text of a chat, None for no chat
-    # If virtual tokens began as demonstrations: that texts go on behind them, without BOS, and the
-    # tokens of these demonstrations.
-    continues: bool = False
-    front: tuple[int, ...] = ()
+    continues: bool = False  # whether texts go on behind demonstrations, in virtual tokens: no BOS
+    front: tuple[int, ...] = ()  # the tokens of these demonstrations
 
 
 def make_task(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
@@ -117,12 +115,10 @@ def make_task(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
     Args:
         config: checked, with every key of the section.
         labels: (value, word) of each label if they are known, for example from a manifest.
-            Otherwise they come from the config, from the kind of task, or from the training split;
-            only the last reads data.
+            Otherwise they come from the config, the kind of task or, read here, the training split.
 
     Raises:
-        UserError: a template with an unknown field or without any, or labels that are empty or
-            repeated.
+        UserError: a template with an unknown field or none, or labels that are empty or repeated.
     """
     name, module = config.name, config.name.partition(":")[0]
     kind, place = KINDS[module], f"prompt_tuning_jax.data.{module}"
@@ -180,8 +176,7 @@ def template_fields(task: Task, record: Record) -> tuple[str, ...]:
 def parse_labels(labels: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Returns (value, word) of each entry 'value' or 'value=word'.
 
-    An = with spaces divides, or else the first one: a value that has = itself, as in '<=50K = low',
-    is written as it stands in the data.
+    An = with spaces divides, or else the first one, so that a value may have = itself: '<=50K = low'.
     """
     pairs: list[tuple[str, str]] = []
     for place, entry in enumerate(labels):
@@ -229,8 +224,7 @@ def validation_records(task: Task, config: Any) -> list[Record]:
 
 def _draw(task: Task, config: Any, split: str, key: str) -> list[Record]:
     """Returns the records of a split, or so many of each label, which depend on `split_seed`,
-    `draw_seed` and the records' own text alone. Raises a UserError as `select_records`, or if a
-    label has too few records."""
+    `draw_seed` and their own text alone. A label with too few records is refused."""
     name, most = getattr(config, split), getattr(config, key, 0)
     records = select_records(task, name)
     if not most:

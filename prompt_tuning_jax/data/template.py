@@ -123,10 +123,9 @@ def with_demonstrations(
 ) -> Template:
     """Returns `template` with demonstrations in front: records with their answers.
 
-    They are filled into the same template without its slots. A field's text is only text here too.
-    Each ends with a blank line or, among special tokens, as `_turn_end` says. The template's BOS,
-    with the markup `bos`, comes once at the very front, unless the template has it again later:
-    then it begins turns.
+    They are filled into the same template without its slots, and each ends as `_turn_end` says. The
+    template's BOS, with the markup `bos`, comes once at the very front, unless the template has it
+    again later: then it begins turns.
     """
     pieces: list[Piece] = []
     rest = template.pieces
@@ -142,8 +141,7 @@ def with_demonstrations(
 def fill_pieces(
     pieces: Iterable[Piece], record: Mapping[str, str], template: Template
 ) -> tuple[list[Piece], str]:
-    """Fills a record into pieces, and leaves out slots. Returns the pieces up to the last special
-    token, and the text behind it."""
+    """Fills a record in, without slots. Returns pieces up to the last special token, and the rest."""
     filled: list[Piece] = []
     text = ""
     for piece in pieces:

@@ -13,9 +13,8 @@ from prompt_tuning_jax.run.card import CARD
 
 
 def push(artifact: Artifact, folder: str, repo: str) -> str:
-    """Writes the files of an artifact, read from a folder, to a model's repository on the hub,
-    which is made if it does not exist, in one commit, and returns its address. Raises a UserError
-    if the hub does not take them."""
+    """Writes the files of an artifact's folder to a model's repository on the hub, old or new, in
+    one commit, and returns its address. Raises a UserError if the hub does not take them."""
     if not get_token():
         raise UserError(f"the hub takes files only with a token that may write: {LOGIN}.")
     facts = ["---", "library_name: prompt-tuning-jax"]

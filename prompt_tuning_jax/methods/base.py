@@ -18,6 +18,5 @@ class Method(NamedTuple):
     # `fixed` is in no gradient, checkpoint or artifact: a run that goes on draws it again.
     init: Callable[..., tuple[Trained, Fixed]]
     # `(trained, fixed, frozen, rng, train) -> Given`, what the model is handed beside the frozen
-    # weights. It runs inside the step; a network that makes a prompt runs here. The artifact stores
-    # what it returns, so that loading one needs no method.
+    # weights. It runs inside the step. The artifact stores the result: loading it needs no method.
     adapt: Callable[..., Given]

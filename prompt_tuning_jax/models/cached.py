@@ -100,8 +100,7 @@ def prefill(module: Decoder, variables, tokens, positions, segments, size: int):
 
 
 def decode(module: Decoder, variables, layers, cache, tokens, positions, visible, place):
-    """Runs one more token in each row, behind what the cache holds. Returns float32[R, V] logits of
-    what follows, and the cache.
+    """Runs one more token in each row. Returns float32[R, V] logits of what follows, and the cache.
 
     Args:
       variables: from `bind`, for what is in no layer; `layers` are from `split_layers`.

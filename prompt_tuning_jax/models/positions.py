@@ -34,8 +34,7 @@ def frequencies(rope: Rope) -> tuple[np.ndarray, float]:
         kept = 1 - np.clip(ramp / np.float32((last - first) or 0.001), 0, 1)
         return np.float32(1) / (np.float32(factor) * powers) * (1 - kept) + plain * kept, size
     if rope.kind == "longrope":
-        # transformers takes other factors for batches beyond the original positions: a text would
-        # depend on what stands beside it.
+        # Other factors for long batches, as in transformers, make a text depend on its neighbours.
         factors, size = rope.numbers
         return np.float32(1) / (np.array(factors, np.float32) * powers), size
     return plain, 1.0

@@ -283,8 +283,7 @@ def _check_file(path: Path, most: float) -> None:
 
 
 def _check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
-    fault = next(_faults(manifest), None)
-    if fault is not None:
+    for fault in _faults(manifest):
         raise UserError(f"{path} is not the manifest of an artifact: {fault}.")
 
 

@@ -23,11 +23,6 @@ _PACKAGES = "jax jaxlib flax optax orbax-checkpoint transformers tokenizers nump
 # Environment variables that change what a run does.
 _VARIABLES = ("CUDA_", "JAX_", "LIBTPU_", "NPROC", "PROMPT_TUNING_", "TPU_", "XLA_")
 _SECRET = re.compile("KEY$|TOKEN|SECRET|PASSW|CREDENTIAL")
-_GIT = (
-    ["ls-files", "--error-unmatch", "__init__.py"],
-    ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],  # no tag: the commit is left
-)
-_GIT_SECONDS = 5.0
 
 
 def describe() -> dict[str, Any]:
@@ -55,18 +50,14 @@ def commit(folder: Path) -> str | None:
 
     None if git does not know them, as in an installed package.
     """
+    how: dict[str, Any] = {"cwd": folder, "capture_output": True, "timeout": 5.0, "check": True}
     try:
-        for words in _GIT:
-            answer = subprocess.run(
-                ["git", "-C", os.fspath(folder), *words],
-                capture_output=True,
-                text=True,
-                timeout=_GIT_SECONDS,
-                check=True,
-            )
+        subprocess.run(["git", "ls-files", "--error-unmatch", "__init__.py"], **how)
+        # Without a tag the commit is left.
+        words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(words, text=True, **how).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()
 
 
 @contextlib.contextmanager

@@ -12,8 +12,6 @@ from typing import Any
 
 from prompt_tuning_jax.errors import UserError
 
-PROJECT = "prompt-tuning"
-
 
 def check_tracker(name: str) -> None:
     """Raises a UserError if the tracker `name` is not installed; "" is no tracker."""
@@ -34,7 +32,7 @@ def tracker(config, folder: Path | None) -> Iterator[Callable[[int, Mapping[str,
         return
     module: Any = importlib.import_module(config.tracker)
     name = folder.resolve().name if folder else None
-    module.init(project=PROJECT, name=name, config=config.to_dict())
+    module.init(project="prompt-tuning", name=name, config=config.to_dict())
     try:
         yield lambda step, values: module.log(dict(values), step=step)
     finally:
