@@ -8,17 +8,17 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from prompt_tuning_jax import api, generate
 from prompt_tuning_jax.cli.machine import load_model, open_artifact
 from prompt_tuning_jax.cli.show import say
-from prompt_tuning_jax.data.prediction_input import input_form, prediction_records
-from prompt_tuning_jax.data.records import PLACE, task_fields
-from prompt_tuning_jax.data.rows import JSON, LINE, TEXT, Form, Row, form_of, is_object, read_rows
+from prompt_tuning_jax.data import rows as reading
+from prompt_tuning_jax.data.records import PLACE, Fields, Record, make_records, task_fields
+from prompt_tuning_jax.data.rows import CELLS, JSON, LINE, TEXT, Form, Row
 from prompt_tuning_jax.data.template import field_names
-from prompt_tuning_jax.errors import UserError, nearest_file
+from prompt_tuning_jax.errors import UserError, nearest_file, short
 from prompt_tuning_jax.run.progress import with_progress
 
 
@@ -59,7 +59,7 @@ def answers(
     if first is None:
         say(f"warning: {name} holds no record: nothing is answered")
         return
-    if as_json is None and form == Form() and is_object(first[field_names(template)[0]]):
+    if as_json is None and form == Form() and reading.is_object(first[field_names(template)[0]]):
         say(f"warning: {first[PLACE]} is read as a text: for JSON objects give --jsonl")
     settings = generate.read_settings(config.generation)
     records = itertools.chain([first], records)
@@ -88,16 +88,53 @@ def _read(given, as_json, files, changes) -> tuple[Iterator[Row], str, Form]:
     if given and not paths:
         texts = (Row(f"text {number}", {LINE: text}) for number, text in enumerate(given, 1))
         stream, form = io.BytesIO("\n".join(given).encode()), Form(JSON if as_json else TEXT)
-        return read_rows(stream, "the texts", form) if as_json else texts, "the texts", form
+        return reading.read_rows(stream, "the texts", form) if as_json else texts, "the texts", form
     name = paths[0] if paths and paths != ["-"] else "<stdin>"
     form = input_form(name, as_json, files)
     if name != "<stdin>":
         return _file_rows(name, form, changes), name, form
-    return read_rows(sys.stdin.buffer, name, form, changes), name, form
+    return reading.read_rows(sys.stdin.buffer, name, form, changes), name, form
+
+
+def input_form(name: str, as_json: bool | None, files: Any) -> Form:
+    """Returns the form of the rows to predict: JSON objects or texts, as `as_json` says, or by the
+    name if that is None. The delimiter of `files`, the artifact's section `task.files` if any, is
+    for tables, and for names with the training file's ending."""
+    if as_json is not None:
+        return Form(JSON if as_json else TEXT)
+    if files is None:
+        return reading.form_of(name)
+    ending = reading.ending_of(name)
+    is_like_training = ending and ending == reading.ending_of(files.train)
+    is_table = is_like_training or reading.form_of(name).kind == CELLS
+    return reading.form_of(name, files.delimiter if is_table else "", files.header)
+
+
+def prediction_records(
+    rows: Iterable[Row], template: str, columns: Mapping[str, Sequence[str]], form: Form
+) -> Iterator[Record]:
+    """Yields a record with the fields of `template` for each row; memory does not grow with their
+    number. `columns` has further names that a field may have, see `records.Fields`."""
+    fields = field_names(template)
+    if not fields:
+        raise UserError(
+            f"the template {short(template, 200)} has no field, so all answers would be the same:"
+            " train the artifact again with a template that has {text}"
+        )
+    choices = {field: [*columns.get(field, ()), field] for field in fields}
+    if form.kind == TEXT:
+        if len(fields) != 1:
+            raise UserError(
+                f"the template has the fields {', '.join(fields)[:200]}: give a JSON object on each"
+                f' line, {{"{fields[0][:60]}": "...", ...}}, with --jsonl or in a .jsonl file, or'
+                " cells in a .csv file"
+            )
+        choices = {fields[0]: [LINE]}
+    return make_records(rows, Fields(choices, fields, (), True), numbered=form.kind == CELLS)
 
 
 def _is_path(given: str) -> bool:
-    known = form_of(given).kind != TEXT or given.endswith(".txt")
+    known = reading.form_of(given).kind != TEXT or given.endswith(".txt")
     return given == "-" or known or os.path.exists(given)
 
 
@@ -108,7 +145,7 @@ def _file_rows(path: str, form: Form, changes: Counter[str]) -> Iterator[Row]:
         hint = f"{nearest_file(path)}: give a file, or such a text on stdin"
         raise UserError(f"{path!r} cannot be read ({error.strerror}){hint}") from error
     with stream:
-        yield from read_rows(stream, path, form, changes)
+        yield from reading.read_rows(stream, path, form, changes)
 
 
 @contextlib.contextmanager

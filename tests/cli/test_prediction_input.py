@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from prompt_tuning_jax.data.prediction_input import input_form, prediction_records
+from prompt_tuning_jax.cli.predict import input_form, prediction_records
 from prompt_tuning_jax.data.records import PLACE
 from prompt_tuning_jax.data.rows import CELLS, JSON, Form, read_rows
 from prompt_tuning_jax.errors import UserError
