@@ -9,17 +9,13 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Wrong input, as a sentence: what was given, what was expected and what to type instead.
-
-    The commands print it without a traceback and exit with status 2.
-    """
+    """Wrong input, as a sentence: what was given, what was expected and what to type instead. The
+    commands print it without a traceback and exit with status 2."""
 
 
 class RunError(Exception):
-    """A failed run, as a sentence: why it failed, and what was kept.
-
-    The commands print it without a traceback and exit with status 1.
-    """
+    """A failed run, as a sentence: why it failed, and what was kept. The commands print it without
+    a traceback and exit with status 1."""
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

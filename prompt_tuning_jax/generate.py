@@ -190,10 +190,8 @@ def prepare_front(lm: LanguageModel, shared: np.ndarray, given: Given) -> Front:
 def pack_rows(
     lm: LanguageModel, batch: Sequence[Example], front: Front, settings: Settings, first: int
 ) -> Rows:
-    """Puts the rest of each trunk into a row; `first` is the number of the first example.
-
-    The numbers of rows and positions are rounded up, so that few shapes are compiled.
-    """
+    """Puts the rest of each trunk into a row; `first` is the number of the first example. Numbers
+    of rows and positions are rounded up, so that few shapes are compiled."""
     texts = [example.trunk[len(front.tokens) :] for example in batch]
     lengths = np.array([len(text) for text in texts])
     taken = prefix_length(front.given)
@@ -248,10 +246,8 @@ def write_rows(
 
 
 def read_text(lm: LanguageModel, ids: Sequence[int], stop: Sequence[str]) -> tuple[str, bool]:
-    """Returns the text of ids up to the first stop string, and whether there was one.
-
-    Special tokens are left out, and so is the space that joins the text to the prompt.
-    """
+    """Returns the text of ids up to the first stop string, and whether there was one, without
+    special tokens and the space that joins it to the prompt."""
     special = lm.tokenizer.special_ids
     text = lm.tokenizer.decode([number for number in ids if number not in special])
     text = text.removeprefix(" ")
@@ -313,11 +309,9 @@ def _append(written: Written, logits, rows: Rows, rule: Rule) -> Written:
 
 
 def choose(logits, numbers, step, rule: Rule):
-    """Returns the next token of each row, int32[R]: at temperature 0 the likeliest, else a draw.
-
-    It is -1 if the logits float32[R, V] are not finite. A draw depends on int32[R] numbers of the
-    examples, and on int32[], how many tokens were written before (`step`).
-    """
+    """Returns the next token of each row, int32[R]: at temperature 0 the likeliest, else a draw
+    that depends on the examples' numbers int32[R] and on how many tokens were written before
+    (`step`). It is -1 if the logits float32[R, V] are not finite."""
 
     def draw():
         key = jax.random.key(rule.seed)
@@ -336,11 +330,9 @@ def choose(logits, numbers, step, rule: Rule):
 
 
 def keep_likely(probabilities, top_k, top_p):
-    """Sets the probabilities float32[R, V] of tokens that cannot be drawn to 0.
-
-    The `top_k` highest stay (0: all), and of these the fewest of the highest that have the share
-    `top_p` of their sum (Holtzman et al. 2020). Tokens as likely as the last of these stay too.
-    """
+    """Sets the probabilities float32[R, V] of tokens that cannot be drawn to 0. The `top_k` highest
+    stay (0: all), and of these the fewest of the highest that have the share `top_p` of their sum
+    (Holtzman et al. 2020), with tokens as likely as the last of these."""
 
     def enough_tokens(weights):
         return (weights > 0).sum(axis=-1) >= top_k
@@ -355,11 +347,9 @@ def keep_likely(probabilities, top_k, top_p):
 
 
 def keep_highest(weights, enough):
-    """Sets all float32[R, V] weights to 0 but the fewest of the highest that are `enough`.
-
-    Halves the range of their bit patterns, which are ordered as the numbers are: on a CPU in an
-    eighth of the time of sorting a vocabulary.
-    """
+    """Sets all float32[R, V] weights to 0 but the fewest of the highest that are `enough`. Halves
+    the range of their bit patterns, which are ordered as the numbers are: on a CPU in an eighth of
+    the time of sorting a vocabulary."""
     bits = jax.lax.bitcast_convert_type(weights, jnp.int32)
 
     def halve(_, bounds):

@@ -37,13 +37,10 @@ def evaluate_split(
     parallel: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Scores the artifact in `folder`, a written prompt, the best prompt of the file `path`, or the
-    model alone on a split, or on `config.task.test`. Without a config the artifact's own counts,
-    with the overrides of its section `parallel`.
-
-    Returns what `api.evaluate` returns. With a file also prompt and split, and `candidates`: each
-    prompt with its metrics on the validation split, the best first. The prompt and the calibration,
-    by 'labels' or 'texts', are kept in the folder `out`, if any, as an artifact.
-    """
+    model alone on a split. Without a config the artifact's own counts, with the overrides
+    `parallel`. The prompt and the calibration are kept in the folder `out`, if any, as an artifact.
+    Returns what `api.evaluate` returns; with a file also prompt, split, and `candidates`, each
+    prompt with its metrics on the validation split, the best first."""
     artifact, known = None, ()
     if folder is not None:
         artifact = load_artifact(find_artifact(folder))

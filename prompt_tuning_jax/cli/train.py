@@ -37,10 +37,8 @@ SAVED = 75  # exit status: interrupted, and saved
 
 
 def train_and_report(config, folder: str, fresh: bool, command: Sequence[str]) -> int:
-    """Tunes, evaluates and writes the report; returns the exit status.
-
-    A run that was stopped goes on in its folder, unless `fresh` starts over.
-    """
+    """Tunes, evaluates and writes the report; returns the exit status. A run that was stopped goes
+    on in its folder, unless `fresh` starts over."""
     with join_processes() as first:
         if first:
             return _lead(config, folder, fresh, command)
@@ -53,10 +51,8 @@ def train_and_report(config, folder: str, fresh: bool, command: Sequence[str]) -
 
 
 def prepare(config, run: Path | None, fresh: bool) -> tuple[LanguageModel, Task]:
-    """Returns the model and the task of a config, and prints the machine.
-
-    A fault of what only the report reads is found here, and not after the training.
-    """
+    """Returns the model and the task of a config, and prints the machine. A fault of what only the
+    report reads is found here, and not after the training."""
     if run is not None and not fresh and (run / folders.CONFIG).exists():
         folders.tie_to_config(run, config)
     if config.demonstrations.number:

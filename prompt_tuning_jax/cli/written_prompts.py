@@ -12,11 +12,9 @@ from prompt_tuning_jax.run.progress import with_progress
 
 
 def read_prompts(path: str) -> tuple[dict[str, str], str]:
-    """Reads written prompts: a JSON list of texts if the name ends in .json, else one a line.
-
-    Blank lines, lines that begin with # and repeated prompts are skipped. Returns the place of each
-    prompt in the file, in order, and a sentence with their numbers.
-    """
+    """Reads a JSON list of texts if the name ends in .json, else a text a line, without blank
+    lines, comments (#) and repeated ones. Returns the place of each prompt in the file, in order,
+    and a sentence with their numbers."""
     with open_file(path, "prompts file") as file:
         entries = [(place, text.rstrip("\r\n")) for place, text in read_lines(file, path)]
     prompts: dict[str, str] = {}

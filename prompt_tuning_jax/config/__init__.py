@@ -34,11 +34,8 @@ def load(path: str | os.PathLike | None, overrides: Sequence[str] = ()) -> Confi
 
 
 def from_manifest(manifest: Mapping[str, Any], overrides: Sequence[str] = ()) -> ConfigDict:
-    """Returns the config in an artifact's manifest.
-
-    The section `method` has the defaults if the method is not known here, for example because a
-    notebook defined it: an artifact can be used without its method.
-    """
+    """Returns the config in an artifact's manifest. If the method is not known here, as one of a
+    notebook, the section `method` has the defaults: an artifact needs no method."""
     from prompt_tuning_jax.methods import METHODS
 
     values = dict(manifest["config"])
@@ -94,11 +91,8 @@ def to_json(config: ConfigDict) -> str:
 
 
 def difference(saved: str, config: ConfigDict) -> list[str]:
-    """Returns a line for each key that has another value in the JSON `saved` than in `config`.
-
-    A key that `saved` lacks had the value that is the default now. A run may go on over other
-    devices, so `parallel` does not count.
-    """
+    """Returns a line for each key with another value in the JSON `saved`, where a missing one is
+    the default, than in `config`. `parallel` does not count: a run may go on over other devices."""
     given = flatten(parse_json(saved, "the saved config"))
     _, values, unknown = complete(given)
     before = values | {name: given[name] for name in unknown}

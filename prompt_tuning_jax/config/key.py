@@ -98,9 +98,7 @@ def parse(written: str, key: Key) -> Any:
 
 def faults(keys: Mapping[str, Key], values: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Returns what is wrong with each value by its name or, if nothing is, with several together.
-
-    There is a value for each key, from `convert` or `parse`. `prefix` begins each name in a fault.
-    """
+    There is a value for each key; `prefix` begins each name in a fault."""
 
     def fault(name: str, expected: str) -> str:
         return f"config.{prefix}{name} is {short(values[name], 200)}: expected {expected}"

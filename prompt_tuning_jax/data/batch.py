@@ -46,10 +46,8 @@ class Batch(NamedTuple):
 
 
 def shared_length(examples: Sequence[Example]) -> int:
-    """Returns S, the number of front tokens that are the same in all examples.
-
-    They are before every field and before the last token of every trunk, which predicts a target.
-    """
+    """Returns S, the number of front tokens that are the same in all examples. They are before
+    every field and before the last token of every trunk, which predicts a target."""
     bound = min(min(example.constant, len(example.trunk) - 1) for example in examples)
     fronts = np.stack([example.trunk[:bound] for example in examples])
     same = (fronts == fronts[0]).all(axis=0)
@@ -123,11 +121,8 @@ def evaluation_shape(
 
 
 def stream_shape(examples: Sequence[Example], before: Shape | None, row_multiple: int) -> Shape:
-    """Chooses a shape for `evaluation_batches` of one part of a stream.
-
-    It is the shape of the part before if that holds these examples too. All sizes are powers of
-    two, so that a stream has few shapes, and the next stream has the same ones.
-    """
+    """Chooses a shape for `evaluation_batches` of a part of a stream: that of the part before if it
+    fits. All sizes are powers of two, so that streams have few shapes, and the same ones."""
     shared = shared_length(examples)
     if before is not None and (_sizes(examples, shared, True) <= before[1:]).all():
         return before
@@ -141,11 +136,8 @@ def evaluation_batches(
     examples: Sequence[Example], shared: int, shape: Shape
 ) -> Iterator[tuple[Batch, np.ndarray]]:
     """Packs every example, with all its tails, into exactly one of a few batches of one shape.
-
-    The order does not matter here, so the examples of all batches are spread over rows of equal
-    load, which leaves less padding than batches in order. Rows without an example are padding.
-    With each batch comes int[b], the index in `examples` of each of its examples.
-    """
+    Their order does not matter, so they are spread over rows of equal load: that leaves less
+    padding. With each batch comes int[b], the index in `examples` of each of its examples."""
     sizes = _sizes(examples, shared, True)
     if (sizes > shape[1:]).any():
         raise ValueError(f"an example of {sizes.max(axis=0)} positions, reads, targets > {shape}")
@@ -164,9 +156,7 @@ def evaluation_batches(
 
 def make_order(number_of_examples: int, seed: int) -> Any:
     """Returns the endless order of a run: item i is the index of the i-th example that is read.
-
-    Each epoch has its own random order. Any item can be asked for: a run goes on from a step alone.
-    """
+    Each epoch has its own random order. A run that goes on needs only the step."""
     import grain  # which takes a second
 
     return grain.MapDataset.range(number_of_examples).seed(seed).shuffle().repeat()
@@ -180,10 +170,8 @@ def batch_indices(order: Any, step: int, batch_size: int) -> np.ndarray:
 
 def assign_rows(lengths: np.ndarray, rows: int) -> np.ndarray:
     """Returns int64[N, B], the rows of the examples of N batches, whose positions are `lengths`.
-
-    The longest is first, and each goes to the least loaded row. A row gets at most ceil(B / rows)
-    examples, so that short answers leave no padding in reads and targets.
-    """
+    The longest comes first, and each goes to the least loaded row, of at most ceil(B / rows)
+    examples: short answers then leave no padding in reads and targets."""
     batches, size = lengths.shape
     capacity = -(-size // rows)
     every = np.arange(batches)

@@ -28,10 +28,8 @@ def read_source(config: Any) -> Source:
 
 
 def split_headlines(headlines: list[Record], seed: int) -> dict[str, list[Record]]:
-    """Splits the headlines in the order of a hash of the seed and their text.
-
-    The first 300 are for validation, the next 500 for testing, and the rest (1,296) for training.
-    """
+    """Splits the headlines in the order of a hash of the seed and their text: 300 for validation,
+    500 for testing, and the rest (1,296) for training."""
     ordered = sorted(headlines, key=lambda one: sha256(f"{seed}\n{one['text']}".encode()).digest())
     return {"train": ordered[800:], "validation": ordered[:300], "test": ordered[300:800]}
 
@@ -45,11 +43,9 @@ def read_headlines() -> tuple[list[Record], dict[str, int]]:
 
 
 def collect_headlines(folder: pathlib.Path) -> tuple[dict[str, str], dict[str, int]]:
-    """Returns the topic of each headline and the counts of `read_headlines`.
-
-    The first line of every `TOPIC/NUMBER.txt` is a headline. If several articles have the same one,
-    the first decides on its topic, so that no test headline was trained on.
-    """
+    """Returns the topic of each headline, the first line of a `TOPIC/NUMBER.txt`, and the counts of
+    `read_headlines`. The first of several articles with the same headline decides on its topic, so
+    that no test headline was trained on."""
     headlines: dict[str, str] = {}
     articles = replaced = 0
     for topic in TOPICS:

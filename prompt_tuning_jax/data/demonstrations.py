@@ -20,10 +20,8 @@ KEYS = {"number": whole(0)}  # in front of each example that is evaluated withou
 def choose_demonstrations(
     rows: Sequence[Mapping[str, str]], number: int, *, balanced: bool, seed: int = 0
 ) -> list[Mapping[str, str]]:
-    """Chooses `number` training records to demonstrate with. The first few are a good choice too.
-
-    If `balanced`, a record of each label comes in turn, as long as there are any.
-    """
+    """Chooses `number` training records to demonstrate with, of each label in turn if `balanced`.
+    The first few are a good choice too."""
     if number > len(rows):
         raise UserError(
             f"config.demonstrations.number is {number} and the training split has {len(rows)}"
@@ -72,11 +70,9 @@ def fit_demonstrations(
     encode: Callable[..., list[Any]],
     most: int,
 ) -> tuple[list[Any], int]:
-    """Puts as many demonstrations in front of all records as fit without shortening any record.
-
-    The first ones are kept. `encode(rows, demonstrations)` returns examples of any length; they may
-    have `most` positions. Returns the examples, and the number of demonstrations in front of each.
-    """
+    """Puts as many of the first demonstrations in front of all records as fit into `most` positions
+    without shortening a record. `encode(rows, demonstrations)` returns examples of any length.
+    Returns the examples, and the number of demonstrations in front of each."""
 
     def needed(example: Any) -> int:
         return len(example.trunk) + max(map(len, example.tails), default=1) - 1

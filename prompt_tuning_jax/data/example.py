@@ -134,10 +134,8 @@ _Layout = tuple[_Run | Special | range, ...]
 
 @functools.lru_cache(maxsize=256)
 def lay_out(template: Template, num_virtual_tokens: int) -> _Layout:
-    """Joins pieces into runs of text, and turns a slot into the range of its virtual tokens.
-
-    The last item is a run, maybe empty. Raises a UserError if the slots do not add up to P.
-    """
+    """Joins pieces into runs of text, the last one maybe empty, and turns a slot into the range of
+    its virtual tokens. Raises a UserError if the slots do not add up to P."""
     rest = templates.plain_slot_size(template, num_virtual_tokens)
     layout: list[_Run | Special | range] = []
     run: list[Constant | Field] = []
@@ -185,10 +183,8 @@ def _render(
 
 
 def _check_embedded(template: Template, tokenizer: Any) -> None:
-    """Raises a UserError for a special token without an embedding, whose scores would be NaN.
-
-    An example is a padding token that was added for training alone.
-    """
+    """Raises a UserError for a special token without an embedding, such as a padding token that was
+    added for training alone: scores would be NaN."""
     markups = [piece.markup for piece in template.pieces if isinstance(piece, Special)]
     for markup in markups if tokenizer.embeddings is not None else ():
         number = tokenizer.specials[markup]
@@ -206,10 +202,8 @@ def _check_neighbours(
     answers: Sequence[str],
     tokenizer: Any,
 ) -> None:
-    """Raises a UserError if the text beside a special token would change how it is read.
-
-    Some tokenizers remove white space beside a special token, or ignore one beside a letter.
-    """
+    """Raises a UserError if the text beside a special token would change how it is read: some
+    tokenizers remove white space there, or ignore one beside a letter."""
     if not tokenizer.particular:
         return
     texts = [_text_of(item, fields) for item in layout]
@@ -247,11 +241,8 @@ def _placed(ids: Sequence[int], offsets: Sequence[tuple[int, int]], place: int) 
 def _answered(
     rendered: _Rendered, answers: Sequence[str], tokenizer: Any, direct: bool
 ) -> tuple[_Tokens, list[list[int]]]:
-    """Returns the trunk that all answers share and the tokens that each adds.
-
-    The trunk ends before the first token with any part of an answer or of the space before it.
-    Tokenizers differ in whether a token's offsets include the space in front.
-    """
+    """Returns the trunk that all answers share and the tokens that each adds. The trunk ends before
+    any part of an answer or of the space before it, which a token's offsets may include or not."""
     text = rendered.last
     between = templates.separator(text, direct)
     texts = (text + between + answer for answer in answers)

@@ -58,9 +58,7 @@ KEYS = {
 
 def read_source(config: Any) -> Source:
     """Reads the splits 'train', 'validation' and 'test' that the section `task` of a config names.
-
-    If validation or test has no file, it is a part of the training file, see `take_parts`.
-    """
+    Without a file, validation or test is a part of the training file, see `take_parts`."""
     fields, files = task_fields(config), config.files
     paths = {"train": files.train, "validation": files.validation, "test": files.test}
     splits, notes = {}, []

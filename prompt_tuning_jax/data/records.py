@@ -71,11 +71,9 @@ def task_fields(config: Any) -> Fields:
 def make_records(
     rows: Iterable[Row], fields: Fields, *, numbered: bool = False, hint: str = ""
 ) -> Iterator[Record]:
-    """Yields the records of each row. Values that `fields` does not name may be anything.
-
-    If `numbered`, the columns have an order, and '2' is the second if none has that name. `hint` is
-    what to type if a column is missing, where '{field}' is the field.
-    """
+    """Yields the records of each row. Values that `fields` does not name may be anything. If
+    `numbered`, '2' is the second column if none has that name. `hint` says what to type if a column
+    is missing, with '{field}' for the field."""
     held, names = None, {}
     for place, row in rows:
         if row.keys() != held:

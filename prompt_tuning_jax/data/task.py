@@ -174,10 +174,8 @@ def template_fields(task: Task, record: Record) -> tuple[str, ...]:
 
 
 def parse_labels(labels: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Returns (value, word) of each entry 'value' or 'value=word'.
-
-    An = with spaces divides, or else the first one, so that a value may have = itself: '<=50K = low'.
-    """
+    """Returns (value, word) of each entry 'value' or 'value=word'. An = with spaces divides, or
+    else the first one: a value may have = itself, as in '<=50K = low'."""
     pairs: list[tuple[str, str]] = []
     for place, entry in enumerate(labels):
         mark = " = " if " = " in entry else "="
@@ -193,11 +191,9 @@ def parse_labels(labels: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
 
 def select_records(task: Task, split: str) -> list[Record]:
-    """Returns the records of `split`: 'train', 'train[:64]', 'test[10:20]' or 'train[:50%]'.
-
-    The order is the same in every process. Raises a UserError for an unknown split, an invalid or
-    empty slice, or a label that the task does not list.
-    """
+    """Returns the records of `split`: 'train', 'train[:64]', 'test[10:20]' or 'train[:50%]', in the
+    same order in every process. Raises a UserError for an unknown split, an invalid or empty slice,
+    or a label that the task does not list."""
     name, start, stop = _parse_split(split)
     rows = _whole_split(task, name)
     count = len(rows)

@@ -100,10 +100,8 @@ def field_names(text: str) -> tuple[str, ...]:
 
 
 def with_prompt(text: str, prompt: str) -> str:
-    """Returns the template `text` with a written prompt in place of its virtual tokens.
-
-    Without slots the prompt goes in front. A prompt with a field replaces the whole template.
-    """
+    """Returns the template `text` with a written prompt in place of its virtual tokens, or in front
+    if it has none. A prompt with a field replaces the whole template."""
     if parse(prompt).fields:
         return prompt
     slots = [piece for piece in parse(text).pieces if isinstance(piece, Slot)]
@@ -121,12 +119,10 @@ def with_demonstrations(
     bos: str | None = None,
     ends: Sequence[str] = (),
 ) -> Template:
-    """Returns `template` with demonstrations in front: records with their answers.
-
-    They are filled into the same template without its slots, and each ends as `_turn_end` says. The
-    template's BOS, with the markup `bos`, comes once at the very front, unless the template has it
-    again later: then it begins turns.
-    """
+    """Returns `template` with demonstrations in front: records with their answers, filled into the
+    same template without its slots. Each ends as `_turn_end` says. The template's BOS, with the
+    markup `bos`, comes once at the very front, unless it comes again later: then it begins
+    turns."""
     pieces: list[Piece] = []
     rest = template.pieces
     own: list[Piece] = [piece for piece in rest if not isinstance(piece, Slot)]
@@ -157,11 +153,9 @@ def fill_pieces(
 
 def _turn_end(pieces: Sequence[Piece], ends: Sequence[str]) -> list[Piece]:
     """Returns what follows a demonstration's answer, by the special tokens behind the last field.
-
-    The first of several, or one of `ends`, ends a turn, such as `<|im_end|>`: then it ends the
-    answer, with the white space behind it. A single other one, such as `[/INST]`, opens the answer,
-    and EOS, the first of `ends`, ends it. Without a special token a blank line ends the answer.
-    """
+    The first of several, or one of `ends`, such as `<|im_end|>`, ends the turn, with the white
+    space behind it. A single other one, such as `[/INST]`, opens the answer, and EOS, the first of
+    `ends`, ends it. Without a special token a blank line ends the answer."""
     last = max((n for n, piece in enumerate(pieces) if isinstance(piece, Field)), default=-1)
     behind = pieces[last + 1 :]
     places = [n for n, piece in enumerate(behind) if isinstance(piece, Special)]

@@ -40,11 +40,9 @@ def export_model(lm: LanguageModel, artifact: Artifact, folder: str | os.PathLik
 def export_adapter(
     lm: LanguageModel, task: Task, artifact: Artifact, folder: str | os.PathLike
 ) -> str:
-    """Writes an artifact as a folder that PEFT loads, and returns PEFT's name of its kind.
-
-    A soft prompt takes all up to the template's last slot with it, BOS too; PEFT reads the text
-    behind it. Raises a UserError if the artifact does not fit, or PEFT has none like it.
-    """
+    """Writes an artifact as a folder that PEFT loads, and returns PEFT's name of its kind. A soft
+    prompt takes all up to the template's last slot with it, BOS too. Raises a UserError if the
+    artifact does not fit, or PEFT has none like it."""
     _checked(lm, artifact)
     sites = dict(artifact.tensors)
     if PROMPT in sites:

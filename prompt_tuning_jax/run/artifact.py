@@ -203,10 +203,8 @@ def load_start(settings: Any) -> dict[str, Any]:
 
 
 def check_artifact(artifact: Artifact, lm: Any) -> None:
-    """Raises a UserError if an artifact was made for another `LanguageModel`.
-
-    Whether the model has a place for each tensor is the model's to say (`sites.check_given`).
-    """
+    """Raises a UserError if an artifact was made for another `LanguageModel`. Whether the model has
+    a place for each tensor is checked by `sites.check_given`."""
     made_for = artifact.manifest["model"]
     # As JSON has them: with lists for tuples.
     specs = made_for["spec"], dataclasses.asdict(lm.spec)

@@ -46,10 +46,8 @@ def describe() -> dict[str, Any]:
 
 
 def commit(folder: Path) -> str | None:
-    """Returns the git commit of a folder's files, with '-dirty' if they were changed since.
-
-    None if git does not know them, as in an installed package.
-    """
+    """Returns the git commit of a folder's files, with '-dirty' if they were changed since, or None
+    if git does not know them, as in an installed package."""
     how: dict[str, Any] = {"cwd": folder, "capture_output": True, "timeout": 5.0, "check": True}
     try:
         subprocess.run(["git", "ls-files", "--error-unmatch", "__init__.py"], **how)
@@ -62,11 +60,9 @@ def commit(folder: Path) -> str | None:
 
 @contextlib.contextmanager
 def record_start(run: Path, command: Sequence[str], log: Callable) -> Iterator[dict[str, Any]]:
-    """Appends this start to the `run.json` of a run: command, times, outcome and environment.
-
-    A refused start, and one that is killed, are not recorded. On a full disk it only warns. Yields
-    the entry, to be added to: its outcome is 'failed', or after Ctrl-C 'stopped', unless it is set.
-    """
+    """Appends this start to the `run.json` of a run: command, times, outcome and environment. A
+    refused start, and one that is killed, are not recorded; a full disk is a warning. Yields the
+    entry, to be added to: its outcome is 'failed', or after Ctrl-C 'stopped', unless it is set."""
     entry = {"command": shlex.join(command), "outcome": "failed", "began": _now()}
     clock = time.monotonic()
     try:

@@ -57,10 +57,8 @@ def check_local(folder: str | os.PathLike) -> None:
 @contextlib.contextmanager
 def claim(folder: str | os.PathLike, command: str = "train") -> Iterator[Path]:
     """Makes the folder of a command's run and locks it, so that no other run writes there
-    meanwhile. A folder that another command wrote is refused.
-
-    The lock ends with the process. A folder that is new and still empty at the end is removed.
-    """
+    meanwhile; the lock ends with the process. A folder that another command wrote is refused; one
+    that is new and still empty at the end is removed."""
     check_local(folder)
     folder = Path(folder)
     for other, name in _OWNERS.items():
@@ -107,9 +105,7 @@ def _lock(descriptor: int, folder: Path) -> None:
 
 def tie_to_config(folder: Path, config: ConfigDict, fresh: bool = False) -> None:
     """Ties a folder to the config of a run, by its `config.json`, or says how that config differs.
-
-    With `fresh`, the files that an earlier run left in the folder are deleted; others stay.
-    """
+    With `fresh`, what an earlier run left there is deleted; other files stay."""
     path = folder / CONFIG
     with writable(folder):
         if fresh:

@@ -204,10 +204,8 @@ def _as_text(line: dict) -> bytes:
 
 
 def _open_events(folder: Path):
-    """Opens a new event file in place of an earlier start's.
-
-    A `SummaryWriter` would not do: its thread dies of a full disk, and then it blocks for ever.
-    """
+    """Opens a new event file in place of an earlier start's. A `SummaryWriter` would not do: its
+    thread dies of a full disk, and then it blocks for ever."""
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto import event_pb2
 

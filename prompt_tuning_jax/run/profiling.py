@@ -15,10 +15,8 @@ SKIPPED = 3  # steps before the trace: the first ones are not typical
 
 @contextlib.contextmanager
 def profiler(count: int, folder: Path | None, log: Callable) -> Iterator[Callable[[Any], None]]:
-    """Traces `count` steps into a run folder; 0 traces none. On a full disk it only warns.
-
-    Yields a function to call before each step with the state.
-    """
+    """Traces `count` steps into a run folder; 0 traces none. On a full disk it only warns. Yields a
+    function to call before each step with the state."""
     if not count:
         yield lambda state: None
         return

@@ -93,10 +93,8 @@ def write_report(path: str | os.PathLike, rows: Sequence[Row]) -> None:
 
 
 def draw_curves(metrics: str | os.PathLike, picture: str | os.PathLike) -> None:
-    """Draws loss and accuracy over steps, for training and validation.
-
-    Those of training are of single batches, so they are dots, and a line shows their running mean.
-    """
+    """Draws loss and accuracy over steps. Those of training are of single batches, so they are
+    dots, and a line shows their running mean."""
     lines = read_metrics(metrics)
     figure, both = new_figure(9, 3.6, 2)
     for axes, (name, label, scale) in zip(both, _AXES, strict=True):

@@ -23,10 +23,8 @@ def check_tracker(name: str) -> None:
 
 @contextlib.contextmanager
 def tracker(config, folder: Path | None) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
-    """Yields a function that takes a step and its numbers by name.
-
-    Each start of a run is a new run of the service, under the name of the folder.
-    """
+    """Yields a function that takes a step and its numbers by name. Each start of a run is a new run
+    of the service, under the name of the folder."""
     if not config.tracker:
         yield lambda step, values: None
         return

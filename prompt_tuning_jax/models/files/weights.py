@@ -53,13 +53,11 @@ class Weights(NamedTuple):
 
 def read_weights(path: str, dtype: str, most: float = math.inf, layout: Layout = WHOLE) -> Weights:
     """Reads a packaged model ('smollm2-135m-instruct'), a GGUF file, or a Hugging Face folder.
-
-    Every leaf has the `dtype`: 'float32', 'bfloat16' or 'float16'. Matrices are `[out, in]`. Those
-    of all layers but the last are stacked: `layers/attention/q/weight [L-1, H*d, D]`,
-    `last/attention/q/weight [H*d, D]`. Of a leaf that is divided only the parts for this process's
-    devices are filled, and the rest takes no memory. Raises a UserError for a model that is
-    damaged, not supported, or larger than the free memory or than `most` bytes.
-    """
+    Every leaf has the `dtype`: 'float32', 'bfloat16' or 'float16'. Matrices are `[out, in]`, those
+    of all layers but the last in stacks: `layers/attention/q/weight [L-1, H*d, D]`,
+    `last/attention/q/weight [H*d, D]`. Of a leaf that is divided only this process's parts are
+    filled; the rest takes no memory. Raises a UserError for a model that is damaged, not supported,
+    or larger than the free memory or than `most` bytes."""
     found = find_model(path)
     read = _read_folder if found.is_dir() else _read_gguf
     flat = read(found, DTYPES[dtype], most, layout)
