@@ -1,7 +1,5 @@
 """The commands `list` and `copy`: configs, models, families of models, methods, kinds of tasks.
-
-Configs, methods and tasks are described by the docstrings of their files, which are not executed.
-"""
+Most is said in the docstrings of their files, which are not executed."""
 
 import ast
 import inspect

@@ -1,7 +1,4 @@
-"""Templates: text with fields, slots for virtual tokens, and special tokens.
-
-`example.py` turns them into tokens.
-"""
+"""Templates: text with fields, slots and special tokens, which `example.py` turns into tokens."""
 
 import re
 import unicodedata

@@ -1,7 +1,4 @@
-"""The folder of a run: the names of its files, who may write in it, and the config it belongs to.
-
-Nothing here imports jax.
-"""
+"""The folder of a run: names of its files, who may write in it, the config it belongs to."""
 
 import contextlib
 import fcntl
