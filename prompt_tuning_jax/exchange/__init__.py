@@ -16,7 +16,7 @@ from prompt_tuning_jax.data.task import Task, check_fields, output_fields
 from prompt_tuning_jax.data.template import field_names, with_prompt
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.exchange.folder import merge, write_model
-from prompt_tuning_jax.exchange.peft import read_adapter, write_adapter
+from prompt_tuning_jax.exchange.peft import TEXT_PART, read_adapter, write_adapter
 from prompt_tuning_jax.models.files.find import hub_name
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import PROMPT, Given, check_given, from_tensors, to_tensors
@@ -48,9 +48,9 @@ def export_adapter(
     if PROMPT in sites:
         ids = front_ids(lm, task, artifact)
         sites[PROMPT] = lm.embed(ids[: np.flatnonzero(ids < 0)[-1] + 1], sites[PROMPT])
+    named, inside = hub_name(lm.name) or lm.name, TEXT_PART * ("text_config" in lm.config)
     with new_folder(folder) as partial:
-        named, is_text_part = hub_name(lm.name) or lm.name, "text_config" in lm.config
-        return write_adapter(partial, lm.spec, sites, named, is_text_part)
+        return write_adapter(partial, lm.spec, sites, named, inside)
 
 
 def export_front(

@@ -40,11 +40,11 @@ PLAIN: dict[str, Any] = {
 
 
 def write_adapter(
-    folder: Path, spec: Spec, sites: Mapping[str, Any], base: str, is_text_part: bool = False
+    folder: Path, spec: Spec, sites: Mapping[str, Any], base: str, inside: str = ""
 ) -> str:
     """Writes arrays by site as a folder that PEFT loads, and returns PEFT's name of their kind. All
     of a soft prompt stands in front of the text. `base` names the model, for people. PEFT changes
-    the whole model, of which ours may be the text part, in `model.language_model`."""
+    the whole model: `inside` is where in it ours lies, '' or `TEXT_PART`."""
     held = sorted({path.partition("/")[0] for path in sites})
     if len(held) != 1 or held[0] not in _WRITERS:
         shown = ", ".join(held).replace("params", "weights of the model") or "no tensors"
@@ -55,12 +55,12 @@ def write_adapter(
     tensors, settings = write(spec, arrays)
     plain = {"task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True}
     config = {"peft_type": kind, "fan_in_fan_out": False, **plain, **settings}
-    if is_text_part and "target_modules" in config:
+    if inside and "target_modules" in config:
         own = f"{BASE}model."
-        tensors = {name.replace(own, own + TEXT_PART): leaf for name, leaf in tensors.items()}
+        tensors = {name.replace(own, own + inside): leaf for name, leaf in tensors.items()}
         # A regular expression, as the part for images has modules of the same names.
         ends = "|".join(config["target_modules"])
-        config["target_modules"] = rf".*\.{re.escape(TEXT_PART)}.*\.({ends})"
+        config["target_modules"] = rf".*\.{re.escape(inside)}.*\.({ends})"
     write_safetensors(folder / TENSORS, tensors)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
     return kind
