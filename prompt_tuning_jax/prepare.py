@@ -21,7 +21,7 @@ from prompt_tuning_jax.models.sites import NOTHING, PROMPT, Given
 from prompt_tuning_jax.run import warnings
 from prompt_tuning_jax.run.artifact import load_artifact
 from prompt_tuning_jax.run.progress import with_progress
-from prompt_tuning_jax.score import WHOLE, encode_for
+from prompt_tuning_jax.score import ANY_LENGTH, encode_for
 from prompt_tuning_jax.teacher import demonstrations_of, is_taught, label_shares, written_targets
 
 
@@ -84,10 +84,10 @@ def start_from_demonstrations(lm: LanguageModel, task, config, log: Callable) ->
     rows, most = training_records(task, config.task), config.method.num_virtual_tokens
     spare = spare_half(rows, balanced=bool(task.labels), seed=config.seed)
     behind = task._replace(continues=True)
-    [alone] = encode_for(lm, behind, rows[:1], NOTHING, WHOLE)
+    [alone] = encode_for(lm, behind, rows[:1], NOTHING, ANY_LENGTH)
 
     def in_context(count):
-        return encode_for(lm, task, rows[:1], NOTHING, WHOLE, spare[:count])[0]
+        return encode_for(lm, task, rows[:1], NOTHING, ANY_LENGTH, spare[:count])[0]
 
     def tokens(count):
         return len(in_context(count).trunk) - len(alone.trunk)
@@ -101,7 +101,7 @@ def start_from_demonstrations(lm: LanguageModel, task, config, log: Callable) ->
         )
     slots = size if getattr(METHODS[config.method.name], "HAS_SLOTS", False) else 0
     given = Given({PROMPT: jax.numpy.empty((slots, 1))} if slots else {})
-    [example] = encode_for(lm, behind, rows[:1], given, WHOLE)
+    [example] = encode_for(lm, behind, rows[:1], given, ANY_LENGTH)
     texts = [*(-1 - np.arange(slots)), *shown.trunk[size:]], *map(list, shown.tails)
     if ([*example.trunk], *map(list, example.tails)) != texts:
         raise UserError(

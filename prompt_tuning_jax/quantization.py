@@ -47,7 +47,7 @@ def _quantize(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return numbers.clip(-HIGHEST, HIGHEST).astype(np.int8), scales
 
 
-def whole(leaf: Any, shape: tuple[int, ...]) -> jax.Array:
+def full_matrix(leaf: Any, shape: tuple[int, ...]) -> jax.Array:
     """Returns a matrix of a shape, of which `leaf` may be the part of one device, or int8."""
     if not isinstance(leaf, Mapping):
         return gather(leaf, shape)

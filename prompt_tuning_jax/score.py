@@ -25,13 +25,13 @@ from prompt_tuning_jax.run.progress import with_progress
 from prompt_tuning_jax.sharding import AXES, Layout, fetch, make_mesh, place
 from prompt_tuning_jax.step import row_specs, target_scores
 
-WHOLE = sys.maxsize  # examples of any length
+ANY_LENGTH = sys.maxsize  # examples of any length
 
 
 def encode_for(lm: LanguageModel, task, rows, given: Given, max_length=0, demonstrations=()):
     """Returns records as examples with the model's tokenizer and BOS. They fit into the positions
-    that a prefix leaves, and into `max_length` if that is not 0; with `WHOLE` they have any length.
-    The other arguments are those of `encode_examples`."""
+    that a prefix leaves, and into `max_length` if that is not 0; `ANY_LENGTH` is no limit. The
+    other arguments are those of `encode_examples`."""
     taken = prefix_length(given)
     room = lm.spec.max_positions - taken
     if room < 1:
@@ -45,7 +45,7 @@ def encode_for(lm: LanguageModel, task, rows, given: Given, max_length=0, demons
         lm.tokenizer,
         num_virtual_tokens=virtual_tokens(given),
         add_bos=lm.tokenizer.add_bos,
-        max_length=max_length if max_length == WHOLE else min(max_length or room, room),
+        max_length=max_length if max_length == ANY_LENGTH else min(max_length or room, room),
         demonstrations=demonstrations,
     )
 
@@ -55,7 +55,7 @@ def encode_behind(lm: LanguageModel, task, rows, demonstrations, log, most=0):
     demonstrations as fit into `most` positions (0: the model's), and the number of these."""
 
     def encode(rows, demonstrations):
-        return encode_for(lm, task, rows, NOTHING, WHOLE, demonstrations)
+        return encode_for(lm, task, rows, NOTHING, ANY_LENGTH, demonstrations)
 
     most = most or lm.spec.max_positions
     examples, count = fit_demonstrations(rows, demonstrations, encode, most)

@@ -24,7 +24,7 @@ from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import PROMPT, Given, from_tensors, to_tensors, without_leaves
 from prompt_tuning_jax.optimizers import make_optimizer
 from prompt_tuning_jax.prepare import Data, check_task, prepare, start_from_demonstrations
-from prompt_tuning_jax.quantization import whole
+from prompt_tuning_jax.quantization import full_matrix
 from prompt_tuning_jax.run import warnings
 from prompt_tuning_jax.run.artifact import Artifact, load_start, make_manifest
 from prompt_tuning_jax.run.checkpoint import Checkpoints
@@ -315,7 +315,7 @@ def warn_of_norm(run_log: RunLog, lm: LanguageModel, given: Given) -> None:
     """Warns once of virtual tokens whose norm is far from that of the model's embeddings."""
     if PROMPT in given.sites:
         size = lm.spec.vocabulary, lm.spec.prompt_width
-        embedding = whole(lm.params["embed"]["embedding"], size)
+        embedding = full_matrix(lm.params["embed"]["embedding"], size)
         # As the embeddings are before the model scales them.
         vectors = given.sites[PROMPT] / lm.spec.embedding_scale
         run_log.warn("norm", warnings.prompt_norm(vectors, embedding))

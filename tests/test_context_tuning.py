@@ -20,7 +20,7 @@ from prompt_tuning_jax.models.files.tokenizer import Facts, Tokenizer, read_toke
 from prompt_tuning_jax.models.sites import NOTHING, to_tensors
 from prompt_tuning_jax.run import artifact
 from prompt_tuning_jax.run import folder as workdir
-from prompt_tuning_jax.score import WHOLE, encode_for
+from prompt_tuning_jax.score import ANY_LENGTH, encode_for
 
 pytestmark = pytest.mark.usefixtures("home")
 MOST = 70
@@ -68,7 +68,7 @@ def test_before_training_they_score_as_in_context(kind, method, more, task, tmp_
     assert np.abs(found - api.label_scores(lm, task, split="test[:6]").scores).max() > 0.01
     # As many as fit, and none of them is trained on.
     lengths = [
-        len(encode_for(lm, task, rows[:1], NOTHING, WHOLE, spare[:n])[0].trunk)
+        len(encode_for(lm, task, rows[:1], NOTHING, ANY_LENGTH, spare[:n])[0].trunk)
         for n in (count, count + 1)
     ]
     assert size <= MOST < size + lengths[1] - lengths[0]

@@ -17,7 +17,7 @@ from prompt_tuning_jax.models import layers
 from prompt_tuning_jax.models.layers import Block, Context, Linear, layer_kinds, norm
 from prompt_tuning_jax.models.positions import rotary_tables
 from prompt_tuning_jax.models.spec import Spec
-from prompt_tuning_jax.quantization import whole
+from prompt_tuning_jax.quantization import full_matrix
 
 LAYERED = ("prefix", "lora", "scale")  # collections that hold something for every layer
 
@@ -101,7 +101,7 @@ class Decoder(nn.Module):
         if self.is_initializing():
             return self.embed.embedding
         shape = self.spec.vocabulary, self.spec.prompt_width
-        return whole(self.variables["params"]["embed"]["embedding"], shape)
+        return full_matrix(self.variables["params"]["embed"]["embedding"], shape)
 
     def normalise(self, x):
         """The final norm, if the model has one."""
@@ -133,10 +133,10 @@ def param_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
     but the last are one stack, those of the last layer stand on their own."""
     row = jax.ShapeDtypeStruct((1, 1), jnp.int32)
 
-    def whole(module, ids):
+    def run(module, ids):
         return module.finish(module(ids[0, :0], ids, ids, ids, ids, ids))
 
     key = jax.ShapeDtypeStruct((2,), jnp.uint32)
-    tree = jax.eval_shape(lambda key, ids: Decoder(spec).init(key, ids, method=whole), key, row)
+    tree = jax.eval_shape(lambda key, ids: Decoder(spec).init(key, ids, method=run), key, row)
     flat = traverse_util.flatten_dict(tree["params"], sep="/")
     return {path: leaf.shape for path, leaf in flat.items()}

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from prompt_tuning_jax.models.attention import MASKED, attend, attend_cached, front_share
 from prompt_tuning_jax.models.positions import rotate
 from prompt_tuning_jax.models.spec import FAR, Spec
-from prompt_tuning_jax.quantization import whole
+from prompt_tuning_jax.quantization import full_matrix
 
 POSITIONS_AXIS = {"k": 3, "v": 2}  # in the leaves of the collection `cache`
 ACTIVATIONS = {
@@ -95,7 +95,7 @@ class Linear(nn.Module):
         if self.is_initializing():
             weight = self.param("weight", nn.initializers.lecun_normal(-1, -2), shape, x.dtype)
         else:  # it may be in int8, or in parts over devices
-            weight = whole(self.get_variable("params", "weight"), shape)
+            weight = full_matrix(self.get_variable("params", "weight"), shape)
         if self.scaled_input:
             x = self.scale(x)
         y = times(x, weight, self.precision, self.dtype, self.is_mutable_collection("cache"))

@@ -12,7 +12,7 @@ from prompt_tuning_jax.data.template import Field, Slot, parse, with_prompt
 from prompt_tuning_jax.errors import UserError, short
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import NOTHING, PROMPT, Given
-from prompt_tuning_jax.score import WHOLE, encode_for
+from prompt_tuning_jax.score import ANY_LENGTH, encode_for
 from prompt_tuning_jax.search.score import fill
 
 DRAWS = 100  # starts of drawn words that are tried
@@ -88,8 +88,8 @@ def first_prompt(
             f"config.search.start is {short(start)}, with a field: give the prompt alone, and the"
             " text around it in config.search.template"
         )
-    one, wide = Given({PROMPT: jnp.empty((1, 1))}), place._replace(max_length=WHOLE)
-    [slotted] = encode_for(place.lm, place.task, [place.record], one, WHOLE)
+    one, wide = Given({PROMPT: jnp.empty((1, 1))}), place._replace(max_length=ANY_LENGTH)
+    [slotted] = encode_for(place.lm, place.task, [place.record], one, ANY_LENGTH)
     begin = int(np.flatnonzero(slotted.trunk < 0)[0])
     for _ in range(1 if start else DRAWS):
         drawn = np.array([rng.choice(words.at(number)) for number in range(size)], int)
