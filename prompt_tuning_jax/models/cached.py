@@ -63,13 +63,14 @@ def split_layers(module: Decoder, variables) -> list:
     if jax.default_backend() == "cpu" and not any(map(is_divided, jax.tree.leaves(stacks))):
         stacks = jax.device_get(stacks)
     last = {name: part["last"] for name, part in layered.items()}
-    layers = [*_unstack(stacks, module.spec.layers - 1), last]
+    layers = _each_layer(module, stacks, last)
     return layers if any(map(is_spread, jax.tree.leaves(layers))) else jax.device_put(layers)
 
 
-def _unstack(stacks, length: int) -> list:
-    """Returns the parts of a tree of `[length, ...]` arrays."""
-    return [jax.tree.map(operator.itemgetter(number), stacks) for number in range(length)]
+def _each_layer(module: Decoder, stacks, last) -> list:
+    """Returns the trees of all L layers: the parts of arrays `[L-1, ...]`, and the last one's."""
+    numbers = range(module.spec.layers - 1)
+    return [*(jax.tree.map(operator.itemgetter(number), stacks) for number in numbers), last]
 
 
 def prefill(module: Decoder, variables, tokens, positions, segments, size: int):
@@ -88,8 +89,8 @@ def prefill(module: Decoder, variables, tokens, positions, segments, size: int):
         more = size - tokens.shape[1]
         return jnp.pad(part, [(0, more * (n == POSITIONS_AXIS[name])) for n in range(part.ndim)])
 
-    stacks, last = (kept["cache"][name]["attention"] for name in ("layers", "last"))
-    layers = [*_unstack(stacks, module.spec.layers - 1), last]
+    parts = (kept["cache"][name]["attention"] for name in ("layers", "last"))
+    layers = _each_layer(module, *parts)
     return logits, [{name: widen(name, part) for name, part in layer.items()} for layer in layers]
 
 
