@@ -54,8 +54,8 @@ class Compared(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What all runs share; `forgetting` takes what a run gives to the model. `failed` are rows that
-    gave no result."""
+    """What all runs share; `forgetting` takes what a run gives to the model, `failed` names
+    rows."""
 
     lm: LanguageModel
     config: Any

@@ -162,8 +162,8 @@ def squad_words(text: str) -> list[str]:
 
 
 def unicode_words(text: str) -> list[str]:
-    """Returns the words of a text, or its characters in a script that has no spaces between words,
-    without case and punctuation."""
+    """Returns the words of a text without case and punctuation, or its characters in a script that
+    has no spaces."""
     apart = _SPACELESS.sub(r" \g<0> ", unicodedata.normalize("NFC", text).lower())
     return "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in apart).split()
 

@@ -191,8 +191,8 @@ def plan(lm: LanguageModel, task, config, log: Callable, devices: int = 0) -> Pl
 
 def make_step(lm: LanguageModel, task, config):
     """Returns the parts of a step, the first trainable tree, what a step only reads, a compiled
-    `adapt(tree, fixed, params)`, and the shapes of what that returns. If the weights are shapes
-    (`outline`), all of these are."""
+    `adapt(tree, fixed, params)`, and the shapes of its result. All are shapes if the weights are
+    (`outline`)."""
     method = make_method(config.method, from_tensors(load_start(config.method)))
     parts = Parts(lm.module, method, make_optimizer(config), config.seed, config.microbatches)
     key = jax.random.key(config.seed)
@@ -236,8 +236,7 @@ def parameter_count(tree) -> int:
 
 def restore(checkpoints: Checkpoints | None, run: Plan, log) -> tuple[State, Best, tuple, int]:
     """Returns the newest state of a run, the best tree so far, the seconds spent (see
-    `RunLog.seconds`) and the bytes that a step needs. Raises a UserError if the state was trained
-    with another model or other data."""
+    `RunLog.seconds`) and the bytes that a step needs. Another model or other data is refused."""
     # An optimizer's numbers may not all fit on one device: the CPU makes them, if jax may use it.
     has_cpu = "cpu" in (jax.config.values["jax_platforms"] or "cpu")
     with jax.default_device(jax.local_devices(backend="cpu")[0] if has_cpu else None):

@@ -38,9 +38,9 @@ def evaluate_split(
 ) -> dict[str, Any]:
     """Scores the artifact in `folder`, a written prompt, the best prompt of the file `path`, or the
     model alone on a split. Without a config the artifact's own counts, with the overrides
-    `parallel`. The prompt and the calibration are kept in the folder `out`, if any, as an artifact.
-    Returns what `api.evaluate` returns; with a file also prompt, split, and `candidates`, each
-    prompt with its metrics on the validation split, the best first."""
+    `parallel`. Keeps prompt and calibration in the folder `out`, if any. Returns what
+    `api.evaluate` returns; with a file also prompt, split, and `candidates`, each prompt with its
+    metrics on validation, the best first."""
     artifact, known = None, ()
     if folder is not None:
         artifact = load_artifact(find_artifact(folder))

@@ -31,9 +31,9 @@ KEYS = {
 
 
 def read_source(config: Any) -> Source:
-    """Finds the dataset that the section `task` of a config names, below `task.data_dir`: as
-    `tfds:` and a name in TFDS, such as `ag_news`, `glue/sst2`, or `glue/sst2:2.0.0` for another
-    version than the newest."""
+    """Finds the dataset that the section `task` of a config names, below `task.data_dir`: `tfds:`
+    and a name in TFDS, such as `glue/sst2`, or `glue/sst2:2.0.0` for another version than the
+    newest."""
     import tensorflow_datasets as tfds  # which takes a second
 
     name = config.name.removeprefix(TFDS)

@@ -70,8 +70,8 @@ def take_reads(x: jax.Array, reads: jax.Array) -> jax.Array:
 
 def times(x, weight, precision: str | None, dtype=None, writes=False) -> jax.Array:
     """Multiplies `[N, in]` by a matrix `[out, in]`: `[N, out]` in their dtype, or the one given.
-    While a text is written, `x` has few rows: then a CPU takes a third less time for the matrix
-    times `x`. The barrier keeps XLA from swapping the two back."""
+    While a text is written, `x` has few rows: a CPU then takes a third less time for the matrix
+    times `x`, which the barrier keeps XLA from swapping back."""
     axes = ((1,), (1,)), ((), ())
     if not (writes and 1 < len(x) <= 64 and jax.default_backend() == "cpu"):
         return jax.lax.dot_general(x, weight, axes, precision, preferred_element_type=dtype)

@@ -10,9 +10,9 @@ from prompt_tuning_jax.models.spec import Rope, Spec
 
 
 def frequencies(rope: Rope) -> tuple[np.ndarray, float]:
-    """Returns by how many radians each pair of a head turns from one position to the next,
-    float32[r/2], and what cosine and sine are multiplied by. Rounded where transformers rounds:
-    another last bit of a frequency is an angle that is off by 1e-4 at position 1,500."""
+    """Returns by how many radians each pair of a head turns a position, float32[r/2], and what
+    cosine and sine are multiplied by. Rounded where transformers rounds: another last bit of a
+    frequency is an angle that is off by 1e-4 at position 1,500."""
     exponents = np.arange(0, rope.size, 2, dtype=np.float32) / np.float32(rope.size)
     powers = (rope.theta ** exponents.astype(np.float64)).astype(np.float32)
     plain = np.float32(1) / powers

@@ -1,5 +1,4 @@
-"""Searches for a hard prompt, which a person can read and copy: a file each, and a line each in
-`SEARCHES`.
+"""Searches for a hard prompt, which a person can read: a file each, and a line in `SEARCHES`.
 
 A search is `make(config.search, words, prompt) -> state, propose`, and `KEYS`, those of the section
 that it alone has. `propose(state, rng, scored, gradient) -> state, candidates int[n, P]` is pure.
@@ -36,7 +35,6 @@ KEYS = {
     "candidates": whole(16, 1),
     "examples": whole(32, 1),
     "again": whole(2, 1),
-    # Rounds between validations. After each, a search goes on from the prompt with the lowest
-    # validation loss.
+    # Rounds between validations, after which a search goes on from the lowest validation loss.
     "validate_every": whole(4, 1),
 }

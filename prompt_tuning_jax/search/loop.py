@@ -1,6 +1,5 @@
 """The loop of every search: propose, score on training examples, keep the best by other examples,
-and go on from the best on the validation split. What counts is the text of a prompt, tokenised
-again."""
+go on from the best on the validation split. A prompt counts as its text is tokenised again."""
 
 import json
 import time
@@ -50,9 +49,8 @@ class Found(NamedTuple):
     prompt: str  # the text of the prompt that is the best on the validation split
     template: str  # the template with it, as `evaluate --prompt` takes it
     artifact: Artifact  # of this template, without tensors
-    # An entry for each prompt that was validated, the start first: round, ids, prompt, template,
-    # and on the validation split accuracy, nats (as `evaluate` gives them) and loss (nats among the
-    # labels).
+    # Of each prompt that was validated, the start first: round, ids, prompt, template, and by the
+    # validation split accuracy, nats (as `evaluate` gives them) and loss (nats among the labels).
     history: list[dict[str, Any]]
     finished: bool  # false if the search was stopped
     seconds: float  # of all starts together
