@@ -58,7 +58,7 @@ def _entries(kind: str) -> list[dict[str, Any]]:
     """Returns name, path, what it does and more, by these names, of each thing of a kind."""
     if kind == "models":
         return [
-            {"name": name, **about._asdict(), "path": (path := find_packaged(name)) and str(path)}
+            {"name": name, **about, "path": (path := find_packaged(name)) and str(path)}
             for name, about in PACKAGED.items()
         ]
     if kind == "families":

@@ -21,7 +21,8 @@ def find_model(path: str, weights: bool = True) -> Path:
     if path in PACKAGED:
         if packaged := find_packaged(path):
             return packaged
-        raise UserError(f"the packaged model '{path}' is not installed; {PACKAGED[path].install}.")
+        install = PACKAGED[path]["install"]
+        raise UserError(f"the packaged model '{path}' is not installed; {install}.")
     found, expected = Path(os.path.expanduser(path)), f"a GGUF file, {FOLDER}"
     try:
         if (named := HUB.fullmatch(path)) and not found.exists():
