@@ -1,8 +1,8 @@
 """Generation: the text that the model writes after each example, a batch at a time.
 
-The shared positions are computed once and come back to the model as a prefix. So are the examples'
-own, one example a row, and their keys and values are kept. Then each step adds a token to every
-row, on the device, until all have ended. A text does not depend on the rest of its batch.
+The shared positions are computed once and come back to the model as a prefix. Of the examples' own,
+one example a row, keys and values are kept. Then each step adds a token to every row, on the
+device, until all have ended. A text does not depend on the rest of its batch.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Scores: the log-probability of every answer of every example, and metrics made of them.
 
 The shared positions are computed once and come back to the model as a prefix. The answers of an
-example share its text, and examples are packed. One answer of one example at a time scores equally.
+example share its text, and examples are packed. The scores are those of each answer alone.
 """
 
 import functools

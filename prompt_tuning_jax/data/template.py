@@ -131,7 +131,8 @@ def with_demonstrations(
 def fill_pieces(
     pieces: Iterable[Piece], record: Mapping[str, str], template: Template
 ) -> tuple[list[Piece], str]:
-    """Fills a record in, without slots. Returns pieces up to the last special token, and the rest."""
+    """Fills in a record, without slots: pieces up to the last special token, and the text
+    behind."""
     filled: list[Piece] = []
     text = ""
     for piece in pieces:
