@@ -250,7 +250,7 @@ def test_a_run_without_a_finite_validation_loss_is_refused(monkeypatch):
 
 
 def test_a_changed_config_is_refused_and_fresh_starts_over(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli_train, "compare", lambda *_: [Row("soft prompt", 0.5, 96, 512, 1.0)])
+    monkeypatch.setattr(cli_train, "score_rows", lambda *_: [Row("soft prompt", 0.5, 96, 512, 1.0)])
     run = tmp_path / "run"
     command = tiny_runs.training(run, *tiny_runs.FEW)
     assert main.run(command) == 0

@@ -46,7 +46,7 @@ def train_and_report(config, folder: str, fresh: bool, command: Sequence[str]) -
             task, lm = make_task(config.task), load_model(config)
             result = tune(lm, task, config, log=lambda line: None)
             if result.finished and lm.layout.shards > 1:
-                compare(lm, task, config, result, None)
+                score_rows(lm, task, config, result, None)
         return 0 if result.finished else SAVED
 
 
@@ -117,7 +117,7 @@ def _report(lm: LanguageModel, task, config, result: Result, run: Path, again: s
         api.save(result.artifact, kept)
     say(f"scoring {config.task.test}")
     began = time.perf_counter()
-    rows = compare(lm, task, config, result, kept)
+    rows = score_rows(lm, task, config, result, kept)
     scored = time.perf_counter() - began - sum(row.seconds for row in rows[:-1])
     say("")
     print_table(cells(rows), texts=["name"])
@@ -132,7 +132,7 @@ def _report(lm: LanguageModel, task, config, result: Result, run: Path, again: s
     return rows
 
 
-def compare(lm: LanguageModel, task, config, result: Result, kept: Path | None) -> list[Row]:
+def score_rows(lm: LanguageModel, task, config, result: Result, kept: Path | None) -> list[Row]:
     """Returns the rows of the report on the test split: no prompt, the best written prompt on the
     validation split, the teacher if any, and what was tuned. A process that only scores with the
     first one has no folder of the artifact (`kept`)."""

@@ -170,12 +170,12 @@ def test_a_workdir_of_a_run_in_progress_is_refused(refused, home):
 
 def test_after_a_mistake_the_right_command_goes_on_in_the_same_workdir(refused, typed, monkeypatch):
     refused(*train("task.template={text}:"))
-    monkeypatch.setattr(cli_train, "compare", lambda *_: [ROW])
+    monkeypatch.setattr(cli_train, "score_rows", lambda *_: [ROW])
     assert typed(*FEW).status == 0
 
 
 def test_json_keeps_stdout_clean(typed, home, monkeypatch):
-    monkeypatch.setattr(cli_train, "compare", lambda *_: [ROW])
+    monkeypatch.setattr(cli_train, "score_rows", lambda *_: [ROW])
     shown = typed(*FEW, "--json")
     rows = json.loads(shown.out)["rows"]
     assert [report.Row(**values) for values in rows] == [ROW]
@@ -229,7 +229,7 @@ def test_the_written_prompt_of_the_report_is_the_best_on_validation(monkeypatch,
     now, said = [0.0], []
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(cli_train, "say", said.append)
-    rows = cli_train.compare(None, make_task(config.task), config, result, home)
+    rows = cli_train.score_rows(None, make_task(config.task), config, result, home)
     assert [row._replace(seconds=0)[:6] for row in rows] == [
         ("no prompt", 0.1, 0, 0, 0, None),
         ("written prompt", 0.4, 0, len("twelve"), 0, None),
@@ -246,7 +246,7 @@ def test_the_written_prompt_of_the_report_is_the_best_on_validation(monkeypatch,
     ]
     scored.clear()
     one = configs.load(str(tiny_runs.world().config), ['--config.prompts=("twelve",)'])
-    assert cli_train.compare(None, make_task(one.task), one, result, home)[1].seconds == 0
+    assert cli_train.score_rows(None, make_task(one.task), one, result, home)[1].seconds == 0
     assert "validation[:40]" not in scored  # a single prompt is not ranked
 
 

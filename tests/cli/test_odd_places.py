@@ -204,7 +204,7 @@ def test_ctrl_c_again_and_again_in_a_notebook(home, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "place", [(cli_train, "compare"), (cli_train, "draw_curves"), (api, "save")]
+    "place", [(cli_train, "score_rows"), (cli_train, "draw_curves"), (api, "save")]
 )
 def test_ctrl_c_while_the_report_is_made_has_all_that_was_trained(home, capsys, monkeypatch, place):
     words = [*tiny_runs.training(home / "run"), *tiny_runs.FEW]
