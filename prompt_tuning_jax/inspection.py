@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning_jax.data.batch import evaluation_batches, evaluation_shape, shared_length
+from prompt_tuning_jax.data import batch as batching
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.models.language_model import LanguageModel
@@ -57,7 +57,7 @@ def prefix_attention(lm: LanguageModel, given: Given, examples: Sequence[Example
     """Returns float64[P], the share of the attention that each position of a prefix gets: the mean
     over layers, heads and the positions that predict the right answers."""
     asked = [example._replace(tails=(example.tails[example.answer],)) for example in examples]
-    shared, length = shared_length(asked), given.sites[PREFIX["k"]].shape[1]
+    shared, length = batching.shared_length(asked), given.sites[PREFIX["k"]].shape[1]
     front = bake(lm, asked[0].trunk[:shared], given)
 
     @jax.jit
@@ -73,8 +73,7 @@ def prefix_attention(lm: LanguageModel, given: Given, examples: Sequence[Example
         return jnp.einsum("rmf,rm->f", share, batch.target_weights)[:length]
 
     total = np.zeros(length)
-    for batch, _ in evaluation_batches(asked, shared, evaluation_shape(asked, shared)):
-        positions = np.maximum(batch.positions - shared, 0)
-        batch = batch._replace(shared=np.zeros((0,), np.int32), positions=positions)
-        total += np.asarray(attention(lm.params, front, batch), np.float64)
+    shape = batching.evaluation_shape(asked, shared)
+    for batch, _ in batching.evaluation_batches(asked, shared, shape):
+        total += np.asarray(attention(lm.params, front, batching.behind_front(batch)), np.float64)
     return total / sum(len(example.tails[0]) for example in asked) / lm.spec.layers

@@ -106,10 +106,8 @@ def score(
             parts, "examples scored", log, len(examples), lambda part: len(part[1])
         )
     for batch, index in parts:
-        batch = batch._replace(
-            shared=np.zeros((0,), np.int32), positions=np.maximum(batch.positions - shared, 0)
-        )
-        values = fetch(compiled(params, front, place(batch, mesh, row_specs())))
+        rows = place(batching.behind_front(batch), mesh, row_specs())
+        values = fetch(compiled(params, front, rows))
         # The score of a tail is the sum over its tokens, in float32.
         flat = np.zeros(len(index) * answers, np.float32)
         np.add.at(flat, batch.target_example.ravel(), (values * batch.target_weights).ravel())

@@ -268,6 +268,12 @@ def _put(
     place[0] += len(tokens)
 
 
+def behind_front(batch: Batch) -> Batch:
+    """Returns a batch for a model that has the shared positions as a prefix already."""
+    positions = np.maximum(batch.positions - len(batch.shared), 0)
+    return batch._replace(shared=batch.shared[:0], positions=positions)
+
+
 def empty_batch(shared: np.ndarray, shape: Shape) -> Batch:
     """Returns a batch of padding."""
     # Four arrays by positions, one by reads, four by targets, as in `Batch`.

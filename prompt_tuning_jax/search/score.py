@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning_jax.data.batch import Batch
+from prompt_tuning_jax.data.batch import Batch, behind_front
 from prompt_tuning_jax.models.cached import bake_rows
 from prompt_tuning_jax.models.decoder import Decoder
 from prompt_tuning_jax.models.language_model import LanguageModel
@@ -36,9 +36,7 @@ def score_prompts(
     """Returns float32[n, N, C] nats, the log-probability of each answer of each example behind each
     of the prompts int[n, P]; and float32[n], the nats a token of the prompts themselves."""
     front, size = part.batch.shared, len(part.batch.shared)
-    places = np.maximum(part.batch.positions - size, 0)
-    rows = part.batch._replace(shared=front[:0], positions=places)
-    filled, found = fill(front, prompts), []
+    rows, filled, found = behind_front(part.batch), fill(front, prompts), []
     for begin in range(0, len(prompts), AT_ONCE):
         # Of one size, so that there is one program.
         some = np.resize(filled[begin : begin + AT_ONCE], (AT_ONCE, size))
