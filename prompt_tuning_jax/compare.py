@@ -54,8 +54,7 @@ class Compared(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What all runs share; `forgetting` takes what a run gives to the model, `failed` names
-    rows."""
+    """What all runs share; `forgetting` takes what a run gives to the model; `failed` are rows."""
 
     lm: LanguageModel
     config: Any

@@ -115,8 +115,7 @@ def with_demonstrations(
 ) -> Template:
     """Returns `template` with demonstrations in front: records with their answers, filled into the
     same template without its slots. Each ends as `_turn_end` says. The template's BOS, with the
-    markup `bos`, comes once at the very front, unless it comes again later: then it begins
-    turns."""
+    markup `bos`, comes once at the very front, unless it comes again later, to begin turns."""
     pieces: list[Piece] = []
     rest = template.pieces
     own: list[Piece] = [piece for piece in rest if not isinstance(piece, Slot)]
@@ -131,7 +130,7 @@ def with_demonstrations(
 def fill_pieces(
     pieces: Iterable[Piece], record: Mapping[str, str], template: Template
 ) -> tuple[list[Piece], str]:
-    """Fills in a record, without slots: pieces up to the last special token, and the text
+    """Fills in a record: pieces up to the last special token, without slots, and the text
     behind."""
     filled: list[Piece] = []
     text = ""

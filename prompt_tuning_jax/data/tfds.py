@@ -32,7 +32,7 @@ KEYS = {
 
 def read_source(config: Any) -> Source:
     """Finds the dataset that the section `task` of a config names, below `task.data_dir`: `tfds:`
-    and a name in TFDS, such as `glue/sst2`, or `glue/sst2:2.0.0` for another version than the
+    and a name in TFDS, such as `glue/sst2`, or `glue/sst2:2.0.0` for a version that is not the
     newest."""
     import tensorflow_datasets as tfds  # which takes a second
 

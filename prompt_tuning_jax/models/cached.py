@@ -56,8 +56,8 @@ def bake_rows(module: Decoder, params, fronts):
 
 def split_layers(module: Decoder, variables) -> list:
     """Returns the variables (from `bind`) of each of the L layers, on the default device: a scan
-    would copy them out of its stack for each token. On a CPU they are views, elsewhere more
-    memory."""
+    would copy them for each token. On a CPU they are views; elsewhere they take their memory
+    again."""
     layered = {name: variables[name] for name in ("params", *LAYERED) if name in variables}
     stacks = {name: part["layers"] for name, part in layered.items()}
     if jax.default_backend() == "cpu" and not any(map(is_divided, jax.tree.leaves(stacks))):

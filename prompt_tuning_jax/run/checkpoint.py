@@ -85,8 +85,8 @@ class Checkpoints:
 
     def restore(self, target: Any) -> Restored | None:
         """Reads the newest state that is whole, bit for bit, into the structure of the tree
-        `target`, and deletes damaged newer ones. None if nothing was saved; if none can be used,
-        none is deleted."""
+        `target`, and deletes damaged newer ones. None if nothing was saved; if none is whole, none
+        is deleted."""
         steps = self.steps()[::-1]
         for place, step in enumerate(steps):
             try:

@@ -36,8 +36,8 @@ class RunLog:
         spent: tuple[float, float] = (0.0, 0.0),
         track: Callable[[int, dict], None] = lambda step, values: None,
     ):
-        """Opens the files of a run in `folder`, if any, after `start` steps, which took
-        `spent` seconds. `track` takes a step and its numbers by name, earlier lines too."""
+        """Opens the files of a run in `folder`, if any, after `start` steps; `spent` is `seconds()`
+        then. `track` takes a step and its numbers by name, earlier lines too."""
         self.lines: list[dict] = []
         self.log, self._track = log, track
         self._steps, self._every = config.steps, config.log_every
