@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import click
 
-from prompt_tuning_jax.config.schema import EPOCHS, all_keys, known_as
+from prompt_tuning_jax.config.other_names import EPOCHS, known_as
 from prompt_tuning_jax.errors import UserError, nearest, quote, short
 
 # The commands that take keys of the config, and the section that they take.
@@ -63,6 +63,8 @@ def key_named(error: click.ClickException, words: list[str]) -> str:
             name, _, value = _with_value(words, place).lstrip("-").partition("=")
             if "epoch" in name:
                 return f"{word!r} counts epochs: {EPOCHS}"
+            from prompt_tuning_jax.config.schema import all_keys  # takes a second
+
             keys = known_as(name.removeprefix("config."), all_keys())
             keys = [key if "=" in key else f"{key}={value}" for key in keys]
             typed = [quote(f"--config.{key}") for key in keys if key.startswith(sections[0])]

@@ -12,9 +12,6 @@ exactly at `method.init`. `method.kind` is
   with trained weights. Departure: the first P words are the first tokens themselves.
 """
 
-import functools
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -22,28 +19,25 @@ from flax import linen as nn
 from prompt_tuning_jax.config.key import among, whole
 from prompt_tuning_jax.methods.base import NOTHING, Given, Method
 from prompt_tuning_jax.methods.init import TOKEN_KEYS, draw_embeddings, first_vectors
+from prompt_tuning_jax.methods.network import two_layers
 from prompt_tuning_jax.models.sites import PROMPT
 
 HAS_SLOTS = True
 
 
-def two_layers(hidden: int, outputs: int, activation: Callable = nn.relu) -> nn.Module:
-    """Returns a network from `[P, inputs]` to float32[P, outputs]: linear, activation, linear. The
-    last layer, and so the output, starts at zero. Products are float32, as the artifact is."""
-    linear = functools.partial(nn.Dense, precision="highest")
-    last = linear(outputs, kernel_init=nn.initializers.zeros)
-    return nn.Sequential([linear(hidden), activation, last])
+def _network(size, width):
+    return two_layers(size, width, nn.relu)
 
 
 def _begin_residual(rng, size, first, lm):
-    weights = two_layers(size, first.shape[1]).init(jax.random.fold_in(rng, 1), first)
+    weights = _network(size, first.shape[1]).init(jax.random.fold_in(rng, 1), first)
     return {"inputs": first, "network": weights["params"]}, {}
 
 
 def _make_residual(trained, fixed, size):
     inputs, weights = trained["inputs"], {"params": trained["network"]}
     width = inputs.shape[1]
-    return inputs + two_layers(size or width, width).apply(weights, inputs)
+    return inputs + _network(size or width, width).apply(weights, inputs)
 
 
 def _begin_low_rank(rng, size, first, lm):

@@ -53,8 +53,9 @@ def _common(fields: Fields, **more: Any) -> dict[str, Any]:
         "activation": ACTIVATIONS[activation],
         "tied_head": fields.flag("tie_word_embeddings"),
         "biases": ("q", "k", "v", "o") if fields.flag("attention_bias") else (),
-        "norm_epsilon": fields.number("rms_norm_eps", float, 1e-6),
     }
+    if "norm_epsilon" not in more:
+        found["norm_epsilon"] = fields.number("rms_norm_eps", float, 1e-6)
     if "ropes" not in more:
         rope, most = _rope(fields)
         found |= {"ropes": (rope,), "max_positions": most}
