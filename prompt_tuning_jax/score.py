@@ -161,9 +161,13 @@ def _compile(module: Decoder, mesh, layout: Layout):
 
 
 def loss_and_accuracy(scores: np.ndarray, answers: np.ndarray) -> dict[str, float]:
-    """Compares float32[N, C] scores with int[N] right answers. Returns the loss, the mean negative
-    log-likelihood of the right answer in nats; with several answers the accuracy, the share of
-    examples whose best answer is right; and examples, N."""
+    """Compares float32[N, C] scores with int[N] right answers.
+
+    Returns:
+      loss: mean negative log-likelihood of the right answer, in nats;
+      accuracy: share of examples whose best answer is the right one, if there are several answers;
+      examples: N.
+    """
     right = scores[np.arange(len(answers)), answers]
     found = {"loss": float(-right.mean())}
     if scores.shape[1] > 1:

@@ -1,5 +1,7 @@
-"""`train --dry_run`: what the model reads, what fits into memory and how long a run takes, by the
-code of `train` up to the first step, and a few steps whose result is thrown away."""
+"""`train --dry_run`: what the model reads, what fits into memory and how long a run takes.
+
+It runs the code of `train` up to the first step, and a few steps whose result is thrown away.
+"""
 
 import itertools
 import time

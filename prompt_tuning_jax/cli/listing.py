@@ -1,5 +1,7 @@
 """The commands `list` and `copy`: configs, models, families of models, methods, kinds of tasks.
-Most is said in the docstrings of their files, which are not executed."""
+
+Configs, methods and tasks are described by the docstrings of their files, which are not executed.
+"""
 
 import ast
 import inspect

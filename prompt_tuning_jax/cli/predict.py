@@ -25,10 +25,15 @@ from prompt_tuning_jax.run.progress import with_progress
 def write_answers(
     folder: str, given: Sequence[str], as_json: bool | None, path: str | None, overrides: list[str]
 ) -> None:
-    """Writes a JSON line for each record, its label and probabilities or a text: to the file
-    `path`, whole or not at all, or to stdout, a line at a time. Texts or one file are given; with
-    nothing or '-', stdin is read. `as_json` says whether a line or text is a JSON object; None goes
-    by the file's name."""
+    """Writes a JSON line for each record: its label and probabilities, or a text.
+
+    Args:
+      folder: of the artifact.
+      given: texts, or one file; with nothing or '-', stdin is read.
+      as_json: whether a line or text is a JSON object; None goes by the name of the file.
+      path: of the file to write, whole or not at all; None is stdout, a line at a time.
+      overrides: of `parallel.*`, and of `generation.*` for a task with a target.
+    """
     with _opened(path) as output, contextlib.redirect_stdout(sys.stderr):
         for row in answers(folder, given, as_json, overrides):
             output.write(json.dumps(row, ensure_ascii=False) + "\n")

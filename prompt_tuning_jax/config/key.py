@@ -1,5 +1,7 @@
-"""A key of a config: its default, the values it can have, and how a value is read. `KEYS`, beside
-the code of what is configured, has a key for each name in its section."""
+"""A key of a config: its default, the values it can have, and how a value is read.
+
+Whatever a config configures declares `KEYS` beside its code: a key for each name in its section.
+"""
 
 import ast
 import math

@@ -1,4 +1,7 @@
-"""Collects the keys, by dotted names such as `method.name`, and completes a config by them."""
+"""Collects the keys of a config from what they configure, and completes a config.
+
+Keys have dotted names here, such as `method.name`.
+"""
 
 import math
 from collections.abc import Collection, Mapping
@@ -81,10 +84,13 @@ def all_keys() -> dict[str, Key]:
 def complete(
     given: Mapping[str, Any], typed: Collection[str] = ()
 ) -> tuple[dict[str, Key], dict[str, Any], dict[str, str]]:
-    """Adds the defaults to values by dotted name. Returns the keys of a config with this method,
-    optimizer and kind of task; their values; and a fault for each other key that was given. A key
-    that only others have is ignored at its default, unless it is one of `typed`: configs that
-    earlier versions saved have the keys of all."""
+    """Adds the defaults to values by dotted name.
+
+    Returns:
+      The keys of a config with this method, optimizer and kind of task; their values; and a fault
+      for each other key that was given. A key that only others have is ignored at its default,
+      unless it is one of `typed`: configs that earlier versions saved have the keys of all.
+    """
     from prompt_tuning_jax.methods import METHODS
     from prompt_tuning_jax.optimizers import RENAMED
 

@@ -22,11 +22,20 @@ def encode_examples(
     max_length: int,
     demonstrations: Sequence[Record] = (),
 ) -> list[Example]:
-    """Returns the example of each record. Its answers are the words of all labels, in order, or the
-    target alone, followed by the tokenizer's EOS token, or in a chat by what ends a turn. A record
-    without a label has an unknown answer, one without the fields of the target none.
-    `demonstrations`, with known answers, are rendered in front of every record; the other arguments
-    are those of `encode_example`, and so are the errors, which begin with the record's place."""
+    """Returns the example of each record.
+
+    Its answers are the words of all labels, in order, or the target alone, followed by the
+    tokenizer's EOS token, or in a chat by what ends a turn.
+
+    Args:
+        records: one without a label becomes an example with an unknown answer, one without the
+            fields of the target an example without answers.
+        tokenizer, num_virtual_tokens, add_bos, max_length: as in `encode_example`.
+        demonstrations: records with known answers that are rendered in front of every record.
+
+    Raises:
+        UserError: as `parse` and `encode_example`; begins with the record's place.
+    """
     text = task.template
     check_fields(text, task.fields, output_fields(task))
     if task.target and tokenizer.eos_id is None:

@@ -142,10 +142,12 @@ def _rare_labels(splits: Mapping[str, list[Record]]) -> list[str]:
 def take_parts(
     records: list[Record], parts: Mapping[str, float], fields: Fields, seed: int, path: str
 ) -> dict[str, list[Record]]:
-    """Splits the training records into parts of about the sizes asked for: a share below 1 or a
-    number of records. The rest is the split 'train'. Records with the same input stay together, in
-    an order by the seed and their inputs alone. The last input with a label that several records
-    have stays in training, unless that leaves a part empty."""
+    """Splits the training records into parts of about the sizes asked for.
+
+    A part is a share below 1 or a number of records; the rest is the split 'train'. Records with
+    the same input stay together, in an order by the seed and their inputs alone. The last input
+    with a label that several records have stays in training, unless that leaves a part empty.
+    """
 
     def cut(kept: Collection[int]) -> dict[str, list[Record]]:
         made: dict[str, list[Record]] = {name: [] for name in (*sizes, "train")}

@@ -1,4 +1,7 @@
-"""Templates: text with fields, slots and special tokens, which `example.py` turns into tokens."""
+"""Templates: text with fields, slots for virtual tokens, and special tokens.
+
+`example.py` turns them into tokens.
+"""
 
 import re
 import unicodedata

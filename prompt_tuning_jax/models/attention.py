@@ -60,10 +60,13 @@ attend.defvjp(_forward, _backward)
 
 
 def attend_cached(query, front, cache, mask, front_mask, cap, precision):
-    """Returns `[R, K, G, d]`, what one query a row `[R, K, G, d]` sees of the front, twice `[F, K,
-    d]`, and of keys `[R, K, d, C]` and values `[R, K, C, d]` that were kept, as the two products
-    read them fastest. The masks are additive float32[R, 1, C], and float32[R, F] or None; the rest
-    is as in `attend`. Has no gradient."""
+    """Returns `[R, K, G, d]`, what one query a row sees of keys that were kept. Has no gradient.
+
+    Args:
+      query, front: `[R, K, G, d]`, and twice `[F, K, d]`. What is not listed is as in `attend`.
+      cache: keys `[R, K, d, C]` and values `[R, K, C, d]`, as the two products read them fastest.
+      mask, front_mask: additive float32[R, 1, C], and float32[R, F] or None.
+    """
     product = functools.partial(_product, precision)
     own = _capped(product("rkgd,rkdc->rkgc", query, cache[0]), cap) + mask[:, None]
     before = _capped(product("rkgd,fkd->rkgf", query, front[0]), cap)

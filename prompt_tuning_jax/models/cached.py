@@ -74,10 +74,14 @@ def _each_layer(module: Decoder, stacks, last) -> list:
 
 
 def prefill(module: Decoder, variables, tokens, positions, segments, size: int):
-    """Runs whole rows int32[R, T], the first call of a generation, with `variables` from `bind`
-    that hold the shared positions as a prefix. Returns float32[R, V] logits of what follows the
-    highest position, and the cache for `size` positions, C: each layer's keys `[R, K, d, C]` and
-    values `[R, K, C, d]`. A row is one example; segment 0 is padding."""
+    """Runs whole rows, the first call of a generation. Returns float32[R, V] logits of what follows
+    the highest position, and the cache: each layer's keys `[R, K, d, C]` and values `[R, K, C, d]`.
+
+    Args:
+      variables: from `bind`; the shared positions are in the prefix.
+      tokens, positions, segments: int32[R, T], one example a row; segment 0 is padding.
+      size: C, the positions of the cache.
+    """
     ends = jnp.argmax(jnp.where(segments > 0, positions, -1), axis=1)[:, None]
     shared, branches = jnp.zeros((0,), jnp.int32), jnp.zeros_like(tokens)
     hidden, kept = module.apply(
@@ -95,10 +99,15 @@ def prefill(module: Decoder, variables, tokens, positions, segments, size: int):
 
 
 def decode(module: Decoder, variables, layers, cache, tokens, positions, visible, place):
-    """Runs one more token int32[R] of each row, at its position int32[R] and `place` in the cache.
-    A row sees what is `visible`, bool[R, C], its own token too. `variables` are from `bind`,
-    `layers` from `split_layers`, and the cache from `prefill` or the call before. Returns
-    float32[R, V] logits of what follows, and the cache."""
+    """Runs one more token in each row. Returns float32[R, V] logits of what follows, and the cache.
+
+    Args:
+      variables: from `bind`, for what is in no layer; `layers` are from `split_layers`.
+      cache: from `prefill` or the call before.
+      tokens, positions: int32[R].
+      visible: bool[R, C], the positions of the cache that a row sees, the token's own among them.
+      place: int32[], where in the cache the tokens go.
+    """
     mask = jnp.where(visible, 0.0, MASKED)[:, None]
     front = len(layers[-1]["prefix"]["attention"]["k"]) if "prefix" in layers[-1] else 0
     positions = positions + front

@@ -21,8 +21,13 @@ def render_card(
     folder: str,
     rows: Iterable[Row] = (),
 ) -> str:
-    """Returns the card's text, the same for the same manifest: with dtype and shape of each tensor
-    by its name (`leaves`), the name of the artifact's folder, and the rows of a report, if any."""
+    """Returns the card's text; the same manifest gives the same text.
+
+    Args:
+      leaves: dtype and shape of each tensor by its name, such as 'prompt/vectors'.
+      folder: the name of the artifact's folder, without its parents.
+      rows: of the run's report on the test split, if any.
+    """
     task = manifest["config"].get("task", {})
     base = PurePath(manifest["model"]["name"]).name.partition("@")[0]  # of a commit
     commands = [predict_command(manifest["template"], "prompt-tuning", folder)]

@@ -1,4 +1,7 @@
-"""The folder of a run: names of its files, who may write in it, the config it belongs to."""
+"""The folder of a run: the names of its files, who may write in it, and the config it belongs to.
+
+Nothing here imports jax.
+"""
 
 import contextlib
 import fcntl

@@ -21,11 +21,15 @@ REFUSED_IN_A_ROW = 5  # updates that are not finite, after which a run stops
 
 
 class RunLog:
-    """Writes the metrics of a run and says how far it is. A line of metrics is `{"step": 10,
-    "train/loss": 0.5, ...}`, with None for a number that is not finite. It goes to `lines`, to
-    `metrics.jsonl`, to TensorBoard and to a tracker. A run that goes on drops the lines of later
-    steps and holds no times: its files equal those of a run that never stopped. The metrics of an
-    update are read one update later, so that the device never waits for the host."""
+    """Writes the metrics of a run and says how far it is.
+
+    A line of metrics is `{"step": 10, "train/loss": 0.5, ...}`; a number that is not finite is
+    None. Lines go to `metrics.jsonl`, to TensorBoard and to a tracker. A run that goes on drops the
+    lines of later steps and holds no times: its files equal those of a run that never stopped.
+
+    The metrics of an update are read one update later: the device never waits for the host. `lines`
+    are all lines of metrics, and `log` takes a line of text.
+    """
 
     def __init__(
         self,

@@ -1,5 +1,7 @@
-"""Sends metrics to Weights & Biases or trackio, which have the same three functions, if
-config.tracker names one of them."""
+"""Sends metrics to Weights & Biases or trackio, if config.tracker names one of them.
+
+Both have the same three functions, and neither is imported before.
+"""
 
 import contextlib
 import importlib
