@@ -54,7 +54,8 @@ class Compared(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What all runs share; `forgetting` takes what a run gives to the model; `failed` are rows."""
+    """What all runs share; `forgetting` takes what a run gives to the model. `failed` are rows that
+    gave no result."""
 
     lm: LanguageModel
     config: Any

@@ -91,8 +91,9 @@ def to_json(config: ConfigDict) -> str:
 
 
 def difference(saved: str, config: ConfigDict) -> list[str]:
-    """Returns a line for each key with another value in the JSON `saved`, where a missing one is
-    the default, than in `config`. `parallel` does not count: a run may go on over other devices."""
+    """Returns a line for each key that has another value in the JSON `saved` than in `config`. A
+    key that `saved` lacks had the default. A run may go on over other devices: `parallel` does not
+    count."""
     given = flatten(parse_json(saved, "the saved config"))
     _, values, unknown = complete(given)
     before = values | {name: given[name] for name in unknown}

@@ -71,7 +71,8 @@ class LanguageModel(NamedTuple):
         return jax.tree.leaves(self.params["embed"])[-1].dtype
 
     def embed(self, ids: Any, prompt: Any = None) -> jax.Array:
-        """Returns float32[N, E], what the model reads at int32[N] ids; -1-j is `prompt[j]`."""
+        """Returns float32[N, E], what the model reads at int32[N] ids: scaled as the model does.
+        Slot j, id -1-j, is row j of `prompt`."""
         variables = {"params": {"embed": self.params["embed"]}}
         if prompt is not None:
             variables["prompt"] = {"vectors": prompt}

@@ -42,7 +42,8 @@ class Spec:
     position_offset: int = 0  # rows of that table before the first position (OPT: 2)
     norm: str = "rms"  # 'rms' or 'layer', which has a bias too
     norm_offset: float = 0.0  # added to a norm's scale (Gemma: 1)
-    # Norms: 'before' attention and feed-forward, on their 'output', 'both', or 'after' the sum.
+    # Of the norms: 'before' attention and feed-forward, on their 'output' (OLMo 2), 'both' (Gemma
+    # 2), or 'after' the sum (OPT-350m).
     placement: str = "before"
     final_norm: bool = True  # whether there is one after the last layer
     parallel: bool = False  # whether the feed-forward reads what attention reads (GPT-NeoX)

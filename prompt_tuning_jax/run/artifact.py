@@ -281,7 +281,8 @@ def _check_file(path: Path, most: float) -> None:
 
 
 def _check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
-    for fault in _faults(manifest):
+    fault = next(_faults(manifest), None)
+    if fault is not None:
         raise UserError(f"{path} is not the manifest of an artifact: {fault}.")
 
 
