@@ -40,13 +40,15 @@ def get_config() -> ConfigDict:
 
     config.compare = ConfigDict()
     virtual = f"method.num_virtual_tokens=32 method.init=text method.init_text='{TEXT}'"
+    # Adafactor can change keys and values by steps in proportion to their size, which differs.
+    scaled = "optimizer.name=adafactor optimizer.multiply_by_parameter_scale=true"
     config.compare.rows = (
         "no prompt",
         "written prompt",
         "demonstrations",
         f"soft prompt: {virtual}",
         f"prompt encoder: method.hidden_size=128 {virtual}",
-        f"prefix: {virtual}",
+        f"prefix: {scaled} {virtual}",
         "ia3",
         "lora",
         "fine tuning: best_by=accuracy",
@@ -54,7 +56,7 @@ def get_config() -> ConfigDict:
     config.compare.learning_rates = (
         "soft prompt: 0.01 0.03 0.1",
         "prompt encoder: 0.001 0.003 0.01",
-        "prefix: 0.003 0.01 0.03",
+        "prefix: 0.005 0.01 0.02",
         "ia3: 0.003 0.01 0.03",
         "lora: 0.0003 0.001 0.003",
         "fine tuning: 0.00002 0.00005 0.0001",
