@@ -95,9 +95,10 @@ def start_from_demonstrations(lm: LanguageModel, task, config, log: Callable) ->
     count = bisect.bisect_right(range(1, len(spare) + 1), most, key=tokens)
     wanted, size, shown = "config.method.init is 'demonstrations'", tokens(count), in_context(count)
     if not count:
+        least = f"at least {tokens(1)}, or more data" if spare else "two records of a label"
         raise UserError(
             f"{wanted} and none of {len(spare)} records (half of each label) fits into"
-            f" config.method.num_virtual_tokens, {most}: give at least {tokens(1)}, or more data"
+            f" config.method.num_virtual_tokens, {most}: give {least}"
         )
     slots = size if getattr(METHODS[config.method.name], "HAS_SLOTS", False) else 0
     given = Given({PROMPT: jax.numpy.empty((slots, 1))} if slots else {})

@@ -127,7 +127,7 @@ def test_a_start_from_such_an_artifact_scores_as_it_does(method):
     [
         (("prefix", "num_virtual_tokens=9"), (), r"none of 79 .*, 9: give at least \d\d, or more"),
         (("soft_prompt",), ("template=Q: {soft}{text}",), r"begin it with \{soft\}, without BOS"),
-        (("prefix",), ("train=train[:1]",), "none of 0 records .* or more data"),
+        (("prefix",), ("train=train[:1]",), "none of 0 records .*: give two records of a label$"),
     ],
 )
 def test_what_cannot_be_exact_is_refused(method, more, message):

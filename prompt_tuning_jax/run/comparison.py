@@ -127,7 +127,9 @@ def draw_pictures(folder: Path, rows: Sequence[_Row]) -> list[Path]:
     whole = [row for row in rows if not row["examples_per_class"]]
     trained = [row["name"] for row in whole if row["parameters"]]
     looks = zip(trained, itertools.cycle(_COLORS), itertools.cycle(_MARKERS), strict=False)
-    styles = {name: {"color": color, "marker": mark, "label": name} for name, color, mark in looks}
+    styles = {
+        name: {"color": color, "marker": mark, "label": _plain(name)} for name, color, mark in looks
+    }
     few = {row["name"] for row in rows if row["examples_per_class"]}
     curve = [row for row in rows if row["name"] in few]
     made = [
@@ -142,6 +144,10 @@ def draw_pictures(folder: Path, rows: Sequence[_Row]) -> list[Path]:
             figure.legend(loc="outside right center", frameon=False)
             save_figure(figure, path)
     return [path for path, _, shown in made if shown]
+
+
+def _plain(name: str) -> str:
+    return name.replace("$", r"\$")  # which begins a formula
 
 
 def _scaled(row: _Row) -> tuple[float, float]:
@@ -166,7 +172,7 @@ def _by_parameters(axes, rows: Sequence[_Row], styles: Mapping[str, Any]) -> Non
             is_calibrated = row["name"].endswith(", calibrated")
             color = color if is_calibrated else next(colors)
             style = ":" if is_calibrated else "--"
-            axes.axhline(mean, color=color, linestyle=style, label=row["name"])
+            axes.axhline(mean, color=color, linestyle=style, label=_plain(row["name"]))
     axes.set_xscale("log")
     _labelled(axes, rows, "trained parameters (lines: none)")
 

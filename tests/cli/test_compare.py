@@ -252,6 +252,14 @@ def test_numbers_of_examples_stand_apart_on_their_axis():
     assert axes.get_xticks().tolist() == [2, 16, 40, 150]
 
 
+def test_a_name_with_dollar_signs_is_drawn_as_it_is(tmp_path):
+    (tmp_path / "metrics").write_text('{"step": 1, "validation/loss": 2.0}\n')
+    row = {"metric": "accuracy", "mean": 0.5, "deviation": None, "examples_per_class": 0}
+    row |= {"name": "$x_{ $5", "metrics": str(tmp_path / "metrics")}
+    made = comparison.draw_pictures(tmp_path, [row | {"parameters": count} for count in (0, 4)])
+    assert [path.name for path in made] == ["metric_by_parameters.png", "losses.png"]
+
+
 def test_a_method_s_own_name_and_its_words_are_one_row():
     keys = {"rows": ("fine_tuning",), "learning_rates": ("fine tuning: 0.1 1",)}
     [row] = compare.read_rows(configs.build({"compare": keys}))
