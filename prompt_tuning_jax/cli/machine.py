@@ -44,15 +44,15 @@ def load_model(config) -> LanguageModel:
     """Reads the frozen model of a config, and keeps from then on what XLA compiles."""
     lm = load(config.model, config.parallel)
     # Not before: a command that is rejected writes nothing.
-    keep_compiled()
+    keep_compiled(lm.layout.shards)
     return lm
 
 
-def keep_compiled():
+def keep_compiled(shards: int = 1):
     """Keeps compiled programs for the next start, in a folder for this version and host alone:
-    those of another machine can crash. On CPUs those of several processes are not kept: jax 0.10
-    mixes up their collectives once they are read back."""
-    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+    those of another machine can crash. On CPUs those of several processes, or of weights in several
+    parts (`shards`), are not kept: jax 0.10 mixes up their collectives once they are read back."""
+    if max(jax.process_count(), shards) > 1 and jax.default_backend() == "cpu":
         jax.config.update("jax_enable_compilation_cache", False)
     name = f"{jaxlib.__version__}-{platform.node()}-{platform.machine()}"
     folder = cache_folder() / "compiled" / name
