@@ -35,7 +35,7 @@ def _numbers(default: tuple) -> Key:
 
 KEYS = {
     # 'NAME' or 'NAME: KEY=VALUE KEY=VALUE'. The name is one of `WAYS`, a method, or any other
-    # beside `method.name=`. A row with another method than the config begins at its defaults.
+    # beside `method.name=`. A row with another method or optimizer begins at its defaults.
     # () is all but the search, which takes half an hour, and written prompts if there are none.
     "rows": strings(),
     "seeds": _numbers((0, 1, 2)).if_fits("at least one", lambda value, _: bool(value)),
@@ -153,10 +153,12 @@ def make_run(
     for name, part in WAYS.items():
         if part and name != row.name:
             del values[part]
-    chosen = [word.partition("=")[2] for word in row.overrides if "method.name=" in word]
-    if chosen and chosen[-1] != config.method.name:
+    chosen = dict(word.removeprefix("--config.").partition("=")[::2] for word in row.overrides)
+    if chosen.get("method.name", config.method.name) != config.method.name:
         # These are the config's method's own.
         del values["method"], values["learning_rate"]
+    if chosen.get("optimizer.name", config.optimizer.name) != config.optimizer.name:
+        values["optimizer"] = {"clip_norm": config.optimizer.clip_norm}
     words = [*row.overrides, f"--config.seed={seed}"]
     if rate is not None:
         words.append(f"--config.learning_rate={rate}")

@@ -266,6 +266,19 @@ def test_a_method_s_own_name_and_its_words_are_one_row():
     assert (row.name, row.rates) == ("fine tuning", (0.1, 1.0))
 
 
+def test_a_row_with_another_optimizer_begins_at_its_defaults(tmp_path):
+    row = "ia3: optimizer.name=adafactor optimizer.decay_rate=0.7"
+    base = {"optimizer": {"clip_norm": 0.5, "eps": 1e-7}, "compare": {"rows": (row, "lora")}}
+    config = configs.build(base)
+    scaled, plain = (
+        compare.make_run(config, tmp_path, row, 0).config.optimizer
+        for row in compare.read_rows(config)
+    )
+    own = {"name": "adafactor", "clip_norm": 0.5, "decay_rate": 0.7}
+    assert scaled == configs.build({"optimizer": own}).optimizer
+    assert plain == config.optimizer
+
+
 def test_a_searched_prompt_is_not_calibrated_with_the_records_that_chose_it(tmp_path):
     config = configs.build({"compare": {"rows": ("no prompt", "searched prompt", "ia3")}})
     runs = [compare.make_run(config, tmp_path, row, 0) for row in compare.read_rows(config)]
