@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
 
     config.compare = ConfigDict()
     virtual = f"method.num_virtual_tokens=32 method.init=text method.init_text='{TEXT}'"
-    # Adafactor can change keys and values by steps in proportion to their size, which differs.
+    # Its steps can be in proportion to the size of keys and of values, which differs.
     scaled = "optimizer.name=adafactor optimizer.multiply_by_parameter_scale=true"
     config.compare.rows = (
         "no prompt",
