@@ -16,8 +16,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.steps = 250
     config.learning_rate = 0.01
-    config.evaluate_every = 50
-    config.save_every = 50
+    config.evaluate_every = 85
+    config.save_every = 85
 
     config.optimizer = ConfigDict()
     # Its steps can be in proportion to the size of keys and of values, which differs.

@@ -71,8 +71,8 @@ def test_the_defaults_are_valid_and_the_config_is_locked():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_quickstart_takes_every_method_by_its_name(name):
-    """`make quickstart METHOD=name`; its config differs by the method, its learning rate, and what
-    the result is chosen by. The quickstart spells out the labels of the task."""
+    """`make quickstart METHOD=name`; its config differs by the method, its optimizer and learning
+    rate, and what the result is chosen by. The quickstart spells out the labels of the task."""
     made = subprocess.run(
         ["make", "--no-print-directory", "--dry-run", "quickstart", f"METHOD={name}"],
         cwd=ROOT,
@@ -88,7 +88,7 @@ def test_quickstart_takes_every_method_by_its_name(name):
     changed = difference(to_json(load(QUICKSTART)), found)
     keys = {line.split(" was ")[0] for line in changed}
     assert all(
-        key.startswith("config.method.")
+        key.startswith(("config.method.", "config.optimizer."))
         for key in keys - {"config.learning_rate", "config.best_by", "config.task.labels"}
     )
 
