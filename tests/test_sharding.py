@@ -24,7 +24,7 @@ from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.models.decoder import param_shapes
 from prompt_tuning_jax.models.sites import NOTHING, Given
 from prompt_tuning_jax.models.spec import matrices
-from prompt_tuning_jax.quantization import quantize, whole
+from prompt_tuning_jax.quantization import full_matrix, quantize
 from prompt_tuning_jax.sharding import make_layout, make_mesh, shard
 from prompt_tuning_jax.step import compile_step, init_state
 
@@ -116,9 +116,9 @@ def test_in_int8_each_row_is_near_and_a_quarter_of_the_bytes():
     assert found["q"].dtype == np.int8 and found["scale"].shape == wanted.shape[:-1]
     # Half of a step, which is a 127th of the row's largest number.
     most = np.abs(wanted).max(axis=-1, keepdims=True) / 127 / 2
-    assert (np.abs(whole(found, wanted.shape) - wanted) <= most * 1.0001).all()
+    assert (np.abs(full_matrix(found, wanted.shape) - wanted) <= most * 1.0001).all()
     zero = quantize({"embed": {"embedding": np.zeros((3, 4), np.float32)}}, matrices(spec))["embed"]
-    np.testing.assert_array_equal(whole(zero["embedding"], (3, 4)), np.zeros((3, 4)))
+    np.testing.assert_array_equal(full_matrix(zero["embedding"], (3, 4)), np.zeros((3, 4)))
     none = quantize({"embed": {"embedding": np.zeros((0, 3, 4), np.float32)}}, matrices(spec))
     assert none["embed"]["embedding"]["q"].shape == (0, 3, 4)  # the stack of a model of one layer
 
