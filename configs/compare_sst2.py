@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
 
     config.compare = ConfigDict()
     virtual = f"method.num_virtual_tokens=32 method.init=text method.init_text='{TEXT}'"
-    # Its steps can be in proportion to the size of keys and of values, which differs.
+    # For the prefix: steps in proportion to the size of the keys, and to that of the values.
     scaled = "optimizer.name=adafactor optimizer.multiply_by_parameter_scale=true"
     config.compare.rows = (
         "no prompt",

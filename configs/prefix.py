@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.save_every = 85
 
     config.optimizer = ConfigDict()
-    # Its steps can be in proportion to the size of keys and of values, which differs.
+    # Steps in proportion to the size of the keys, and to that of the values.
     config.optimizer.name = "adafactor"
     config.optimizer.multiply_by_parameter_scale = True
 

@@ -218,7 +218,8 @@ def held_out(task: Task, config: Any, by: str | None) -> tuple[list[Record], lis
 
 
 class _Use(NamedTuple):
-    """A task with the template that the model reads, what tailors the model, and how it is used."""
+    """How the model is used: for a task with the template that it reads, with what tailors it, at
+    most so many positions, and demonstrations in front."""
 
     task: Task
     given: Given

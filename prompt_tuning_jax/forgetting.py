@@ -15,7 +15,8 @@ TEXTS, TOKENS = 40, 128  # texts that are read, and the most tokens of each
 
 
 def unrelated_texts(source: str) -> list[str]:
-    """Returns the first lines of a file; for 'bbc_news' bodies of articles; none for ''."""
+    """Returns the first texts of a file with one a line; for 'bbc_news' the bodies of articles, of
+    each topic as many; and none for ''."""
     if not source:
         return []
     if source == "bbc_news":

@@ -147,7 +147,8 @@ def generate(
     Args:
       examples: read as texts are asked for, `settings.batch_size` at once.
       given: what a method's `adapt` returned, or Given() for the model alone.
-      seed: of the draws if `settings.temperature` is not 0, with the number of the example.
+      seed: of the draws if `settings.temperature` is not 0. They depend on it and on the number of
+        the example alone.
 
     Raises:
       UserError: an example leaves no position for a token.
@@ -167,7 +168,8 @@ def generate(
 
 def find_ends(lm: LanguageModel, settings: Settings) -> tuple[Settings, np.ndarray]:
     """Returns the settings without stop strings that are special tokens, and int32[E] ids that end
-    a text, theirs too. A special token among other text, which is never found, is refused."""
+    a text: the tokenizer's, and those of these special tokens. Raises a UserError for a special
+    token among other text, which is never found."""
     specials = lm.tokenizer.specials
     for text in settings.stop:
         inside = [markup for markup in specials if markup in text and text not in specials]

@@ -16,7 +16,8 @@ from prompt_tuning_jax.models.sites import PREFIX, Given, bind
 
 def nearest_tokens(lm: LanguageModel, vectors: Any, count: int) -> list[dict[str, list]]:
     """Returns the nearest tokens of each of the virtual tokens [P, D], by 'cosine' and by 'product'
-    with the embeddings as the model reads them: id, token, that value, and Euclidean distance."""
+    with the embeddings as the model reads them: id, token, that value and the Euclidean distance.
+    Rows behind the vocabulary are left out."""
     known = {*lm.tokenizer.text_ids, *lm.tokenizer.special_ids}
     ids = np.array(sorted(number for number in known if number < lm.spec.vocabulary))
     words, own = lm.embed(ids), lm.embed(-1 - np.arange(len(vectors)), vectors)

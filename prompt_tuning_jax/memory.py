@@ -4,7 +4,8 @@ import os
 import re
 from pathlib import Path
 
-# A container's limit, in both versions of Linux's control groups: 'max' or a huge number is none.
+# Files with the memory limit of a container, in both versions of Linux's control groups. 'max' or a
+# huge number in them means that there is no limit.
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 MEMINFO = "/proc/meminfo"
 

@@ -111,8 +111,8 @@ def check_devices(count: int, shards: int) -> None:
 
 
 def shard(params: Any, layout: Layout) -> Any:
-    """Places a frozen tree of numpy arrays: in parts, over all devices, or whole on the default
-    one."""
+    """Places a frozen tree of numpy arrays: in parts, over the devices of all processes, or whole
+    on the default device."""
     if layout.shards == 1:
         return jax.device_put(params)
     return place(params, make_mesh(jax.devices(), layout.shards), layout.specs(params))

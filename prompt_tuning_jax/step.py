@@ -68,8 +68,8 @@ def init_state(parts: Parts, trainable) -> State:
 
 
 def target_scores(module: Decoder, variables, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Returns the log-probability of every target, float32[R, M] nats, and whether it is ranked
-    first."""
+    """Returns the log-probability of every target, float32[R, M] nats, and whether it is the
+    likeliest token."""
     hidden = module.apply(variables, *batch[:6])  # from `shared` to `reads`
     logits = module.apply(variables, hidden, method="logits")
     row = jnp.arange(logits.shape[0])[:, None]
@@ -160,8 +160,8 @@ class Compiled(NamedTuple):
 
 
 def compile_step(parts: Parts, parallel: str, devices=None, layout: Layout = WHOLE) -> Compiled:
-    """Compiles `train_step` over devices: by 'jit' (a mesh with a layout of frozen weights) or
-    'pmap'."""
+    """Compiles `train_step` over devices: `parallel` is 'jit' (a mesh, on which the frozen weights
+    have a layout) or 'pmap'."""
     devices = jax.devices() if devices is None else devices
     if parallel == "pmap":
         return _over_pmap(parts, devices)

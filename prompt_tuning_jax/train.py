@@ -160,7 +160,8 @@ def tune(
 
 
 def plan(lm: LanguageModel, task, config, log: Callable, devices: int = 0) -> Plan:
-    """Makes all that can be refused, for so many devices (0: those here), and writes nothing."""
+    """Reads the data and makes everything that can be refused; writes nothing. The rows are for so
+    many devices, by default all that there are."""
     configs.validate(config)
     if lm.layout.shards != (wanted := config.parallel.model):
         raise UserError(

@@ -362,7 +362,8 @@ def run(arguments: list[str]) -> int:
 
 
 def main() -> None:
-    """Runs the program. Any other failure is one line on stderr, and a closed stdout none."""
+    """Runs the program. A failure that `run` does not know is one line on stderr. A reader that
+    closes stdout ends the program without a message."""
     if "--debug" not in sys.argv:
         sys.excepthook = _print_one_line
     sys.unraisablehook = _interrupt_again

@@ -119,8 +119,8 @@ def _bytes(tree, layout) -> int:
 
 
 def _devices(topology: str) -> tuple[list, str]:
-    """Returns a slice's devices and what compiles for them; without libtpu none, and what to
-    type."""
+    """Returns the devices of a slice and what compiles for them; none without libtpu, and then how
+    to install it."""
     needs = " ".join(importlib.metadata.requires("jax") or ())
     [wanted] = re.findall(r"libtpu==([\d.]+)\.\*", needs)
     found = importlib.util.find_spec("libtpu")

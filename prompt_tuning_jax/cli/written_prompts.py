@@ -52,8 +52,8 @@ def check_prompts(task, prompts: Mapping[str, str], split: str) -> None:
 def rank_prompts(
     prompts: Mapping[str, str], score: Callable[..., dict[str, Any]], log: Callable
 ) -> list[dict[str, Any]]:
-    """Returns each prompt with what `score(prompt=...)` returns, the best first, by its accuracy or
-    else its loss."""
+    """Returns each prompt with what `score(prompt=...)` returns, the best first: by accuracy, or by
+    loss without labels. Equal prompts keep their order."""
     ranked = []
     for prompt, place in with_progress(prompts.items(), "prompts scored", log, len(prompts)):
         try:

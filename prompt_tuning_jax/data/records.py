@@ -38,8 +38,9 @@ def _parse_entry(entry: Any) -> tuple[str, str] | None:
     return (field, name) if equals and name and field.isidentifier() else None
 
 
-# The key `task.columns`: the names that the data has for fields of the template or for `label`. A
-# column without a name has its number, from 1. Of several for a field, a file's first is read.
+# The key `task.columns`: 'field=column' if the data has another name than the template. The label's
+# field is `label`. A column without a name has its number, from 1. If several columns are given for
+# a field, the first that a file has is read.
 COLUMNS = Key(
     (),
     "texts 'field=column', as ('text=sentence', 'label=2')",

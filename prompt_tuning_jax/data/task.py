@@ -110,10 +110,18 @@ class Task(NamedTuple):
 
 
 def make_task(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
-    """Makes the task that the section `task` of a checked config describes. Its labels, (value,
-    word) each, are those that are given, for example from a manifest, or else those of the config,
-    of the kind of task or, read here, of the training split. Raises a UserError for a template with
-    an unknown field or none, or for labels that are empty or repeated."""
+    """Makes the task that the section `task` of a config describes.
+
+    Args:
+        config: checked, with every key of the section.
+        labels: (value, word) of each label if they are known, for example from a manifest.
+            Otherwise they come from the config, from the kind of task, or from the training split;
+            only the last reads data.
+
+    Raises:
+        UserError: a template with an unknown field or without any, or labels that are empty or
+            repeated.
+    """
     name, module = config.name, config.name.partition(":")[0]
     kind, place = KINDS[module], f"prompt_tuning_jax.data.{module}"
     load = functools.cache(lambda: importlib.import_module(place).read_source(config))

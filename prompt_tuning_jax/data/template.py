@@ -133,8 +133,8 @@ def with_demonstrations(
 def fill_pieces(
     pieces: Iterable[Piece], record: Mapping[str, str], template: Template
 ) -> tuple[list[Piece], str]:
-    """Fills in a record: pieces up to the last special token, without slots, and the text
-    behind."""
+    """Fills a record into pieces, and leaves out slots. Returns the pieces up to the last special
+    token, and the text behind it."""
     filled: list[Piece] = []
     text = ""
     for piece in pieces:

@@ -40,9 +40,12 @@ def export_model(lm: LanguageModel, artifact: Artifact, folder: str | os.PathLik
 def export_adapter(
     lm: LanguageModel, task: Task, artifact: Artifact, folder: str | os.PathLike
 ) -> str:
-    """Writes an artifact as a folder that PEFT loads, and returns PEFT's name of its kind. A soft
-    prompt takes all up to the template's last slot with it, BOS too. Raises a UserError if the
-    artifact does not fit, or PEFT has none like it."""
+    """Writes an artifact as a folder that PEFT loads, and returns PEFT's name of its kind.
+
+    A soft prompt takes everything up to the template's last slot with it, BOS too: PEFT is then to
+    read the text behind it, without BOS. Raises a UserError if the artifact does not fit the model,
+    PEFT has none like it, or the folder exists.
+    """
     _checked(lm, artifact)
     sites = dict(artifact.tensors)
     if PROMPT in sites:
@@ -56,8 +59,9 @@ def export_adapter(
 def export_front(
     lm: LanguageModel, task: Task, artifact: Artifact, path: str | os.PathLike
 ) -> np.ndarray:
-    """Writes what begins every input as vectors, float32[S, E] in a .npy file, and returns its
-    ids. Raises a UserError if the artifact does not fit, or the file exists."""
+    """Writes the vectors of all positions that the same text and slots begin every input with, as
+    float32[S, E] in a .npy file, and returns their ids. Raises a UserError if the artifact does not
+    fit the model or is no soft prompt, or the file exists."""
     if artifact.tensors.keys() != {PROMPT}:
         raise UserError("the artifact is no soft prompt: only one can be written as embeddings")
     ids, data = front_ids(lm, task, artifact), io.BytesIO()
@@ -72,7 +76,8 @@ def export_front(
 
 
 def front_ids(lm: LanguageModel, task: Task, artifact: Artifact) -> np.ndarray:
-    """Returns int32[S] ids that begin every input; slot j, never behind a field, is -1 - j."""
+    """Returns int32[S] ids that every input begins with; slot j is -1 - j. Raises a UserError
+    for a slot behind a field."""
     given, template = _checked(lm, artifact), artifact.manifest["template"]
     # Texts that begin with another kind of token each: what they share belongs to the template.
     rows = [dict.fromkeys(field_names(template), text) for text in ("a", "1", "Z", "(")]

@@ -67,7 +67,8 @@ def write_adapter(
 
 
 def read_adapter(folder: Path, spec: Spec) -> tuple[str, dict[str, Any]]:
-    """Returns the method here that makes what PEFT wrote, and arrays by site, of any shape."""
+    """Reads a folder that PEFT wrote. Returns the method that makes its kind here, and arrays by
+    site, whose shapes are not compared with the model's."""
     named, path = folder / CONFIG, folder / TENSORS
     for each in (named, path):
         if not each.is_file():  # a pipe would be waited for

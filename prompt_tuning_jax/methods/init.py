@@ -58,7 +58,8 @@ def draw_embeddings(rng, count, lm, below, given, wanted):
 
 
 def from_labels(rng, settings, lm, task):
-    """Returns the means of the tokens of each label's word, and then tokens of the vocabulary."""
+    """Returns the task's label words, a word of several tokens as their mean, and after them
+    tokens of the vocabulary."""
     words = [_word_ids(lm.tokenizer, word) for _, word in task.labels]
     if not words:
         raise UserError(
@@ -76,7 +77,8 @@ def from_text(rng, settings, lm, task):
 
 
 def from_demonstrations(rng, settings, lm, task):
-    """Returns the embeddings of P tokens of demonstrations (context tuning, 2507.04221)."""
+    """Returns the embeddings of whole demonstrations, which `prepare` chose: P is the number of
+    their tokens (context tuning, 2507.04221)."""
     return lm.embed(np.array(task.front))
 
 

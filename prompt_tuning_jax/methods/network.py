@@ -9,7 +9,8 @@ from flax import linen as nn
 def two_layers(hidden: int, outputs: int, activation: Callable) -> nn.Module:
     """Returns a network from `[P, inputs]` to float32[P, outputs]: linear, activation, linear.
 
-    The last layer, and so the output, starts at zero. Products are float32, as the artifact is.
+    The last layer starts at zero, and so does the output. Products are float32 on every device,
+    because the artifact holds their result.
     """
     linear = functools.partial(nn.Dense, precision="highest")
     last = linear(outputs, kernel_init=nn.initializers.zeros)

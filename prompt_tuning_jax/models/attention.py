@@ -92,7 +92,8 @@ def front_share(query, front, own, mask, front_mask, cap, precision):
 
 def _head_forward(front_mask, mask, cap, precision, query, front, own):
     """`attend` for one key head: `[M, d]` queries, M = (S + R*Tq) * G, keys and values `[F, d]` and
-    `[R, T, d]`, float32[M, F] or None and float32[R, Tq*G, T], to `[M, d]`, float32[M, 1]."""
+    `[R, T, d]`, additive float32[M, F] or None and float32[R, Tq*G, T]. Returns `[M, d]` and
+    float32[M, 1]."""
     product = functools.partial(_product, precision)
     (front_key, front_value), (own_key, own_value) = front, own
     own = _capped(product("rnd,rud->rnu", _rows(query, mask), own_key), cap) + mask

@@ -55,9 +55,11 @@ def bake_rows(module: Decoder, params, fronts):
 
 
 def split_layers(module: Decoder, variables) -> list:
-    """Returns the variables (from `bind`) of each of the L layers, on the default device: a scan
-    would copy them for each token. On a CPU they are views; elsewhere they take their memory
-    again."""
+    """Returns the variables (from `bind`) of each of the L layers, on the default device.
+
+    A scan copies each layer's weights out of its stack. With one token a row, that would be half of
+    the time. On a CPU the parts are views; elsewhere they take the memory of the layers again.
+    """
     layered = {name: variables[name] for name in ("params", *LAYERED) if name in variables}
     stacks = {name: part["layers"] for name, part in layered.items()}
     if jax.default_backend() == "cpu" and not any(map(is_divided, jax.tree.leaves(stacks))):
@@ -99,7 +101,8 @@ def prefill(module: Decoder, variables, tokens, positions, segments, size: int):
 
 
 def decode(module: Decoder, variables, layers, cache, tokens, positions, visible, place):
-    """Runs one more token in each row. Returns float32[R, V] logits of what follows, and the cache.
+    """Runs one more token in each row, behind what the cache holds. Returns float32[R, V] logits of
+    what follows, and the cache.
 
     Args:
       variables: from `bind`, for what is in no layer; `layers` are from `split_layers`.

@@ -3,7 +3,8 @@
 Its weights are the collection `params`. What a method trains reaches it as further collections
 (`sites.py`): `prompt`, vectors that stand where a token id is negative; `prefix`, keys and values
 in front of every layer's own; `lora` and `scale`, which change what a linear layer gives. All
-layers but the last, of which only what is read is computed, are a scan over weights `[L-1, ...]`.
+layers but the last are a scan over weights `[L-1, ...]`; the last is computed only at the positions
+that are read.
 """
 
 import functools

@@ -10,9 +10,9 @@ from prompt_tuning_jax.models.spec import Rope, Spec
 
 
 def frequencies(rope: Rope) -> tuple[np.ndarray, float]:
-    """Returns by how many radians each pair of a head turns a position, float32[r/2], and what
-    cosine and sine are multiplied by. Rounded where transformers rounds: another last bit of a
-    frequency is an angle that is off by 1e-4 at position 1,500."""
+    """Returns by how many radians each pair of a head turns from one position to the next,
+    float32[r/2], and what cosine and sine are multiplied by. Rounded where transformers rounds:
+    another last bit of a frequency is an angle that is off by 1e-4 at position 1,500."""
     exponents = np.arange(0, rope.size, 2, dtype=np.float32) / np.float32(rope.size)
     powers = (rope.theta ** exponents.astype(np.float64)).astype(np.float32)
     plain = np.float32(1) / powers
@@ -34,7 +34,8 @@ def frequencies(rope: Rope) -> tuple[np.ndarray, float]:
         kept = 1 - np.clip(ramp / np.float32((last - first) or 0.001), 0, 1)
         return np.float32(1) / (np.float32(factor) * powers) * (1 - kept) + plain * kept, size
     if rope.kind == "longrope":
-        # Other factors for long batches, as in transformers, make a text depend on its neighbours.
+        # transformers takes other factors for batches beyond the original positions: a text would
+        # depend on what stands beside it.
         factors, size = rope.numbers
         return np.float32(1) / (np.array(factors, np.float32) * powers), size
     return plain, 1.0

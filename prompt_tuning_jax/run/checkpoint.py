@@ -60,8 +60,10 @@ class Checkpoints:
         return sorted(int(name) for name in os.listdir(self._folder) if name.isdecimal())
 
     def save(self, step: int, state: Any, extra: Mapping[str, Any]) -> str:
-        """Saves a tree of arrays and a JSON object, and returns "" once they are on disk, or a
-        sentence if the disk is full; older checkpoints are then kept."""
+        """Saves a tree of arrays and a JSON object; when this returns "", they are on disk.
+
+        If the disk is full, it returns a sentence, and older checkpoints are kept.
+        """
         leaves = list(map(_as_bytes, jax.tree.leaves(state)))
         about = json.dumps({"extra": dict(extra), "sha256": _digest(step, state, extra)})
         data = np.concatenate([*leaves, np.frombuffer(about.encode(), np.uint8)])
@@ -84,9 +86,11 @@ class Checkpoints:
         return ""
 
     def restore(self, target: Any) -> Restored | None:
-        """Reads the newest state that is whole, bit for bit, into the structure of the tree
-        `target`, and deletes damaged newer ones. None if nothing was saved; if none is whole, none
-        is deleted."""
+        """Reads the newest state that is whole, bit for bit, and deletes damaged newer ones.
+
+        The tree `target` has the structure, shapes and dtypes of what was saved. None if nothing
+        was saved yet. If no checkpoint can be used, none is deleted.
+        """
         steps = self.steps()[::-1]
         for place, step in enumerate(steps):
             try:

@@ -24,8 +24,10 @@ class RunLog:
     """Writes the metrics of a run and says how far it is.
 
     A line of metrics is `{"step": 10, "train/loss": 0.5, ...}`; a number that is not finite is
-    None. Lines go to `metrics.jsonl`, to TensorBoard and to a tracker. A run that goes on drops the
-    lines of later steps and holds no times: its files equal those of a run that never stopped.
+    None. Lines go to `metrics.jsonl`, to TensorBoard and to a tracker. Opened at the step from
+    which a run goes on, the log drops the lines of later steps, so the files of a resumed run equal
+    those of one that never stopped. So no line may hold what differs between the two, such as a
+    time.
 
     The metrics of an update are read one update later: the device never waits for the host. `lines`
     are all lines of metrics, and `log` takes a line of text.
@@ -40,8 +42,11 @@ class RunLog:
         spent: tuple[float, float] = (0.0, 0.0),
         track: Callable[[int, dict], None] = lambda step, values: None,
     ):
-        """Opens the files of a run in `folder`, if any, after `start` steps; `spent` is `seconds()`
-        then. `track` takes a step and its numbers by name, earlier lines too."""
+        """Opens the files of a run in `folder`, if any, after `start` steps. `spent` is what
+        `seconds` returned then.
+
+        `track` takes a step and its numbers by name; earlier lines are given to it again.
+        """
         self.lines: list[dict] = []
         self.log, self._track = log, track
         self._steps, self._every = config.steps, config.log_every

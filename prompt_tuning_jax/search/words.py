@@ -28,8 +28,8 @@ class Words(NamedTuple):
 
 
 def find_words(lm: LanguageModel, words_only: bool) -> Words:
-    """Returns the tokens that their own text gives back, of whole printable words or all, or raises
-    a UserError if there are none."""
+    """Returns the tokens that their own text gives back: of whole printable words, or all. Raises a
+    UserError if there are none."""
     tokenizer, first, others = lm.tokenizer, [], []
     anchor = tokenizer.encode("a")[0]
     for index in tokenizer.text_ids:
@@ -54,8 +54,8 @@ def find_words(lm: LanguageModel, words_only: bool) -> Words:
 def swap(
     prompt: np.ndarray, count: int, rng: np.random.Generator, choices: Sequence[np.ndarray]
 ) -> np.ndarray:
-    """Returns int[count, P], the prompt with one token changed each: at a place that is drawn, to
-    one of its choices."""
+    """Returns int[count, P], the prompt with one token changed each: a place that is drawn, and
+    there one of its choices."""
     made = np.repeat(prompt[None], count, axis=0)
     for row in made:
         place = int(rng.integers(len(prompt)))
