@@ -60,8 +60,8 @@ _WRITTEN = {"{{": "{", "}}": "}", "\\n": "\n", "\\t": "\t"}
 
 def parse(text: str, specials: Iterable[str] = ()) -> Template:
     """Parses a template. `{name}` is a field, `{soft:8}` eight virtual tokens, `{soft}` all that no
-    other slot takes, `{{` and `}}` are braces, `\\n` and `\\t` as typed in a shell are a new line and
-    a tab, and each of `specials` (`<|im_start|>`) is that special token. All else is text."""
+    other slot takes, `{{` and `}}` are braces, `\\n` and `\\t` as typed in a shell are a new line
+    and a tab, and each of `specials` (`<|im_start|>`) is that special token. All else is text."""
     pieces: list[Piece] = []
     constant = ""
     markups = find_specials(specials)
