@@ -30,8 +30,10 @@ KEYS = {
         lambda value, section: value == 1 or section["name"] == "jit",
     ),
     # Letters of the axes of matrices, see `spec.matrices`: a matrix is divided along its first axis
-    # that is among them and that `model` divides.
-    "axes": Key(_LETTERS, f"some of {', '.join(_LETTERS)}", lambda value: {*value} <= {*_LETTERS}),
+    # that is among them and that `model` divides. With r, the matrices of LoRA are divided too.
+    "axes": Key(
+        _LETTERS, f"some of {', '.join(_LETTERS)}, r", lambda value: {*value} <= {*_LETTERS, "r"}
+    ),
 }
 
 
@@ -43,15 +45,17 @@ class Layout(NamedTuple):
     divided: tuple[tuple[str, PartitionSpec], ...] = ()
 
     def specs(self, tree: Any) -> Any:
-        """Returns the `PartitionSpec` of each leaf of a tree: of frozen weights, of trained ones by
-        their path, or of an optimizer's numbers for these."""
+        """Returns the `PartitionSpec` of each leaf of a tree of whole arrays: of frozen weights, of
+        trained ones by their path, or of an optimizer's numbers for these."""
         known = dict(self.divided)
 
         def spec(place: tuple[Any, ...], leaf: Any) -> PartitionSpec:
             names = [str(getattr(part, "key", "")) for part in place]
             ends = ("/".join(names[begin:]) for begin in range(len(names)))
             found = next((known[end] for end in ends if end in known), PartitionSpec())
-            return found if len(found) == np.ndim(leaf) else PartitionSpec()
+            sizes = [size for size, axis in zip(np.shape(leaf), found, strict=False) if axis]
+            fits = len(found) == np.ndim(leaf) and not any(size % self.shards for size in sizes)
+            return found if fits else PartitionSpec()
 
         return jax.tree_util.tree_map_with_path(spec, tree)
 
@@ -88,6 +92,9 @@ def make_layout(
             names = [MODEL if axis == fitting[0] else None for axis in range(len(sizes))]
             # In int8 a matrix has a scale for each row beside it.
             parts = {path: names, f"{path}/q": names, f"{path}/scale": names[:-1]}
+            if len(sizes) == 3 and "r" in settings["axes"]:  # a stack, which LoRA adds to
+                thin = path.replace("layers/", "decoder/").removesuffix("weight")
+                parts |= {thin + factor: [None, MODEL, None] for factor in "ab"}
             divided += [(part, PartitionSpec(*axes)) for part, axes in parts.items()]
     return Layout(count, tuple(divided))
 

@@ -176,20 +176,21 @@ def row_specs() -> Batch:
 def _over_mesh(parts, devices, layout):
     mesh, everywhere = make_mesh(devices, layout.shards), PartitionSpec()
 
-    def summed(trainable, frozen, batch, rng):
-        gradient, sums = gradients(trainable, frozen, batch, rng, parts)
-        leaves, tree = jax.tree.flatten(gradient)
-        specs = jax.tree.leaves(layout.specs(gradient))
-        # That of a divided leaf is a sum over `model` already: the gradient of `gather` adds it up.
-        own = [leaf if MODEL in spec else None for leaf, spec in zip(leaves, specs, strict=True)]
-        others = [None if MODEL in spec else leaf for leaf, spec in zip(leaves, specs, strict=True)]
-        # XLA makes one collective of a tree, however many leaves it has.
-        (others, sums), own = jax.lax.psum((others, sums), AXES), jax.lax.psum(own, AXES[0])
-        both = [b if a is None else a for a, b in zip(own, others, strict=True)]
-        return jax.tree.unflatten(tree, both), sums
-
     def total(trainable, frozen, batch, rng, parts):
         trained = layout.specs(trainable)
+
+        def summed(trainable, frozen, batch, rng):
+            gradient, sums = gradients(trainable, frozen, batch, rng, parts)
+            leaves, tree = jax.tree.flatten(gradient)
+            # That of a divided leaf is a sum over `model` already: the gradient of `gather`.
+            inside = [MODEL in spec for spec in jax.tree.leaves(trained)]
+            own = [leaf if there else None for leaf, there in zip(leaves, inside, strict=True)]
+            others = [None if there else leaf for leaf, there in zip(leaves, inside, strict=True)]
+            # XLA makes one collective of a tree, however many leaves it has.
+            (others, sums), own = jax.lax.psum((others, sums), AXES), jax.lax.psum(own, AXES[0])
+            both = [b if a is None else a for a, b in zip(own, others, strict=True)]
+            return jax.tree.unflatten(tree, both), sums
+
         # check_vma=True would sum the shared keys' gradient over devices in every layer.
         over = jax.shard_map(
             summed,

@@ -96,11 +96,11 @@ def tried(row) -> Tried:
 
 
 @functools.cache
-def after(row, parallel, devices, microbatches=1, shards=1):
+def after(row, parallel, devices, microbatches=1, shards=1, more=()):
     """The state, all losses, and the frozen weights, as numpy, of three steps over devices."""
     given = tried(row)
     parts = given.parts._replace(microbatches=microbatches)
-    layout = tiny_methods.layout(SPEC, shards)
+    layout = tiny_methods.layout(SPEC, shards, more)
     compiled = compile_step(parts, parallel, jax.devices()[:devices], layout)
     frozen = compiled.place(given.frozen._replace(params=shard(given.frozen.params, layout)))
     state = compiled.place(init_state(parts, given.trainable))

@@ -26,9 +26,10 @@ def make(**settings):
     return make_method(section, from_tensors(artifacts.load_start(section)))
 
 
-def layout(spec, shards) -> Layout:
-    """How the weights of a model lie over so many devices, by default."""
+def layout(spec, shards, more=()) -> Layout:
+    """How the weights of a model lie over so many devices: by default, and with more axes."""
     parallel = configs.build({"parallel": {"model": shards}}).parallel
+    parallel.axes += more
     return make_layout(matrices(spec), param_shapes(spec), parallel)
 
 

@@ -16,6 +16,7 @@ from prompt_tuning_jax.data.task import make_task, select_records, training_reco
 from prompt_tuning_jax.data.template import field_names
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.run.artifact import load_artifact
+from prompt_tuning_jax.run.processes import check_processes
 from prompt_tuning_jax.run.report import FORMATS
 from prompt_tuning_jax.run.warnings import other_task, trained_on
 
@@ -59,6 +60,7 @@ def evaluate_split(
     if artifact is not None:
         _warn_of_differences(artifact.manifest, task, config, split, calibrate)
     demonstrations, lm = _demonstrations(task, config, splits), load_model(config)
+    check_processes(config, {"model": lm.fingerprint})
     use = {"demonstrations": demonstrations, "max_length": config.task.max_length, "log": say}
     settings = generate.read_settings(config.generation)
     score = functools.partial(

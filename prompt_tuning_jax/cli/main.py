@@ -1,6 +1,7 @@
 """The command `prompt-tuning`: reads a command line, then imports what the command needs."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -202,9 +203,15 @@ def evaluate(
     with _uninterrupted():
         from prompt_tuning_jax.cli.evaluate import evaluate_split, print_result
         from prompt_tuning_jax.config import load
+        from prompt_tuning_jax.run.processes import join_processes
     settings = None if is_own else load(config, overrides)
-    given = settings, artifact, prompt, prompts, split, calibrate, out, overrides if is_own else ()
-    _print(as_json, print_result, evaluate_split, *given)
+    with join_processes() as first, contextlib.ExitStack() as alone:
+        if not first:  # of several processes only the first one prints and writes
+            alone.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            alone.enter_context(contextlib.redirect_stderr(io.StringIO()))
+            out = None
+        given = settings, artifact, prompt, prompts, split, calibrate, out
+        _print(as_json, print_result, evaluate_split, *given, overrides if is_own else ())
 
 
 @program.command(options_metavar="--artifact DIR [--config.generation.KEY=VALUE]... [OPTIONS]")

@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Collection
+from pathlib import Path
 
 import click
 
@@ -39,9 +40,14 @@ def split_overrides(arguments: list[str], commands: Collection[str]) -> tuple[li
 
 
 def check_new(folder: str | None) -> None:
-    """Raises a UserError if a folder to write exists."""
-    if folder and os.path.exists(folder):
+    """Raises a UserError if a folder to write exists, or cannot be made."""
+    if not folder:
+        return
+    if os.path.exists(folder):
         raise UserError(f"{folder!r} exists: give the name of a new folder")
+    above = next(filter(os.path.exists, map(str, Path(folder).absolute().parents)))
+    if not (os.path.isdir(above) and os.access(above, os.W_OK)):
+        raise UserError(f"{folder!r} cannot be made: {above!r} is no folder that can be written")
 
 
 def at_most_one(given: dict[str, str | None]) -> None:

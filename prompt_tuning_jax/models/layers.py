@@ -17,6 +17,7 @@ from prompt_tuning_jax.models.attention import MASKED, attend, attend_cached, fr
 from prompt_tuning_jax.models.positions import rotate
 from prompt_tuning_jax.models.spec import FAR, Spec
 from prompt_tuning_jax.quantization import full_matrix
+from prompt_tuning_jax.sharding import gather
 
 POSITIONS_AXIS = {"k": 3, "v": 2}  # in the leaves of the collection `cache`
 ACTIVATIONS = {
@@ -101,6 +102,7 @@ class Linear(nn.Module):
         y = times(x, weight, self.precision, self.dtype, self.is_mutable_collection("cache"))
         if self.has_variable("lora", "a"):
             a, b = (self.get_variable("lora", name).astype(x.dtype) for name in "ab")
+            a, b = gather(a, (b.shape[1], a.shape[1])), gather(b, (self.features, b.shape[1]))
             y += times(times(x, a, self.precision), b, self.precision, self.dtype)
         if self.bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,), x.dtype)

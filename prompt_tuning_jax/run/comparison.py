@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,8 @@ def draw_pictures(folder: Path, rows: Sequence[_Row]) -> list[Path]:
     ]
     for path, draw, shown in made:
         if shown:
-            figure, axes = new_figure(8, 4.5)
+            names = {row["name"] for row in shown}
+            figure, axes = new_figure(8, max(4.5, 0.23 * len(names)))  # a line of the legend each
             draw(axes, shown, styles)
             figure.legend(loc="outside right center", frameon=False)
             save_figure(figure, path)
@@ -147,7 +149,8 @@ def draw_pictures(folder: Path, rows: Sequence[_Row]) -> list[Path]:
 
 
 def _plain(name: str) -> str:
-    return name.replace("$", r"\$")  # which begins a formula
+    """A label without a formula, which `$` begins, and that a `_` in front does not hide."""
+    return re.sub("^_", " _", name.replace("$", r"\$"))
 
 
 def _scaled(row: _Row) -> tuple[float, float]:

@@ -260,6 +260,21 @@ def test_a_name_with_dollar_signs_is_drawn_as_it_is(tmp_path):
     assert [path.name for path in made] == ["metric_by_parameters.png", "losses.png"]
 
 
+def test_every_name_is_in_the_legend_and_every_legend_in_the_picture(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(comparison, "save_figure", lambda figure, path: drawn.append(figure))
+    (tmp_path / "metrics").write_text('{"step": 1, "validation/loss": 2.0}\n')
+    row = {"metric": "accuracy", "mean": 0.5, "deviation": None, "examples_per_class": 0}
+    row |= {"parameters": 4, "metrics": str(tmp_path / "metrics")}
+    names = [f"_{number}" for number in range(40)]
+    comparison.draw_pictures(tmp_path, [row | {"name": name} for name in names])
+    for figure in drawn:
+        figure.draw_without_rendering()
+        [legend] = figure.legends
+        assert [text.get_text().strip() for text in legend.get_texts()] == names
+        assert figure.bbox.height > legend.get_window_extent().height
+
+
 def test_a_method_s_own_name_and_its_words_are_one_row():
     keys = {"rows": ("fine_tuning",), "learning_rates": ("fine tuning: 0.1 1",)}
     [row] = compare.read_rows(configs.build({"compare": keys}))

@@ -73,6 +73,7 @@ def test_mistakes_are_one_sentence_and_write_nothing(typed, home):
         (["import", "--from", "peft", "a"], "import needs --from peft FOLDER, --config FILE"),
         (["evaluate", *tiny, "--out", "a"], "--out keeps a prompt or calibration: give --prompt"),
         (["evaluate", *tiny, "--prompt", "a", "--out", "."], "'.' exists: give the name of a new"),
+        (["evaluate", *tiny, "--prompt", "a", "--out", f"{tiny[1]}/a"], "is no folder that can be"),
         (["evaluate", *tiny, "--prompt", "{titel}:", "--out", "a"], "unknown field {titel}"),
     ):
         shown = typed(*words)

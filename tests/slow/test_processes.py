@@ -182,6 +182,12 @@ def test_weights_over_processes_are_saved_and_reported(tmp_path):
     np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
     for name in ("no prompt", "written prompt", "fine tuning"):
         assert report(run)[name]["accuracy"] == report(alone)[name]["accuracy"]
+    typed = [tiny_runs.world().program, "evaluate", "--json", "--artifact", str(run)]
+    kept = [*typed, "--calibrate=texts", f"--out={tmp_path / 'kept'}", "--config.parallel.model=2"]
+    first, second = ended(several([kept] * 2), [0, 0])
+    found = json.loads(first.splitlines()[-1])
+    assert "accuracy" not in second and (tmp_path / "kept").exists()
+    assert found["accuracy"] == report(run)["fine tuning"]["accuracy"]
     wanted = load_artifact(alone / workdir.ARTIFACT).tensors
     for name, tensor in load_artifact(run / workdir.ARTIFACT).tensors.items():
         np.testing.assert_allclose(tensor, wanted[name], rtol=0, atol=1e-5, err_msg=name)
