@@ -100,6 +100,9 @@ def less_memory(config, devices: int = 0, temporaries: bool = True) -> str:
     changes = []
     if config.parallel.model < devices and config.parallel.name == "jit":
         changes.append(f"--config.parallel.model={devices} or a divisor (the weights in parts)")
+    axes = config.parallel.axes
+    if config.method.name == "lora" and config.parallel.model > 1 and "r" not in axes:
+        changes.append(f'--config.parallel.axes="{(*axes, "r")}" (LoRA and its optimizer in parts)')
     if temporaries and config.microbatches * devices < config.batch_size:
         parts = min(2 * config.microbatches, config.batch_size)
         changes.append(f"--config.microbatches={parts} (about half of the temporaries)")

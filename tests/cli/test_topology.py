@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 
 import pytest
 import tiny_models
@@ -61,6 +62,12 @@ def test_what_does_not_fit_is_told_what_would(typed, tmp_path):
     found = planned(typed, f"--config.model.path={tmp_path}")
     assert not found["fits"] and "--config.model.quantize=int8" in found["advice"]
     assert "dtype" not in found["advice"]  # 'auto' is bfloat16 already
+    words = f"--config.model.path={tmp_path}", "--config.parallel.model=4"
+    whole = planned(typed, *words, config="lora")
+    [advised] = [word for word in shlex.split(whole["advice"]) if "axes" in word]
+    parts = planned(typed, *words, advised, config="lora")
+    assert parts["bytes"]["trained"] == whole["bytes"]["trained"] / 4
+    assert parts["bytes"]["optimizer"] < 0.26 * whole["bytes"]["optimizer"]
 
 
 def test_what_cannot_be_planned_is_refused(typed, monkeypatch):
