@@ -36,6 +36,7 @@ from prompt_tuning_jax.models.sites import Given, from_tensors
 from prompt_tuning_jax.run.artifact import TENSORS, load_artifact
 from prompt_tuning_jax.run.folder import ARTIFACT, CHECKPOINTS, TENSORBOARD, tie_to_config
 from prompt_tuning_jax.storage import atomic_write
+from prompt_tuning_jax.teacher import check_teacher
 
 FOUND, TEST = "found.json", "test.json"
 NEAR = 0.95  # "seconds to 95 % of its own best"
@@ -75,11 +76,34 @@ def compare(
       UserError: a row cannot be run.
       KeyboardInterrupt: asked to stop; what is finished, and a checkpoint, are in the folder.
     """
+    rows = check(lm, config, folder, log)
+    texts = unrelated_texts(config.compare.unrelated)
+    # What all rows share: rows, seeds and rates may be added later.
+    own = ("compare", *WAYS.values())
+    shared = {name: value for name, value in config.to_dict().items() if name not in own}
+    tie_to_config(folder, configs.build(shared), fresh)
+    for old in (each for row in rows for each in (folder / row.folder).glob("*seed-*") if fresh):
+        shutil.rmtree(old)
+    alone = functools.cache(lambda: cross_entropy(lm, texts, Given()))
+    setting = Setting(
+        lm, config, folder, lambda given: cross_entropy(lm, texts, given) - alone(), log, []
+    )
+    found = [_attempt(setting, row, _all_examples) for row in rows]
+    curve, counts = _curve(config, rows)
+    for results in [each for each in found if each and each.row.name in curve]:
+        for count in counts:
+            rate = results.runs[0].config.learning_rate
+            found.append(_attempt(setting, results.row, _every_seed, rate, count))
+    return [*filter(None, found)], [*dict.fromkeys(setting.failed)]
+
+
+def check(lm: LanguageModel, config, folder: Path, log: Callable) -> list[Row]:
+    """Returns the rows; raises a UserError for one that cannot be run, before the first is."""
     rows = read_rows(config)
-    few = [count for count in config.compare.examples_per_class if count]
-    curve = config.compare.curve or [row.name for row in rows if row.is_trained]
-    repeated = [(row, count) for row in rows if row.name in curve for count in few]
-    # A fault of the last run is found before the first.
+    curve, counts = _curve(config, rows)
+    repeated = [(row, count) for row in rows if row.name in curve for count in counts]
+    if counts and not repeated:
+        raise UserError("no row is trained: leave config.compare.examples_per_class out")
     for row, count in [*((row, 0) for row in rows), *repeated]:
         task = (run := make_run(config, folder, row, 0, examples=count)).config.task
         made, kind = make_task(task), "" if count else _calibration_of(config, run)
@@ -95,30 +119,21 @@ def compare(
             search.begin(lm, made, run.config)
         if count and row is repeated[0][0] and task.validation_per_class < count:
             log(f"validation has {task.validation_per_class} for each label, not {count}")
-    texts = unrelated_texts(config.compare.unrelated)
-    # What all rows share: rows, seeds and rates may be added later.
-    own = ("compare", *WAYS.values())
-    shared = {name: value for name, value in config.to_dict().items() if name not in own}
-    tie_to_config(folder, configs.build(shared), fresh)
-    for old in (each for row in rows for each in (folder / row.folder).glob("*seed-*") if fresh):
-        shutil.rmtree(old)
-    alone = functools.cache(lambda: cross_entropy(lm, texts, Given()))
-    setting = Setting(
-        lm, config, folder, lambda given: cross_entropy(lm, texts, given) - alone(), log, []
-    )
-    found = [_attempt(setting, row, _all_examples) for row in rows]
-    for results in [each for each in found if each and each.row.name in curve]:
-        for count in few:
-            rate = results.runs[0].config.learning_rate
-            found.append(_attempt(setting, results.row, _every_seed, rate, count))
-    return [*filter(None, found)], [*dict.fromkeys(setting.failed)]
+    return rows
+
+
+def _curve(config, rows: Sequence[Row]) -> tuple[list[str], list[int]]:
+    """Returns the rows that are repeated with few examples, and with how many of each label."""
+    names = config.compare.curve or [row.name for row in rows if row.is_trained]
+    return [*names], [count for count in config.compare.examples_per_class if count]
 
 
 def _plan(lm: LanguageModel, task: Task, run: Run) -> None:
     """Raises a UserError if a row cannot be trained; its teacher, if any, is not asked."""
     config, shapes = run.config.copy_and_resolve_references(), jax.eval_shape(lambda: lm.params)
-    config.teacher.update(prompt="", demonstrations=0)
     try:
+        check_teacher(lm, task, config)
+        config.teacher.update(prompt="", demonstrations=0)
         train.plan(lm._replace(params=shapes), task, config, lambda line: None)
     except UserError as error:
         raise UserError(f"the row {run.row.name!r}: {error}") from error

@@ -21,7 +21,9 @@ WAYS = {
     "demonstrations": "demonstrations",
     "searched prompt": "search",
 }
-_SHARED = re.compile(r"(model|parallel|compare)\.|seed=|task\.(test|split_seed|name|files)\b")
+_SHARED = re.compile(
+    r"(model|parallel|compare)\.|seed=|task\.(test|split_seed|name|files|target)\b"
+)
 _NAMES = (*WAYS, *(name.replace("_", " ") for name in METHODS))
 
 
@@ -124,11 +126,10 @@ def _read_row(entry: str) -> Row:
             f"config.compare.rows has {shared[0]!r} in {name!r}, which all rows share: leave it out"
         )
     method = name.replace(" ", "_")
-    if (name and any(word.startswith("method.name=") for word in words)) or name in WAYS:
-        words = ["demonstrations.number=16"] * (name == "demonstrations") + words
-    elif method in METHODS:
+    is_named = name and any(word.startswith("method.name=") for word in words)
+    if not is_named and method in METHODS:
         name, words = method.replace("_", " "), [f"method.name={method}", *words]
-    else:
+    elif not is_named and name not in WAYS:
         raise UserError(
             f"config.compare.rows has {name!r}, which names no method{nearest(name, _NAMES)}:"
             f" expected one of {', '.join(_NAMES)}, or method.name=METHOD behind a colon"
@@ -159,6 +160,8 @@ def make_run(
         del values["method"], values["learning_rate"]
     if chosen.get("optimizer.name", config.optimizer.name) != config.optimizer.name:
         values["optimizer"] = {"clip_norm": config.optimizer.clip_norm}
+    if row.name == "demonstrations":
+        values["demonstrations"]["number"] = config.demonstrations.number or 16
     words = [*row.overrides, f"--config.seed={seed}"]
     if rate is not None:
         words.append(f"--config.learning_rate={rate}")

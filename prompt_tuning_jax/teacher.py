@@ -15,10 +15,10 @@ import numpy as np
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.config.key import string, whole
 from prompt_tuning_jax.data.chat import read_chat
-from prompt_tuning_jax.data.demonstrations import choose_demonstrations
+from prompt_tuning_jax.data.demonstrations import choose_demonstrations, without_demonstrations
 from prompt_tuning_jax.data.records import Record
 from prompt_tuning_jax.data.task import Task, output_fields, training_records
-from prompt_tuning_jax.data.template import with_prompt
+from prompt_tuning_jax.data.template import field_names, with_prompt
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.generate import generate, read_settings
 from prompt_tuning_jax.models.sites import NOTHING
@@ -43,6 +43,14 @@ def demonstrations_of(task: Task, config: Any) -> list[Mapping[str, str]]:
     number, balanced = config.teacher.demonstrations, bool(task.labels)
     rows = training_records(task, config.task) if number else []
     return choose_demonstrations(rows, min(number, len(rows)), balanced=balanced, seed=config.seed)
+
+
+def check_teacher(lm, task: Task, config) -> None:
+    """Raises a UserError if there is a teacher that cannot read the first record to train on."""
+    if is_taught(config):
+        rows, shown = training_records(task, config.task), demonstrations_of(task, config)
+        rows = without_demonstrations(rows, shown, field_names(task.template)) if shown else rows
+        _ask(lm, task, rows[:1], config, lambda line: None)
 
 
 def label_shares(lm, task: Task, rows, config, log) -> np.ndarray:

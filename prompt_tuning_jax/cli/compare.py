@@ -30,14 +30,7 @@ def compare_and_report(config, folder: str, fresh: bool, command: Sequence[str])
     """Runs every row and writes the report; returns the exit status. A comparison that was stopped
     goes on in its folder, unless `fresh` starts its rows over."""
     with claim(folder, "compare") as root, record_start(root, command, say) as start:
-        for row in compare.read_rows(config):  # a fault is found before the model is loaded
-            own = compare.make_run(config, root, row, 0).config
-            if own.prompts:
-                named = dict.fromkeys(own.prompts, "config.prompts")
-                check_prompts(make_task(own.task), named, own.task.test)
-        if own := config.calibration.split:
-            task = make_task(config.task)
-            warn_of_overlap(task, select_records(task, own), config.task.test)
+        _check_texts(config, root)
         lm = load_model(config)
         say(machine := describe_machine(lm))
         _, again = type_again(command)
@@ -61,6 +54,19 @@ def compare_and_report(config, folder: str, fresh: bool, command: Sequence[str])
             )
         start["outcome"] = "finished"
     return 0
+
+
+def _check_texts(config, folder: Path) -> None:
+    """Raises a UserError for a written prompt that does not fit: before the model is loaded."""
+    for row in compare.read_rows(config):
+        own = compare.make_run(config, folder, row, 0).config
+        named = dict.fromkeys(own.prompts, "config.prompts")
+        named |= {own.teacher.prompt: "config.teacher.prompt"} if own.teacher.prompt else {}
+        if named:
+            check_prompts(make_task(own.task), named, own.task.test)
+    if own := config.calibration.split:
+        task = make_task(config.task)
+        warn_of_overlap(task, select_records(task, own), config.task.test)
 
 
 def summarize(results: Sequence[Compared], lm: LanguageModel) -> list[dict[str, Any]]:
@@ -134,10 +140,11 @@ def _command(each: Compared, calibrated: bool) -> str:
 
 def rehearse(config, folder: str | None = None, fresh: bool = False) -> dict[str, Any]:
     """Returns how long the rows take, by a few steps of each; writes nothing."""
+    _check_texts(config, Path())
     lm = load_model(config)
     say(describe_machine(lm))
     found: dict[str, Any] = {}
-    for row in compare.read_rows(config):
+    for row in compare.check(lm, config, Path(), say):
         run = compare.make_run(config, Path(), row, config.compare.seeds[0])
         if not row.is_trained:
             continue

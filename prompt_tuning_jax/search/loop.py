@@ -73,9 +73,6 @@ def run(
       UserError: the task has no labels, or the start, its template or the words do not fit.
     """
     settings = config.search
-    if task.target or config.demonstrations.number:
-        given = "config.task.target" if task.target else "config.demonstrations.number"
-        raise UserError(f"a search ranks labels behind a prompt alone: leave out {given}")
     rows, held_out = training_records(task, config.task), validation_records(task, config.task)
     first, place, words = begin(lm, task, config)
     state, propose = search.SEARCHES[settings.name].make(settings, words, first)
@@ -118,6 +115,9 @@ def run(
 
 def begin(lm: LanguageModel, task: Task, config: Any) -> tuple[np.ndarray, Place, Words]:
     """Returns the first prompt, its place, and the words; raises a UserError if they do not fit."""
+    if task.target or config.demonstrations.number:
+        given = "config.task.target" if task.target else "config.demonstrations.number"
+        raise UserError(f"a search ranks labels behind a prompt alone: leave out {given}")
     settings, [record, *_] = config.search, training_records(task, config.task)
     place = find_place(lm, task, record, settings, config.task.max_length)
     words = find_words(lm, settings.words_only)

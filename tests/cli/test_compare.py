@@ -27,6 +27,7 @@ ROWS = (
     "soft prompt: method.num_virtual_tokens=4",
     "few: method.name=prefix method.num_virtual_tokens=4",
 )
+LONG = "one two three four five six seven eight nine ten {text} "
 TIMES = ("seconds", "step_seconds", "near_best_seconds")
 
 
@@ -128,8 +129,14 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
         ({"rows": ("soft prompt", "soft_prompt")}, "'soft prompt' twice"),
         ({"rows": ("lora: task.split_seed=1",)}, "which all rows share"),
         ({"rows": ("lora: parallel.model=2",)}, "which all rows share"),
-        ({"rows": ("demonstrations: demonstrations.number=0",)}, "has none: give demonstrations"),
-        ({"rows": ("demonstrations: demonstrations.number=999",)}, "demonstrations.number is 999"),
+        (
+            {"rows": ("ia3", "demonstrations: demonstrations.number=0")},
+            "has none: give demonstrations",
+        ),
+        (
+            {"rows": ("ia3", "demonstrations: demonstrations.number=999")},
+            "demonstrations.number is 999",
+        ),
         ({"rows": ("lora: method.targets='x",)}, "a quotation mark has no partner"),
         ({"rows": ("lora: step=1",)}, "config.step is not a known key"),
         ({"rows": ("lora: model.dtype=bfloat16",)}, "which all rows share"),
@@ -144,8 +151,13 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
         ({"rows": ("lora", 'written prompt: prompts="(\\"{foo}\\",)"')}, "config.prompts: "),
         ({"rows": ("ia3", "lora: method.name=prefix method.init=file method.init_file=no")}, "no"),
         ({"unrelated": "missing.txt"}, "missing.txt"),
+        ({"rows": ("no prompt",)}, "no row is trained: leave config.compare.examples_per_class"),
         ({"rows": ("ia3", "lora: method.targets=nope")}, "the row 'lora': config.method.targets"),
         ({"rows": ("ia3", "lora: task.max_length=5")}, "the row 'lora': "),
+        ({"rows": ("ia3", "lora: task.target={topic}")}, "which all rows share"),
+        ({"rows": ("ia3", "lora: teacher.prompt={foo}")}, "config.teacher.prompt: "),
+        ({"rows": ("ia3", f"lora: teacher.prompt='{9 * LONG}'")}, "the row 'lora': "),
+        ({"rows": ("ia3", "lora: teacher.demonstrations=9999")}, "records are demonstrations"),
         ({"rows": ("ia3", "prefix: method.init=demonstrations")}, "records (half of each label)"),
     ],
 )
@@ -168,6 +180,29 @@ def test_what_rows_without_training_need_is_checked_before_any_row_is_run(typed,
     shown = typed(*command("whole", f"--config.{word}", rows=rows, learning_rates=(), curve=()))
     assert shown.status == 2 and fault in shown.err
     assert not (home / "whole").exists()
+    command_ = command("whole", f"--config.{word}", rows=rows, learning_rates=(), curve=())
+    shown = typed(*command_, "--dry_run")
+    assert shown.status == 2 and fault in shown.err and "== " not in shown.out
+
+
+def test_a_search_for_texts_is_refused_before_any_row_is_run(tmp_path, monkeypatch):
+    made = SimpleNamespace(target="{summary}", labels=())
+    monkeypatch.setattr(compare, "make_task", lambda config: made)
+    monkeypatch.setattr(compare, "training_records", lambda *_: [])
+    monkeypatch.setattr(compare.api, "held_out", lambda *_: ([], []))
+    config = configs.build({"compare": {"rows": ("no prompt", "searched prompt")}})
+    with pytest.raises(UserError, match=r"leave out config\.task\.target"):
+        compare.check(None, config, tmp_path, print)
+
+
+def test_the_number_of_demonstrations_is_that_of_the_row_the_config_or_16(tmp_path):
+    plain, own = "demonstrations", "demonstrations: demonstrations.number=2"
+    for number, row, wanted in ((0, plain, 16), (3, plain, 3), (3, own, 2)):
+        given = {"compare": {"rows": (row,)}, "demonstrations": {"number": number}}
+        config = configs.build(given)
+        [row] = compare.read_rows(config)
+        run = compare.make_run(config, tmp_path, row, 0)
+        assert run.config.demonstrations.number == wanted
 
 
 def test_rows_that_are_not_repeated_need_no_few_examples(monkeypatch, tmp_path):
@@ -197,6 +232,7 @@ def test_the_folder_of_a_run_is_refused(typed, home):
 
 def test_records_that_calibrate_choose_no_prompt_and_count_once(typed, home):
     words = {"rows": ("written prompt",), "learning_rates": (), "curve": (), "unrelated": ""}
+    words["examples_per_class"] = ()
     for kind, counts in (("texts", [100, 100]), ("labels", [50, 100])):
         shown = typed(*command("whole", "--config.calibration.split=", calibrate=kind, **words))
         assert shown.status == 0, shown.err
