@@ -146,7 +146,8 @@ SGD = ("--config.optimizer.name=sgd", "--config.learning_rate=0.01")
     ("count", "model", "words", "tolerance"),
     [
         (2, 2, ("--config.method.name=fine_tuning", *SGD), 1e-6),
-        (4, 4, ("--config.method.name=prefix", *SGD), 1e-6),
+        # Values that were trained: processors round them differently.
+        (4, 4, ("--config.method.name=prefix", *SGD), 2e-6),
         (4, 2, ("--config.method.name=lora",), 1e-5),
     ],
 )
