@@ -39,6 +39,7 @@ KEYS = {
     # 'NAME' or 'NAME: KEY=VALUE KEY=VALUE'. The name is one of `WAYS`, a method, or any other
     # beside `method.name=`. A row with another method or optimizer begins at its defaults.
     # () is all but the search, which takes half an hour, and written prompts if there are none.
+    # 'demonstrations' has 16 of them, unless demonstrations.number says otherwise.
     "rows": strings(),
     "seeds": _numbers((0, 1, 2)).if_fits("at least one", lambda value, _: bool(value)),
     # 'NAME: RATE RATE': tried with the first seed. The best on the validation split is taken.

@@ -30,7 +30,7 @@ KEYS = {
         lambda value, section: value == 1 or section["name"] == "jit",
     ),
     # Letters of the axes of matrices, see `spec.matrices`: a matrix is divided along its first axis
-    # that is among them and that `model` divides. With r, the matrices of LoRA are divided too.
+    # that is among them and that `model` divides. With r, LoRA's are divided too, if they can be.
     "axes": Key(
         _LETTERS, f"some of {', '.join(_LETTERS)}, r", lambda value: {*value} <= {*_LETTERS, "r"}
     ),
@@ -92,7 +92,8 @@ def make_layout(
             names = [MODEL if axis == fitting[0] else None for axis in range(len(sizes))]
             # In int8 a matrix has a scale for each row beside it.
             parts = {path: names, f"{path}/q": names, f"{path}/scale": names[:-1]}
-            if len(sizes) == 3 and "r" in settings["axes"]:  # a stack, which LoRA adds to
+            if len(sizes) == 3 and "r" in settings["axes"]:
+                # LoRA's A [L, r, in] is cut along r, B [L, out, r] along out: B tells what r is.
                 thin = path.replace("layers/", "decoder/").removesuffix("weight")
                 parts |= {thin + factor: [None, MODEL, None] for factor in "ab"}
             divided += [(part, PartitionSpec(*axes)) for part, axes in parts.items()]

@@ -86,7 +86,7 @@ def check_given(spec: Spec, given: Given, parts: bool = False) -> None:
         filled = tuple(size or own for size, own in zip(wanted, array.shape, strict=False))
         fits = filled == tuple(array.shape)
         if parts and path.startswith("lora/") and 0 not in filled:
-            # A device has a part of each axis at most, also of the r that is `free`.
+            # They may be the parts of one device: the r of one factor then divides the other's.
             pairs = zip(filled, array.shape, strict=True)
             fits = all(max(pair) % min(pair) == 0 for pair in pairs)
         if not fits or len(filled) != len(wanted) or 0 in filled:

@@ -150,7 +150,7 @@ def draw_pictures(folder: Path, rows: Sequence[_Row]) -> list[Path]:
 
 
 def _plain(name: str) -> str:
-    """A label without a formula, which `$` begins, and that a `_` in front does not hide."""
+    """Returns a name as a label: no `$` in it begins a formula, and no `_` in front hides it."""
     return re.sub("^_", " _", name.replace("$", r"\$"))
 
 

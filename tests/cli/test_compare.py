@@ -177,11 +177,11 @@ def test_a_comparison_that_cannot_be_run_is_refused(typed, home, keys, fault):
 )
 def test_what_rows_without_training_need_is_checked_before_any_row_is_run(typed, home, word, fault):
     rows = ("soft prompt", "no prompt", "written prompt", "fine tuning")
-    shown = typed(*command("whole", f"--config.{word}", rows=rows, learning_rates=(), curve=()))
+    words = command("whole", f"--config.{word}", rows=rows, learning_rates=(), curve=())
+    shown = typed(*words)
     assert shown.status == 2 and fault in shown.err
     assert not (home / "whole").exists()
-    command_ = command("whole", f"--config.{word}", rows=rows, learning_rates=(), curve=())
-    shown = typed(*command_, "--dry_run")
+    shown = typed(*words, "--dry_run")
     assert shown.status == 2 and fault in shown.err and "== " not in shown.out
 
 
