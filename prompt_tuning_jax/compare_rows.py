@@ -87,7 +87,8 @@ def read_rows(config) -> list[Row]:
     missing = ("searched prompt", *(("written prompt",) if not config.prompts else ()))
     for entry in config.compare.rows or [name for name in _NAMES if name not in missing]:
         row = _read_row(entry)
-        if any(row.folder == other.folder for other in rows.values()):
+        # Some disks do not tell A from a.
+        if any(row.folder.lower() == other.folder.lower() for other in rows.values()):
             raise UserError(
                 f"config.compare.rows has {row.name!r} twice: give each row its own name"
             )
@@ -159,8 +160,6 @@ def make_run(
     if chosen.get("method.name", config.method.name) != config.method.name:
         # These are the config's method's own.
         del values["method"], values["learning_rate"]
-    if chosen.get("optimizer.name", config.optimizer.name) != config.optimizer.name:
-        values["optimizer"] = {"clip_norm": config.optimizer.clip_norm}
     if row.name == "demonstrations":
         values["demonstrations"]["number"] = config.demonstrations.number or 16
     words = [*row.overrides, f"--config.seed={seed}"]

@@ -32,7 +32,9 @@ KEYS = {
     # Letters of the axes of matrices, see `spec.matrices`: a matrix is divided along its first axis
     # that is among them and that `model` divides. With r, LoRA's are divided too, if they can be.
     "axes": Key(
-        _LETTERS, f"some of {', '.join(_LETTERS)}, r", lambda value: {*value} <= {*_LETTERS, "r"}
+        _LETTERS,
+        f"some of {', '.join(_LETTERS)}, and r too to divide LoRA's",
+        lambda value: {"r"} < {*value, "r"} <= {*_LETTERS, "r"},
     ),
 }
 

@@ -180,7 +180,7 @@ def plan(lm: LanguageModel, task, config, log: Callable, devices: int = 0) -> Pl
     trained, left = parameter_count(trainable), parameter_count(frozen.params)
     share = trained / (trained + left)
     log(f"{trained:,} trainable parameters, {left:,} frozen ({share:.4%} trained)")
-    if warning := warnings.unread_init(config.method, lm.tokenizer):
+    if warning := warnings.unread_init(config.method, lm.tokenizer, task.labels):
         log(warning)
     for warning in warnings.odd_settings(config):
         log(f"warning: {warning}")

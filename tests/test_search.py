@@ -299,9 +299,10 @@ def test_braces_are_text_and_a_line_ends_before_a_word():
 def test_a_target_and_a_vocabulary_without_words_are_refused(monkeypatch):
     with pytest.raises(UserError, match=r"leave out config\.task\.target"):
         search.run(LM, TASK._replace(target="{text}"), make_config())
-    monkeypatch.setattr(LM.tokenizer, "text_ids", [LM.tokenizer.encode("1")[0][0]])
-    with pytest.raises(UserError, match="no whole words to search among"):
-        find(words_only=True)
+    for ids in ([LM.tokenizer.encode("1")[0][0]], LM.tokenizer.encode("the")[0]):
+        monkeypatch.setattr(LM.tokenizer, "text_ids", ids)
+        with pytest.raises(UserError, match="no two whole words to choose from"):
+            find(words_only=True, start="", num_tokens=3)
 
 
 def test_the_command_stops_goes_on_and_reports_the_text(typed, monkeypatch):

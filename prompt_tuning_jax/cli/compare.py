@@ -42,7 +42,8 @@ def compare_and_report(config, folder: str, fresh: bool, command: Sequence[str])
             say(f"saved; this goes on from here:\n  {again}")
             return SAVED
         facts = {"command": f"`{again}`", "machine": machine, "model": lm.name}
-        facts |= {"task": config.task.name} | ({"failed": ", ".join(failed)} if failed else {})
+        facts |= {"task": config.task.name, "time": _time(results)}
+        facts |= {"failed": ", ".join(failed)} if failed else {}
         if rows := summarize(results, lm):
             paths = write_comparison(root, rows, facts)
             say("")
@@ -67,6 +68,15 @@ def _check_texts(config, folder: Path) -> None:
     if own := config.calibration.split:
         task = make_task(config.task)
         warn_of_overlap(task, select_records(task, own), config.task.test)
+
+
+def _time(results: Sequence[Compared]) -> str:
+    """Says how long all runs took together, in whichever starts."""
+    seconds = sum(found["seconds"] for each in results for found in each.found)
+    for each in results:
+        chosen = each.runs[0].config.learning_rate
+        seconds += sum(one["seconds"] for rate, one in each.tried if one and rate != chosen)
+    return f"{duration(seconds)} to train, search and choose, without compiling and testing"
 
 
 def summarize(results: Sequence[Compared], lm: LanguageModel) -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """The command `prompt-tuning`: reads a command line, then imports what the command needs."""
 
 import contextlib
-import io
 import json
 import os
 import signal
@@ -203,14 +202,9 @@ def evaluate(
     with _uninterrupted():
         from prompt_tuning_jax.cli.evaluate import evaluate_split, print_result
         from prompt_tuning_jax.config import load
-        from prompt_tuning_jax.run.processes import join_processes
     settings = None if is_own else load(config, overrides)
-    with join_processes() as first, contextlib.ExitStack() as alone:
-        if not first:  # of several processes only the first one prints and writes
-            alone.enter_context(contextlib.redirect_stdout(io.StringIO()))
-            alone.enter_context(contextlib.redirect_stderr(io.StringIO()))
-            out = None
-        given = settings, artifact, prompt, prompts, split, calibrate, out
+    with _joined() as first:
+        given = settings, artifact, prompt, prompts, split, calibrate, out if first else None
         _print(as_json, print_result, evaluate_split, *given, overrides if is_own else ())
 
 
@@ -246,7 +240,8 @@ def predict(
             )
     with _uninterrupted():
         from prompt_tuning_jax.cli.predict import write_answers
-    write_answers(artifact, given, as_json, output, overrides)
+    with _joined() as first:
+        write_answers(artifact, given, as_json, output if first else None, overrides)
 
 
 @program.command(options_metavar="--artifact DIR [OPTIONS]")
@@ -396,6 +391,20 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _joined() -> Iterator[bool]:
+    """Joins the other processes of a run, if there are any. Only the first one prints and writes:
+    yields whether this is it."""
+    with _uninterrupted():
+        from prompt_tuning_jax.run.processes import join_processes
+    with join_processes() as first, contextlib.ExitStack() as silent:
+        if not first:
+            nothing = silent.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            silent.enter_context(contextlib.redirect_stdout(nothing))
+            silent.enter_context(contextlib.redirect_stderr(nothing))
+        yield first
 
 
 def _stdout_to_stderr(is_quiet: bool) -> contextlib.redirect_stdout:

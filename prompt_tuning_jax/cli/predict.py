@@ -1,6 +1,7 @@
 """The command `predict`: answers texts, or records from a file or stdin, with JSON lines."""
 
 import contextlib
+import hashlib
 import io
 import itertools
 import json
@@ -11,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
+import jax
+
 from prompt_tuning_jax import api, generate
 from prompt_tuning_jax.cli.machine import load_model, open_artifact
 from prompt_tuning_jax.cli.show import say
@@ -19,6 +22,7 @@ from prompt_tuning_jax.data.records import PLACE, Fields, Record, make_records, 
 from prompt_tuning_jax.data.rows import CELLS, JSON, LINE, TEXT, Form, Row
 from prompt_tuning_jax.data.template import field_names
 from prompt_tuning_jax.errors import UserError, nearest_file, short
+from prompt_tuning_jax.run.processes import check_processes
 from prompt_tuning_jax.run.progress import with_progress
 
 
@@ -61,11 +65,10 @@ def answers(
         return
     if as_json is None and form == Form() and reading.is_object(first[field_names(template)[0]]):
         say(f"warning: {first[PLACE]} is read as a text: for JSON objects give --jsonl")
-    settings = generate.read_settings(config.generation)
+    settings, lm = generate.read_settings(config.generation), load_model(config)
+    check_processes(config, {"model": lm.fingerprint, "data": _fingerprint(name, first)})
     records = itertools.chain([first], records)
-    answered = api.predict(
-        load_model(config), task, records, artifact, generation=settings, seed=config.seed
-    )
+    answered = api.predict(lm, task, records, artifact, generation=settings, seed=config.seed)
     found: Counter[str] = Counter()
     for row in with_progress(answered, "records", say):
         is_cut = not row.get("finished", True)
@@ -78,6 +81,14 @@ def answers(
         say(f"warning: {count} of {found['all']} records were too long and lost their end")
     if count := found["cut"]:
         say(f"warning: {count} of {found['all']} texts were cut: {most}")
+
+
+def _fingerprint(name: str, first: Record) -> str:
+    """Returns what tells other records from these, as far as they can be read twice."""
+    if jax.process_count() == 1 or not os.path.isfile(name):
+        return repr(first)
+    with open(name, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _read(given, as_json, files, changes) -> tuple[Iterator[Row], str, Form]:

@@ -52,6 +52,7 @@ def build(
     from flax import traverse_util  # takes a second, as `all_keys` does
 
     every, given, found, typed = all_keys(), flatten(values), [], set()
+    before = given.setdefault("optimizer.name", every["optimizer.name"].default)
     for word in overrides:
         name, equals, written = word.removeprefix("--config.").partition("=")
         if not word.startswith("--config.") or not equals:
@@ -59,6 +60,9 @@ def build(
         else:
             given[name] = parse(written, every[name]) if name in every else written
             typed.add(name)
+    if given["optimizer.name"] != before:  # another one begins at its defaults
+        kept = typed | {"optimizer.clip_norm"}
+        given = {n: each for n, each in given.items() if n in kept or "optimizer." not in n}
     keys, values, unknown = complete(given, typed)
     found += [*unknown.values(), *faults(keys, values)]
     config = ConfigDict(traverse_util.unflatten_dict(values, sep=".")).lock()

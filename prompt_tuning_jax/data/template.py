@@ -192,8 +192,9 @@ def field_text(field: Field, record: Mapping[str, str], template: Template) -> s
     """Returns a record's text for a field, or raises a UserError that names the known fields."""
     name, place = field
     if name not in record:
-        meant = nearest(name, [*record, "soft"])
-        fault = f"the data has no field {name!r}{meant}: expected one of: {', '.join(record)}"
+        known = [other for other in record if other.isidentifier()]  # without its place in a file
+        meant = nearest(name, [*known, "soft"])
+        fault = f"the data has no field {name!r}{meant}: expected one of: {', '.join(known)}"
         raise _misplaced(template.text, place, fault)
     return record[name]
 

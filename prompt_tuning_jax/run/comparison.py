@@ -96,7 +96,8 @@ def write_comparison(folder: Path, rows: Sequence[_Row], facts: Mapping[str, str
         "## Learning rates that were tried",
         markdown(["row", "rate", "validation loss", "validation accuracy"], list(_tried(rows))),
         "## Commands",
-        markdown(["row", "command"], [[_name(row), f"`{row['command']}`"] for row in rows]),
+        # An indented block: nothing inside of a line can end it.
+        "\n".join(f"    {_one_line(row['command'])}  # {_name(row)}" for row in rows),
     ]
     pictures = draw_pictures(folder, rows)
     lines += [f"![{path.stem.replace('_', ' ')}]({path.name})" for path in pictures]
@@ -114,6 +115,10 @@ def write_comparison(folder: Path, rows: Sequence[_Row], facts: Mapping[str, str
     for name, text in contents.items():
         atomic_write(folder / name, text.encode())
     return [*(folder / name for name in contents), *pictures]
+
+
+def _one_line(command: str) -> str:
+    return command.replace("\n", "\\n")  # which a template reads as a new line
 
 
 def _tried(rows: Sequence[_Row]):

@@ -45,8 +45,8 @@ def loss_not_moving(first: Sequence[float], last: Sequence[float], step: int) ->
     return found if after > (1 - STILL) * before else ""
 
 
-def unread_init(settings, tokenizer) -> str:
-    """Warns of a start for virtual tokens that is not read, or a text that does not fit them."""
+def unread_init(settings, tokenizer, labels) -> str:
+    """Warns of a start for virtual tokens that is not read, or does not fit them."""
     if "init" not in settings:
         return ""
     for init in ("text", "file"):
@@ -55,9 +55,12 @@ def unread_init(settings, tokenizer) -> str:
                 f"method.init_{init} is ignored, as method.init is {settings.init!r}: set "
                 f"method.init to {init!r} to use it"
             )
+    wanted = settings.num_virtual_tokens
+    if settings.init == "labels" and len(labels) > wanted:
+        return f"{len(labels) - wanted} of the {len(labels)} labels have no virtual token"
     if settings.init != "text":
         return ""
-    found, wanted = len(tokenizer.encode(settings.init_text)[0]), settings.num_virtual_tokens
+    found = len(tokenizer.encode(settings.init_text)[0])
     change = "cut" if found > wanted else "repeated"
     fault = f"method.init_text has {found} tokens and is {change} to the {wanted} virtual tokens"
     return fault if found != wanted else ""

@@ -29,7 +29,7 @@ class Words(NamedTuple):
 
 def find_words(lm: LanguageModel, words_only: bool) -> Words:
     """Returns the tokens that their own text gives back: of whole printable words, or all. Raises a
-    UserError if there are none."""
+    UserError if there is nothing to choose from."""
     tokenizer, first, others = lm.tokenizer, [], []
     anchor = tokenizer.encode("a")[0]
     for index in tokenizer.text_ids:
@@ -42,9 +42,9 @@ def find_words(lm: LanguageModel, words_only: bool) -> Words:
         follows = fits and (word != text or not words_only)
         if follows and tokenizer.encode(f"a{text}")[0] == [*anchor, index]:
             others.append(index)
-    if not first or not others:
+    if len(first) < 2 or len(others) < 2:
         raise UserError(
-            "the model's vocabulary has no whole words to search among: give"
+            "the model's vocabulary has no two whole words to choose from: give"
             " --config.search.words_only=false"
         )
     embeddings = np.asarray(lm.embed(np.arange(lm.spec.vocabulary)))

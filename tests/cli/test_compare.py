@@ -42,7 +42,7 @@ def command(workdir, *more, **keys):
         **keys,
     }
     words = [f"--config.compare.{name}={value}" for name, value in keys.items()]
-    prompts = "--config.prompts=('One of b, e, p, s, t. ', 'What? ')"
+    prompts = "--config.prompts=('One of `b`, `e`, p, s, t.\\n', '`What`?\\n')"
     parts = {"task.validation": "validation[:100]", "calibration.split": "validation[100:160]"}
     prompts = [prompts, *(f"--config.{name}={part}" for name, part in parts.items())]
     config = ["--config", tiny_runs.world().config]
@@ -86,9 +86,13 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
     assert found["few", 0]["learning_rate"] == min(losses)[1]
     assert not list((home / "whole").rglob("checkpoints"))
 
+    page = (home / "whole" / "report.md").read_text()
+    assert "- time: " in page and "to train, search and choose" in page
     for name in ("written prompt, calibrated", "demonstrations", "few"):
         row = found[name, 0]
-        words = [word.replace("DIR", "whole") for word in shlex.split(row["command"])[1:]]
+        [line] = [line for line in page.splitlines() if line.endswith(f"  # {name}")]
+        words = shlex.split(row["command"].replace("DIR", "whole"))[1:]
+        assert shlex.split(line, comments=True)[1:] == [w.replace("\n", "\\n") for w in words]
         again = typed(*words, "--json")
         assert again.status == 0, again.err
         values = json.loads(again.out)
@@ -127,6 +131,7 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
         ({"rows": ("lorra",)}, "names no method (did you mean 'lora'?)"),
         ({"rows": ("lora", "lora: steps=1")}, "'lora' twice"),
         ({"rows": ("soft prompt", "soft_prompt")}, "'soft prompt' twice"),
+        ({"rows": ("lora", "LoRA: method.name=lora")}, "'LoRA' twice"),
         ({"rows": ("lora: task.split_seed=1",)}, "which all rows share"),
         ({"rows": ("lora: parallel.model=2",)}, "which all rows share"),
         (

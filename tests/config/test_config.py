@@ -278,6 +278,17 @@ def test_a_key_of_another_is_ignored_at_its_default_in_a_file(tmp_path):
     assert load(write(tmp_path, json.dumps(saved), "made.json")) == load(None)
 
 
+def test_another_optimizer_that_is_typed_begins_at_its_defaults():
+    saved = load(None, overrides(["optimizer.clip_norm=0.5", "optimizer.eps=1e-7"])).to_dict()
+    words = ["optimizer.name=adafactor", "optimizer.decay_rate=0.7"]
+    found = build(saved, overrides(words)).optimizer
+    own = {"name": "adafactor", "clip_norm": 0.5, "decay_rate": 0.7}
+    assert found == build({"optimizer": own}).optimizer
+    assert found.eps != 1e-7
+    same = build(saved, overrides(["optimizer.name=adamw"])).optimizer
+    assert same.eps == 1e-7
+
+
 def test_an_earlier_name_of_a_key_can_be_typed():
     assert load(None, overrides(["optimizer.name=sgd", "optimizer.b1=0.9"])).optimizer.momentum
 

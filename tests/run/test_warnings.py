@@ -139,14 +139,18 @@ def test_updates_with_more_examples_than_there_are_give_a_warning():
 
 def test_a_start_that_is_ignored_or_does_not_fit_gives_a_warning():
     def said(**settings):
-        return warnings.unread_init(ConfigDict({"init_file": "", **settings}), LM.tokenizer)
+        settings = ConfigDict({"init_file": "", "init_text": "", **settings})
+        return warnings.unread_init(settings, LM.tokenizer, LABELS)
 
     size = len(LM.tokenizer.encode("two words")[0])
     given = {"init": "text", "init_text": "two words"}
     assert said(**given, num_virtual_tokens=size) == ""
     assert f"has {size} tokens and is cut to the 1 virtual" in said(**given, num_virtual_tokens=1)
     assert "is repeated to the 99 virtual tokens" in said(**given, num_virtual_tokens=99)
-    assert said(init="vocabulary", init_text="", num_virtual_tokens=1) == ""
+    assert said(init="vocabulary", num_virtual_tokens=1) == ""
+    assert said(init="labels", num_virtual_tokens=len(LABELS)) == ""
+    few = said(init="labels", num_virtual_tokens=len(LABELS) - 1)
+    assert few == f"1 of the {len(LABELS)} labels have no virtual token"
     assert said(init="vocabulary", init_text="two words", num_virtual_tokens=1) == (
         "method.init_text is ignored, as method.init is 'vocabulary': set method.init to 'text' to"
         " use it"

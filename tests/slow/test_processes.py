@@ -115,6 +115,26 @@ def python(folder, script, *words):
     return [interpreter, str(path), *words]
 
 
+def predict(count, run, folder):
+    """The answers of so many processes to more texts than are scored together."""
+    texts, answers = folder / "texts.txt", folder / "answers.jsonl"
+    texts.write_text("\n".join(f"Shares of {number} fall" for number in range(300)))
+    typed = [tiny_runs.world().program, "predict", "--artifact", str(run), str(texts)]
+    typed += [f"--output={answers}", f"--config.parallel.model={count}"]
+    _, *others = ended(several([typed] * count), [0] * count) if count > 1 else [finish(typed)]
+    assert not any("records" in output for output in others)
+    return [json.loads(line) for line in answers.read_text().splitlines()]
+
+
+def test_other_records_are_refused_in_both(whole, tmp_path):
+    typed = [tiny_runs.world().program, "predict", "--artifact", str(whole)]
+    files = [tmp_path / f"{number}.txt" for number in range(2)]
+    for number, path in enumerate(files):
+        path.write_text(f"one\n{number}\n")
+    for output in ended(several([[*typed, str(path)] for path in files]), [2, 2]):
+        assert "has another config, model or data than process 0" in output
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The folder of a run of two processes that nothing stopped."""
@@ -189,6 +209,10 @@ def test_weights_over_processes_are_saved_and_reported(tmp_path):
     found = json.loads(first.splitlines()[-1])
     assert "accuracy" not in second and (tmp_path / "kept").exists()
     assert found["accuracy"] == report(run)["fine tuning"]["accuracy"]
+    predicted = [predict(1, run, tmp_path), predict(2, run, tmp_path)]
+    assert [each["label"] for each in predicted[1]] == [each["label"] for each in predicted[0]]
+    for one, two in zip(*predicted, strict=True):
+        assert two["probabilities"] == pytest.approx(one["probabilities"], abs=1e-5)
     wanted = load_artifact(alone / workdir.ARTIFACT).tensors
     for name, tensor in load_artifact(run / workdir.ARTIFACT).tensors.items():
         np.testing.assert_allclose(tensor, wanted[name], rtol=0, atol=1e-5, err_msg=name)
