@@ -2,8 +2,9 @@
 
 Command: prompt-tuning search --config configs/search.py --workdir runs/search
   (the control: --config.search.name=random)
-Hardware and time: one CPU core, float32, beside other work: 28 to 34 min (0.5 to 0.6 prompts a
-  second, each on 32 headlines).
+Hardware and time: 2 CPU cores at 150 GFLOP/s, float32, beside tests: 27 min 29 s (seed 0, as a row
+  of configs/compare.py). One core beside other work: 28 to 34 min (0.5 to 0.6 prompts a second,
+  each on 32 headlines).
 Expected: 72.0, 73.0 and 73.0 % on the validation split, 68.2, 69.2 and 68.6 % on the 500 test
   headlines (seeds 0, 1 and 2; run here). Random swaps with as many forwards give 70.7, 72.0 and
   72.3 %, and 64.8, 67.4 and 66.6 %; PEZ (name=pez, seed 0, 22 min) 72.7 and 64.6 %. The start has

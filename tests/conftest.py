@@ -1,6 +1,7 @@
 """Sets up the tests before jax is imported: eight CPU devices, and caches that the session owns."""
 
 import atexit
+import gc
 import io
 import os
 import shutil
@@ -37,6 +38,9 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # XLA's thread pool is as large as this says: with fewer threads than devices a collective can wait
 # for a device that never gets one.
 os.environ["NPROC"] = "16"
+
+# Python would look through millions of objects of compiled programs, for 5 % of the time.
+gc.set_threshold(50_000, 20, 50)
 
 settings.register_profile("tests", derandomize=True, deadline=None, database=None)
 # `make test-slow` runs the property tests again with `--hypothesis-profile=slow`.
