@@ -62,7 +62,8 @@ def build(
             typed.add(name)
     if given["optimizer.name"] != before:  # another one begins at its defaults
         kept = typed | {"optimizer.clip_norm"}
-        given = {n: each for n, each in given.items() if n in kept or "optimizer." not in n}
+        for name in [n for n in given if n.startswith("optimizer.") and n not in kept]:
+            del given[name]
     keys, values, unknown = complete(given, typed)
     found += [*unknown.values(), *faults(keys, values)]
     config = ConfigDict(traverse_util.unflatten_dict(values, sep=".")).lock()
