@@ -11,6 +11,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import models
 
 from prompt_tuning_jax.data.example import encode_example
+from prompt_tuning_jax.data.records import PLACE
 from prompt_tuning_jax.data.template import Slot, Special, field_names, parse
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models.files.tokenizer import Facts, Tokenizer
@@ -361,6 +362,7 @@ def test_a_plain_slot_takes_what_the_others_leave(tokenizer, count):
         ("{soft} {text}{soft:3}", 2, "position 14: the slots add up to 3"),
         ("{soft}{txet}", 2, r"position 7: the data has no field 'txet' \(did you mean 'text'\?\)"),
         ("{sfot}{text}", 0, r"position 1: the data has no field 'sfot' \(did you mean 'soft'\?\)"),
+        ("{x}", 0, "the data has no field 'x': expected one of: text, other$"),
         ("{soft}", 0, "nothing before the answer"),
         ("{other}", 0, "nothing before the answer"),
     ],
@@ -368,7 +370,7 @@ def test_a_plain_slot_takes_what_the_others_leave(tokenizer, count):
 def test_a_template_that_cannot_be_encoded_is_refused(
     tokenizer, template, num_virtual_tokens, message
 ):
-    record, words = {"text": "x", "other": ""}, ["yes", "no"]
+    record, words = {"text": "x", "other": "", PLACE: "line 1"}, ["yes", "no"]
     with pytest.raises(UserError, match=message):
         encoded(template, record, words, tokenizer, num_virtual_tokens=num_virtual_tokens)
 
