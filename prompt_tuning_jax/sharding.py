@@ -30,10 +30,10 @@ KEYS = {
         lambda value, section: value == 1 or section["name"] == "jit",
     ),
     # Letters of the axes of matrices, see `spec.matrices`: a matrix is divided along its first axis
-    # that is among them and that `model` divides. With r, LoRA's are divided too, if they can be.
+    # that is among them and that `model` divides. With r, LoRA's too, if they can be.
     "axes": Key(
         _LETTERS,
-        f"some of {', '.join(_LETTERS)}, and r too to divide LoRA's",
+        f"some of {', '.join(_LETTERS)}, and r to divide LoRA's matrices too",
         lambda value: {"r"} < {*value, "r"} <= {*_LETTERS, "r"},
     ),
 }

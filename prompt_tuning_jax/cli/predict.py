@@ -84,7 +84,8 @@ def answers(
 
 
 def _fingerprint(name: str, first: Record) -> str:
-    """Returns what tells other records from these, as far as they can be read twice."""
+    """Returns what several processes must agree on: a file's digest, or the first record of what
+    cannot be read twice."""
     if jax.process_count() == 1 or not os.path.isfile(name):
         return repr(first)
     with open(name, "rb") as stream:

@@ -19,7 +19,8 @@ def load(path: str | os.PathLike | None, overrides: Sequence[str] = ()) -> Confi
 
     Args:
         path: a .py file with `get_config()`, a saved .json, or None for the defaults.
-        overrides: words `--config.KEY=VALUE`. The last one of a key counts.
+        overrides: words `--config.KEY=VALUE`. The last one of a key counts. Another
+            `optimizer.name` than the file's begins at its defaults, with the file's `clip_norm`.
 
     Returns:
         A locked ConfigDict with every key of its method, optimizer and kind of task.
