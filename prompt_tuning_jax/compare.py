@@ -30,11 +30,19 @@ from prompt_tuning_jax.data.task import (
     validation_records,
 )
 from prompt_tuning_jax.errors import RunError, UserError
-from prompt_tuning_jax.forgetting import cross_entropy, unrelated_texts
+from prompt_tuning_jax.forgetting import forgetting, unrelated_texts
+from prompt_tuning_jax.memory import enough_memory
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import Given, from_tensors
 from prompt_tuning_jax.run.artifact import TENSORS, load_artifact
-from prompt_tuning_jax.run.folder import ARTIFACT, CHECKPOINTS, TENSORBOARD, tie_to_config
+from prompt_tuning_jax.run.folder import (
+    ARTIFACT,
+    CHECKPOINTS,
+    CONFIG,
+    SEARCH,
+    TENSORBOARD,
+    tie_to_config,
+)
 from prompt_tuning_jax.storage import atomic_write
 from prompt_tuning_jax.teacher import check_teacher
 
@@ -55,12 +63,13 @@ class Compared(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What all runs share; `forgetting` takes what a run gives to the model. `failed` are rows that
-    gave no result."""
+    """What all runs share; `forgetting` of `texts` takes what a run gives to the model. `failed`
+    are rows that gave no result."""
 
     lm: LanguageModel
     config: Any
     folder: Path
+    texts: Sequence[str]
     forgetting: Callable[[Given], float]
     log: Callable[[str], None]
     failed: list[str]
@@ -76,18 +85,12 @@ def compare(
       UserError: a row cannot be run.
       KeyboardInterrupt: asked to stop; what is finished, and a checkpoint, are in the folder.
     """
-    rows = check(lm, config, folder, log)
-    texts = unrelated_texts(config.compare.unrelated)
-    # What all rows share: rows, seeds and rates may be added later.
-    own = ("compare", *WAYS.values())
-    shared = {name: value for name, value in config.to_dict().items() if name not in own}
-    tie_to_config(folder, configs.build(shared), fresh)
+    rows = check(lm, config, folder, log, fresh)
+    tie_to_config(folder, _shared(config), fresh)
     for old in (each for row in rows for each in (folder / row.folder).glob("*seed-*") if fresh):
         shutil.rmtree(old)
-    alone = functools.cache(lambda: cross_entropy(lm, texts, Given()))
-    setting = Setting(
-        lm, config, folder, lambda given: cross_entropy(lm, texts, given) - alone(), log, []
-    )
+    texts = unrelated_texts(config.compare.unrelated)
+    setting = Setting(lm, config, folder, texts, forgetting(lm, texts), log, [])
     found = [_attempt(setting, row, _all_examples) for row in rows]
     curve, counts = _curve(config, rows)
     for results in [each for each in found if each and each.row.name in curve]:
@@ -97,15 +100,24 @@ def compare(
     return [*filter(None, found)], [*dict.fromkeys(setting.failed)]
 
 
-def check(lm: LanguageModel, config, folder: Path, log: Callable) -> list[Row]:
-    """Returns the rows; raises a UserError for one that cannot be run, before the first is."""
+def check(lm: LanguageModel, config, folder: Path, log: Callable, fresh: bool = False) -> list[Row]:
+    """Returns the rows; raises a UserError for one that cannot be run, before the first is, or that
+    was run with another config, unless all start over (`fresh`)."""
     rows = read_rows(config)
+    unrelated_texts(config.compare.unrelated)
+    if not fresh and (folder / CONFIG).exists():
+        tie_to_config(folder, _shared(config))
     curve, counts = _curve(config, rows)
     repeated = [(row, count) for row in rows if row.name in curve for count in counts]
     if counts and not repeated:
         raise UserError("no row is trained: leave config.compare.examples_per_class out")
     for row, count in [*((row, 0) for row in rows), *repeated]:
-        task = (run := make_run(config, folder, row, 0, examples=count)).config.task
+        rates = row.rates[: 1 if count else None] or (None,)
+        seeds = [(rate, seed) for rate in rates for seed in config.compare.seeds]
+        runs = [make_run(config, folder, row, seed, rate, count) for rate, seed in seeds]
+        for run in [] if fresh else runs:
+            _check_kept(run)
+        task = (run := runs[0]).config.task
         made, kind = make_task(task), "" if count else _calibration_of(config, run)
         training_records(made, task)
         api.held_out(made, run.config, kind)
@@ -120,6 +132,24 @@ def check(lm: LanguageModel, config, folder: Path, log: Callable) -> list[Row]:
         if count and row is repeated[0][0] and task.validation_per_class < count:
             log(f"validation has {task.validation_per_class} for each label, not {count}")
     return rows
+
+
+def _shared(config):
+    """Returns what all rows share: rows, seeds and rates may be added later."""
+    own = ("compare", *WAYS.values())
+    return configs.build({name: part for name, part in config.to_dict().items() if name not in own})
+
+
+def _check_kept(run: Run) -> None:
+    """Raises a UserError if there is a run of another config in the folder of this one."""
+    path = run.folder / CONFIG
+    if not path.exists():
+        return
+    if changes := configs.difference(path.read_text(encoding="utf-8"), run.config):
+        raise UserError(
+            f"the row {run.row.name!r} has run with another config: give it another name, or delete"
+            f" '{run.folder.parent}' to run it again" + "".join(f"\n  {each}" for each in changes)
+        )
 
 
 def _curve(config, rows: Sequence[Row]) -> tuple[list[str], list[int]]:
@@ -143,7 +173,7 @@ def _attempt(setting: Setting, row: Row, run: Callable, *how) -> Compared | None
     """Returns a row's results, or None if it fails."""
     try:
         return run(setting, row, *how)
-    except RunError as error:
+    except (RunError, UserError) as error:
         setting.log(f"warning: the row {row.name!r} has failed: {error}")
         setting.failed.append(row.name)
         return None
@@ -191,19 +221,25 @@ def _every_seed(
     runs = [make_run(setting.config, setting.folder, row, seed, rate, examples) for seed in seeds]
     found = [_find(setting, run) for run in runs]
     # At the end: nothing above has seen the test split.
-    test, unrelated = [], setting.config.compare.unrelated
+    test, unrelated = [], digest(*setting.texts)
     for run, each in zip(runs, found, strict=True):
         own = {"calibration": _calibration_of(setting.config, run), "unrelated": unrelated}
-        own["sources"] = _sources(setting, run, run.config.task.test)
-        test.append(_kept(run.folder / TEST, functools.partial(_test, setting, run, each), **own))
+        splits = filter(None, (run.config.task.test, run.config.calibration.split))
+        own["sources"] = _sources(setting, run, *splits)
+        test.append(_kept(run, TEST, functools.partial(_test, setting, run, each), **own))
     return Compared(row, examples, runs, found, test)
 
 
-def _kept(path: Path, make: Callable[[], dict[str, Any]], **settings: str) -> dict[str, Any]:
-    """Returns the values of a JSON file, which is made if it does not exist with these settings."""
+def _kept(
+    run: Run, name: str, make: Callable[[], dict[str, Any]], **settings: str
+) -> dict[str, Any]:
+    """Returns the values of a run's JSON file, which is made if it is not there with these
+    settings."""
+    path = run.folder / name
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if not kept or kept | settings != kept:
-        kept = make() | settings
+        with enough_memory(run.config):
+            kept = make() | settings
         atomic_write(path, (json.dumps(kept) + "\n").encode())
     return kept
 
@@ -216,9 +252,10 @@ def _find(setting: Setting, run: Run) -> dict[str, Any]:
     # Records that calibrate do not choose: with another calibration, others choose.
     own = {} if run.row.is_trained else {"calibration": _calibration_of(setting.config, run)}
     own["sources"] = _sources(setting, run)
-    found = _kept(run.folder / FOUND, functools.partial(find, setting, run), **own)
+    found = _kept(run, FOUND, functools.partial(find, setting, run), **own)
     for name in (CHECKPOINTS, TENSORBOARD):  # gigabytes for a whole model
         shutil.rmtree(run.folder / name, ignore_errors=True)
+    (run.folder / SEARCH).unlink(missing_ok=True)  # with other data, it would be in the way
     return found
 
 
@@ -327,7 +364,7 @@ def _test(setting: Setting, run: Run, found: Mapping[str, Any]) -> dict[str, Any
         is_read = held is ranking and run.row.name == "written prompt" and found["examples"]
         result["calibrated_by"] = 0 if is_read else len(held)
     tensors = load_artifact(run.folder / ARTIFACT).tensors if run.row.is_trained else {}
-    if setting.config.compare.unrelated and (run.row.is_trained or run.row.name == "no prompt"):
+    if setting.texts and (run.row.is_trained or run.row.name == "no prompt"):
         result["forgetting"] = setting.forgetting(from_tensors(tensors))
     return result
 

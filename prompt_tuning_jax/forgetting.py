@@ -1,6 +1,7 @@
 """What an adaptation does to unrelated text: the change of the model's cross-entropy on it."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -30,14 +31,28 @@ def unrelated_texts(source: str) -> list[str]:
     return texts[:TEXTS]
 
 
-def cross_entropy(lm: LanguageModel, texts: Sequence[str], given: Given) -> float:
-    """Returns the nats a token of texts with an adaptation. Its virtual tokens stand behind BOS or,
-    without BOS, in front of the first token, which then is not scored."""
+def forgetting(lm: LanguageModel, texts: Sequence[str]) -> Callable[[Given], float]:
+    """Returns a function of an adaptation: the nats a token of the texts that it adds. Both sides
+    read the tokens for which there is room behind the adaptation."""
+    alone = functools.cache(functools.partial(cross_entropy, lm, texts, Given()))
+
+    def added(given: Given) -> float:
+        taken = virtual_tokens(given) + prefix_length(given)
+        room = min(TOKENS, lm.spec.max_positions - taken - 1)
+        return cross_entropy(lm, texts, given, room) - alone(room)
+
+    return added
+
+
+def cross_entropy(
+    lm: LanguageModel, texts: Sequence[str], given: Given, room: int = TOKENS
+) -> float:
+    """Returns the nats a token of texts, of so many tokens at most, with an adaptation. Its virtual
+    tokens stand behind BOS or, without BOS, in front of the first token, which is not scored."""
     slots = -1 - np.arange(virtual_tokens(given))
-    room = min(TOKENS, lm.spec.max_positions - len(slots) - prefix_length(given) - 1)
     examples = []
     for text in texts:
-        ids = lm.tokenizer.encode(text)[0][:room]
+        ids = lm.tokenizer.encode(text)[0][: max(room, 1)]
         front = [lm.tokenizer.bos_id, *slots] if lm.tokenizer.add_bos else [*slots, ids.pop(0)]
         trunk, tail = (np.array(part, np.int32) for part in (front, ids))
         if ids:

@@ -11,18 +11,19 @@ import numpy as np
 from prompt_tuning_jax import compare
 from prompt_tuning_jax.cli import dry_run
 from prompt_tuning_jax.cli.evaluate import warn_of_overlap
-from prompt_tuning_jax.cli.machine import describe_machine, enough_memory, load_model
+from prompt_tuning_jax.cli.machine import describe_machine, load_model
 from prompt_tuning_jax.cli.show import print_table, say
 from prompt_tuning_jax.cli.train import SAVED, type_again
 from prompt_tuning_jax.cli.written_prompts import check_prompts
 from prompt_tuning_jax.compare import Compared
-from prompt_tuning_jax.data.task import make_task, select_records
+from prompt_tuning_jax.data.task import make_task, select_records, training_records
 from prompt_tuning_jax.errors import RunError
+from prompt_tuning_jax.memory import enough_memory
 from prompt_tuning_jax.metrics import paired_difference
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.run.comparison import cells, write_comparison
 from prompt_tuning_jax.run.environment import record_start
-from prompt_tuning_jax.run.folder import CONFIG, METRICS, claim
+from prompt_tuning_jax.run.folder import CONFIG, METRICS, check_local, claim
 from prompt_tuning_jax.run.report import duration
 
 
@@ -35,8 +36,7 @@ def compare_and_report(config, folder: str, fresh: bool, command: Sequence[str])
         say(machine := describe_machine(lm))
         _, again = type_again(command)
         try:
-            with enough_memory(config):
-                results, failed = compare.compare(lm, config, root, say, fresh)
+            results, failed = compare.compare(lm, config, root, say, fresh)
         except KeyboardInterrupt:
             start["outcome"] = "stopped"
             say(f"saved; this goes on from here:\n  {again}")
@@ -65,8 +65,9 @@ def _check_texts(config, folder: Path) -> None:
         named |= {own.teacher.prompt: "config.teacher.prompt"} if own.teacher.prompt else {}
         if named:
             check_prompts(make_task(own.task), named, own.task.test)
+    task = make_task(config.task)
+    warn_of_overlap(task, training_records(task, config.task), config.task.test)
     if own := config.calibration.split:
-        task = make_task(config.task)
         warn_of_overlap(task, select_records(task, own), config.task.test)
 
 
@@ -150,16 +151,17 @@ def _command(each: Compared, calibrated: bool) -> str:
 
 def rehearse(config, folder: str | None = None, fresh: bool = False) -> dict[str, Any]:
     """Returns how long the rows take, by a few steps of each; writes nothing."""
-    _check_texts(config, Path())
+    check_local(folder or "")
+    _check_texts(config, root := Path(folder or ""))
     lm = load_model(config)
     say(describe_machine(lm))
     found: dict[str, Any] = {}
-    for row in compare.check(lm, config, Path(), say):
-        run = compare.make_run(config, Path(), row, config.compare.seeds[0])
+    for row in compare.check(lm, config, root, say, fresh or not folder):
+        run = compare.make_run(config, root, row, config.compare.seeds[0])
         if not row.is_trained:
             continue
         say(f"\n== {row.name}")
-        with enough_memory(config):
+        with enough_memory(run.config):
             plan = dry_run.measure(lm, make_task(run.config.task), run.config, say)
         scored = plan["seconds"]["validation"] / plan["examples"]["validation"]
         is_repeated = row.name in (config.compare.curve or [row.name])

@@ -14,13 +14,18 @@ import jax
 import numpy as np
 
 from prompt_tuning_jax import train
-from prompt_tuning_jax.cli.machine import enough_memory, less_memory
 from prompt_tuning_jax.cli.show import print_facts, say
 from prompt_tuning_jax.cli.train import prepare
 from prompt_tuning_jax.data.encode import count_shortened
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.data.task import select_records
-from prompt_tuning_jax.memory import device_bytes, host_bytes, step_bytes
+from prompt_tuning_jax.memory import (
+    device_bytes,
+    enough_memory,
+    host_bytes,
+    less_memory,
+    step_bytes,
+)
 from prompt_tuning_jax.models.files.tokenizer import Tokenizer
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import Given

@@ -18,12 +18,11 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from prompt_tuning_jax import train
-from prompt_tuning_jax.cli.machine import less_memory
 from prompt_tuning_jax.cli.show import print_facts, say
 from prompt_tuning_jax.data.batch import Batch
 from prompt_tuning_jax.data.task import make_task
 from prompt_tuning_jax.errors import UserError, nearest
-from prompt_tuning_jax.memory import step_bytes
+from prompt_tuning_jax.memory import less_memory, step_bytes
 from prompt_tuning_jax.models.language_model import outline
 from prompt_tuning_jax.models.sites import virtual_tokens
 from prompt_tuning_jax.run.report import duration, size

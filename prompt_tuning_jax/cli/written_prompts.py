@@ -52,12 +52,12 @@ def check_prompts(task, prompts: Mapping[str, str], split: str) -> None:
 def rank_prompts(
     prompts: Mapping[str, str], score: Callable[..., dict[str, Any]], log: Callable
 ) -> list[dict[str, Any]]:
-    """Returns each prompt with what `score(prompt=...)` returns, the best first: by accuracy, or by
-    loss without labels. Equal prompts keep their order."""
+    """Returns each prompt with what `score(prompt=...)` returns, the best first: by accuracy
+    if the task has labels, then by loss."""
     ranked = []
     for prompt, place in with_progress(prompts.items(), "prompts scored", log, len(prompts)):
         try:
             ranked.append({"prompt": prompt, **score(prompt=prompt)})
         except UserError as error:
             raise UserError(f"{place}: {error}") from error
-    return sorted(ranked, key=lambda found: -found.get("accuracy", -found["loss"]))
+    return sorted(ranked, key=lambda found: (-found.get("accuracy", 0), found["loss"]))

@@ -77,7 +77,8 @@ def claim(folder: str | os.PathLike, command: str = "train") -> Iterator[Path]:
             with writable(folder):
                 os.ftruncate(lock, 0)
                 os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
-                for left in folder.glob(".*.partial"):  # files and artifacts of a killed run
+                # Files and artifacts of a killed run.
+                for left in [*folder.rglob(".*.partial")]:
                     _delete(left)
             yield folder
         finally:

@@ -1,23 +1,26 @@
 """The command `compare`: what it runs, that it goes on, and that its numbers can be had again."""
 
 import contextlib
+import dataclasses
 import json
 import shlex
 from collections import Counter
 from types import SimpleNamespace
 from unittest import mock
 
+import jax
+import numpy as np
 import plain_model
 import pytest
 import tiny_runs
 
-from prompt_tuning_jax import api, compare, train
+from prompt_tuning_jax import api, compare, forgetting, train
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data.records import LABEL
 from prompt_tuning_jax.data.task import make_task, validation_records
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.forgetting import cross_entropy
-from prompt_tuning_jax.models.sites import Given
+from prompt_tuning_jax.models.sites import PREFIX, Given
 from prompt_tuning_jax.run import comparison, report
 
 ROWS = (
@@ -120,6 +123,12 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
     new = {"rows": ("lora", "no prompt"), "learning_rates": (), "curve": ()}
     other = typed(*command("whole", "--config.steps=13", **new))
     assert not calls and other.status == 2 and "config.steps was 12 and is 13 now" in other.err
+    again = other, typed(*command("whole", "--config.steps=13", "--dry_run", **new))
+    assert again[1].status == 2 and again[1].err == again[0].err
+    changed = ("lora", "few: method.name=prefix method.num_virtual_tokens=5")
+    other = typed(*command("whole", rows=changed))
+    assert not calls and other.status == 2 and "method.num_virtual_tokens was 4" in other.err
+    assert "the row 'few' has run with another config: give it another name, or" in other.err
     stopped += [2, 5]
     assert [typed(*command("other")).status for _ in range(3)] == [75, 75, 0]
     assert rows(home / "other") == before
@@ -152,6 +161,7 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
         ({"curve": ("ia3",)}, "expected a trained row, one of soft prompt, few"),
         ({"seeds": ()}, "at least one"),
         ({"seeds": (0, 0)}, "expected different whole numbers"),
+        ({"seeds": (0, 2**32)}, "config.seed is 4294967296"),
         ({"rows": ("lora", "searched prompt")}, "has neither start nor num_tokens"),
         ({"rows": ("lora", 'written prompt: prompts="(\\"{foo}\\",)"')}, "config.prompts: "),
         ({"rows": ("ia3", "lora: method.name=prefix method.init=file method.init_file=no")}, "no"),
@@ -246,6 +256,8 @@ def test_records_that_calibrate_choose_no_prompt_and_count_once(typed, home):
         *command("other", "--config.calibration.split=test[:9]", calibrate="texts", **words)
     )
     assert "9 of 40 records of test[:40] are trained on too" in shown.out
+    shown = typed(*command("more", "--config.task.test=train[:9]", calibrate="", **words))
+    assert "9 of 9 records of train[:9] are trained on too" in shown.out
 
 
 def test_with_other_data_the_rows_are_run_again(typed, home):
@@ -258,13 +270,19 @@ def test_with_other_data_the_rows_are_run_again(typed, home):
         own = {"name": "files", "files.train": "own.csv", "labels": ("x=x", "y=y")}
         parts = {"train": "train[:50]", "validation": "train[50:70]", "test": "train[70:]"}
         own = [f"--config.task.{name}={value}" for name, value in {**own, **parts}.items()]
-        few = {"seeds": (0,), "examples_per_class": (), "calibrate": "", "unrelated": ""}
+        few = {"seeds": (0,), "examples_per_class": (), "calibrate": "", "unrelated": "u.txt"}
         shown = typed(*command(folder, *own, "--config.calibration.split=", **words, **few))
         assert shown.status == 0, shown.err
-        return [row["by_seed"] for row in rows(home / folder)], shown.out
+        found = rows(home / folder)
+        return [[*row["by_seed"], row["forgetting"]] for row in found], shown.out
 
     write("xy")
+    (home / "u.txt").write_text("some words here")
     first, _ = run("whole")
+    (home / "u.txt").write_text("quite different ones")
+    other, out = run("whole")
+    assert "compiling" not in out and [row[:1] for row in other] == [row[:1] for row in first]
+    assert other[1][1] != first[1][1]
     write("yx")
     again, _ = run("whole")
     assert again == run("fresh")[0] != first
@@ -279,6 +297,22 @@ def test_a_row_that_fails_is_left_out_and_named(typed, home):
     assert "warning: the row 'wild' has failed: 5 updates in a row" in shown.out
     assert [row["name"] for row in rows(home / "whole")] == ["no prompt"]
     assert "- failed: wild" in (home / "whole" / "report.md").read_text()
+
+
+def test_too_little_memory_or_a_record_that_does_not_fit_ends_one_row_alone(tmp_path):
+    config, lines = configs.build({"compare": {"rows": ("fine tuning",)}}), []
+    [row] = compare.read_rows(config)
+    run, setting = (
+        compare.make_run(config, tmp_path, row, 0),
+        mock.Mock(failed=[], log=lines.append),
+    )
+    little = mock.Mock(side_effect=jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory"))
+    attempt = compare._attempt(setting, row, lambda *_: compare._kept(run, compare.FOUND, little))
+    long = mock.Mock(side_effect=UserError("record 3 does not fit"))
+    assert attempt is compare._attempt(setting, row, long) is None
+    assert setting.failed == ["fine tuning"] * 2 and "does not fit" in lines[1]
+    # What this row can do, not what the config's own method could.
+    assert "too little memory" in lines[0] and "quantize" not in lines[0]
 
 
 def test_numbers_of_examples_stand_apart_on_their_axis():
@@ -387,7 +421,7 @@ def test_a_rate_that_diverges_is_one_of_those_that_were_tried(monkeypatch, tmp_p
         compare, "_every_seed", lambda _, row, rate: compare.Compared(row, rate, [], [], [])
     )
     config, lines = configs.build({"compare": {"rows": ("prefix",)}}), []
-    setting = compare.Setting(None, config, tmp_path, None, lines.append, [])
+    setting = compare.Setting(None, config, tmp_path, [], None, lines.append, [])
     [row] = compare.read_rows(config)
     found = compare._all_examples(setting, row._replace(rates=(5.0, 0.2, 0.1)))
     assert found.tried == [(5.0, {}), (0.2, {"loss": 0.2}), (0.1, {"loss": 0.1})]
@@ -418,6 +452,17 @@ def test_a_text_of_one_token_is_not_measured():
     assert cross_entropy(alone, ["a", "abc"], Given()) == pytest.approx(wanted)
     with pytest.raises(UserError, match="each unrelated text has one token"):
         cross_entropy(alone, ["a"], Given())
+
+
+def test_forgetting_is_measured_on_the_same_tokens_with_and_without(monkeypatch):
+    lm, _ = plain_model.make()
+    lm, read = lm._replace(spec=dataclasses.replace(lm.spec, max_positions=9)), []
+    monkeypatch.setattr(
+        forgetting, "cross_entropy", lambda lm, texts, given, room: read.append(room) or 0.0
+    )
+    prefix = np.zeros((lm.spec.layers, 6, lm.spec.kv_heads, lm.spec.head_size), np.float32)
+    forgetting.forgetting(lm, ["abc"])(Given(dict.fromkeys(PREFIX.values(), prefix)))
+    assert read == [2, 2]
 
 
 def test_calibration_leaves_validation_examples_to_choose_with():

@@ -68,7 +68,7 @@ def scored(scores):
     return rank_prompts(prompts, lambda prompt: scores[prompt], print)
 
 
-def test_the_best_comes_first_and_equal_ones_keep_their_order():
+def test_the_best_comes_first_and_the_loss_tells_equal_ones_apart():
     ranking = scored(
         {
             "a": {"loss": 1.0, "accuracy": 0.5},
@@ -77,8 +77,8 @@ def test_the_best_comes_first_and_equal_ones_keep_their_order():
             "d": {"loss": 0.5, "accuracy": 0.5},
         }
     )
-    assert [row["prompt"] for row in ranking] == ["b", "c", "a", "d"]
-    assert ranking[0] == {"prompt": "b", "loss": 3.0, "accuracy": 0.75}
+    assert [row["prompt"] for row in ranking] == ["c", "b", "d", "a"]
+    assert ranking[0] == {"prompt": "c", "loss": 2.0, "accuracy": 0.75}
     by_loss = scored({"a": {"loss": 2.0}, "b": {"loss": 1.0}, "c": {"loss": 1.0}})
     assert [row["prompt"] for row in by_loss] == ["b", "c", "a"]
 
