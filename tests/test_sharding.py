@@ -25,7 +25,7 @@ from prompt_tuning_jax.models.decoder import param_shapes
 from prompt_tuning_jax.models.sites import NOTHING, Given
 from prompt_tuning_jax.models.spec import matrices
 from prompt_tuning_jax.quantization import full_matrix, quantize
-from prompt_tuning_jax.sharding import make_layout, make_mesh, shard
+from prompt_tuning_jax.sharding import KEYS, make_layout, make_mesh, shard
 from prompt_tuning_jax.step import compile_step, init_state
 
 LM, SPEC = test_methods.LM, test_methods.SPEC
@@ -201,9 +201,15 @@ def test_what_does_not_fit_is_refused():
         train.plan(LM, None, configs.build({"parallel": {"model": 2}}), print)
     alone = configs.build({"parallel": {"model": 8, "axes": ("F",)}}).parallel
     with pytest.raises(
-        UserError, match=r"'embed/embedding' is 264 \(V\) x 24 \(E\): give a number"
+        UserError,
+        match=r"'embed/embedding' is 264 \(V\) x 24 \(E\): give 1, or add V, D to con",
     ):
-        make_layout(matrices(SPEC), param_shapes(SPEC), alone)
+        make_layout(matrices(SPEC), param_shapes(SPEC), alone, 8)
+    # The devices and every matrix allow what is offered.
+    for model, devices, fits in ((16, 16, "1, 2, 4, 8"), (5, 12, "1, 2, 3, 4, 6, 12"), (7, 7, "1")):
+        settings = {"model": model, "axes": KEYS["axes"].default}
+        with pytest.raises(UserError, match=rf"model is {model}, and .*: give {fits}$"):
+            make_layout(matrices(SPEC), param_shapes(SPEC), settings, devices)
     with pytest.raises(UserError, match=r"parallel.model is 2: expected 1, because .* 'pmap'"):
         configs.build({"parallel": {"model": 2, "name": "pmap"}})
     assert configs.build({}, ["--config.parallel=pmap"]).parallel.name == "pmap"
@@ -215,23 +221,37 @@ class Chip(SimpleNamespace):
     __hash__ = object.__hash__
 
 
-def test_a_model_axis_may_be_a_part_of_an_axis_of_a_slice():
-    chips = [
+def chips_of(*shape, number=0):
+    return [
         Chip(
-            id=number,
+            id=16 * number + each,
             platform="tpu",
             device_kind="TPU v6 lite",
             coords=(*map(int, place), 0),
             core_on_chip=0,
-            process_index=0,
-            slice_index=0,
+            process_index=number,
+            slice_index=number,
         )
-        for number, place in enumerate(np.ndindex(4, 4))
+        for each, place in enumerate(np.ndindex(*shape))
     ]
+
+
+def test_a_model_axis_may_be_a_part_of_an_axis_of_a_slice():
+    chips = chips_of(4, 4)
     for shards in (1, 2, 4, 8, 16):
         mesh = make_mesh(chips, shards)
         assert mesh.devices.shape == (16 // shards, shards)
         assert {chip.id for chip in mesh.devices.flat} == {*range(16)}
+
+
+def test_a_model_axis_lies_within_one_of_several_slices():
+    chips = [*chips_of(2, 2), *chips_of(2, 2, number=1)]
+    for shards in (1, 2, 4):
+        grid = make_mesh(chips, shards).devices
+        assert grid.shape == (8 // shards, shards) and {*grid.flat} == {*chips}
+        assert all(len({chip.slice_index for chip in row}) == 1 for row in grid)
+    with pytest.raises(UserError, match=r"number of devices in a slice is 4: give 1, 2, 4$"):
+        make_mesh(chips, 8)
 
 
 def test_a_run_goes_on_over_another_mesh(typed, monkeypatch):
