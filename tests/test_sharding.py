@@ -15,7 +15,7 @@ import tiny_runs
 from test_step import COLLECTIVE, assert_near
 from tiny_models import changed
 
-from prompt_tuning_jax import api, train
+from prompt_tuning_jax import api, load, train
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.errors import UserError
@@ -252,6 +252,36 @@ def test_a_model_axis_lies_within_one_of_several_slices():
         assert all(len({chip.slice_index for chip in row}) == 1 for row in grid)
     with pytest.raises(UserError, match=r"number of devices in a slice is 4: give 1, 2, 4$"):
         make_mesh(chips, 8)
+
+
+@pytest.fixture
+def moved(monkeypatch):
+    """Tells how often each leaf of a tree was copied to a mesh. (On a CPU the copies are views.)"""
+    counts, put = collections.Counter(), jax.device_put
+
+    def noted(leaf, *to):
+        counts[id(leaf)] += bool(to) and getattr(leaf, "sharding", None) != to[0]
+        return put(leaf, *to)
+
+    monkeypatch.setattr(jax, "device_put", noted)
+    return lambda tree: {counts[id(leaf)] for leaf in jax.tree.leaves(tree)}
+
+
+@pytest.mark.parametrize(("method", "times"), [("soft_prompt", {1}), ("fine_tuning", {0})])
+def test_a_validation_reads_the_weights_of_the_step(moved, method, times):
+    words = f"--config.method.name={method}", "--config.evaluate_every=6"
+    tiny_runs.tune(*words)
+    lm = tiny_runs.tiny(*words)[0]
+    assert moved(lm.params) == times
+
+
+def test_many_records_are_predicted_with_one_copy_of_the_weights(moved, monkeypatch, home):
+    monkeypatch.setattr(api, "PREDICTED_AT_ONCE", 3)
+    artifact = tiny_runs.artifact()
+    _, task, config = tiny_runs.tiny()
+    lm = load(config.model)
+    assert len([*api.predict(lm, task, ["banks"] * 9, artifact)]) == 9
+    assert moved(lm.params) == {1}
 
 
 def test_a_run_goes_on_over_another_mesh(typed, monkeypatch):
