@@ -222,18 +222,10 @@ class Chip(SimpleNamespace):
 
 
 def chips_of(*shape, number=0):
-    return [
-        Chip(
-            id=16 * number + each,
-            platform="tpu",
-            device_kind="TPU v6 lite",
-            coords=(*map(int, place), 0),
-            core_on_chip=0,
-            process_index=number,
-            slice_index=number,
-        )
-        for each, place in enumerate(np.ndindex(*shape))
-    ]
+    same = {"platform": "tpu", "device_kind": "TPU v6 lite", "core_on_chip": 0}
+    same |= {"process_index": number, "slice_index": number}
+    places = enumerate(np.ndindex(*shape), 16 * number)
+    return [Chip(id=each, coords=(*map(int, place), 0), **same) for each, place in places]
 
 
 def test_a_model_axis_may_be_a_part_of_an_axis_of_a_slice():
