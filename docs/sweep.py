@@ -1,6 +1,7 @@
-"""Searches settings with Optuna on many machines at once: `pip install optuna`, then on each
+"""Searches settings with Optuna on many machines at once: `pip install optuna`, then on each, at
+the top of a checkout,
 
-    python sweep.py /shared/sweep.journal
+    python docs/sweep.py /shared/sweep.journal
 
 The journal is a file that all machines can write, on NFS for example.
 """
@@ -11,6 +12,7 @@ import optuna
 
 from prompt_tuning_jax import config, load, tune
 from prompt_tuning_jax.data.task import make_task
+from prompt_tuning_jax.errors import RunError
 
 FILE = "configs/quickstart.py"
 LM = load(config.load(FILE).model)
@@ -30,5 +32,5 @@ backend = optuna.storages.journal.JournalFileBackend(sys.argv[1])
 study = optuna.create_study(
     storage=optuna.storages.JournalStorage(backend), study_name="sweep", load_if_exists=True
 )
-study.optimize(objective, n_trials=10)
+study.optimize(objective, n_trials=10, catch=(RunError,))  # of a rate that is too high
 print(study.best_params, study.best_value)

@@ -179,10 +179,11 @@ def predict(
             yield {"text": written.text, "finished": written.finished, **_shortened(example)}
         return
     values, shape = [value for value, _ in task.labels], None
+    lm, given, _ = scoring.spread(lm, use.given)
     while chunk := list(islice(rows, PREDICTED_AT_ONCE)):
         examples = _encode(lm, chunk, use)
         shape = stream_shape(examples, shape, jax.device_count())
-        scores = scoring.score(lm, examples, use.given, shape=shape)
+        scores = scoring.score(lm, examples, given, shape=shape)
         scoring.check_finite(lm, scores)
         scores = scores if calibration is None else calibration.apply(scores)
         for example, row in zip(examples, scoring.probabilities(scores), strict=True):

@@ -67,6 +67,15 @@ def encode_behind(lm: LanguageModel, task, rows, demonstrations, log, most=0):
     return examples, count
 
 
+def spread(lm: LanguageModel, given: Given, devices=None):
+    """Returns the model and what is given with their arrays on the mesh that `score` runs on, which
+    then copies them no more, and this mesh. The arguments are those of `score`."""
+    devices = devices or (jax.devices() if lm.layout.shards > 1 else jax.local_devices())
+    model, mesh = (lm.params, given), make_mesh(devices, lm.layout.shards)
+    params, given = place(model, mesh, lm.layout.specs(model))
+    return lm._replace(params=params), given, mesh
+
+
 def score(
     lm: LanguageModel,
     examples,
@@ -88,18 +97,16 @@ def score(
     Raises:
       UserError: the answers of an example, which share a row, take more than the free memory.
     """
-    devices = devices or (jax.devices() if lm.layout.shards > 1 else jax.local_devices())
-    mesh = make_mesh(devices, lm.layout.shards)
+    lm, given, mesh = spread(lm, given, devices)
     answers = len(examples[0].tails)
     shared = batching.shared_length(examples)
     front = bake(lm, np.asarray(examples[0].trunk[:shared]), given)
-    compiled = _compile(lm.module, mesh, lm.layout)
     # Placed once, not again for each batch.
-    model = lm.params, front
-    params, front = place(model, mesh, lm.layout.specs(model))
+    front = place(front, mesh, lm.layout.specs(front))
+    compiled = _compile(lm.module, mesh, lm.layout)
     scores = np.zeros((len(examples), answers), np.float32)
-    shape = shape or batching.evaluation_shape(examples, shared, row_multiple=len(devices))
-    _check_memory(lm, shape, device_bytes() * len(devices) or free_bytes())
+    shape = shape or batching.evaluation_shape(examples, shared, row_multiple=mesh.size)
+    _check_memory(lm, shape, device_bytes() * mesh.size or free_bytes())
     parts = batching.evaluation_batches(examples, shared, shape)
     if log is not None:
         parts = with_progress(
@@ -107,7 +114,7 @@ def score(
         )
     for batch, index in parts:
         rows = place(batching.behind_front(batch), mesh, row_specs())
-        values = fetch(compiled(params, front, rows))
+        values = fetch(compiled(lm.params, front, rows))
         # The score of a tail is the sum over its tokens, in float32.
         flat = np.zeros(len(index) * answers, np.float32)
         np.add.at(flat, batch.target_example.ravel(), (values * batch.target_weights).ravel())

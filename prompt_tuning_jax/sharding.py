@@ -65,59 +65,65 @@ class Layout(NamedTuple):
 WHOLE = Layout()
 
 
-def make_layout(
-    letters: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]
-) -> Layout:
-    """Returns the layout that `config.parallel` asks for, of matrices by path: the letters of their
-    axes, and their shapes. Raises a UserError if the number of devices does not divide a matrix."""
-    count = settings["model"]
+def make_layout(letters: Mapping, shapes: Mapping, settings: Mapping, devices: int) -> Layout:
+    """Returns the layout that `config.parallel` asks for over so many devices, of matrices by path:
+    the letters of their axes, and their shapes. Raises a UserError with the numbers that divide the
+    devices and every matrix if the one that is asked for does not."""
+    count, axes = settings["model"], settings["axes"]
     if count == 1:
         return WHOLE
+    known = [path for path in letters if path in shapes]
+    sizes = {path: [*zip(letters[path].split(), shapes[path], strict=True)] for path in known}
+
+    def cut(number: int, allowed: Sequence[str]) -> dict[str, int]:
+        """Returns the first axis of each matrix that can be cut into so many parts, by its path."""
+        return {
+            path: axis
+            for path in known
+            for axis, (letter, size) in reversed([*enumerate(sizes[path])])  # the last counts
+            if number == 1 or (letter in allowed and size % number == 0)
+        }
+
+    found, able = cut(count, axes), cut(count, _LETTERS)
+    whole = [path for path in known if path not in found]
+    if whole or devices % count:
+        shown = " x ".join(f"{size} ({letter})" for letter, size in sizes[(whole or known)[0]])
+        wrong = f"'{whole[0]}' is {shown}" if whole else f"the number of devices is {devices}"
+        numbers = (n for n in range(1, devices + 1) if devices % n == 0)
+        advice = ", ".join(str(n) for n in numbers if [*cut(n, axes)] == known)
+        if whole and devices % count == 0 and [*able] == known:
+            more = dict.fromkeys(sizes[path][able[path]][0] for path in whole)
+            advice += f", or add {', '.join(more)} to config.parallel.axes"
+        raise UserError(f"config.parallel.model is {count}, and {wrong}: give {advice}")
     divided = []
-    for path, named in letters.items():
-        if path in shapes:
-            sizes = [*zip(named.split(), shapes[path], strict=True)]
-            fitting = [
-                axis
-                for axis, (letter, size) in enumerate(sizes)
-                if letter in settings["axes"] and size % count == 0
-            ]
-            if not fitting:
-                shown = " x ".join(f"{size} ({letter})" for letter, size in sizes)
-                allowed = [size for letter, size in sizes if letter in settings["axes"]]
-                fits = [n for n in range(2, 65) if any(size % n == 0 for size in allowed)]
-                raise UserError(
-                    f"config.parallel.model is {count}, and '{path}' is {shown}: give a number that"
-                    f" divides one of config.parallel.axes, {', '.join(settings['axes'])}, as"
-                    f" {', '.join(map(str, [1, *fits]))}"
-                )
-            names = [MODEL if axis == fitting[0] else None for axis in range(len(sizes))]
-            # In int8 a matrix has a scale for each row beside it.
-            parts = {path: names, f"{path}/q": names, f"{path}/scale": names[:-1]}
-            if len(sizes) == 3 and "r" in settings["axes"]:
-                # LoRA's A [L, r, in] is cut along r, B [L, out, r] along out: B tells what r is.
-                thin = path.replace("layers/", "decoder/").removesuffix("weight")
-                parts |= {thin + factor: [None, MODEL, None] for factor in "ab"}
-            divided += [(part, PartitionSpec(*axes)) for part, axes in parts.items()]
+    for path, axis in found.items():
+        names = [MODEL if each == axis else None for each in range(len(sizes[path]))]
+        # In int8 a matrix has a scale for each row beside it.
+        parts = {path: names, f"{path}/q": names, f"{path}/scale": names[:-1]}
+        if len(names) == 3 and "r" in axes:
+            # LoRA's A [L, r, in] is cut along r, B [L, out, r] along out: B tells what r is.
+            thin = path.replace("layers/", "decoder/").removesuffix("weight")
+            parts |= {thin + factor: [None, MODEL, None] for factor in "ab"}
+        divided += [(part, PartitionSpec(*cuts)) for part, cuts in parts.items()]
     return Layout(count, tuple(divided))
 
 
 def make_mesh(devices: Sequence[Any], shards: int = 1) -> Mesh:
-    """Returns a mesh of devices with the axes `data` and `model`, which has `shards` of them."""
-    check_devices(len(devices), shards)
-    shape, kinds = (len(devices) // shards, shards), (jax.sharding.AxisType.Auto,) * 2
-    # A slice of 4 x 4 chips has no axis of 8 chips unless one of its own may be split.
-    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return Mesh(grid, AXES, axis_types=kinds)
-
-
-def check_devices(count: int, shards: int) -> None:
-    """Raises a UserError if so many devices cannot be divided into groups of `shards`."""
+    """Returns a mesh of devices with the axes `data` and `model`, which has `shards` of them. Those
+    of TPUs are in one slice. Raises a UserError if the devices cannot be divided so."""
+    # Those of `--topology`, which are described and not here, have no number of a slice.
+    slices = len({getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"}) or 1
+    count, here = len(devices) // slices, " in a slice" if slices > 1 else ""
     if count % shards:
         fits = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
-        raise UserError(
-            f"config.parallel.model is {shards}, and the number of devices is {count}: give {fits}"
-        )
+        given = f"config.parallel.model is {shards}, and the number of devices{here} is {count}"
+        raise UserError(f"{given}: give {fits}")
+    make, kinds = mesh_utils.create_device_mesh, (jax.sharding.AxisType.Auto,) * 2
+    if slices > 1:
+        make = functools.partial(mesh_utils.create_hybrid_device_mesh, dcn_mesh_shape=(slices, 1))
+    # A slice of 4 x 4 chips has no axis of 8 chips unless one of its own may be split.
+    grid = make((count // shards, shards), devices=devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=kinds)
 
 
 def shard(params: Any, layout: Layout) -> Any:
@@ -144,6 +150,9 @@ def place(tree: Any, mesh: Mesh, specs: Any) -> Any:
 
     def put(leaf: Any, spec: PartitionSpec) -> jax.Array:
         sharding = NamedSharding(mesh, spec)
+        if is_spread(leaf) and sharding.is_fully_addressable:  # whole: as this process has it
+            parts = [part.data for part in leaf.addressable_shards]
+            return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)
         if sharding.is_fully_addressable or is_spread(leaf):
             return jax.device_put(leaf, sharding)
         # `device_put` would first send the whole leaf to every process, to compare.

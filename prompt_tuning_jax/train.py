@@ -118,6 +118,7 @@ def tune(
 
         compiled = compile_step(run.parts, config.parallel.name, layout=lm.layout)
         frozen, state = compiled.place(run.frozen), compiled.place(state)
+        placed = lm._replace(params=frozen.params) if config.parallel.name == "jit" else lm
         steps = executables(compiled, state, frozen, run.data, log) if start < config.steps else {}
         memory = max(map(step_bytes, steps.values()), default=memory)
         run_log.start_clock()
@@ -133,7 +134,9 @@ def tune(
             if last or (stop and not kept) or due(step + 1, config.evaluate_every):
                 run_log.flush()
                 current = compiled.fetch(state.trainable)
-                found = validate(lm, run.data, run.adapt(current), step + 1, run_log)
+                given = run.adapt(current)
+                found = validate(placed, run.data, given, step + 1, run_log)
+                warn_of_norm(run_log, lm, given)
                 best = better(best, current, found, step + 1, config.best_by)
             ended = stop or last or enough(best, config)
             if kept and (ended or due(step + 1, config.save_every)):
@@ -307,7 +310,6 @@ def validate(lm: LanguageModel, data: Data, given: Given, step: int, run_log: Ru
         metrics["loss"] = -float((data.validation_shares * scores).sum(1).mean())
     run_log.add_validation(step, metrics, time.perf_counter() - began)
     run_log.warn("answers", warnings.one_answer(scores.argmax(1), answers, data.labels))
-    warn_of_norm(run_log, lm, given)
     return agreed(metrics)
 
 

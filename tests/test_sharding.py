@@ -15,7 +15,7 @@ import tiny_runs
 from test_step import COLLECTIVE, assert_near
 from tiny_models import changed
 
-from prompt_tuning_jax import api, train
+from prompt_tuning_jax import api, load, train
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.errors import UserError
@@ -25,7 +25,7 @@ from prompt_tuning_jax.models.decoder import param_shapes
 from prompt_tuning_jax.models.sites import NOTHING, Given
 from prompt_tuning_jax.models.spec import matrices
 from prompt_tuning_jax.quantization import full_matrix, quantize
-from prompt_tuning_jax.sharding import make_layout, make_mesh, shard
+from prompt_tuning_jax.sharding import KEYS, make_layout, make_mesh, shard
 from prompt_tuning_jax.step import compile_step, init_state
 
 LM, SPEC = test_methods.LM, test_methods.SPEC
@@ -201,9 +201,15 @@ def test_what_does_not_fit_is_refused():
         train.plan(LM, None, configs.build({"parallel": {"model": 2}}), print)
     alone = configs.build({"parallel": {"model": 8, "axes": ("F",)}}).parallel
     with pytest.raises(
-        UserError, match=r"'embed/embedding' is 264 \(V\) x 24 \(E\): give a number"
+        UserError,
+        match=r"'embed/embedding' is 264 \(V\) x 24 \(E\): give 1, or add V, D to con",
     ):
-        make_layout(matrices(SPEC), param_shapes(SPEC), alone)
+        make_layout(matrices(SPEC), param_shapes(SPEC), alone, 8)
+    # The devices and every matrix allow what is offered.
+    for model, devices, fits in ((16, 16, "1, 2, 4, 8"), (5, 12, "1, 2, 3, 4, 6, 12"), (7, 7, "1")):
+        settings = {"model": model, "axes": KEYS["axes"].default}
+        with pytest.raises(UserError, match=rf"model is {model}, and .*: give {fits}$"):
+            make_layout(matrices(SPEC), param_shapes(SPEC), settings, devices)
     with pytest.raises(UserError, match=r"parallel.model is 2: expected 1, because .* 'pmap'"):
         configs.build({"parallel": {"model": 2, "name": "pmap"}})
     assert configs.build({}, ["--config.parallel=pmap"]).parallel.name == "pmap"
@@ -215,23 +221,61 @@ class Chip(SimpleNamespace):
     __hash__ = object.__hash__
 
 
+def chips_of(*shape, number=0):
+    same = {"platform": "tpu", "device_kind": "TPU v6 lite", "core_on_chip": 0}
+    same |= {"process_index": number, "slice_index": number}
+    places = enumerate(np.ndindex(*shape), 16 * number)
+    return [Chip(id=each, coords=(*map(int, place), 0), **same) for each, place in places]
+
+
 def test_a_model_axis_may_be_a_part_of_an_axis_of_a_slice():
-    chips = [
-        Chip(
-            id=number,
-            platform="tpu",
-            device_kind="TPU v6 lite",
-            coords=(*map(int, place), 0),
-            core_on_chip=0,
-            process_index=0,
-            slice_index=0,
-        )
-        for number, place in enumerate(np.ndindex(4, 4))
-    ]
+    chips = chips_of(4, 4)
     for shards in (1, 2, 4, 8, 16):
         mesh = make_mesh(chips, shards)
         assert mesh.devices.shape == (16 // shards, shards)
         assert {chip.id for chip in mesh.devices.flat} == {*range(16)}
+
+
+def test_a_model_axis_lies_within_one_of_several_slices():
+    chips = [*chips_of(2, 2), *chips_of(2, 2, number=1)]
+    for shards in (1, 2, 4):
+        grid = make_mesh(chips, shards).devices
+        assert grid.shape == (8 // shards, shards) and {*grid.flat} == {*chips}
+        assert all(len({chip.slice_index for chip in row}) == 1 for row in grid)
+    with pytest.raises(UserError, match=r"number of devices in a slice is 4: give 1, 2, 4$"):
+        make_mesh(chips, 8)
+
+
+@pytest.fixture
+def moved(monkeypatch):
+    """Tells how often each leaf of a tree was copied to a mesh. (On a CPU the copies are views.)"""
+    copied, put = [], jax.device_put
+
+    def noted(leaf, *to):
+        if to and getattr(leaf, "sharding", None) != to[0]:
+            copied.append(leaf)  # kept, so that no other has its id
+        return put(leaf, *to)
+
+    monkeypatch.setattr(jax, "device_put", noted)
+    count = lambda leaf: sum(each is leaf for each in copied)  # noqa: E731
+    return lambda tree: {*map(count, jax.tree.leaves(tree))}
+
+
+@pytest.mark.parametrize(("method", "times"), [("soft_prompt", {1}), ("fine_tuning", {0})])
+def test_a_validation_reads_the_weights_of_the_step(moved, home, method, times):
+    words = [f"--config.method.name={method}"] * (method != "soft_prompt")
+    tiny_runs.tune(*words)
+    lm = tiny_runs.tiny(*words)[0]
+    assert moved(lm.params) == times
+
+
+def test_many_records_are_predicted_with_one_copy_of_the_weights(moved, monkeypatch, home):
+    monkeypatch.setattr(api, "PREDICTED_AT_ONCE", 3)
+    artifact = tiny_runs.artifact()
+    _, task, config = tiny_runs.tiny()
+    lm = load(config.model)
+    assert len([*api.predict(lm, task, ["banks"] * 9, artifact)]) == 9
+    assert moved(lm.params) == {1}
 
 
 def test_a_run_goes_on_over_another_mesh(typed, monkeypatch):

@@ -1,5 +1,7 @@
 """Methods on the small model: what the tests of all of them need."""
 
+import math
+
 import jax
 import plain_model
 
@@ -30,7 +32,7 @@ def layout(spec, shards, more=()) -> Layout:
     """How the weights of a model lie over so many devices: by default, and with more axes."""
     parallel = configs.build({"parallel": {"model": shards}}).parallel
     parallel.axes += more
-    return make_layout(matrices(spec), param_shapes(spec), parallel)
+    return make_layout(matrices(spec), param_shapes(spec), parallel, math.lcm(8, shards))
 
 
 def first(method, key=KEY, lm=LM, task=TASK):

@@ -31,7 +31,7 @@ from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import Given
 from prompt_tuning_jax.run.folder import check_local
 from prompt_tuning_jax.run.report import duration, size
-from prompt_tuning_jax.score import score
+from prompt_tuning_jax.score import score, spread
 from prompt_tuning_jax.step import compile_step, init_state
 
 BATCHES = 64  # batches that are looked at, evenly spaced over the run
@@ -160,7 +160,7 @@ def _step_seconds(compiled, steps, state, frozen, batches) -> float:
 
 def _validation_seconds(lm: LanguageModel, examples, given: Given) -> float:
     """Returns the seconds to score all examples, by a second run of a part of them."""
-    part = examples[:SCORED]
+    part, (lm, given, _) = examples[:SCORED], spread(lm, given)
     for _ in range(2):
         began = time.perf_counter()
         score(lm, part, given)

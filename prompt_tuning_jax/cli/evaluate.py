@@ -12,13 +12,15 @@ from prompt_tuning_jax.cli.show import print_facts, print_table, say
 from prompt_tuning_jax.cli.written_prompts import check_prompts, rank_prompts, read_prompts
 from prompt_tuning_jax.config import from_manifest
 from prompt_tuning_jax.data.demonstrations import training_demonstrations
+from prompt_tuning_jax.data.records import digest
 from prompt_tuning_jax.data.task import make_task, select_records, training_records
 from prompt_tuning_jax.data.template import field_names
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.run.artifact import load_artifact
+from prompt_tuning_jax.run.artifact import MANIFEST, load_artifact
 from prompt_tuning_jax.run.processes import check_processes
 from prompt_tuning_jax.run.report import FORMATS
 from prompt_tuning_jax.run.warnings import other_task, trained_on
+from prompt_tuning_jax.storage import sha256
 
 # What calibrates, by `--calibrate`.
 _HELD = {
@@ -42,9 +44,10 @@ def evaluate_split(
     `parallel`. Keeps prompt and calibration in the folder `out`, if any. Returns what
     `api.evaluate` returns; with a file also prompt, split, and `candidates`, each prompt with its
     metrics on validation, the best first."""
-    artifact, known = None, ()
+    artifact, known, seal = None, (), ""
     if folder is not None:
-        artifact = load_artifact(find_artifact(folder))
+        artifact = load_artifact(folder := find_artifact(folder))
+        seal = sha256(f"{folder}/{MANIFEST}")  # which has the digest of the tensors
         # A config without labels takes those that the artifact was trained for.
         if config is None or not config.task.labels:
             known = artifact.manifest["labels"]
@@ -60,7 +63,8 @@ def evaluate_split(
     if artifact is not None:
         _warn_of_differences(artifact.manifest, task, config, split, calibrate)
     demonstrations, lm = _demonstrations(task, config, splits), load_model(config)
-    check_processes(config, {"model": lm.fingerprint})
+    read = [*prompts], select_records(task, split), ranking, held, demonstrations, calibrate, seal
+    check_processes(config, {"model": lm.fingerprint, "data": digest(*read)})
     use = {"demonstrations": demonstrations, "max_length": config.task.max_length, "log": say}
     settings = generate.read_settings(config.generation)
     score = functools.partial(

@@ -92,7 +92,9 @@ def _works_in_folder(*options: Callable) -> Callable:
                 return 0
             if dry_run:
                 given = settings, workdir, fresh
-                _print(as_json, plan.print_plan, plan.rehearse, *given, is_quiet=as_json)
+                # As the run itself: `compare` joins no others.
+                with _joined() if name == "train" else contextlib.nullcontext():
+                    _print(as_json, plan.print_plan, plan.rehearse, *given, is_quiet=as_json)
                 return 0
             with _stdout_to_stderr(as_json):
                 status = run(settings, str(workdir), fresh, sys.argv)

@@ -19,14 +19,14 @@ from jax.sharding import NamedSharding
 
 from prompt_tuning_jax import train
 from prompt_tuning_jax.cli.show import print_facts, say
-from prompt_tuning_jax.data.batch import Batch
+from prompt_tuning_jax.data.batch import Batch, empty_batch
 from prompt_tuning_jax.data.task import make_task
 from prompt_tuning_jax.errors import UserError, nearest
 from prompt_tuning_jax.memory import less_memory, step_bytes
 from prompt_tuning_jax.models.language_model import outline
 from prompt_tuning_jax.models.sites import virtual_tokens
 from prompt_tuning_jax.run.report import duration, size
-from prompt_tuning_jax.sharding import check_devices, make_mesh
+from prompt_tuning_jax.sharding import make_mesh
 from prompt_tuning_jax.step import compile_step, init_state, row_specs
 from prompt_tuning_jax.teacher import is_taught
 
@@ -50,14 +50,13 @@ def rehearse_on(config, topology: str) -> dict[str, Any]:
         )
     chip, shape = topology.split(":")
     count = math.prod(map(int, shape.split("x")))
-    check_devices(count, config.parallel.model)
     if is_taught(config):
         raise UserError("--topology has no model that can teach: leave config.teacher out")
     jax.config.update("jax_platforms", "cpu")  # an installed libtpu would look for a TPU
     config = config.copy_and_resolve_references().unlock()
     if config.model.dtype == "auto":
         config.model.dtype = "bfloat16"  # as on a TPU
-    lm = outline(config.model, config.parallel)
+    lm = outline(config, count)
     step, state, frozen, batch, read = _arguments(lm, config, count)
     kinds = {"weights": lm.params, "trained": state.trainable, "optimizer": state.optimizer_state}
     sizes = {name: _bytes(tree, lm.layout) for name, tree in kinds.items()}
@@ -84,11 +83,10 @@ def _arguments(lm, config, count):
     """Returns the parts of a step, its arguments as shapes, and what the batch is."""
     if lm.tokenizer is not None:
         plan = train.plan(lm, make_task(config.task), config, say, count)
-        batches = [plan.data.batch(update) for update in range(min(config.steps, 64))]
-        batch = max(batches, key=lambda each: each.tokens.size)
-        shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, batch))
-        rows, length = batch.tokens.shape
-        read = f"{rows} rows of {length} positions behind {len(batch.shared)}, of the data"
+        front, largest = plan.data.train[0].trunk[: plan.data.shared], plan.data.shapes[-1]
+        shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, empty_batch(front, largest)))
+        rows, length, *_ = largest
+        read = f"{rows} rows of {length} positions behind {len(front)}, of the data"
         return plan.parts, _state(plan.parts, plan.trainable), plan.frozen, shapes, read
     if "init" in config.method:
         config.method.init = "zero" if config.method.name == "prefix" else "uniform"
@@ -125,7 +123,8 @@ def _devices(topology: str) -> tuple[list, str]:
     found = importlib.util.find_spec("libtpu")
     if found is None:
         return [], f"none: type `pip install 'libtpu=={wanted}.*'`"
-    version = importlib.metadata.version("libtpu")
+    kept = importlib.metadata.distributions(name="libtpu")
+    version = next((each.version for each in kept), "nightly")
     if not f"{version}.".startswith(f"{wanted}."):
         raise UserError(
             f"libtpu {version} is of another jax than {jax.__version__}: type"

@@ -15,7 +15,7 @@ from prompt_tuning_jax.cli.evaluate import warn_of_overlap
 from prompt_tuning_jax.cli.machine import describe_machine, load_model
 from prompt_tuning_jax.cli.show import print_table, say
 from prompt_tuning_jax.cli.written_prompts import check_prompts, rank_prompts
-from prompt_tuning_jax.data.records import PLACE
+from prompt_tuning_jax.data.records import PLACE, digest
 from prompt_tuning_jax.data.task import Task, make_task, select_records, training_records
 from prompt_tuning_jax.data.template import parse, plain_slot_size, with_prompt
 from prompt_tuning_jax.errors import RunError, UserError, quote
@@ -27,7 +27,7 @@ from prompt_tuning_jax.run import folder as folders
 from prompt_tuning_jax.run.artifact import TENSORS, write_card
 from prompt_tuning_jax.run.card import CARD, predict_command
 from prompt_tuning_jax.run.environment import record_start
-from prompt_tuning_jax.run.processes import join_processes
+from prompt_tuning_jax.run.processes import check_processes, join_processes
 from prompt_tuning_jax.run.progress import Progress
 from prompt_tuning_jax.run.report import TIME, Row, cells, draw_curves, duration, write_report
 from prompt_tuning_jax.score import encode_for
@@ -45,6 +45,7 @@ def train_and_report(config, folder: str, fresh: bool, command: Sequence[str]) -
             return _lead(config, folder, fresh, command)
         with enough_memory(config):
             task, lm = make_task(config.task), load_model(config)
+            _check_records(lm, task, config)
             result = tune(lm, task, config, log=lambda line: None)
             if result.finished and lm.layout.shards > 1:
                 score_rows(lm, task, config, result, None)
@@ -82,10 +83,19 @@ def prepare(config, run: Path | None, fresh: bool) -> tuple[LanguageModel, Task]
     return lm, task
 
 
+def _check_records(lm: LanguageModel, task: Task, config) -> None:
+    """Refuses processes that have other records if they score them together, for the report too."""
+    if lm.layout.shards > 1:
+        splits = config.task.train, config.task.validation, config.task.test
+        read = digest(*(select_records(task, split) for split in splits))
+        check_processes(config, {"model": lm.fingerprint, "data": read})
+
+
 def _lead(config, folder: str, fresh: bool, command: Sequence[str]) -> int:
     """Trains in the only process, or in the first of several: the one that prints and writes."""
     with folders.claim(folder) as run, record_start(run, command, say) as start:
         lm, task = prepare(config, run, fresh)
+        _check_records(lm, task, config)
         with enough_memory(config):
             result = tune(lm, task, config, run, say, fresh)
         program, again = type_again(command)

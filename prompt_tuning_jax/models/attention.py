@@ -155,11 +155,13 @@ def _product(precision, axes, left, right):
 def _each_head(function, *stacks):
     """Calls `function` for each key head's slice of the trees, and stacks the results. A CPU runs a
     batch of small products on one core; heads that are products of their own run side by side."""
-    if jax.default_backend() != "cpu":
-        return jax.vmap(function)(*stacks)
-    heads = len(jax.tree.leaves(stacks)[0])
-    results = [function(*jax.tree.map(operator.itemgetter(k), stacks)) for k in range(heads)]
-    return jax.tree.map(lambda *parts: jnp.stack(parts), *results)
+
+    def side_by_side(*stacks):
+        heads = len(jax.tree.leaves(stacks)[0])
+        results = [function(*jax.tree.map(operator.itemgetter(k), stacks)) for k in range(heads)]
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *results)
+
+    return jax.lax.platform_dependent(*stacks, cpu=side_by_side, default=jax.vmap(function))
 
 
 def _masks(query, front, mask, front_mask, shared):

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from prompt_tuning_jax.config.key import among, faults, string
-from prompt_tuning_jax.errors import UserError, nearest
+from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.config.key import among, string
+from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.memory import device_bytes
 from prompt_tuning_jax.models.decoder import REMAT, Decoder, param_shapes
 from prompt_tuning_jax.models.files.find import find_model, pin
@@ -21,7 +22,7 @@ from prompt_tuning_jax.models.files.weights import DTYPES, read_spec, read_weigh
 from prompt_tuning_jax.models.sites import sites
 from prompt_tuning_jax.models.spec import Spec, axis_sizes, matrices
 from prompt_tuning_jax.quantization import quantize
-from prompt_tuning_jax.sharding import WHOLE, Layout, check_devices, make_layout, shard
+from prompt_tuning_jax.sharding import WHOLE, Layout, make_layout, shard
 
 KEYS = {
     # A packaged model's name, a GGUF file, a Hugging Face folder with safetensors, or a name on the
@@ -81,7 +82,7 @@ class LanguageModel(NamedTuple):
 
 def load(
     model: str | os.PathLike | Mapping[str, str] | ConfigDict = KEYS["path"].default,
-    parallel: Mapping[str, Any] | ConfigDict = MappingProxyType({"model": 1}),
+    parallel: Mapping[str, Any] | ConfigDict = MappingProxyType({}),
     **changes: str,
 ) -> LanguageModel:
     """Reads a frozen language model and places it on the default device, once.
@@ -90,7 +91,8 @@ def load(
       model: `config.model`, or the path alone: a packaged model's name, a `.gguf` file, a Hugging
         Face folder with `config.json` and safetensors, or a name on the hub, such as
         'HuggingFaceTB/SmolLM2-360M-Instruct', whose commit the settings then name.
-      parallel: `config.parallel`, with which the weights lie in parts over all processes' devices.
+      parallel: `config.parallel` or some of it, as {"model": 4}, with which the weights lie in
+        parts over all processes' devices.
       changes: other values than those of `model` or the defaults, by the names in `KEYS`.
 
     Raises:
@@ -98,19 +100,15 @@ def load(
         tokenizer with more ids than the model has embeddings.
     """
     given = {"path": os.fspath(model)} if isinstance(model, str | os.PathLike) else {**model}
-    settings = {name: key.default for name, key in KEYS.items()} | given | changes
-    unknown = [name for name in settings if name not in KEYS]
-    found = [f"config.model.{name} is not a known key{nearest(name, KEYS)}" for name in unknown]
-    if found := found or faults(KEYS, settings, "model."):
-        raise UserError(found[0])
+    config = configs.build({"model": given | changes, "parallel": {**parallel}})
+    settings, parallel = config.model.to_dict(), config.parallel
     path, dtype = settings["path"], settings["dtype"]
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    check_devices(jax.device_count(), parallel["model"])
     shrinks = DTYPES[dtype].itemsize if settings["quantize"] else 1
     most = device_bytes() * parallel["model"] * shrinks
     letters = matrices(spec := read_spec(path)[0])
-    layout = make_layout(letters, param_shapes(spec), parallel)
+    layout = make_layout(letters, param_shapes(spec), parallel, jax.device_count())
     # In int8 a row has one scale, for which it is read whole.
     read = read_weights(path, dtype, most or math.inf, WHOLE if settings["quantize"] else layout)
     words = read_tokenizer(path)
@@ -127,10 +125,11 @@ def load(
     )
 
 
-def outline(settings: Mapping[str, str], parallel: Mapping[str, Any]) -> LanguageModel:
-    """Returns a model whose weights are shapes, for a plan, by the sections `model` and `parallel`
-    of a config. A `config.json` is enough, and the tokenizer then None."""
-    spec, config = read_spec(path := str(find_model(settings["path"], weights=False)))
+def outline(config: ConfigDict, devices: int) -> LanguageModel:
+    """Returns a model whose weights are shapes, for a plan over so many devices, by the sections
+    `model` and `parallel` of a config. A `config.json` is enough, and the tokenizer then None."""
+    settings = config.model
+    spec, described = read_spec(path := str(find_model(settings["path"], weights=False)))
     words: Any = read_tokenizer(path) if has_tokenizer(path) else None
     dtype, letters, shapes = DTYPES[settings["dtype"]], matrices(spec), param_shapes(spec)
     leaves: dict[str, jax.ShapeDtypeStruct] = {}
@@ -140,6 +139,6 @@ def outline(settings: Mapping[str, str], parallel: Mapping[str, Any]) -> Languag
             path, shape = f"{path}/scale", shape[:-1]
         leaves[path] = jax.ShapeDtypeStruct(shape, dtype)
     params = traverse_util.unflatten_dict(leaves, sep="/")
-    layout = make_layout(letters, shapes, parallel)
+    layout = make_layout(letters, shapes, config.parallel, devices)
     module = Decoder(spec, settings["remat"], settings["matmul_precision"] or None)
-    return LanguageModel(settings, spec, module, params, words, "", config, layout)
+    return LanguageModel(settings, spec, module, params, words, "", described, layout)

@@ -18,6 +18,7 @@ from prompt_tuning_jax.data.task import make_task
 from prompt_tuning_jax.run import artifact, progress, report
 from prompt_tuning_jax.run import folder as workdir
 from prompt_tuning_jax.run.progress import with_progress
+from prompt_tuning_jax.sharding import Layout
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -309,6 +310,19 @@ def test_a_line_means_what_it_says_and_no_markup(typed):
     [alone] = answers("a <|eos|> b")
     shares = [json.loads(answer)["probabilities"] for answer in (alone, special)]
     assert shares[0] == pytest.approx(shares[1], abs=2e-6)
+
+
+def test_processes_that_score_together_compare_the_records_of_the_report(monkeypatch):
+    compared = []
+    note = lambda config, sources: compared.append(sources["data"])  # noqa: E731
+    monkeypatch.setattr(cli_train, "check_processes", note)
+    lm, task, config = tiny_runs.tiny()
+    source = task.load()
+    other = source._replace(splits={**source.splits, "test": source.splits["test"][1:]})
+    for shards, each in ((1, source), (2, source), (2, source), (2, other)):
+        read = task._replace(load=lambda each=each: each)
+        cli_train._check_records(lm._replace(layout=Layout(shards)), read, config)
+    assert len(compared) == 3 and compared[0] == compared[1] != compared[2]
 
 
 def test_what_xla_compiles_is_kept_for_the_next_time():

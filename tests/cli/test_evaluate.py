@@ -36,6 +36,21 @@ def test_evaluate_an_artifact_a_written_prompt_or_neither(typed):
     assert lines == show.facts(alone) and lines[0] == f"loss: {alone['loss']}"
 
 
+def test_processes_compare_what_they_read(typed, home, monkeypatch):
+    compared = []
+    note = lambda config, sources: compared.append(sources["data"])  # noqa: E731
+    monkeypatch.setattr(cli_evaluate, "check_processes", note)
+    prompts = home / "prompts.txt"
+    own, ranked = ["--artifact", tiny_runs.artifact()], ["--prompts", prompts]
+    tiny = ["--config", tiny_runs.world().config]
+    for split in (9, 9, 8):
+        assert typed("evaluate", *own, f"--split=test[:{split}]").status == 0
+    for text in ("It: {text}", "Is: {text}"):
+        prompts.write_text(text)
+        assert typed("evaluate", *tiny, *ranked, "--split=test[:9]").status == 0
+    assert compared[0] == compared[1] and len({*compared}) == 4
+
+
 def test_evaluate_takes_the_split_that_the_report_is_of(typed, home):
     tiny = ["evaluate", "--config", tiny_runs.world().config, "--json"]
     (home / "prompts.txt").write_text("It: {text}")

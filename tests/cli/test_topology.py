@@ -56,6 +56,18 @@ def test_a_model_may_be_its_config_alone(typed, tmp_path):
     assert tuned["weights"] == 2 * numbers and tuned["trained"] == 4 * numbers
 
 
+def test_the_longest_rows_of_a_run_are_planned(typed, monkeypatch):
+    plan = topology.train.plan
+
+    def longer(*given):
+        made = plan(*given)
+        shapes = (*made.data.shapes, made.data.shapes[-1]._replace(length=99))
+        return made._replace(data=made.data._replace(shapes=shapes))
+
+    monkeypatch.setattr(topology.train, "plan", longer)
+    assert "8 rows of 99 positions behind 14, of the data" in planned(typed)["batch"]
+
+
 def test_what_does_not_fit_is_told_what_would(typed, tmp_path):
     spec = tiny_models.changed(layers=400, width=8192, feedforward=65536)
     (tmp_path / "config.json").write_text(json.dumps(tiny_models.config(spec)))
@@ -82,6 +94,11 @@ def test_what_cannot_be_planned_is_refused(typed, monkeypatch):
     assert shown.status == 2 and "no model that can teach: leave config.teacher out" in shown.err
     other = type("Spec", (), {"origin": "libtpu/__init__.py"})
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: other)
-    monkeypatch.setattr(topology.importlib.metadata, "version", lambda name: "0.0.1")
-    with pytest.raises(UserError, match=r"libtpu 0\.0\.1 is of another jax .*pip install 'libtpu"):
-        topology._devices("v5e:2x2")
+    versions = ["0.0.1"], []  # the package libtpu-nightly has the module and no libtpu beside it
+    for found, shown in zip(versions, (r"0\.0\.1", "nightly"), strict=True):
+        kept = [type("Package", (), {"version": version}) for version in found]
+        monkeypatch.setattr(topology.importlib.metadata, "distributions", lambda name, k=kept: k)
+        with pytest.raises(
+            UserError, match=rf"libtpu {shown} is of another jax .*pip install 'lib"
+        ):
+            topology._devices("v5e:2x2")

@@ -87,9 +87,23 @@ def test_heads_side_by_side_equal_a_batch_of_heads(monkeypatch, shared):
         return (seen**2).sum(), seen
 
     apart = jax.value_and_grad(of, argnums=(0, 1, 2), has_aux=True)(*arrays)
-    monkeypatch.setattr(attention.jax, "default_backend", lambda: "tpu")
+    choose = lambda *stacks, cpu, default: default(*stacks)  # noqa: E731
+    monkeypatch.setattr(attention.jax.lax, "platform_dependent", choose)
     together = jax.value_and_grad(of, argnums=(0, 1, 2), has_aux=True)(*arrays)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), apart, together)
+
+
+def test_a_cpu_has_a_product_for_each_head_and_what_is_lowered_for_a_tpu_one_for_all():
+    *given, size = inputs(1, 3, 2, 3, 4, 2, heads=4)
+    *arrays, mask, hidden = jax.tree.map(jnp.asarray, given)
+
+    def of(query, front, own):
+        return attend(query, front, own, mask, hidden, size, 0.0, None).sum()
+
+    traced = jax.jit(jax.grad(of, argnums=(0, 1, 2))).trace(*arrays)
+    texts = [traced.lower(lowering_platforms=(each,)).as_text() for each in ("cpu", "tpu")]
+    counts = [text.count("stablehlo.dot_general") for text in texts]
+    assert counts[0] == 4 * counts[1] > 0
 
 
 def test_half_precision_keeps_its_dtype_and_sums_in_float32():

@@ -26,12 +26,22 @@ def test_every_key_of_a_section_acts_and_is_kept(folder):
     assert load(section, remat="none").settings == {**settings, "remat": "none"}
 
 
+def test_some_of_the_section_parallel_is_enough_and_its_faults_are_told(folder):
+    assert load(folder, {"model": 2}).layout == load(folder, {"model": 2, "name": "jit"}).layout
+    with pytest.raises(
+        UserError, match=r"config\.parallel\.modle is not a known key .*'parallel.mo"
+    ):
+        load(folder, {"modle": 2})
+    with pytest.raises(UserError, match=r"config\.parallel\.model is 0: expected a whole number"):
+        load(folder, {"model": 0})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"dtype": "float31"}, r"model\.dtype is 'float31': expected .*mean 'float32'"),
         ({"remat": 1}, r"model\.remat is 1: expected one of 'named'"),
-        ({"dtyp": "float32"}, r"model\.dtyp is not a known key \(did you mean 'dtype'\?\)"),
+        ({"dtyp": "float32"}, r"model\.dtyp is not a known key \(did you mean 'model\.dtype'\?\)"),
     ],
 )
 def test_other_settings_are_refused(folder, changes, message):

@@ -135,6 +135,18 @@ def test_other_records_are_refused_in_both(whole, tmp_path):
         assert "has another config, model or data than process 0" in output
 
 
+def test_other_splits_are_not_evaluated_together(whole):
+    typed = [tiny_runs.world().program, "evaluate", "--artifact", str(whole), "--split"]
+    for output in ended(several([[*typed, f"test[:{size}]"] for size in (8, 9)]), [2, 2]):
+        assert "has another config, model or data than process 0" in output
+
+
+def test_what_needs_both_is_planned_by_both(tmp_path):
+    typed = [*tiny_runs.train(tmp_path / "run", "--config.parallel.model=2"), "--dry_run"]
+    first, second = ended(several([typed] * 2), [0, 0])
+    assert "the run: " in first and "the run: " not in second and not (tmp_path / "run").exists()
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The folder of a run of two processes that nothing stopped."""
