@@ -1,7 +1,8 @@
 """The words that searches draw from, and changes of single ones."""
 
+import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,9 +16,13 @@ class Words(NamedTuple):
     first: np.ndarray  # for the first token of a prompt
     others: np.ndarray  # for all others
     embeddings: np.ndarray  # float32[V, E], what the model reads at every id
+    joining: frozenset[int] = frozenset()  # those that go on with a word
 
-    def at(self, place: int) -> np.ndarray:
-        """Returns the ids for a place of the prompt."""
+    def at(self, place: int, prompt: Any = ()) -> np.ndarray:
+        """Returns the ids for a place of a prompt: its own alone where tokens join as letters or
+        digits, since with a word in the place of one, the other would be a part of a word."""
+        if not self.joining.isdisjoint(prompt[max(place, 1) : place + 2]):
+            return prompt[place : place + 1]
         return self.others if place else self.first
 
     def changes(self, gradient: np.ndarray, prompt: np.ndarray) -> np.ndarray:
@@ -27,37 +32,45 @@ class Words(NamedTuple):
         return products - products[np.arange(len(prompt)), prompt][:, None]
 
 
-def find_words(lm: LanguageModel, words_only: bool) -> Words:
-    """Returns the tokens that their own text gives back: of whole printable words, or all. Raises a
-    UserError if there is nothing to choose from."""
-    tokenizer, first, others = lm.tokenizer, [], []
+def find_words(lm: LanguageModel, words_only: bool, spaced: bool = False) -> Words:
+    """Returns the tokens that their own text gives back: of whole printable words, or all. A word
+    is whole if it is one token with a space in front; `spaced`: the first one has the space too.
+    Raises a UserError if there is nothing to choose from."""
+    tokenizer, alone, behind, joining = lm.tokenizer, {}, {}, []
     anchor = tokenizer.encode("a")[0]
     for index in tokenizer.text_ids:
         text = tokenizer.decode([*anchor, index])[1:]
         word, is_word = text.removeprefix(" "), text.removeprefix(" ").isalpha()
+        # A text beyond ASCII may be a byte of a letter.
+        if words_only and re.match(r"'?\w|[^\0-\x7f]", text):
+            joining.append(index)
         # A backslash has a meaning in a template.
         fits = is_word if words_only else text.isprintable() and not set("\\\ufffd") & {*text}
         if fits and tokenizer.encode(word)[0] == [index]:
-            first.append(index)
+            alone[f" {word}"] = index
         follows = fits and (word != text or not words_only)
         if follows and tokenizer.encode(f"a{text}")[0] == [*anchor, index]:
-            others.append(index)
+            behind[text] = index
+    others = [*behind.values()]
+    whole = [alone[text] for text in alone if text in behind or not words_only]
+    first = others if spaced else whole
     if len(first) < 2 or len(others) < 2:
         raise UserError(
             "the model's vocabulary has no two whole words to choose from: give"
             " --config.search.words_only=false"
         )
     embeddings = np.asarray(lm.embed(np.arange(lm.spec.vocabulary)))
-    return Words(np.array(first), np.array(others), embeddings)
+    return Words(np.array(first), np.array(others), embeddings, frozenset(joining))
 
 
 def swap(
     prompt: np.ndarray, count: int, rng: np.random.Generator, choices: Sequence[np.ndarray]
 ) -> np.ndarray:
-    """Returns int[count, P], the prompt with one token changed each: a place that is drawn, and
-    there one of its choices."""
+    """Returns int[count, P], the prompt with one token changed each: a place that is drawn, of
+    those with a choice, and there one of its choices."""
     made = np.repeat(prompt[None], count, axis=0)
+    places = [place for place, ids in enumerate(choices) if (ids != prompt[place]).any()]
     for row in made:
-        place = int(rng.integers(len(prompt)))
+        place = places[rng.integers(len(places))]
         row[place] = rng.choice(choices[place])
     return made
