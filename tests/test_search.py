@@ -5,7 +5,9 @@ import json
 import os
 import re
 import signal
+from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import plain_model
@@ -402,15 +404,28 @@ def test_the_command_stops_goes_on_and_reports_the_text(typed, monkeypatch):
         *("--config.search.rounds=3", "--config.search.candidates=4"),
         *("--config.search.validate_every=1", "--config.search.examples=6"),
     ]
+    wrong = typed(*command, "--config.task.test=tset")
+    assert wrong.status == 2 and "'tset'" in wrong.err and not Path("found").exists()
+    wrong = typed(*command, "--config.task.test=train[:9]", "--config.search.start={text}")
+    assert "9 of 9 records of train[:9] are trained on too" in wrong.out
     with monkeypatch.context() as patch:
         patch.setattr(
             loop.Progress, "add", lambda self, count: os.kill(os.getpid(), signal.SIGTERM)
         )
+        with monkeypatch.context() as full:
+            fails = mock.Mock(side_effect=OSError(errno.ENOSPC, "full"))
+            full.setattr(loop, "atomic_write", fails)
+            lost = typed(*command)
         stopped = typed(*command)
+    assert lost.status == 1 and "stopped and not saved: make room; this goes on" in lost.err
     assert stopped.status == 75 and "this goes on from here" in stopped.out, stopped.err
     assert load_artifact("found/artifact").tensors == {}
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "evaluate", mock.Mock(side_effect=KeyboardInterrupt))
+        stopped = typed(*command)
+    assert stopped.status == 75 and "this goes on from here" in stopped.out, stopped.err
     done = typed(*command, "--json")
-    assert done.status == 0 and "going on after round 1" in done.err, done.err
+    assert done.status == 0 and "going on after round 3" in done.err, done.err
     rows = json.loads(done.out)["rows"]
     assert [row["name"] for row in rows] == ["start", "searched prompt"]
     kept = load_artifact("found/artifact")
