@@ -176,6 +176,10 @@ def test_words_are_whole_printable_and_read_as_they_are_written():
     assert shown == [{"t", "he"}, {" t", " he"}]
     spaced = words.find_words(lm, words_only=True, spaced=True)
     assert np.array_equal(spaced.first, pool.others)
+    # Behind a bracket (9) a token may change; as a part of a word, or in front of a part, not.
+    pool = pool._replace(joining=frozenset({1}), open=frozenset({1, 2}))
+    ids = [pool.at(place, np.array([2, 9, 1, 2, 1])) for place in range(5)]
+    assert [len(each) for each in ids] == [2, 1, 2, 1, 1]
 
 
 @pytest.mark.parametrize("name", search.SEARCHES)

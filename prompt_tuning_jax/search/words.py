@@ -16,12 +16,15 @@ class Words(NamedTuple):
     first: np.ndarray  # for the first token of a prompt
     others: np.ndarray  # for all others
     embeddings: np.ndarray  # float32[V, E], what the model reads at every id
-    joining: frozenset[int] = frozenset()  # those that go on with a word
+    joining: frozenset[int] = frozenset()  # tokens that go on with a word in front
+    open: frozenset[int] = frozenset()  # tokens with which a word may go on
 
     def at(self, place: int, prompt: Any = ()) -> np.ndarray:
-        """Returns the ids for a place of a prompt: its own alone where tokens join as letters or
-        digits, since with a word in the place of one, the other would be a part of a word."""
-        if not self.joining.isdisjoint(prompt[max(place, 1) : place + 2]):
+        """Returns the ids for a place of a prompt: its own alone if another one would leave a part
+        of a word of several tokens, or would itself join what is behind it."""
+        joining, before = self.joining.intersection, prompt[max(place - 1, 0) : place]
+        goes_on = joining(prompt[place : place + 1]) and self.open.intersection(before)
+        if goes_on or joining(prompt[place + 1 : place + 2]):
             return prompt[place : place + 1]
         return self.others if place else self.first
 
@@ -36,14 +39,17 @@ def find_words(lm: LanguageModel, words_only: bool, spaced: bool = False) -> Wor
     """Returns the tokens that their own text gives back: of whole printable words, or all. A word
     is whole if it is one token with a space in front; `spaced`: the first one has the space too.
     Raises a UserError if there is nothing to choose from."""
-    tokenizer, alone, behind, joining = lm.tokenizer, {}, {}, []
+    tokenizer, alone, behind = lm.tokenizer, {}, {}
+    joining, open_ = set[int](), set[int]()
     anchor = tokenizer.encode("a")[0]
     for index in tokenizer.text_ids:
         text = tokenizer.decode([*anchor, index])[1:]
         word, is_word = text.removeprefix(" "), text.removeprefix(" ").isalpha()
         # A text beyond ASCII may be a byte of a letter.
-        if words_only and re.match(r"'?\w|[^\0-\x7f]", text):
-            joining.append(index)
+        if words_only and re.match(r"[\w'\x80-\U0010ffff]", text):
+            joining.add(index)
+        if words_only and re.search(r"[\w'\x80-\U0010ffff]\Z", text):
+            open_.add(index)
         # A backslash has a meaning in a template.
         fits = is_word if words_only else text.isprintable() and not set("\\\ufffd") & {*text}
         if fits and tokenizer.encode(word)[0] == [index]:
@@ -60,7 +66,9 @@ def find_words(lm: LanguageModel, words_only: bool, spaced: bool = False) -> Wor
             " --config.search.words_only=false"
         )
     embeddings = np.asarray(lm.embed(np.arange(lm.spec.vocabulary)))
-    return Words(np.array(first), np.array(others), embeddings, frozenset(joining))
+    return Words(
+        np.array(first), np.array(others), embeddings, frozenset(joining), frozenset(open_)
+    )
 
 
 def swap(
