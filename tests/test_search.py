@@ -1,9 +1,13 @@
 """Searches for a hard prompt, on the small model and by the command."""
 
+import errno
 import json
 import os
+import re
 import signal
+from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import plain_model
@@ -16,8 +20,14 @@ from prompt_tuning_jax import api, search
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data.batch import evaluation_batches, evaluation_shape
 from prompt_tuning_jax.data.task import Source, Task
-from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models.files.tokenizer import read_tokenizer
+from prompt_tuning_jax.errors import RunError, UserError
+from prompt_tuning_jax.models.files.tokenizer import (
+    LLAMA3,
+    SPLITTINGS,
+    Facts,
+    Tokenizer,
+    read_tokenizer,
+)
 from prompt_tuning_jax.models.sites import PROMPT, Given
 from prompt_tuning_jax.run.artifact import load_artifact
 from prompt_tuning_jax.score import encode_for
@@ -45,8 +55,18 @@ def make_config(**settings):
     return configs.build({"best_by": "accuracy", "search": SETTINGS | settings})
 
 
-def find(folder=None, log=lambda line: None, **settings):
-    return search.run(LM, TASK, make_config(**settings), folder, log)
+def merging(*merges):
+    """The small model with other merges, five of them, and text split as by Llama 3."""
+    content = tiny_models.tokenizer_json()
+    tokens = *tiny_models.VOCABULARY[:-5], *(merge.replace(" ", "") for merge in merges)
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    content["model"] |= {"vocab": vocabulary, "merges": [merge.split() for merge in merges]}
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": SPLITTINGS[LLAMA3]}
+    return LM._replace(tokenizer=Tokenizer(content, Facts(1, 2, 0, True, None)))
+
+
+def find(folder=None, log=lambda line: None, fresh=False, **settings):
+    return search.run(LM, TASK, make_config(**settings), folder, log, fresh)
 
 
 def pack(examples):
@@ -142,18 +162,41 @@ def test_pez_stands_at_the_nearest_words_of_a_copy_that_adam_moves(tmp_path):
         np.testing.assert_allclose(state["vectors"], wanted, atol=1e-5)
         state, made = propose(json.loads(json.dumps(state)), None, None, slopes)
         assert made.tolist() == [state["prompt"]]
+    found = find(name="pez", start="", num_tokens=3, start_file=settings.start_file, rounds=1)
+    made = pez.make(settings, pool, np.array([40, 50, 60]))[0]["prompt"]
+    assert found.history[0]["ids"] == made
     with pytest.raises(UserError, match=r"holds \(3, 24\): expected a soft prompt of \(2, 24\)"):
         pez.make(settings, pool, np.array([40, 50]))
 
 
 def test_words_are_whole_printable_and_read_as_they_are_written():
-    pool = words.find_words(LM, words_only=True)
-    shown = [LM.tokenizer.decode([index]) for index in pool.others]
-    assert sorted(shown) == [" t", " the"]
-    assert {LM.tokenizer.decode([index]) for index in pool.first} >= {"t", "he", "Z"}
-    found = find(name="random", words_only=True, start="", num_tokens=3)
-    for entry in found.history:
-        assert all(word.isalpha() and word.isprintable() for word in entry["prompt"].split(" "))
+    lm = merging("Ġ t", "h e", "Ġ he", "i n", ". Ċ")
+    pool = words.find_words(lm, words_only=True)
+    shown = [{lm.tokenizer.decode([index]) for index in ids} for ids in pool[:2]]
+    assert shown == [{"t", "he"}, {" t", " he"}]
+    spaced = words.find_words(lm, words_only=True, spaced=True)
+    assert np.array_equal(spaced.first, pool.others)
+    # Behind a bracket (9) a token may change; as a part of a word, or in front of a part, not.
+    pool = pool._replace(joining=frozenset({1}), open=frozenset({1, 2}))
+    ids = [pool.at(place, np.array([2, 9, 1, 2, 1])) for place in range(5)]
+    assert [len(each) for each in ids] == [2, 1, 2, 1, 1]
+
+
+@pytest.mark.parametrize("name", search.SEARCHES)
+def test_a_search_changes_whole_words_alone(name):
+    given = {"name": name, "words_only": True, "template": "Say {soft}: {text}"}
+    start, found = "bat the. t can't t the", []
+    for learning_rate in (0.5, 5.0) if name == "pez" else (0,):
+        more = {"learning_rate": learning_rate} if learning_rate else {}
+        found += find(**given, **more, start=start, rounds=6).history
+    texts = {entry["prompt"] for entry in found}
+    assert found[0]["prompt"] == start and len(texts) > 2
+    for prompt in texts:
+        assert re.fullmatch(r"bat (the|t)(\.| t| the) (t|the) can't (t|the) (t|the)", prompt)
+    drawn = find(**given, start="", num_tokens=3)
+    assert {word for entry in drawn.history for word in entry["prompt"].split()} <= {"t", "the"}
+    with pytest.raises(UserError, match="no whole word of one token to change: give another"):
+        find(**given, start="bat")
 
 
 @pytest.mark.parametrize("name", search.SEARCHES)
@@ -182,6 +225,37 @@ def test_a_search_that_was_stopped_ends_as_one_that_was_not(name, tmp_path, monk
     assert again.finished and "going on after round 2" in lines
     assert again._replace(seconds=0, artifact=None) == whole._replace(seconds=0, artifact=None)
     assert again.history[-1]["round"] > 0
+
+
+def test_a_search_goes_on_when_a_save_fails(tmp_path, monkeypatch):
+    write, lines = loop.atomic_write, []
+
+    def fill_disk(*rounds):
+        def written(path, data):
+            if json.loads(data)["round"] in rounds:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write(path, data)
+
+        monkeypatch.setattr(loop, "atomic_write", written)
+
+    fill_disk(1, 2)
+    found = find(tmp_path, lines.append, name="random", rounds=3)
+    assert found.finished and found.saved
+    failed = [f"warning: round {n} could not be saved (No space left on device)." for n in (1, 2)]
+    assert [line for line in lines if line.startswith("warning")] == failed
+    fill_disk(3)
+    assert not find(tmp_path, name="random", rounds=3, fresh=True).saved
+
+
+def test_what_is_too_long_is_said_and_what_is_not_finite_refused(monkeypatch):
+    config, lines = configs.build({"search": SETTINGS, "task": {"max_length": 22}}), []
+    search.run(LM, TASK, config, None, lines.append)
+    for name, count in (("training", 4), ("validation", 2)):
+        wanted = f"warning: {count} {name} examples were too long and lost their end"
+        assert lines.count(wanted) == 1, lines
+    monkeypatch.setattr(loop, "score", lambda lm, examples, given: np.full((6, 3), np.nan))
+    with pytest.raises(RunError, match="the model's scores are not finite"):
+        find()
 
 
 def test_a_search_goes_on_from_its_best_validated_prompt(monkeypatch):
@@ -225,6 +299,25 @@ def test_what_is_reported_is_what_the_text_alone_gives(tmp_path):
     assert best["loss"] == pytest.approx(label_loss(scores, answers), abs=1e-4)
 
 
+def test_a_start_may_follow_a_space_and_end_in_a_full_stop():
+    lm = merging("Ġ t", "h e", "Ġ he", "Ġ Ġ", ". Ċ")
+    for start, template, read in (
+        ("he t.", "Say: {soft}\\n{text}:", "Say: he t. \\n{text}:"),
+        ("he t", "Say: {soft}\n{text}:", "Say: he t\n{text}:"),
+        ("t he.", "{soft}\n{text}:", "t he. \n{text}:"),
+        (" t", "Say: {soft} {text}:", "Say:  t {text}:"),
+        ("he t.", "Say: {soft}\n{text}:", "Say: he t. \n{text}:"),
+    ):
+        config = make_config(start=start, template=template, name="random", words_only=True)
+        prompt, place, pool = search.begin(lm, TASK, config)
+        assert place.write(prompt) == (start, read) and place.written == read
+        assert {*pool.at(0)} == {*(pool.others if "Say" in read else pool.first)}
+    found = search.run(lm, TASK, config, None, lambda line: None)
+    assert found.history[0]["template"] == read
+    scored = api.evaluate(lm, TASK, prompt=found.template, split="validation", log=print)
+    assert scored["loss"] == pytest.approx(found.artifact.manifest["metrics"]["validation_loss"])
+
+
 def test_a_prompt_whose_text_gives_other_tokens_is_left_out():
     place = text.find_place(LM, TASK, ROWS[0], settings := make_config(start="hee").search, 0)
     pool = words.find_words(LM, words_only=False)
@@ -266,13 +359,16 @@ def spaced(kind, folder):
 
 
 @pytest.mark.parametrize("kind", tiny_models.SPACED_STEPS)
-@pytest.mark.parametrize("start", [{"start": "we see"}, {"start": "", "num_tokens": 3}])
-def test_a_tokenizer_that_puts_a_space_in_front_of_a_text_is_searched_too(kind, start, tmp_path):
+@pytest.mark.parametrize(
+    ("front", "start"),
+    [("", {"start": "we see"}), ("", {"start": "", "num_tokens": 3}), ("b ", {"start": "the t"})],
+)
+def test_a_tokenizer_that_puts_a_space_in_front_of_a_text_is_searched_too(
+    kind, front, start, tmp_path
+):
     lm = spaced(kind, tmp_path / "model")
-    config, lines = make_config(rounds=2, **start), []
-    found = search.run(
-        lm, TASK._replace(template="{soft}\nBBC: {text}"), config, None, lines.append
-    )
+    config, lines = make_config(rounds=2, template=front + "{soft}\nBBC: {text}", **start), []
+    found = search.run(lm, TASK, config, None, lines.append)
     assert len(found.history) > 1, lines
     scored = api.evaluate(lm, TASK, prompt=found.template, split="validation", log=print)
     best = max(found.history, key=lambda entry: (entry["accuracy"], -entry["loss"]))
@@ -312,15 +408,28 @@ def test_the_command_stops_goes_on_and_reports_the_text(typed, monkeypatch):
         *("--config.search.rounds=3", "--config.search.candidates=4"),
         *("--config.search.validate_every=1", "--config.search.examples=6"),
     ]
+    wrong = typed(*command, "--config.task.test=tset")
+    assert wrong.status == 2 and "'tset'" in wrong.err and not Path("found").exists()
+    wrong = typed(*command, "--config.task.test=train[:9]", "--config.search.start={text}")
+    assert "9 of 9 records of train[:9] are trained on too" in wrong.out
     with monkeypatch.context() as patch:
         patch.setattr(
             loop.Progress, "add", lambda self, count: os.kill(os.getpid(), signal.SIGTERM)
         )
+        with monkeypatch.context() as full:
+            fails = mock.Mock(side_effect=OSError(errno.ENOSPC, "full"))
+            full.setattr(loop, "atomic_write", fails)
+            lost = typed(*command)
         stopped = typed(*command)
+    assert lost.status == 1 and "stopped and not saved: make room; this goes on" in lost.err
     assert stopped.status == 75 and "this goes on from here" in stopped.out, stopped.err
     assert load_artifact("found/artifact").tensors == {}
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "evaluate", mock.Mock(side_effect=KeyboardInterrupt))
+        stopped = typed(*command)
+    assert stopped.status == 75 and "this goes on from here" in stopped.out, stopped.err
     done = typed(*command, "--json")
-    assert done.status == 0 and "going on after round 1" in done.err, done.err
+    assert done.status == 0 and "going on after round 3" in done.err, done.err
     rows = json.loads(done.out)["rows"]
     assert [row["name"] for row in rows] == ["start", "searched prompt"]
     kept = load_artifact("found/artifact")

@@ -52,22 +52,25 @@ def train_and_report(config, folder: str, fresh: bool, command: Sequence[str]) -
         return 0 if result.finished else SAVED
 
 
-def prepare(config, run: Path | None, fresh: bool) -> tuple[LanguageModel, Task]:
-    """Returns the model and the task of a config, and prints the machine. A fault of what only the
-    report reads is found here, and not after the training."""
+def prepare(
+    config, run: Path | None, fresh: bool, searched: str = ""
+) -> tuple[LanguageModel, Task]:
+    """Returns the model and the task of a config, with the template `searched` in a search, and
+    prints the machine. A fault of what only the report reads is found here, and not afterwards."""
     if run is not None and not fresh and (run / folders.CONFIG).exists():
         folders.tie_to_config(run, config)
     if config.demonstrations.number:
         raise UserError(
-            f"config.demonstrations.number is {config.demonstrations.number}, and training has no"
-            " demonstrations: leave it at 0, and give it to evaluate"
+            f"config.demonstrations.number is {config.demonstrations.number}, and training and"
+            " a search have no demonstrations: leave it at 0, and give it to evaluate"
         )
-    if getattr(METHODS[config.method.name], "HAS_SLOTS", False):
+    if not searched and getattr(METHODS[config.method.name], "HAS_SLOTS", False):
         # In a chat they have a place.
         text = "{soft}" * (config.task.as_chat and "{soft" not in config.task.template)
         text += config.task.template
         plain_slot_size(parse(text), config.method.num_virtual_tokens)
     task = make_task(config.task)
+    task = task._replace(template=searched or task.template)
     prompts = dict.fromkeys(config.prompts, "config.prompts")
     prompts |= {config.teacher.prompt: "config.teacher.prompt"} if config.teacher.prompt else {}
     check_prompts(task, prompts, config.task.test)
@@ -100,11 +103,11 @@ def _lead(config, folder: str, fresh: bool, command: Sequence[str]) -> int:
             result = tune(lm, task, config, run, say, fresh)
         program, again = type_again(command)
         if not result.finished:
-            return _stopped(result, again, start)
+            return stopped(result.saved, again, start)
         try:
             rows = _report(lm, task, config, result, run, again)
         except KeyboardInterrupt:
-            return _stopped(result, again, start)
+            return stopped(result.saved, again, start)
         start |= {"outcome": "finished", "seconds": {row.name: row.seconds for row in rows}}
         kept = str(run / folders.ARTIFACT)
         say(f"next:   {predict_command(config.task.template, program, kept)}")
@@ -190,9 +193,9 @@ def score_rows(lm: LanguageModel, task, config, result: Result, kept: Path | Non
     return rows
 
 
-def _stopped(result: Result, again: str, start: dict[str, Any]) -> int:
-    """Says how to go on with what was trained, and returns the exit status."""
-    if not result.saved:
+def stopped(saved: bool, again: str, start: dict[str, Any]) -> int:
+    """Says how to go on with what was found so far, and returns the exit status."""
+    if not saved:
         raise RunError(
             f"stopped and not saved: make room; this goes on from the last save: {again}"
         )

@@ -3,7 +3,7 @@ go on from the best on the validation split. A prompt counts as its text is toke
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,17 +11,18 @@ import numpy as np
 
 from prompt_tuning_jax import search
 from prompt_tuning_jax.data import batch as batching
+from prompt_tuning_jax.data.encode import count_shortened
 from prompt_tuning_jax.data.records import digest
 from prompt_tuning_jax.data.task import Task, training_records, validation_records
-from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.errors import UserError, short
 from prompt_tuning_jax.exchange import keep_prompt
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import NOTHING
 from prompt_tuning_jax.run.artifact import Artifact
-from prompt_tuning_jax.run.folder import SEARCH, tie_to_config, writable
+from prompt_tuning_jax.run.folder import SEARCH, tie_to_config
 from prompt_tuning_jax.run.processes import stop_requested
 from prompt_tuning_jax.run.progress import Progress
-from prompt_tuning_jax.score import loss_and_accuracy, score
+from prompt_tuning_jax.score import check_finite, loss_and_accuracy, score
 from prompt_tuning_jax.search.score import Part, label_loss, loss_gradient, score_prompts
 from prompt_tuning_jax.search.text import Place, find_place, first_prompt
 from prompt_tuning_jax.search.words import Words, find_words
@@ -54,6 +55,7 @@ class Found(NamedTuple):
     history: list[dict[str, Any]]
     finished: bool  # false if the search was stopped
     seconds: float  # of all starts together
+    saved: bool = True  # false if its end could not be written to the folder
 
 
 def run(
@@ -81,14 +83,16 @@ def run(
         tie_to_config(Path(folder), config, fresh)
     # All that a search needs to go on.
     now: dict[str, Any] = {"sources": [lm.fingerprint, digest(rows, held_out)], "round": 0}
-    alone = [[state.get("prompt", first.tolist())], [0.0]]
-    now |= {"state": state, "scored": alone, "history": [], "left_out": 0, "seconds": 0.0}
+    now |= {"state": state, "scored": [], "history": [], "left_out": 0, "seconds": 0.0}
     now |= restore(folder, now["sources"], log)
-    began = time.perf_counter() - now["seconds"]
+    began, saved = time.perf_counter() - now["seconds"], True
     forwards = settings.candidates + SCORED_AGAIN * settings.again
     progress = Progress("prompts scored", log, (settings.rounds - now["round"]) * forwards)
     if not now["history"]:
-        validate(place, held_out, np.array(alone[0][0]), now, log)
+        starts = [first, np.array(state.get("prompt", first))]
+        # A text that is given is the start; drawn words are not, where a file is given instead.
+        starts = starts if settings.start else starts[::-1]
+        validate(place, held_out, filter(place.reads_as, starts), now, log)
     with stop_requested(log) as stopping:
         while now["round"] < settings.rounds and not stopping:
             scored = take_round(now, Scored(*map(np.array, now["scored"])))
@@ -96,21 +100,22 @@ def run(
             progress.add(forwards)
             due = now["round"] == settings.rounds or now["round"] % settings.validate_every == 0
             if due:
-                for index in scored.losses.argsort(kind="stable")[:VALIDATED]:
-                    validate(place, held_out, scored.prompts[index], now, log)
-                # Few examples also accept worse prompts: without this, a search drifts away.
-                best = min(now["history"], key=lambda entry: entry["loss"])
-                now["scored"] = [[best["ids"]], [0.0]]
+                order = scored.losses.argsort(kind="stable")[:VALIDATED]
+                validate(place, held_out, scored.prompts[order], now, log)
             now["seconds"] = time.perf_counter() - began
             if folder and (due or stopping):
-                with writable(folder):
+                try:
                     atomic_write(Path(folder, SEARCH), json.dumps(now).encode())
+                    saved = True
+                except OSError as error:
+                    log(f"warning: round {now['round']} could not be saved ({error.strerror}).")
+                    saved = False
     if stopping:  # not in the file: a search that goes on ends as if it had not been stopped
         now = now | {"history": [*now["history"]]}
-        validate(place, held_out, Scored(*map(np.array, now["scored"])).best, now, log)
+        validate(place, held_out, [Scored(*map(np.array, now["scored"])).best], now, log)
     if now["left_out"]:
         log(f"{now['left_out']} prompts were left out: their text gives other tokens")
-    return _found(place, config, now)
+    return _found(place, config, now)._replace(saved=saved)
 
 
 def begin(lm: LanguageModel, task: Task, config: Any) -> tuple[np.ndarray, Place, Words]:
@@ -120,8 +125,14 @@ def begin(lm: LanguageModel, task: Task, config: Any) -> tuple[np.ndarray, Place
         raise UserError(f"a search ranks labels behind a prompt alone: leave out {given}")
     settings, [record, *_] = config.search, training_records(task, config.task)
     place = find_place(lm, task, record, settings, config.task.max_length)
-    words = find_words(lm, settings.words_only)
-    return *first_prompt(place, settings, words, np.random.default_rng(config.seed)), words
+    words = find_words(lm, settings.words_only, " {soft}" in place.task.template)
+    first, place = first_prompt(place, settings, words, np.random.default_rng(config.seed))
+    if all(len(words.at(number, first)) == 1 for number in range(len(first))):
+        raise UserError(
+            f"config.search.start is {short(settings.start)}, with no whole word of one token to"
+            " change: give another, or --config.search.words_only=false"
+        )
+    return first, place, words
 
 
 def _found(place: Place, config: Any, now: Mapping[str, Any]) -> Found:
@@ -142,6 +153,7 @@ def make_round(place: Place, config: Any, propose: Callable, part_of: Callable) 
 
     def losses(prompts, part):
         scores, own = score_prompts(lm, prompts, part)
+        check_finite(lm, scores)
         return np.asarray(label_loss(scores, part.answers) + settings.fluency * own, np.float64)
 
     def take_round(now, scored):
@@ -163,24 +175,32 @@ def make_round(place: Place, config: Any, propose: Callable, part_of: Callable) 
     return take_round
 
 
-def validate(place: Place, rows, prompt: np.ndarray, now: dict[str, Any], log: Callable) -> None:
-    """Adds an entry to the history: the scores of a prompt's text alone."""
-    if prompt.tolist() in [entry["ids"] for entry in now["history"]]:
-        return
-    text, template = place.write(prompt)
-    examples = place.encode(rows, template)
-    scores, answers = score(place.lm, examples, NOTHING), np.array([e.answer for e in examples])
-    loss, accuracy = label_loss(scores, answers), (scores.argmax(1) == answers).mean()
-    entry = {"round": now["round"], "ids": prompt.tolist(), "prompt": text, "template": template}
-    found = {"loss": loss, "nats": loss_and_accuracy(scores, answers)["loss"], "accuracy": accuracy}
-    now["history"].append(entry | {name: float(value) for name, value in found.items()})
-    log(f"after round {now['round']}, validation {accuracy:.1%}, loss {loss:.3f}: {text!r}")
+def validate(place: Place, rows, prompts: Iterable, now: dict[str, Any], log: Callable) -> None:
+    """Adds entries to the history, the scores of prompts' texts alone, and goes on from its best:
+    few examples also accept worse prompts, and without this, a search drifts away."""
+    for ids in map(np.ndarray.tolist, prompts):
+        if ids in [entry["ids"] for entry in now["history"]]:
+            continue
+        text, template = place.write(np.array(ids))
+        examples = place.encode(rows, template)
+        if not now["history"] and (lost := count_shortened(examples)[0]):
+            log(f"warning: {lost} validation examples were too long and lost their end")
+        scores, answers = score(place.lm, examples, NOTHING), np.array([e.answer for e in examples])
+        check_finite(place.lm, scores)
+        nats, accuracy, _ = loss_and_accuracy(scores, answers).values()
+        loss = float(label_loss(scores, answers))
+        entry = {"round": now["round"], "ids": ids, "prompt": text, "template": template}
+        now["history"].append(entry | {"loss": loss, "nats": nats, "accuracy": accuracy})
+        log(f"after round {now['round']}, validation {accuracy:.1%}, loss {loss:.3f}: {text!r}")
+    now["scored"] = [[min(now["history"], key=lambda entry: entry["loss"])["ids"]], [0.0]]
 
 
 def plan(place: Place, rows, size: int, config: Any, log: Callable) -> Callable:
     """Returns a function of a round and of which part of it, from 0: the examples, packed."""
     settings, labels = config.search, len(place.task.labels)
     examples, each = place.encode(rows, place.written, size), 1 + settings.again
+    if lost := count_shortened(examples)[0]:
+        log(f"warning: {lost} training examples were too long and lost their end")
     order = batching.make_order(len(examples), config.seed)
     shared = batching.shared_length(examples)
     steps = range(settings.rounds * each)

@@ -24,7 +24,7 @@ def make(settings, words, prompt):
         vectors, *moments = (np.array(state[name], np.float32) for name in ARRAYS)
         adam = optax.ScaleByAdamState(np.int32(state["step"]), *moments)
         moved, adam = ADAM.update(gradient, adam)
-        state = _state(vectors - settings.learning_rate * moved, adam, words)
+        state = _state(vectors - settings.learning_rate * moved, adam, words, prompt)
         return state, np.array([state["prompt"]])
 
     vectors = words.embeddings[prompt]
@@ -37,21 +37,15 @@ def make(settings, words, prompt):
                 f" {vectors.shape}, the number of tokens and the model's width"
             )
         vectors = np.asarray(found, np.float32)
-    return _state(vectors, ADAM.init(vectors), words), propose
+    return _state(vectors, ADAM.init(vectors), words, prompt), propose
 
 
-def _state(vectors, adam, words):
+def _state(vectors, adam, words, prompt):
+    """Returns the state, whose `prompt` has at each place the word with the nearest embedding."""
     arrays = zip(ARRAYS, (vectors, adam.mu, adam.nu), strict=True)
-    prompt = nearest_tokens(np.asarray(vectors), words).tolist()
-    found = {name: array.tolist() for name, array in arrays}
-    return found | {"step": int(adam.count), "prompt": prompt}
-
-
-def nearest_tokens(vectors: np.ndarray, words) -> np.ndarray:
-    """Returns int[P], the word at each place whose embedding is the nearest."""
-    found = []
-    for place, vector in enumerate(vectors):
-        ids = words.at(place)
+    found, nearest = {name: array.tolist() for name, array in arrays}, []
+    for place, vector in enumerate(np.asarray(vectors)):
+        ids = words.at(place, prompt)
         own = words.embeddings[ids]
-        found.append(ids[((own**2).sum(1) - 2 * own @ vector).argmin()])
-    return np.array(found)
+        nearest.append(int(ids[((own**2).sum(1) - 2 * own @ vector).argmin()]))
+    return found | {"step": int(adam.count), "prompt": nearest}

@@ -41,6 +41,8 @@ class Place(NamedTuple):
     def write(self, prompt: np.ndarray) -> tuple[str, str]:
         """Returns the text of int[P] ids as a template has it, and the template with it."""
         text = self.lm.tokenizer.decode(prompt.tolist()).replace("{", "{{").replace("}", "}}")
+        # A space in front of the prompt is read with its first word.
+        text = text.removeprefix(" " * (" {soft}" in self.task.template))
         return text, with_prompt(self.task.template, text)
 
     def reads_as(self, prompt: np.ndarray) -> bool:
@@ -56,7 +58,17 @@ class Place(NamedTuple):
 def find_place(lm: LanguageModel, task: Task, record: Record, settings, max_length: int) -> Place:
     """Returns where the prompt of `config.search` stands: at the template's {soft}, or in front of
     the template. A line ends behind it if a word or a field would follow directly. Raises a
-    UserError if a field stands in front of it."""
+    UserError if a field stands in front of it, or if there is no start, or one with a field."""
+    if not settings.start and not settings.num_tokens:
+        raise UserError(
+            "config.search has neither start nor num_tokens: give the text to start from, or the"
+            " number of words to draw"
+        )
+    if parse(settings.start).fields:
+        raise UserError(
+            f"config.search.start is {short(settings.start)}, with a field: give the prompt alone,"
+            " and the text around it in config.search.template"
+        )
     template = settings.template or task.template
     template = template if "{soft" in template else "{soft}" + template
     template = re.sub(r"(\{soft(:\d+)?\})(?=[\w{])", r"\1\n", template)
@@ -75,40 +87,34 @@ def first_prompt(
 ) -> tuple[np.ndarray, Place]:
     """Returns int[P], the tokens that the start has in the template, or words that are drawn, and
     the place with them. A tokenizer may read what follows as it does behind a text alone, and not
-    as behind virtual tokens. Raises a UserError if the start has not `config.search.num_tokens`
-    tokens, or is not read as it is written."""
+    as behind virtual tokens. If the start's end joins the white space behind it, as a full stop may
+    join the end of a line, a space is put between. Raises a UserError if the start has not
+    `config.search.num_tokens` tokens, or is not read as it is written."""
     size, start = settings.num_tokens, settings.start
-    if not start and not size:
-        raise UserError(
-            "config.search has neither start nor num_tokens: give the text to start from, or the"
-            " number of words to draw"
-        )
-    if parse(start).fields:
-        raise UserError(
-            f"config.search.start is {short(start)}, with a field: give the prompt alone, and the"
-            " text around it in config.search.template"
-        )
-    one, wide = Given({PROMPT: jnp.empty((1, 1))}), place._replace(max_length=ANY_LENGTH)
-    [slotted] = encode_for(place.lm, place.task, [place.record], one, ANY_LENGTH)
-    begin = int(np.flatnonzero(slotted.trunk < 0)[0])
-    for _ in range(1 if start else DRAWS):
+    one, given = Given({PROMPT: jnp.empty((1, 1))}), place.task.template
+    apart = re.sub(r"\{soft\}(?=\s|\\[nt])", "{soft} ", given)
+    for template in [given, apart] if start else [given] * DRAWS:
+        place = place._replace(task=place.task._replace(template=template))
+        joined = place.task._replace(template=template.replace(" {soft}", "{soft}"))
+        [slotted] = encode_for(place.lm, joined, [place.record], one, ANY_LENGTH)
+        begin = int(np.flatnonzero(slotted.trunk < 0)[0])
         drawn = np.array([rng.choice(words.at(number)) for number in range(size)], int)
-        written = with_prompt(place.task.template, start or place.write(drawn)[0])
-        [whole] = wide.encode([place.record], written)
+        written = with_prompt(template, start or place.write(drawn)[0])
+        [whole] = place._replace(max_length=ANY_LENGTH).encode([place.record], written)
         pairs = zip(whole.trunk[::-1], slotted.trunk[::-1], strict=False)
         behind = next((n for n, pair in enumerate(pairs) if pair[0] != pair[1]), len(whole.trunk))
-        count = max(len(whole.trunk) - begin - behind, 0)
-        if start and size and count != size:
+        prompt = whole.trunk[begin : len(whole.trunk) - behind]
+        found, count = place._replace(written=written, begin=begin), prompt.size
+        if count and found.reads_as(prompt) and (start or count == size):
+            if count == (size or count):
+                return prompt, found
             raise UserError(
                 f"config.search.start has {count} tokens and config.search.num_tokens is {size}:"
                 f" give num_tokens={count}, or 0, or another text"
             )
-        prompt = whole.trunk[begin : begin + count]
-        found = place._replace(written=written, begin=begin)
-        if count and count == (size or count) and found.reads_as(prompt):
-            return prompt, found
-    given = f"config.search.start {short(start)}" if start else f"each of {DRAWS} drawn starts"
+    what = f"config.search.start {short(start)}" if start else f"each of {DRAWS} drawn starts"
     raise UserError(
-        f"{given} is not read as it is written in {short(place.task.template, 200)}: its first or"
-        " last word joins the text beside it, so give a config.search.template with a space between"
+        f"{what} is not read as it is written in {short(given, 200)}: its first or last word joins"
+        " the text beside it, so write a space in front of {soft} in config.search.template, or let"
+        " the start end in a letter"
     )
