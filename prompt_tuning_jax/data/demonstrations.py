@@ -3,29 +3,30 @@
 The choice depends on the seed and the records' text alone, not on their order or on the machine.
 """
 
-import bisect
 import collections
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prompt_tuning_jax.config.key import whole
-from prompt_tuning_jax.data.task import Task, training_records
+from prompt_tuning_jax.data.task import Task, output_fields, training_records
+from prompt_tuning_jax.data.template import field_names, with_prompt
 from prompt_tuning_jax.errors import UserError
 
+KEY = "demonstrations.number"
 KEYS = {"number": whole(0)}  # in front of each example that is evaluated without an artifact
 
 
 def choose_demonstrations(
-    rows: Sequence[Mapping[str, str]], number: int, *, balanced: bool, seed: int = 0
+    rows: Sequence[Mapping[str, str]], number: int, *, balanced: bool, seed: int = 0, key: str = KEY
 ) -> list[Mapping[str, str]]:
     """Chooses `number` training records to demonstrate with, of each label in turn if `balanced`.
-    The first few are a good choice too."""
+    The first few are a good choice too. `key` is the setting that an error names."""
     if number > len(rows):
         raise UserError(
-            f"config.demonstrations.number is {number} and the training split has {len(rows)}"
-            " records: give fewer"
+            f"config.{key} is {number} and the training split has {len(rows)} records: give fewer"
         )
     drawn = sorted(rows, key=lambda row: _digest(row, seed))
     if not balanced:
@@ -35,10 +36,25 @@ def choose_demonstrations(
     return [drawn[place] for _, _, place in sorted(turns)[:number]]
 
 
-def training_demonstrations(task: Task, config: Any) -> list[Mapping[str, str]]:
-    """Returns the `demonstrations.number` training records that a config shows."""
-    rows, number = training_records(task, config.task), config.demonstrations.number
-    return choose_demonstrations(rows, number, balanced=bool(task.labels), seed=config.seed)
+def training_demonstrations(
+    task: Task, config: Any, prompts: Iterable[str] = (), key: str = KEY
+) -> list[Mapping[str, str]]:
+    """Returns the training records, as many as the setting `key` says, that a config shows, as
+    `only_read` gives them."""
+    rows, how = training_records(task, config.task), {"seed": config.seed, "key": key}
+    number = operator.attrgetter(key)(config)
+    chosen = choose_demonstrations(rows, number, balanced=bool(task.labels), **how)
+    return only_read(task, chosen, prompts)
+
+
+def only_read(
+    task: Task, rows: Sequence[Mapping[str, str]], prompts: Iterable[str] = ()
+) -> list[Mapping[str, str]]:
+    """Returns records with their answers and with the fields that the template reads, also with
+    each of some written prompts: others, such as an address, are not for an artifact."""
+    templates = [task.template, *(with_prompt(task.template, prompt) for prompt in prompts)]
+    names = {*output_fields(task), *(name for text in templates for name in field_names(text))}
+    return [{name: text for name, text in row.items() if name in names} for row in rows]
 
 
 def spare_half(
@@ -62,38 +78,6 @@ def without_demonstrations(
     if not left:
         raise UserError(f"all {len(rows)} training records are demonstrations: give fewer of these")
     return left
-
-
-def fit_demonstrations(
-    rows: Sequence[Mapping[str, str]],
-    chosen: Sequence[Mapping[str, str]],
-    encode: Callable[..., list[Any]],
-    most: int,
-) -> tuple[list[Any], int]:
-    """Puts as many of the first demonstrations in front of all records as fit into `most` positions
-    without shortening a record. `encode(rows, demonstrations)` returns examples of any length.
-    Returns the examples, and the number of demonstrations in front of each."""
-
-    def needed(example: Any) -> int:
-        return len(example.trunk) + max(map(len, example.tails), default=1) - 1
-
-    alone = [needed(example) for example in encode(rows, ())]
-    longest = alone.index(max(alone))
-
-    def with_front(count: int) -> int:
-        return needed(encode([rows[longest]], chosen[:count])[0])
-
-    count = bisect.bisect_right(range(1, len(chosen) + 1), most, key=with_front)
-    while count:
-        examples = encode(rows, chosen[:count])
-        # The text in front changes a record's first tokens, so another may be the longest now.
-        if max(map(needed, examples)) <= most:
-            return examples, count
-        count -= 1
-    raise UserError(
-        f"none of {len(chosen)} demonstrations fits in front of record {longest}, which takes"
-        f" {alone[longest]} of {most} positions itself: give config.demonstrations.number=0"
-    )
 
 
 def _in_turn(rows: Sequence[Mapping[str, str]]) -> Iterator[tuple[int, Mapping[str, str]]]:
