@@ -327,6 +327,7 @@ def _row(task, record, number) -> Record:
             f"{place} is a {type(record).__name__}: expected a text, or a dict of fields by name"
         )
     record = {plain_name(str(name)): value for name, value in record.items()}
+    place = record.get(PLACE, place)
     row = {name: value for name, value in record.items() if task.target or name != LABEL}
     return row | {
         PLACE: place,

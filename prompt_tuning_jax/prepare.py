@@ -73,7 +73,7 @@ def check_task(task, config) -> None:
             )
 
 
-def start_from_demonstrations(lm: LanguageModel, task, config, log: Callable) -> tuple[Task, list]:
+def start_from_demonstrations(lm: LanguageModel, task, config, log: Callable) -> tuple[Task, Any]:
     """Returns the task with the tokens that `method.init=demonstrations` begins with, and their
     demonstrations: as many training records as fit into `num_virtual_tokens`. Raises a UserError if
     none fits, or if a text has other tokens behind virtual tokens than behind demonstrations."""

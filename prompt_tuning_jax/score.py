@@ -28,7 +28,6 @@ from prompt_tuning_jax.sharding import AXES, Layout, fetch, make_mesh, place
 from prompt_tuning_jax.step import row_specs, target_scores
 
 ANY_LENGTH = sys.maxsize  # examples of any length
-TRIED = 64  # records
 
 
 def encode_for(lm: LanguageModel, task, rows, given, max_length=0, demonstrations=(), room=0):
@@ -60,19 +59,17 @@ def fitting(lm, task, rows, shown, log, max_length=0, room=0, key=KEY):
     """Returns as many of the first demonstrations `shown`, at least one, as fit in front of each of
     `rows`, the records of all splits that are compared. `max_length` and `room` are those of
     `encode_for`; an error names the setting `key`. The text in front changes a record's first
-    tokens, so that another may be the longest then: the `TRIED` longest are tried."""
+    tokens, so that another may be the longest then: the 64 longest are tried."""
 
     def needed(rows, shown):
         examples = encode_for(lm, task, rows, NOTHING, max_length, shown, ANY_LENGTH)
         return [len(each.trunk) + max(map(len, each.tails), default=1) - 1 for each in examples]
 
-    if not shown:
-        return []
     most, alone = room or lm.spec.max_positions, needed(rows, ())
-    tried = [rows[n] for n in sorted(range(len(rows)), key=alone.__getitem__)[-TRIED:]]
+    tried = [rows[n] for n in sorted(range(len(rows)), key=alone.__getitem__)[-64:]]
     counts = range(1, len(shown) + 1)
     count = bisect.bisect_right(counts, most, key=lambda count: max(needed(tried, shown[:count])))
-    if not count:
+    if shown and not count:
         place = tried[-1].get(PLACE, f"record {rows.index(tried[-1])}")
         raise UserError(
             f"none of {len(shown)} demonstrations fits in front of {place}, which takes"

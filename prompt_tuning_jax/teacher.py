@@ -7,18 +7,20 @@ in the whole vocabulary, as in usual training, so that it learns to answer with 
 target, the likeliest text of the teacher takes its place.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.config.key import string, whole
+from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.chat import read_chat
 from prompt_tuning_jax.data.demonstrations import training_demonstrations, without_demonstrations
 from prompt_tuning_jax.data.encode import count_shortened
 from prompt_tuning_jax.data.records import Record
-from prompt_tuning_jax.data.task import Task, all_records, output_fields, training_records
+from prompt_tuning_jax.data.task import Task, output_fields, training_records
 from prompt_tuning_jax.data.template import field_names, with_prompt
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.generate import generate, read_settings
@@ -40,13 +42,16 @@ def is_taught(config: Any) -> bool:
     return bool(config.teacher.prompt or config.teacher.demonstrations)
 
 
-def demonstrations_of(lm, task: Task, config: Any, log) -> list[Mapping[str, str]]:
+def demonstrations_of(lm, task: Task, config: Any, log) -> Sequence[Mapping[str, str]]:
     """Returns the teacher's demonstrations, as many as fit in front of the records of all splits:
     training, validation and the report have the same teacher."""
     if not config.teacher.demonstrations:
         return []
     shown = training_demonstrations(task, config, [config.teacher.prompt], KEY)
-    task, asked, most, room = _question(lm, task, all_records(task, config.task), config)
+    rows = training_records(task, config.task) + tasks.validation_records(task, config.task)
+    with contextlib.suppress(UserError):  # there may be no test split
+        rows += tasks.select_records(task, config.task.test)
+    task, asked, most, room = _question(lm, task, rows, config)
     return scoring.fitting(lm, task, asked, shown, log, most, room, KEY)
 
 

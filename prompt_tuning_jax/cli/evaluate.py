@@ -64,10 +64,8 @@ def evaluate_split(
     check_processes(config, {"model": lm.fingerprint})
     rows = [*ranking, *held, *select_records(task, split)]
     use = functools.partial(_use, lm, task, config, rows, demonstrations)
-    settings = generate.read_settings(config.generation)
-    score = functools.partial(
-        api.evaluate, lm, task, artifact=artifact, generation=settings, seed=config.seed
-    )
+    own = {"generation": generate.read_settings(config.generation), "seed": config.seed}
+    score = functools.partial(api.evaluate, lm, task, artifact=artifact, **own)
     result: dict[str, Any] = {}
     if path is not None:
         say(counted)
@@ -119,11 +117,11 @@ def _held_out(task, config, path, calibrate, split):
     return ranking if path else [], held
 
 
-def _use(lm, task, config, rows, demonstrations, prompt, log=say) -> dict[str, Any]:
+def _use(lm, task, config, rows, shown, prompt, log=say) -> dict[str, Any]:
     """Returns how a prompt is used: it is ranked, calibrated and scored behind the same
     demonstrations, which fit in front of all `rows`."""
     read, most = with_prompt(task.template, prompt or ""), config.task.max_length
-    shown = fitting(lm, task._replace(template=read), rows, demonstrations, log, most)
+    shown = shown and fitting(lm, task._replace(template=read), rows, shown, log, most)
     return {"prompt": prompt, "demonstrations": shown, "max_length": most, "log": log}
 
 
@@ -146,7 +144,7 @@ def _warn_of_differences(manifest, task, config, split: str, calibrate: str | No
         warn_of_overlap(task, training_records(task, config.task), split)
 
 
-def _demonstrations(task, config, splits: Sequence[str], prompts: Iterable[str] = ()) -> list[Any]:
+def _demonstrations(task, config, splits: Sequence[str], prompts: Iterable[str] = ()) -> Any:
     """Chooses demonstrations; warns if records of `splits` are among them."""
     if not config.demonstrations.number:
         return []

@@ -169,8 +169,7 @@ def score_rows(lm: LanguageModel, task, config, result: Result, kept: Path | Non
         seconds = time.perf_counter() - began
         rows.append(row("written prompt", 0, len(best.encode()), seconds, prompt=best))
     if taught:
-        prompt = config.teacher.prompt
-        shown = demonstrations_of(lm, task, config, lambda line: None)
+        shown, prompt = demonstrations_of(lm, task, config, lambda _: None), config.teacher.prompt
         read = task._replace(template=with_prompt(task.template, prompt))
         texts = [prompt, *(text for each in only_read(read, shown) for text in each.values())]
         length = sum(len(text.encode()) for text in texts)

@@ -1,6 +1,5 @@
 """A task: records with named fields, a template, labels or a text target, metrics and splits."""
 
-import contextlib
 import functools
 import importlib
 import re
@@ -219,14 +218,6 @@ def training_records(task: Task, config: Any) -> list[Record]:
 def validation_records(task: Task, config: Any) -> list[Record]:
     """Returns records of `config.validation`, or `config.validation_per_class` of each label."""
     return _draw(task, config, "validation", "validation_per_class")
-
-
-def all_records(task: Task, config: Any) -> list[Record]:
-    """Returns the records to train on, to validate with and, if the data has them, to test with."""
-    tested: list[Record] = []
-    with contextlib.suppress(UserError):
-        tested = select_records(task, config.test)
-    return [*training_records(task, config), *validation_records(task, config), *tested]
 
 
 def _draw(task: Task, config: Any, split: str, key: str) -> list[Record]:
