@@ -57,8 +57,8 @@ def evaluate(
       calibration: of the labels' scores; by default the artifact's, if it has one.
       generation: how a task with a target writes its texts; None measures only the loss.
       seed: of the random draws if `generation` has a temperature.
-      max_length: the most positions of an example, 0 for all of the model's. Only for the model
-        alone, without demonstrations: an artifact brings its own.
+      max_length: the most positions of an example without demonstrations, 0 for all of the
+        model's. Only for the model alone: an artifact brings its own.
       log: takes a line of text: progress and warnings.
 
     Returns:
@@ -130,10 +130,9 @@ def label_scores(
         raise UserError(f"split is {short(split, 200)}: {needed}")
     counts: dict[str, int] = {}
     if demonstrations:
-        found = scoring.encode_behind(lm, use.task, rows, demonstrations, log)
-        examples, counts["demonstrations"] = found
-    else:
-        examples = _encode(lm, rows, use)
+        shown = scoring.fitting(lm, use.task, rows, demonstrations, log, max_length)
+        use, counts["demonstrations"] = use._replace(demonstrations=shown), len(shown)
+    examples = _encode(lm, rows, use)
     scores = scoring.score(lm, examples, use.given, log=log)
     scoring.check_finite(lm, scores)
     if shortened := count_shortened(examples)[0]:
@@ -219,13 +218,14 @@ def held_out(task: Task, config: Any, by: str | None) -> tuple[list[Record], lis
 
 
 class _Use(NamedTuple):
-    """How the model is used: for a task with the template that it reads, with what tailors it, at
-    most so many positions, and demonstrations in front."""
+    """How the model is used: for a task with the template that it reads, with what tailors it, and
+    as `encode_for` says."""
 
     task: Task
     given: Given
     max_length: int
     demonstrations: Sequence[Record] = ()
+    room: int = 0
 
 
 def _use(lm, task, artifact, prompt="", max_length=0) -> _Use:
@@ -270,7 +270,8 @@ def _read(artifact) -> Artifact:
 
 
 def _encode(lm, rows, use):
-    return scoring.encode_for(lm, use.task, rows, use.given, use.max_length, use.demonstrations)
+    how = use.max_length, use.demonstrations, use.room
+    return scoring.encode_for(lm, use.task, rows, use.given, *how)
 
 
 def _texts(lm, rows, use, settings, seed):
@@ -283,7 +284,7 @@ def _texts(lm, rows, use, settings, seed):
             f"generation.max_new_tokens is {settings.max_new_tokens} and the model has"
             f" {lm.spec.max_positions} positions, {taken} of them taken by a prefix: give fewer"
         )
-    use = use._replace(max_length=min(use.max_length or room, room))
+    use = use._replace(room=room)
     end = None if use.task.chat is None else read_chat(lm.tokenizer, use.task.chat).end
     settings = settings._replace(stop=(*settings.stop, end.markup)) if end else settings
     # Without its target, so that the target takes no room.
@@ -327,6 +328,7 @@ def _row(task, record, number) -> Record:
             f"{place} is a {type(record).__name__}: expected a text, or a dict of fields by name"
         )
     record = {plain_name(str(name)): value for name, value in record.items()}
+    place = record.get(PLACE, place)
     row = {name: value for name, value in record.items() if task.target or name != LABEL}
     return row | {
         PLACE: place,

@@ -73,7 +73,7 @@ def check_task(task, config) -> None:
             )
 
 
-def start_from_demonstrations(lm: LanguageModel, task, config, log: Callable) -> tuple[Task, list]:
+def start_from_demonstrations(lm: LanguageModel, task, config, log: Callable) -> tuple[Task, Any]:
     """Returns the task with the tokens that `method.init=demonstrations` begins with, and their
     demonstrations: as many training records as fit into `num_virtual_tokens`. Raises a UserError if
     none fits, or if a text has other tokens behind virtual tokens than behind demonstrations."""
@@ -125,17 +125,19 @@ def prepare(
     for note in task.load().notes:
         log(note)
     rows = training_records(task, config.task)
-    shown = [*shown, *demonstrations_of(task, config)]
+    taught = demonstrations_of(lm, task, config, log)
+    shown = [*shown, *taught]
     rows = without_demonstrations(rows, shown, field_names(task.template)) if shown else rows
     held_out = validation_records(task, config.task)
     shares: tuple = (None, None)
     if is_taught(config):
         log("the teacher answers the records to train on and to validate with")
         if task.target:
-            _, rows = written_targets(lm, task, rows, config, log)
-            task, held_out = written_targets(lm, task, held_out, config, log)
+            _, rows = written_targets(lm, task, rows, config, taught, log)
+            task, held_out = written_targets(lm, task, held_out, config, taught, log)
         else:
-            shares = tuple(label_shares(lm, task, part, config, log) for part in (rows, held_out))
+            both = rows, held_out
+            shares = tuple(label_shares(lm, task, part, config, taught, log) for part in both)
             rows = [{name: row[name] for name in row if name != LABEL} for row in rows]
     train, validation = (
         encode_for(lm, task, split, given, config.task.max_length) for split in (rows, held_out)

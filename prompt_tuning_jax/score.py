@@ -4,6 +4,7 @@ The shared positions are computed once and come back to the model as a prefix. T
 example share its text, and examples are packed. The scores are those of each answer alone.
 """
 
+import bisect
 import functools
 import sys
 from collections.abc import Callable
@@ -13,8 +14,9 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from prompt_tuning_jax.data import batch as batching
-from prompt_tuning_jax.data.demonstrations import fit_demonstrations
+from prompt_tuning_jax.data.demonstrations import KEY
 from prompt_tuning_jax.data.encode import encode_examples
+from prompt_tuning_jax.data.records import PLACE
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.memory import device_bytes, free_bytes
 from prompt_tuning_jax.models.cached import bake
@@ -28,17 +30,20 @@ from prompt_tuning_jax.step import row_specs, target_scores
 ANY_LENGTH = sys.maxsize  # examples of any length
 
 
-def encode_for(lm: LanguageModel, task, rows, given: Given, max_length=0, demonstrations=()):
-    """Returns records as examples with the model's tokenizer and BOS. They fit into the positions
-    that a prefix leaves, and into `max_length` if that is not 0; `ANY_LENGTH` is no limit. The
-    other arguments are those of `encode_examples`."""
+def encode_for(lm: LanguageModel, task, rows, given, max_length=0, demonstrations=(), room=0):
+    """Returns records as examples with the model's tokenizer and BOS. They fit into `max_length` if
+    that is not 0, without the demonstrations, and with these into `room`, by default the positions
+    that a prefix leaves; `ANY_LENGTH` is no limit. The others are those of `encode_examples`."""
     taken = prefix_length(given)
-    room = lm.spec.max_positions - taken
+    room = room or lm.spec.max_positions - taken
     if room < 1:
         raise UserError(
             f"the prefix takes {taken} positions and the model has {lm.spec.max_positions}: train "
             "one with fewer method.num_virtual_tokens."
         )
+    if demonstrations and 0 < max_length < room:
+        one = functools.partial(encode_for, lm, task, rows[:1], given, ANY_LENGTH)
+        max_length += len(one(demonstrations)[0].trunk) - len(one()[0].trunk)
     return encode_examples(
         task,
         rows,
@@ -50,21 +55,33 @@ def encode_for(lm: LanguageModel, task, rows, given: Given, max_length=0, demons
     )
 
 
-def encode_behind(lm: LanguageModel, task, rows, demonstrations, log, most=0):
-    """Returns records, none of them shortened, as examples behind as many of the first
-    demonstrations as fit into `most` positions (0: the model's), and the number of these."""
+def fitting(lm, task, rows, shown, log, max_length=0, room=0, key=KEY):
+    """Returns as many of the first demonstrations `shown`, at least one, as fit in front of each of
+    `rows`, the records of all splits that are compared. `max_length` and `room` are those of
+    `encode_for`; an error names the setting `key`. The text in front changes a record's first
+    tokens, so that another may be the longest then: the 64 longest are tried."""
 
-    def encode(rows, demonstrations):
-        return encode_for(lm, task, rows, NOTHING, ANY_LENGTH, demonstrations)
+    def needed(rows, shown):
+        examples = encode_for(lm, task, rows, NOTHING, max_length, shown, ANY_LENGTH)
+        return [len(each.trunk) + max(map(len, each.tails), default=1) - 1 for each in examples]
 
-    most = most or lm.spec.max_positions
-    examples, count = fit_demonstrations(rows, demonstrations, encode, most)
-    if left_out := len(demonstrations) - count:
-        log(
-            f"warning: {left_out} of {len(demonstrations)} demonstrations are left out: with"
-            " more, the longest example takes more positions than the model has"
+    most, alone = room or lm.spec.max_positions, needed(rows, ())
+    tried = [rows[n] for n in sorted(range(len(rows)), key=alone.__getitem__)[-64:]]
+    counts = range(1, len(shown) + 1)
+    count = bisect.bisect_right(counts, most, key=lambda count: max(needed(tried, shown[:count])))
+    if shown and not count:
+        place = tried[-1].get(PLACE, f"record {rows.index(tried[-1])}")
+        raise UserError(
+            f"none of {len(shown)} demonstrations fits in front of {place}, which takes"
+            f" {max(alone)} of {most} positions itself: give config.{key}=0, or cut long records"
+            " with config.task.max_length"
         )
-    return examples, count
+    if count < len(shown):
+        log(
+            f"warning: {count} of {len(shown)} demonstrations are used: with more, the longest"
+            " example takes more positions than the model has"
+        )
+    return shown[:count]
 
 
 def spread(lm: LanguageModel, given: Given, devices=None):

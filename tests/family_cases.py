@@ -53,6 +53,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "olmo2": ("olmo2", GROUPED),
     "smollm3": ("smollm3", {**GROUPED, "num_hidden_layers": 5, "no_rope_layer_interval": 2}),
+    "smollm3, window": ("smollm3", {**GROUPED, **WINDOW, "use_sliding_window": True}),
     "gemma": ("gemma", GEMMA),
     "gemma2": (
         "gemma2",

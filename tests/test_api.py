@@ -14,6 +14,7 @@ import tiny_runs
 import prompt_tuning_jax
 from prompt_tuning_jax import api, train
 from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.data.records import PLACE
 from prompt_tuning_jax.data.task import make_task, select_records
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.prepare import check_task
@@ -336,6 +337,8 @@ def test_a_field_of_a_record_is_a_text(given, made, value):
     for record in ({"text": value}, value) if isinstance(value, str) else ({"text": value},):
         with pytest.raises(UserError, match="record 0: 'text'"):
             next(api.predict(lm, task, [record], made))
+    with pytest.raises(UserError, match=r"^new\.csv, line 7: 'text'"):
+        next(api.predict(lm, task, [{"text": value, PLACE: "new.csv, line 7"}], made))
 
 
 def test_a_number_is_the_text_that_json_has_for_it(given, made):

@@ -85,6 +85,17 @@ def test_a_gguf_becomes_a_folder(tmp_path):
     assert again.tokenizer.add_bos == lm.tokenizer.add_bos
 
 
+def test_a_token_without_an_embedding_is_that_of_the_models_own_config(lm, tmp_path, monkeypatch):
+    monkeypatch.setattr(lm.tokenizer, "pad_id", lm.spec.vocabulary)
+    own = lm._replace(config={**lm.config, "pad_token_id": 2})
+    given = plain_model.random_given(1, SPEC, "lora")
+    exchange.export_model(own, artifact(lm, given), tmp_path / "merged")
+    names = "config.json", "generation_config.json"
+    found = [json.loads((tmp_path / "merged" / name).read_text()) for name in names]
+    assert [each.get("pad_token_id") for each in found] == [2, None]
+    assert [each["bos_token_id"] for each in found] == [1, 1]
+
+
 def test_the_front_is_written_as_the_model_reads_it(lm, tmp_path):
     given = plain_model.random_given(2, SPEC, "prompt", size=2)
     task = TASK._replace(template="ab{soft} the:{text}")

@@ -10,13 +10,14 @@ import tiny_runs
 
 from prompt_tuning_jax import api, train
 from prompt_tuning_jax import score as scoring
-from prompt_tuning_jax.data.records import Source
+from prompt_tuning_jax.data.records import PLACE, Source
 from prompt_tuning_jax.data.task import select_records
 from prompt_tuning_jax.data.template import with_prompt
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.generate import read_settings
 from prompt_tuning_jax.run.folder import REPORT
 from prompt_tuning_jax.step import loss_fn
+from prompt_tuning_jax.teacher import demonstrations_of
 
 pytestmark = pytest.mark.usefixtures("home")
 PROMPT = "One of b, e, p, s, t. "
@@ -90,3 +91,34 @@ def test_the_report_has_a_row_for_the_teacher_whose_demonstrations_are_not_train
     rows = json.loads(Path("run", REPORT).read_text())["rows"]
     assert [row["name"] for row in rows][1:] == ["written prompt", "teacher", "soft prompt"]
     assert all(0 < row["seconds_an_example"] < 9 for row in rows)
+
+
+def test_the_teacher_has_as_many_demonstrations_in_front_of_all_splits(home):
+    """As many as fit in front of the longest record, which is one of the test split."""
+
+    def plan(split, text, *overrides):
+        lm, task, config = tiny_runs.tiny("--config.teacher.demonstrations=40", *overrides)
+        splits = {name: [*rows] for name, rows in task.load().splits.items()}
+        splits[split][0] = {**splits[split][0], "text": text, PLACE: "a.csv, line 7"}
+        task, said = task._replace(load=lambda: Source(splits)), []
+        rows = train.plan(lm, task, config, said.append).data.train
+        used = [line for line in said if "demonstrations are used" in line]
+        shown = demonstrations_of(lm, task, config, said.append)
+        assert len(rows) == 160 - len(shown) and len(used) == 1
+        assert used[0].startswith(f"warning: {len(shown)} of 40 demonstrations are used: with")
+        for name in (config.task.train, config.task.test):
+            found = api.label_scores(
+                lm, task, split=name, demonstrations=shown, max_length=config.task.max_length
+            )
+            assert found.counts["demonstrations"] == len(shown)
+        return len(shown), [line for line in said if line.startswith("warning: teacher: ")]
+
+    assert plan("test", "x" * 20) == (2, [])
+    assert plan("test", "x" * 55) == (1, [])
+    for split in ("test", "train"):
+        fault = r"fits in front of a\.csv, line 7, .*: give config\.teacher\.demonstrations=0, or"
+        with pytest.raises(UserError, match=fault):
+            plan(split, "x" * 90)
+        cut = ["warning: teacher: 1 of 158 records were too long and lost their end"]
+        wanted = 2, cut * (split == "train")
+        assert plan(split, "x" * 200, "--config.task.max_length=44") == wanted

@@ -1,7 +1,7 @@
 """The command `evaluate`: scores an artifact, written prompts, or the model alone on a split."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from prompt_tuning_jax import api, exchange, generate
@@ -14,12 +14,13 @@ from prompt_tuning_jax.config import from_manifest
 from prompt_tuning_jax.data.demonstrations import training_demonstrations
 from prompt_tuning_jax.data.records import digest
 from prompt_tuning_jax.data.task import make_task, select_records, training_records
-from prompt_tuning_jax.data.template import field_names
+from prompt_tuning_jax.data.template import field_names, with_prompt
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.run.artifact import MANIFEST, load_artifact
 from prompt_tuning_jax.run.processes import check_processes
 from prompt_tuning_jax.run.report import FORMATS
 from prompt_tuning_jax.run.warnings import other_task, trained_on
+from prompt_tuning_jax.score import fitting
 from prompt_tuning_jax.storage import sha256
 
 # What calibrates, by `--calibrate`.
@@ -62,31 +63,30 @@ def evaluate_split(
         check_prompts(task, prompts, splits[0])
     if artifact is not None:
         _warn_of_differences(artifact.manifest, task, config, split, calibrate)
-    demonstrations, lm = _demonstrations(task, config, splits), load_model(config)
-    read = [*prompts], select_records(task, split), ranking, held, demonstrations, calibrate, seal
-    check_processes(config, {"model": lm.fingerprint, "data": digest(*read)})
-    use = {"demonstrations": demonstrations, "max_length": config.task.max_length, "log": say}
-    settings = generate.read_settings(config.generation)
-    score = functools.partial(
-        api.evaluate, lm, task, artifact=artifact, generation=settings, seed=config.seed, **use
-    )
+    demonstrations, lm = _demonstrations(task, config, splits, prompts), load_model(config)
+    rows = [*ranking, *held, *select_records(task, split)]
+    read = digest([*prompts], rows, demonstrations, calibrate, seal)
+    check_processes(config, {"model": lm.fingerprint, "data": read})
+    use = functools.partial(_use, lm, task, config, rows, demonstrations)
+    own = {"generation": generate.read_settings(config.generation), "seed": config.seed}
+    score = functools.partial(api.evaluate, lm, task, artifact=artifact, **own)
     result: dict[str, Any] = {}
     if path is not None:
         say(counted)
-        ranked = functools.partial(score, split=ranking, log=lambda line: None)
-        ranking = rank_prompts(prompts, ranked, say)
+        rank = functools.partial(use, log=lambda line: None)
+        ranking = rank_prompts(prompts, lambda prompt: score(split=ranking, **rank(prompt)), say)
         prompt = ranking[0]["prompt"]
         result = {"candidates": ranking, "prompt": prompt, "split": split}
-    calibration = None
+    calibration, how = None, use(prompt)
     if calibrate is not None:
-        scores, answers, _ = api.label_scores(lm, task, artifact, split=held, prompt=prompt, **use)
+        scores, answers, _ = api.label_scores(lm, task, artifact, split=held, **how)
         calibration = fit(calibrate, scores, answers)
         say(f"calibrated with {len(held)} {_HELD[calibrate]}")
-    result |= score(split=split, prompt=prompt, calibration=calibration)
+    result |= score(split=split, calibration=calibration, **how)
     say(f"scored {split}")
     if out is not None:
-        chosen = demonstrations[: result.get("demonstrations", 0)]
-        kept = artifact or exchange.keep_prompt(lm, task, config, prompt or "", chosen)
+        shown = how["demonstrations"]
+        kept = artifact or exchange.keep_prompt(lm, task, config, prompt or "", shown)
         own = {"labels": task.labels, "calibration": calibration._asdict()} if calibration else {}
         keep(kept._replace(manifest=kept.manifest | own), out)
     for note in task.load().notes:
@@ -118,7 +118,15 @@ def _held_out(task, config, path, calibrate, split):
     ranking, held = api.held_out(task, config, calibrate)
     if calibrate == "labels":
         warn_of_overlap(task, held, split)
-    return ranking, held
+    return ranking if path else [], held
+
+
+def _use(lm, task, config, rows, shown, prompt, log=say) -> dict[str, Any]:
+    """Returns how a prompt is used: it is ranked, calibrated and scored behind the same
+    demonstrations, which fit in front of all `rows`."""
+    read, most = with_prompt(task.template, prompt or ""), config.task.max_length
+    shown = shown and fitting(lm, task._replace(template=read), rows, shown, log, most)
+    return {"prompt": prompt, "demonstrations": shown, "max_length": most, "log": log}
 
 
 def warn_of_overlap(task, trained: Sequence[Mapping[str, str]], split: str) -> None:
@@ -140,11 +148,11 @@ def _warn_of_differences(manifest, task, config, split: str, calibrate: str | No
         warn_of_overlap(task, training_records(task, config.task), split)
 
 
-def _demonstrations(task, config, splits: Sequence[str]) -> list[Any]:
+def _demonstrations(task, config, splits: Sequence[str], prompts: Iterable[str] = ()) -> Any:
     """Chooses demonstrations; warns if records of `splits` are among them."""
     if not config.demonstrations.number:
         return []
-    chosen = training_demonstrations(task, config)
+    chosen = training_demonstrations(task, config, prompts)
     for split in splits:
         warn_of_overlap(task, chosen, split)
     return chosen

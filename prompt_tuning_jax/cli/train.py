@@ -15,7 +15,8 @@ from prompt_tuning_jax.cli.evaluate import warn_of_overlap
 from prompt_tuning_jax.cli.machine import describe_machine, load_model
 from prompt_tuning_jax.cli.show import print_table, say
 from prompt_tuning_jax.cli.written_prompts import check_prompts, rank_prompts
-from prompt_tuning_jax.data.records import PLACE, digest
+from prompt_tuning_jax.data.demonstrations import only_read
+from prompt_tuning_jax.data.records import digest
 from prompt_tuning_jax.data.task import Task, make_task, select_records, training_records
 from prompt_tuning_jax.data.template import parse, plain_slot_size, with_prompt
 from prompt_tuning_jax.errors import RunError, UserError, quote
@@ -183,8 +184,9 @@ def score_rows(lm: LanguageModel, task, config, result: Result, kept: Path | Non
         seconds = time.perf_counter() - began
         rows.append(row("written prompt", 0, len(best.encode()), seconds, prompt=best))
     if taught:
-        shown, prompt = demonstrations_of(task, config), config.teacher.prompt
-        texts = [prompt, *(each[name] for each in shown for name in each if name != PLACE)]
+        shown, prompt = demonstrations_of(lm, task, config, lambda _: None), config.teacher.prompt
+        read = task._replace(template=with_prompt(task.template, prompt))
+        texts = [prompt, *(text for each in only_read(read, shown) for text in each.values())]
         length = sum(len(text.encode()) for text in texts)
         rows.append(row("teacher", 0, length, 0.0, prompt=prompt, demonstrations=shown))
     size = (kept / TENSORS).stat().st_size if kept else 0

@@ -81,10 +81,11 @@ def convert(value: Any, key: Key) -> Any:
 
 
 def parse(written: str, key: Key) -> Any:
-    """Reads a value that was typed. What is not of the key's type stays a text, a fault later."""
-    kind = type(key.default)
+    """Reads a value that was typed. What is not of the key's type stays a text, a fault later. In a
+    text `\\n` and `\\t` are a new line and a tab, as in a template."""
+    kind, text = type(key.default), written.replace("\\n", "\n").replace("\\t", "\t")
     if kind is str:
-        return written
+        return text
     if kind is bool:
         return {"true": True, "1": True, "false": False, "0": False}.get(written.lower(), written)
     try:
@@ -92,7 +93,7 @@ def parse(written: str, key: Key) -> Any:
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         if "," in written or " " in written:
             return written
-        value = written
+        value = text
     return (value,) if kind is tuple and not isinstance(value, tuple | list) else value
 
 

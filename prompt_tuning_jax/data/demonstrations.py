@@ -3,29 +3,29 @@
 The choice depends on the seed and the records' text alone, not on their order or on the machine.
 """
 
-import bisect
 import collections
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from prompt_tuning_jax.config.key import whole
-from prompt_tuning_jax.data.task import Task, training_records
+from prompt_tuning_jax.data.task import Task, output_fields, training_records
+from prompt_tuning_jax.data.template import field_names, with_prompt
 from prompt_tuning_jax.errors import UserError
 
+Rows = Sequence[Mapping[str, str]]
+KEY = "demonstrations.number"
 KEYS = {"number": whole(0)}  # in front of each example that is evaluated without an artifact
 
 
-def choose_demonstrations(
-    rows: Sequence[Mapping[str, str]], number: int, *, balanced: bool, seed: int = 0
-) -> list[Mapping[str, str]]:
+def choose_demonstrations(rows: Rows, number: int, *, balanced: bool, seed=0, key=KEY) -> Rows:
     """Chooses `number` training records to demonstrate with, of each label in turn if `balanced`.
-    The first few are a good choice too."""
+    The first few are a good choice too. `key` is the setting that an error names."""
     if number > len(rows):
         raise UserError(
-            f"config.demonstrations.number is {number} and the training split has {len(rows)}"
-            " records: give fewer"
+            f"config.{key} is {number} and the training split has {len(rows)} records: give fewer"
         )
     drawn = sorted(rows, key=lambda row: _digest(row, seed))
     if not balanced:
@@ -35,15 +35,23 @@ def choose_demonstrations(
     return [drawn[place] for _, _, place in sorted(turns)[:number]]
 
 
-def training_demonstrations(task: Task, config: Any) -> list[Mapping[str, str]]:
-    """Returns the `demonstrations.number` training records that a config shows."""
-    rows, number = training_records(task, config.task), config.demonstrations.number
-    return choose_demonstrations(rows, number, balanced=bool(task.labels), seed=config.seed)
+def training_demonstrations(task: Task, config: Any, prompts=(), key: str = KEY) -> Rows:
+    """Returns the training records, as many as the setting `key` says, that a config shows, as
+    `only_read` gives them."""
+    rows, how = training_records(task, config.task), {"seed": config.seed, "key": key}
+    chosen = choose_demonstrations(rows, attrgetter(key)(config), balanced=bool(task.labels), **how)
+    return only_read(task, chosen, prompts)
 
 
-def spare_half(
-    rows: Sequence[Mapping[str, str]], *, balanced: bool, seed: int
-) -> list[Mapping[str, str]]:
+def only_read(task: Task, rows: Rows, prompts: Iterable[str] = ()) -> Rows:
+    """Returns records with their answers and with the fields that the template reads, also with
+    each of some written prompts: others, such as an address, are not for an artifact."""
+    templates = [task.template, *(with_prompt(task.template, prompt) for prompt in prompts)]
+    names = {*output_fields(task), *(name for text in templates for name in field_names(text))}
+    return [{name: text for name, text in row.items() if name in names} for row in rows]
+
+
+def spare_half(rows: Rows, *, balanced: bool, seed: int) -> Rows:
     """Returns at most half of the records, of each label if `balanced`, in the order in which
     `choose_demonstrations` takes them."""
     chosen = choose_demonstrations(rows, len(rows), balanced=balanced, seed=seed)
@@ -53,9 +61,7 @@ def spare_half(
     return [row for turn, row in _in_turn(chosen) if 2 * (turn + 1) <= totals[row["label"]]]
 
 
-def without_demonstrations(
-    rows: Sequence[Mapping[str, str]], shown: Sequence[Mapping[str, str]], fields: Sequence[str]
-) -> list[Any]:
+def without_demonstrations(rows: Rows, shown: Rows, fields: Sequence[str]) -> list[Any]:
     """Returns the records whose `fields` none of the demonstrations `shown` answers."""
     answered = {tuple(map(row.get, fields)) for row in shown}
     left = [row for row in rows if tuple(map(row.get, fields)) not in answered]
@@ -64,39 +70,7 @@ def without_demonstrations(
     return left
 
 
-def fit_demonstrations(
-    rows: Sequence[Mapping[str, str]],
-    chosen: Sequence[Mapping[str, str]],
-    encode: Callable[..., list[Any]],
-    most: int,
-) -> tuple[list[Any], int]:
-    """Puts as many of the first demonstrations in front of all records as fit into `most` positions
-    without shortening a record. `encode(rows, demonstrations)` returns examples of any length.
-    Returns the examples, and the number of demonstrations in front of each."""
-
-    def needed(example: Any) -> int:
-        return len(example.trunk) + max(map(len, example.tails), default=1) - 1
-
-    alone = [needed(example) for example in encode(rows, ())]
-    longest = alone.index(max(alone))
-
-    def with_front(count: int) -> int:
-        return needed(encode([rows[longest]], chosen[:count])[0])
-
-    count = bisect.bisect_right(range(1, len(chosen) + 1), most, key=with_front)
-    while count:
-        examples = encode(rows, chosen[:count])
-        # The text in front changes a record's first tokens, so another may be the longest now.
-        if max(map(needed, examples)) <= most:
-            return examples, count
-        count -= 1
-    raise UserError(
-        f"none of {len(chosen)} demonstrations fits in front of record {longest}, which takes"
-        f" {alone[longest]} of {most} positions itself: give config.demonstrations.number=0"
-    )
-
-
-def _in_turn(rows: Sequence[Mapping[str, str]]) -> Iterator[tuple[int, Mapping[str, str]]]:
+def _in_turn(rows: Rows) -> Iterator[tuple[int, Mapping[str, str]]]:
     """Yields each record, and how many of its label came before."""
     seen: collections.Counter[str] = collections.Counter()
     for row in rows:

@@ -6,18 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from prompt_tuning_jax.config.key import Key, string, switch
-from prompt_tuning_jax.data.records import (
-    COLUMNS,
-    COLUMNS_HINT,
-    LABEL,
-    PLACE,
-    Fields,
-    Record,
-    Source,
-    make_records,
-    shuffled_groups,
-    task_fields,
-)
+from prompt_tuning_jax.data import records as making
+from prompt_tuning_jax.data.records import LABEL, PLACE, Fields, Record, Source
 from prompt_tuning_jax.data.rows import CELLS, TEXT, ending_of, form_of, open_file, read_rows
 from prompt_tuning_jax.errors import UserError, short
 
@@ -38,7 +28,7 @@ def _part(split: str) -> Key:
 
 
 KEYS = {
-    "columns": COLUMNS,
+    "columns": making.COLUMNS,
     "files.train": string("", least=1)._replace(expected="a .json, .csv, .tsv or .parquet file"),
     # A split without a file is a part of the training file.
     "files.validation": string(""),
@@ -59,7 +49,7 @@ KEYS = {
 def read_source(config: Any) -> Source:
     """Reads the splits 'train', 'validation' and 'test' that the section `task` of a config names.
     Without a file, validation or test is a part of the training file, see `take_parts`."""
-    fields, files = task_fields(config), config.files
+    fields, files = making.task_fields(config), config.files
     paths = {"train": files.train, "validation": files.validation, "test": files.test}
     splits, notes = {}, []
     if unread := fields.columns.keys() - {*fields.inputs, *fields.outputs}:
@@ -92,8 +82,8 @@ def read_records(
             )
         rows = list(read_rows(stream, path, form, changes))
     cells = form.kind == CELLS
-    hint = COLUMNS_HINT + _HEADER_HINT * (cells and header)
-    records = list(make_records(rows, fields, numbered=cells, hint=hint))
+    hint = making.COLUMNS_HINT + _HEADER_HINT * (cells and header)
+    records = list(making.make_records(rows, fields, numbered=cells, hint=hint))
     if not records:
         raise UserError(f"{path} holds no record: expected a line for each")
     notes = [f"{path}: {count} {what}" for what, count in changes.items() if count]
@@ -160,7 +150,7 @@ def take_parts(
         name: max(round(part * len(records)), 1) if part < 1 else int(part)
         for name, part in parts.items()
     }
-    groups = shuffled_groups(records, fields.inputs, seed)
+    groups = making.shuffled_groups(records, fields.inputs, seed)
     labels = [[record[LABEL] for record in group if not fields.target] for group in groups]
     counts = Counter(label for group in labels for label in group)
     last = {each: n for n, group in enumerate(labels) for each in group if counts[each] > 1}

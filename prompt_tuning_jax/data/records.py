@@ -187,7 +187,11 @@ def _records_of(
     if not fields.target:
         record[LABEL] = record[LABEL].strip()
         if not record[LABEL]:
-            raise UserError(f"{place}: the label is empty: give the row one, or remove it")
+            raise UserError(
+                f"{place}: the label is empty: give the row one, or remove it, or if a split has no"
+                " labels, as a benchmark's hidden test split, give others, as with"
+                " --config.task.validation='validation[:50%]' --config.task.test='validation[50%:]'"
+            )
     if len(lists) > 1:
         first, second = [*lists][:2]
         raise UserError(f"{place}: both {first!r} and {second!r} are lists: give one of them")

@@ -91,7 +91,8 @@ def read_lines(stream: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         if len(line) == LONGEST_LINE:
-            raise UserError(f"{place} has over {LONGEST_LINE:,} bytes: end each record's line")
+            hint = "end each record's line, that of an array with jq -c '.[]'"
+            raise UserError(f"{place} has over {LONGEST_LINE:,} bytes: {hint}")
         try:
             text = line.decode()
         except UnicodeDecodeError as error:

@@ -11,7 +11,8 @@ import numpy as np
 
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data.batch import shared_length
-from prompt_tuning_jax.data.records import PLACE, Record
+from prompt_tuning_jax.data.demonstrations import only_read
+from prompt_tuning_jax.data.records import Record
 from prompt_tuning_jax.data.task import Task, check_fields, output_fields
 from prompt_tuning_jax.data.template import field_names, with_prompt
 from prompt_tuning_jax.errors import UserError
@@ -133,5 +134,5 @@ def keep_prompt(
     values = config.to_dict()
     values["task"]["template"], values["demonstrations"]["number"] = template, 0
     manifest = make_manifest(lm, task._replace(template=template), configs.build(values), {})
-    fields = [{name: text for name, text in row.items() if name != PLACE} for row in demonstrations]
-    return Artifact({}, manifest | {"method": "written_prompt", "demonstrations": fields})
+    shown = only_read(task._replace(template=template), demonstrations)
+    return Artifact({}, manifest | {"method": "written_prompt", "demonstrations": shown})

@@ -55,6 +55,8 @@ def write_model(folder: Path, lm: LanguageModel, leaves: Mapping[str, np.ndarray
     config = {key: value for key, value in config.items() if key not in ("auto_map", "dtype")}
     words, family = lm.tokenizer, lm.spec.family
     ids = {f"{name}_token_id": getattr(words, f"{name}_id") for name in ("bos", "eos", "pad")}
+    # transformers refuses one that has no embedding.
+    ids = {key: number for key, number in ids.items() if (number or 0) < lm.spec.vocabulary}
     config |= {"model_type": family, "architectures": [FAMILIES[family].architecture], **ids}
     config["torch_dtype"] = next(iter(made.values())).dtype.name
     _write(folder / "config.json", config)

@@ -8,7 +8,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from prompt_tuning_jax.errors import UserError, hide
 from prompt_tuning_jax.models.files.find import hub_name
 from prompt_tuning_jax.models.files.hub import FAILURES, LOGIN, reason_of
-from prompt_tuning_jax.run.artifact import MANIFEST, TENSORS, Artifact
+from prompt_tuning_jax.run.artifact import MANIFEST, TENSORS, Artifact, write_card
 from prompt_tuning_jax.run.card import CARD
 
 
@@ -20,6 +20,8 @@ def push(artifact: Artifact, folder: str, repo: str) -> str:
     facts = ["---", "library_name: prompt-tuning-jax"]
     if base := hub_name(artifact.manifest["model"]["name"]):
         facts.append(f"base_model: {json.dumps(base)}")
+    if not Path(folder, CARD).exists():
+        write_card(artifact, folder, ())
     files = {name: Path(folder, name).read_bytes() for name in (MANIFEST, TENSORS, CARD)}
     files[CARD] = "\n".join([*facts, "---", ""]).encode() + files[CARD]
     added = [CommitOperationAdd(name, data) for name, data in files.items()]

@@ -191,8 +191,8 @@ def _smollm3(fields: Fields) -> dict[str, Any]:
     ]
     if not isinstance(turned, list) or not all(each in (0, 1) for each in turned):
         raise fields.refuse("no_rope_layers", "a list of 0 and 1")
-    if fields.flag("use_sliding_window"):
-        kinds = [FULL if each == 0 else SLIDING for each in turned]
+    if fields.flag("use_sliding_window") and fields.get("sliding_window") is not None:
+        kinds = [FULL if each else SLIDING for each in turned]
         found["layer_windows"] = _windows(fields, kinds)
     return found | {"layer_ropes": tuple(1 - each for each in turned)}
 

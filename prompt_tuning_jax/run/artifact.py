@@ -3,7 +3,7 @@
 An artifact is a folder. `adaptation.safetensors` holds what the model is given, each tensor under
 its path (`models/sites.py`). `manifest.json` is data and names no code to run. Each has a SHA-256,
 as safetensors has none. Reading checks sizes before it takes memory, and opens nothing outside the
-folder. `README.md` is for people and is never read.
+folder. `README.md` is for people: no more is done with it than to copy it to a hub.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from prompt_tuning_jax import __version__
+from prompt_tuning_jax.data.rows import open_file
 from prompt_tuning_jax.errors import UserError, nearest, short
 from prompt_tuning_jax.run.card import CARD, render_card
 from prompt_tuning_jax.run.folder import ARTIFACT
@@ -168,7 +169,7 @@ def _move(partial: Path, folder: Path) -> None:
 def load_artifact(folder: str | os.PathLike) -> Artifact:
     """Reads an artifact, without the code of its method. Raises a UserError that names the file if
     it is missing, damaged, hostile, or of a later version."""
-    folder = Path(folder)
+    folder = Path(os.path.expanduser(folder))
     if not folder.is_dir():
         raise UserError(f"the artifact '{folder}' does not exist: give the folder of an artifact.")
     try:
@@ -190,16 +191,16 @@ def load_start(settings: Any) -> dict[str, Any]:
     There are none if `method.init` in the section `method` of a config is not 'file'."""
     if settings.get("init") != "file":
         return {}
-    path = Path(settings.init_file)
-    if path.suffix != ".npy":
+    path, key = settings.init_file, "config.method.init_file"
+    if not path.endswith(".npy"):
         return load_artifact(path).tensors
-    try:
-        # Mapped, so that its size is checked before memory is taken.
-        return {"prompt/vectors": np.load(path, mmap_mode="r", allow_pickle=False)}
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"config.method.init_file is '{path}', which is not a .npy array of numbers."
-        ) from error
+    with open_file(path, key) as file:
+        try:
+            # Mapped, so that its size is checked before memory is taken.
+            return {"prompt/vectors": np.load(file.name, mmap_mode="r", allow_pickle=False)}
+        except (OSError, ValueError, EOFError) as error:
+            fault = f"{key} is '{path}', which is not a .npy array of numbers."
+            raise UserError(fault) from error
 
 
 def check_artifact(artifact: Artifact, lm: Any) -> None:
@@ -241,9 +242,13 @@ def _seal(manifest: Mapping[str, Any], tensors_sha256: str, path: Path) -> bytes
     content["tensors_sha256"] = tensors_sha256
     _check_manifest(content, path)
     try:
-        return _dump({**content, "sha256": hashlib.sha256(_dump(content)).hexdigest()})
+        made = _dump({**content, "sha256": hashlib.sha256(_dump(content)).hexdigest()})
     except ValueError as error:
         raise UserError(f"the manifest of '{path}' cannot be written as JSON ({error}).") from error
+    if len(made) > _MANIFEST_BYTES:
+        wrong = f"the manifest of '{path}' has {len(made):,} bytes, expected at most"
+        raise UserError(f"{wrong} {_MANIFEST_BYTES:,}: give fewer or shorter demonstrations.")
+    return made
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -172,7 +172,10 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
         ({"rows": ("ia3", "lora: task.target={topic}")}, "which all rows share"),
         ({"rows": ("ia3", "lora: teacher.prompt={foo}")}, "config.teacher.prompt: "),
         ({"rows": ("ia3", f"lora: teacher.prompt='{9 * LONG}'")}, "the row 'lora': "),
-        ({"rows": ("ia3", "lora: teacher.demonstrations=9999")}, "records are demonstrations"),
+        (
+            {"rows": ("ia3", "lora: teacher.demonstrations=9999")},
+            "config.teacher.demonstrations is 9999 and",
+        ),
         ({"rows": ("ia3", "prefix: method.init=demonstrations")}, "records (half of each label)"),
     ],
 )

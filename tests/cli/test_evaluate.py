@@ -147,10 +147,34 @@ def test_demonstrations_stand_in_front_and_what_does_not_fit_is_said(typed):
     one, said = result("--demonstrations", "1")
     assert "warning" not in said and one["demonstrations"] == 1 and one["loss"] != alone["loss"]
     many, said = result("--demonstrations", "50")
-    assert f"warning: {50 - many['demonstrations']} of 50 demonstrations are left out" in said
+    assert f"warning: {many['demonstrations']} of 50 demonstrations are used" in said
     assert 1 <= many["demonstrations"] < 5
     _, said = result("--demonstrations", "2", "--config.task.train=test[:10]")
     assert "warning: 2 of 10 records of test[:10] are trained on" in said
+
+
+def test_what_is_compared_has_the_same_demonstrations_and_only_what_is_read_is_kept(typed, home):
+    """The longest records rank and calibrate; a column that no prompt names stays at home."""
+    for name, size in (("train", 3), ("held", 70), ("test", 3)):
+        lines = [f"{size * 'x'} {n},{'ab'[n % 2]},me{n}@home,{n}" for n in range(8)]
+        (home / f"{name}.csv").write_text("\n".join(["text,label,mail,number", *lines]))
+    given = ["name=files", "template={soft}{text} is", "labels=()", "files.validation=held.csv"]
+    given += [f"{split}={split}" for split in ("train", "test", "validation")]
+    given += [f"files.{split}={split}.csv" for split in ("train", "test")]
+    tiny = ["evaluate", "--config", tiny_runs.world().config, "--demonstrations", "6", "--json"]
+    tiny += [*(f"--config.task.{word}" for word in given)]
+    (home / "prompts.txt").write_text("{number} {text}:")
+    read = {"text", "label"}
+    for more, all_fit, names in (
+        (["--prompt", "It: "], True, read),
+        (["--calibrate", "labels"], False, read),
+        (["--prompts", "prompts.txt"], False, {*read, "number"}),
+    ):
+        shown = typed(*tiny, *more, "--out", more[0].strip("-"))
+        count = json.loads(shown.out)["demonstrations"]
+        assert (count == 6) == all_fit and shown.err.count("demonstrations are used") == (count < 6)
+        kept = artifact.load_artifact(more[0].strip("-")).manifest["demonstrations"]
+        assert len(kept) == count and all(row.keys() == names for row in kept)
 
 
 def test_a_demonstration_is_known_in_another_file_too(capsys, home):

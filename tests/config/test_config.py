@@ -111,6 +111,9 @@ def test_quickstart_takes_every_method_by_its_name(name):
         ("task.metrics='accuracy'", ("accuracy",)),
         ("prompts=()", ()),
         ("prompts={text}", ("{text}",)),
+        (r"generation.stop=\n", ("\n",)),
+        (r"generation.stop=('\n', '\\n')", ("\n", r"\n")),
+        (r"method.init_text=one\ttwo\n", "one\ttwo\n"),
     ],
 )
 def test_override(override, value):
@@ -123,7 +126,8 @@ def test_override(override, value):
 def test_overrides_arrive_as_typed_and_the_last_of_a_key_counts(steps, rate, text):
     words = "steps=5", f"steps={steps}", f"learning_rate={rate}", f"method.init_text={text}"
     config = load(None, overrides([*words, f"prompts={(text, text)!r}"]))
-    assert (config.steps, config.learning_rate, config.method.init_text) == (steps, rate, text)
+    typed = text.replace(r"\n", "\n").replace(r"\t", "\t")
+    assert (config.steps, config.learning_rate, config.method.init_text) == (steps, rate, typed)
     assert config.prompts == (text, text)
 
 

@@ -1,6 +1,7 @@
 """Demonstrations: their choice, how many fit, and their text and tokens."""
 
 import collections
+import functools
 import random
 import re
 from types import SimpleNamespace
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.batch import shared_length
-from prompt_tuning_jax.data.demonstrations import choose_demonstrations, fit_demonstrations
+from prompt_tuning_jax.data.demonstrations import choose_demonstrations
 from prompt_tuning_jax.data.encode import encode_examples
 from prompt_tuning_jax.data.example import encode_example
 from prompt_tuning_jax.data.task import Source, Task
@@ -74,19 +76,23 @@ def test_as_many_fit_as_leave_every_record_whole(lengths, number, draw):
     def length(row, shown):
         return lengths[row] + sum(sizes[:shown]) + (slack[row] if shown else 0)
 
-    def encode(rows, shown):
-        trunks = [np.zeros(length(row, len(shown)) - 1, np.int32) for row in rows]
+    def encode(lm, task, rows, given, max_length, shown, room):
+        trunks = [np.zeros(length(row["n"], len(shown)) - 1, np.int32) for row in rows]
         return [SimpleNamespace(trunk=trunk, tails=(np.zeros(2), [0])) for trunk in trunks]
 
-    rows = list(range(len(lengths)))
-    fits = [n for n in range(1, number + 1) if all(length(row, n) <= most for row in rows)]
-    if not fits:
-        with pytest.raises(UserError, match=f"none of {number} demonstrations fits"):
-            fit_demonstrations(rows, range(number), encode, most)
-        return
-    found, count = fit_demonstrations(rows, range(number), encode, most)
-    assert count == max(fits)
-    assert [len(example.trunk) + 1 for example in found] == [length(row, count) for row in rows]
+    rows, said = [{"n": n, "(place)": f"file, line {n}"} for n in range(len(lengths))], []
+    fits = [n for n in range(1, number + 1) if all(length(row["n"], n) <= most for row in rows)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "encode_for", encode)
+        fit = functools.partial(scoring.fitting, None, None, rows, range(number), said.append)
+        if not fits:
+            wanted = rf"none of {number} demonstrations fits in front of file, line \d+, .*: give con"
+            with pytest.raises(UserError, match=wanted + r"fig\.a\.b=0, or cut .*task\.max_length"):
+                fit(room=most, key="a.b")
+            return
+        assert len(fit(room=most)) == max(fits)
+    used = f"warning: {max(fits)} of {number} demonstrations are used: with more"
+    assert [line[: len(used)] for line in said] == [used] * (max(fits) < number)
 
 
 def by_hand(parts, tokenizer):

@@ -213,7 +213,7 @@ def test_a_bad_row_is_one_sentence_with_its_line(fault):
 
 def test_an_endless_line_is_refused_before_it_fills_the_memory(monkeypatch):
     monkeypatch.setattr(rows_module, "LONGEST_LINE", 1000)
-    with pytest.raises(UserError, match="f, line 2 has over 1,000 bytes"):
+    with pytest.raises(UserError, match=r"f, line 2 has over 1,000 bytes: end .* jq -c '\.\[\]'"):
         read("a\n" + "b" * 2000, TEXTS)
 
 

@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import plain_model
 import pytest
+from ml_collections import ConfigDict
 from tiny_methods import LM, PLAIN, TASK, adapt, first, keep, make
 from tiny_models import SPEC
 
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.models.sites import PREFIX, Given
+from prompt_tuning_jax.run.artifact import load_start
 from prompt_tuning_jax.score import encode_for
 
 SIZE, HIDDEN = 4, 5
@@ -105,6 +107,17 @@ def test_an_earlier_soft_prompt_becomes_a_prefix(tmp_path, kind):
     wanted = pair(bake(LM, -1 - np.arange(SIZE), prompt))
     found = pair(made(init="file", init_file=path))
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def test_a_start_is_found_at_home_and_a_missing_one_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.save(tmp_path / "prompt.npy", np.ones((2, 3)))
+    settings = ConfigDict({"init": "file", "init_file": "~/prompt.npy"})
+    assert load_start(settings)["prompt/vectors"].shape == (2, 3)
+    settings.init_file = str(tmp_path / "promt.npy")
+    fault = r"config\.method\.init_file .* does not exist \(did you mean '.*/prompt\.npy'\?\)"
+    with pytest.raises(UserError, match=fault):
+        load_start(settings)
 
 
 def test_a_prefix_that_leaves_no_position_is_refused_before_it_takes_memory():

@@ -23,6 +23,7 @@ from prompt_tuning_jax.models.decoder import Decoder, param_shapes
 from prompt_tuning_jax.models.families import FAMILIES, spec_from_config
 from prompt_tuning_jax.models.files.weights import read_weights
 from prompt_tuning_jax.models.sites import NOTHING, PROMPT, Given, bind
+from prompt_tuning_jax.models.spec import FAR
 
 VOCABULARY = len(tiny_models.VOCABULARY)
 FRONT = (1, -1, -2)
@@ -201,6 +202,17 @@ def test_names_of_the_hub_and_tensors_that_are_no_weights_are_read_over(tmp_path
         found = read_weights(str(folder), "float32")
         assert found.spec == made.spec
         tiny_models.assert_tree(found.params, made.lm_leaves)
+
+
+@pytest.mark.parametrize("window", [5, None])
+def test_smollm3_has_its_window_in_the_layers_where_transformers_has_it(window):
+    whole = family_models.config("smollm3, window", sliding_window=window)
+    left_out = {key: each for key, each in whole.items() if key != "layer_types"}
+    spec = spec_from_config(left_out, "config.json")
+    kinds = [
+        "full_attention" if each == FAR else "sliding_attention" for each in spec.layer_windows
+    ]
+    assert (kinds or ["full_attention"] * 4) == whole["layer_types"]
 
 
 def test_every_family_has_a_case():

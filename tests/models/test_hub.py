@@ -209,4 +209,6 @@ def test_an_artifact_names_the_commit_and_goes_to_the_hub(hub, typed, monkeypatc
     shown = typed(*push)
     assert shown.status == 0 and f"{hub.address}/user/kept" in shown.out, shown.err
     assert hub.pushed.keys() == {"README.md", "manifest.json", "adaptation.safetensors"}
-    assert b'base_model: "user/tiny"\n' in hub.pushed["README.md"]
+    assert b'base_model: "user/tiny"\n' in (card := hub.pushed["README.md"])
+    os.remove("kept/README.md")
+    assert typed(*push).status == 0 and hub.pushed["README.md"] == card

@@ -268,7 +268,9 @@ def test_the_card_is_not_needed_and_not_read(tmp_path):
 
 
 def test_a_manifest_that_could_not_be_loaded_is_not_saved(tmp_path):
-    for change in ({"method": "Soft Prompt"}, {"extra": 1}, {"metrics": {"loss": float("nan")}}):
+    large = {"template": "{text}" + "x" * (1 << 20)}
+    changes = {"method": "Soft Prompt"}, {"extra": 1}, {"metrics": {"loss": float("nan")}}, large
+    for change in changes:
         with pytest.raises(UserError):
             artifacts.save_artifact(make(**change), tmp_path / "a")
         assert os.listdir(tmp_path) == []
