@@ -21,7 +21,7 @@ from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.compare_rows import WAYS, Row, Run, make_run, read_rows
 from prompt_tuning_jax.data.demonstrations import training_demonstrations
-from prompt_tuning_jax.data.records import PLACE, digest
+from prompt_tuning_jax.data.records import Record, digest
 from prompt_tuning_jax.data.task import (
     Task,
     make_task,
@@ -29,20 +29,13 @@ from prompt_tuning_jax.data.task import (
     training_records,
     validation_records,
 )
+from prompt_tuning_jax.data.template import with_prompt
 from prompt_tuning_jax.errors import RunError, UserError
-from prompt_tuning_jax.forgetting import forgetting, unrelated_texts
-from prompt_tuning_jax.memory import enough_memory
+from prompt_tuning_jax.forgetting import cross_entropy, unrelated_texts
 from prompt_tuning_jax.models.language_model import LanguageModel
-from prompt_tuning_jax.models.sites import Given, from_tensors
+from prompt_tuning_jax.models.sites import NOTHING, Given, from_tensors
+from prompt_tuning_jax.run import folder as folders
 from prompt_tuning_jax.run.artifact import TENSORS, load_artifact
-from prompt_tuning_jax.run.folder import (
-    ARTIFACT,
-    CHECKPOINTS,
-    CONFIG,
-    SEARCH,
-    TENSORBOARD,
-    tie_to_config,
-)
 from prompt_tuning_jax.storage import atomic_write
 from prompt_tuning_jax.teacher import check_teacher
 
@@ -63,34 +56,37 @@ class Compared(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What all runs share; `forgetting` of `texts` takes what a run gives to the model. `failed`
-    are rows that gave no result."""
+    """What all runs share; `alone` gives the cross-entropy of `texts` without an adaptation, and
+    `failed` are rows that gave no result."""
 
     lm: LanguageModel
     config: Any
     folder: Path
     texts: Sequence[str]
-    forgetting: Callable[[Given], float]
+    alone: Callable[[], float]
     log: Callable[[str], None]
+    enough_memory: Callable  # turns too little memory for a run's config into a RunError
     failed: list[str]
 
 
 def compare(
-    lm: LanguageModel, config, folder: Path, log: Callable, fresh: bool = False
+    lm: LanguageModel, config, folder: Path, log: Callable, fresh: bool, enough_memory: Callable
 ) -> tuple[list[Compared], list[str]]:
     """Runs what is not there yet. Returns the results of every row, and then of the curve; and
-    the names of rows that failed. `fresh` starts the rows over.
+    the names of rows that failed. `fresh` starts the rows over. `enough_memory` makes a context
+    of a run's config, which turns too little memory into a RunError.
 
     Raises:
       UserError: a row cannot be run.
       KeyboardInterrupt: asked to stop; what is finished, and a checkpoint, are in the folder.
     """
     rows = check(lm, config, folder, log, fresh)
-    tie_to_config(folder, _shared(config), fresh)
+    folders.tie_to_config(folder, _shared(config), fresh)
     for old in (each for row in rows for each in (folder / row.folder).glob("*seed-*") if fresh):
         shutil.rmtree(old)
     texts = unrelated_texts(config.compare.unrelated)
-    setting = Setting(lm, config, folder, texts, forgetting(lm, texts), log, [])
+    alone = functools.cache(lambda: cross_entropy(lm, texts, Given()))
+    setting = Setting(lm, config, folder, texts, alone, log, enough_memory, [])
     found = [_attempt(setting, row, _all_examples) for row in rows]
     curve, counts = _curve(config, rows)
     for results in [each for each in found if each and each.row.name in curve]:
@@ -105,8 +101,8 @@ def check(lm: LanguageModel, config, folder: Path, log: Callable, fresh: bool = 
     was run with another config, unless all start over (`fresh`)."""
     rows = read_rows(config)
     unrelated_texts(config.compare.unrelated)
-    if not fresh and (folder / CONFIG).exists():
-        tie_to_config(folder, _shared(config))
+    if not fresh and (folder / folders.CONFIG).exists():
+        folders.tie_to_config(folder, _shared(config))
     curve, counts = _curve(config, rows)
     repeated = [(row, count) for row in rows if row.name in curve for count in counts]
     if counts and not repeated:
@@ -121,14 +117,7 @@ def check(lm: LanguageModel, config, folder: Path, log: Callable, fresh: bool = 
         made, kind = make_task(task), "" if count else _calibration_of(config, run)
         training_records(made, task)
         api.held_out(made, run.config, kind)
-        if row.is_trained:
-            _plan(lm, made, run)
-        if row.name == "written prompt" and not run.config.prompts:
-            raise UserError("the row 'written prompt' has no prompt: give config.prompts")
-        if row.name == "demonstrations" and not training_demonstrations(made, run.config):
-            raise UserError("the row 'demonstrations' has none: give demonstrations.number")
-        if row.name == "searched prompt":
-            search.begin(lm, made, run.config)
+        _plan(lm, made, run)
         if count and row is repeated[0][0] and task.validation_per_class < count:
             log(f"validation has {task.validation_per_class} for each label, not {count}")
     return rows
@@ -142,7 +131,7 @@ def _shared(config):
 
 def _check_kept(run: Run) -> None:
     """Raises a UserError if there is a run of another config in the folder of this one."""
-    path = run.folder / CONFIG
+    path = run.folder / folders.CONFIG
     if not path.exists():
         return
     if changes := configs.difference(path.read_text(encoding="utf-8"), run.config):
@@ -159,14 +148,39 @@ def _curve(config, rows: Sequence[Row]) -> tuple[list[str], list[int]]:
 
 
 def _plan(lm: LanguageModel, task: Task, run: Run) -> None:
-    """Raises a UserError if a row cannot be trained; its teacher, if any, is not asked."""
-    config, shapes = run.config.copy_and_resolve_references(), jax.eval_shape(lambda: lm.params)
+    """Raises a UserError if a row cannot be run; its teacher, if any, is not asked."""
+    config = run.config.copy_and_resolve_references()
     try:
-        check_teacher(lm, task, config)
-        config.teacher.update(prompt="", demonstrations=0)
-        train.plan(lm._replace(params=shapes), task, config, lambda line: None)
+        if run.row.is_trained:
+            check_teacher(lm, task, config)
+            config.teacher.update(prompt="", demonstrations=0)
+            shapes = jax.eval_shape(lambda: lm.params)
+            train.plan(lm._replace(params=shapes), task, config, lambda line: None)
+        elif run.row.name == "searched prompt":
+            search.begin(lm, task, config)
+        elif run.row.name == "written prompt" and not config.prompts:
+            raise UserError("it has no prompt: give config.prompts")
+        elif run.row.name == "demonstrations" and not _shown(lm, task, config, lambda line: None):
+            raise UserError("it has none: give demonstrations.number")
+        else:
+            for prompt in config.prompts or [""]:
+                asked = task._replace(template=with_prompt(task.template, prompt))
+                how = NOTHING, config.task.max_length
+                scoring.encode_for(lm, asked, _read_by(task, config), *how)
     except UserError as error:
         raise UserError(f"the row {run.row.name!r}: {error}") from error
+
+
+def _read_by(task: Task, config) -> list[Record]:
+    """Returns the records that a row without training is scored or calibrated on."""
+    chosen, held = api.held_out(task, config, None)
+    return [*chosen, *held, *select_records(task, config.task.test)]
+
+
+def _shown(lm: LanguageModel, task: Task, config, log: Callable) -> Sequence[Record]:
+    """Returns the demonstrations of a row: the same in front of all records that it reads."""
+    chosen, rows = training_demonstrations(task, config), _read_by(task, config)
+    return scoring.fitting(lm, task, rows, chosen, log, config.task.max_length)
 
 
 def _attempt(setting: Setting, row: Row, run: Callable, *how) -> Compared | None:
@@ -226,20 +240,17 @@ def _every_seed(
         own = {"calibration": _calibration_of(setting.config, run), "unrelated": unrelated}
         splits = filter(None, (run.config.task.test, run.config.calibration.split))
         own["sources"] = _sources(setting, run, *splits)
-        test.append(_kept(run, TEST, functools.partial(_test, setting, run, each), **own))
+        make = functools.partial(_test, setting, run, each)
+        with setting.enough_memory(run.config):
+            test.append(_kept(run.folder / TEST, make, **own))
     return Compared(row, examples, runs, found, test)
 
 
-def _kept(
-    run: Run, name: str, make: Callable[[], dict[str, Any]], **settings: str
-) -> dict[str, Any]:
-    """Returns the values of a run's JSON file, which is made if it is not there with these
-    settings."""
-    path = run.folder / name
+def _kept(path: Path, make: Callable[[], dict[str, Any]], **settings: str) -> dict[str, Any]:
+    """Returns the values of a JSON file, which is made if it does not exist with these settings."""
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if not kept or kept | settings != kept:
-        with enough_memory(run.config):
-            kept = make() | settings
+        kept = make() | settings
         atomic_write(path, (json.dumps(kept) + "\n").encode())
     return kept
 
@@ -247,15 +258,16 @@ def _kept(
 def _find(setting: Setting, run: Run) -> dict[str, Any]:
     """Returns what a run found; trains it if that is not in its folder."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    tie_to_config(run.folder, run.config)
+    folders.tie_to_config(run.folder, run.config)
     find = _train if run.row.is_trained else _choose
     # Records that calibrate do not choose: with another calibration, others choose.
     own = {} if run.row.is_trained else {"calibration": _calibration_of(setting.config, run)}
     own["sources"] = _sources(setting, run)
-    found = _kept(run, FOUND, functools.partial(find, setting, run), **own)
-    for name in (CHECKPOINTS, TENSORBOARD):  # gigabytes for a whole model
+    with setting.enough_memory(run.config):
+        found = _kept(run.folder / FOUND, functools.partial(find, setting, run), **own)
+    for name in (folders.CHECKPOINTS, folders.TENSORBOARD):  # gigabytes for a whole model
         shutil.rmtree(run.folder / name, ignore_errors=True)
-    (run.folder / SEARCH).unlink(missing_ok=True)  # with other data, it would be in the way
+    (run.folder / folders.SEARCH).unlink(missing_ok=True)  # with other data, it would be in the way
     return found
 
 
@@ -266,7 +278,7 @@ def _train(setting: Setting, run: Run) -> dict[str, Any]:
     result = train.tune(setting.lm, task, config, run.folder, setting.log)
     if not result.finished:
         raise KeyboardInterrupt
-    api.save(result.artifact, run.folder / ARTIFACT)
+    api.save(result.artifact, run.folder / folders.ARTIFACT)
     own = sum(leaf.nbytes for leaf in from_tensors(result.artifact.tensors).params.values())
     validated = [line for line in result.history if "validation/loss" in line]
     step, steps = result.artifact.manifest["metrics"]["step"], validated[-1]["step"]
@@ -280,7 +292,7 @@ def _train(setting: Setting, run: Run) -> dict[str, Any]:
     rows, held_out = training_records(task, config.task), validation_records(task, config.task)
     return found | {
         "parameters": result.trainable_parameters,
-        "bytes": (run.folder / ARTIFACT / TENSORS).stat().st_size,
+        "bytes": (run.folder / folders.ARTIFACT / TENSORS).stat().st_size,
         # Without the leaves that the artifact replaces.
         "model_bytes": max(_bytes(setting.lm) - own, 0),
         "train_examples": len(rows),
@@ -312,7 +324,10 @@ def _choose(setting: Setting, run: Run) -> dict[str, Any]:
         sources = training_records(task, config.task), validation_records(task, config.task)
         found["examples"] = sum(map(len, sources))
     elif run.row.name == "demonstrations":
-        candidates = [{"demonstrations": config.demonstrations.number}]
+        shown = _shown(setting.lm, task, config, setting.log)
+        texts = [text for each in shown for text in each.values()]
+        found |= {"examples": len(shown), "bytes": sum(len(text.encode()) for text in texts)}
+        candidates = [{"demonstrations": len(shown)}]
     rows, scored = api.held_out(task, config, _calibration_of(setting.config, run))[0], []
     began = time.perf_counter()
     for each in candidates:
@@ -321,10 +336,6 @@ def _choose(setting: Setting, run: Run) -> dict[str, Any]:
     best = min(scored, key=lambda each: _order(each, "accuracy" in each))
     if "prompt" in best:
         found["bytes"] = len(best["prompt"].encode())
-    elif "demonstrations" in best:
-        shown = training_demonstrations(task, config)[: given.counts["demonstrations"]]
-        texts = (text for each in shown for name, text in each.items() if name != PLACE)
-        found |= {"examples": len(shown), "bytes": sum(len(text.encode()) for text in texts)}
     found["examples"] += best.pop("examples") * (len(candidates) > 1)
     took += time.perf_counter() - began
     return found | {"model_bytes": _bytes(setting.lm), "seconds": took} | best
@@ -342,9 +353,10 @@ def _score(setting: Setting, task: Task, run: Run, found: Mapping[str, Any], spl
     """Scores a split, or records of one, as a run uses the model."""
     how: dict[str, Any] = {"max_length": run.config.task.max_length}
     if run.row.is_trained:
-        how = {"artifact": load_artifact(run.folder / ARTIFACT)}
+        how = {"artifact": load_artifact(run.folder / folders.ARTIFACT)}
     elif "demonstrations" in found:
-        how["demonstrations"] = training_demonstrations(task, run.config)
+        shown = training_demonstrations(task, run.config)[: found["demonstrations"]]
+        how["demonstrations"] = shown
     else:
         how["prompt"] = found.get("prompt")
     return api.label_scores(setting.lm, task, split=split, log=setting.log, **how)
@@ -363,9 +375,10 @@ def _test(setting: Setting, run: Run, found: Mapping[str, Any]) -> dict[str, Any
         # By texts, the records that ranked the prompts calibrate too, and count once.
         is_read = held is ranking and run.row.name == "written prompt" and found["examples"]
         result["calibrated_by"] = 0 if is_read else len(held)
-    tensors = load_artifact(run.folder / ARTIFACT).tensors if run.row.is_trained else {}
+    tensors = load_artifact(run.folder / folders.ARTIFACT).tensors if run.row.is_trained else {}
     if setting.texts and (run.row.is_trained or run.row.name == "no prompt"):
-        result["forgetting"] = setting.forgetting(from_tensors(tensors))
+        with_it = cross_entropy(setting.lm, setting.texts, from_tensors(tensors))
+        result["forgetting"] = with_it - setting.alone()
     return result
 
 

@@ -1,7 +1,6 @@
 """What an adaptation does to unrelated text: the change of the model's cross-entropy on it."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,7 +9,7 @@ from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.data.rows import open_file, read_lines
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models.language_model import LanguageModel
-from prompt_tuning_jax.models.sites import Given, prefix_length, virtual_tokens
+from prompt_tuning_jax.models.sites import Given, virtual_tokens
 
 TEXTS, TOKENS = 40, 128  # texts that are read, and the most tokens of each
 
@@ -31,28 +30,14 @@ def unrelated_texts(source: str) -> list[str]:
     return texts[:TEXTS]
 
 
-def forgetting(lm: LanguageModel, texts: Sequence[str]) -> Callable[[Given], float]:
-    """Returns a function of an adaptation: the nats a token of the texts that it adds. Both sides
-    read the tokens for which there is room behind the adaptation."""
-    alone = functools.cache(functools.partial(cross_entropy, lm, texts, Given()))
-
-    def added(given: Given) -> float:
-        taken = virtual_tokens(given) + prefix_length(given)
-        room = min(TOKENS, lm.spec.max_positions - taken - 1)
-        return cross_entropy(lm, texts, given, room) - alone(room)
-
-    return added
-
-
-def cross_entropy(
-    lm: LanguageModel, texts: Sequence[str], given: Given, room: int = TOKENS
-) -> float:
-    """Returns the nats a token of texts, of so many tokens at most, with an adaptation. Its virtual
-    tokens stand behind BOS or, without BOS, in front of the first token, which is not scored."""
+def cross_entropy(lm: LanguageModel, texts: Sequence[str], given: Given) -> float:
+    """Returns the nats a token of texts with an adaptation. Its virtual tokens stand behind BOS or,
+    without BOS, in front of the first token, which then is not scored."""
     slots = -1 - np.arange(virtual_tokens(given))
+    room = min(TOKENS, lm.spec.max_positions // 8)  # the same with and without the adaptation
     examples = []
     for text in texts:
-        ids = lm.tokenizer.encode(text)[0][: max(room, 1)]
+        ids = lm.tokenizer.encode(text)[0][:room]
         front = [lm.tokenizer.bos_id, *slots] if lm.tokenizer.add_bos else [*slots, ids.pop(0)]
         trunk, tail = (np.array(part, np.int32) for part in (front, ids))
         if ids:

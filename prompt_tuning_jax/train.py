@@ -31,8 +31,7 @@ from prompt_tuning_jax.run.checkpoint import Checkpoints
 from prompt_tuning_jax.run.folder import CHECKPOINTS, tie_to_config
 from prompt_tuning_jax.run.log import RunLog
 from prompt_tuning_jax.run.processes import agreed, check_processes, must_stop, stop_requested
-from prompt_tuning_jax.run.profiling import profiler
-from prompt_tuning_jax.run.tracking import check_tracker, tracker
+from prompt_tuning_jax.run.tracking import check_tracker, profiler, tracker
 from prompt_tuning_jax.sharding import fetch, is_spread, shard
 from prompt_tuning_jax.step import Compiled, Frozen, Parts, State, compile_step, init_state
 

@@ -10,15 +10,13 @@ import numpy as np
 
 from prompt_tuning_jax import compare
 from prompt_tuning_jax.cli import dry_run
-from prompt_tuning_jax.cli.evaluate import warn_of_overlap
-from prompt_tuning_jax.cli.machine import describe_machine, load_model
+from prompt_tuning_jax.cli.evaluate import check_prompts, warn_of_overlap
+from prompt_tuning_jax.cli.machine import describe_machine, enough_memory, load_model
 from prompt_tuning_jax.cli.show import print_table, say
 from prompt_tuning_jax.cli.train import SAVED, type_again
-from prompt_tuning_jax.cli.written_prompts import check_prompts
 from prompt_tuning_jax.compare import Compared
 from prompt_tuning_jax.data.task import make_task, select_records, training_records
 from prompt_tuning_jax.errors import RunError
-from prompt_tuning_jax.memory import enough_memory
 from prompt_tuning_jax.metrics import paired_difference
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.run.comparison import cells, write_comparison
@@ -36,7 +34,7 @@ def compare_and_report(config, folder: str, fresh: bool, command: Sequence[str])
         say(machine := describe_machine(lm))
         _, again = type_again(command)
         try:
-            results, failed = compare.compare(lm, config, root, say, fresh)
+            results, failed = compare.compare(lm, config, root, say, fresh, enough_memory)
         except KeyboardInterrupt:
             start["outcome"] = "stopped"
             say(f"saved; this goes on from here:\n  {again}")
@@ -144,7 +142,8 @@ def _command(each: Compared, calibrated: bool) -> str:
         again = ["--workdir", f"again/{each.row.folder}/{each.runs[0].folder.name}"]
         return shlex.join(["prompt-tuning", "train", "--config", config, *again])
     words = ["prompt-tuning", "evaluate", "--config", config]
-    words += ["--prompt", found["prompt"]] if "prompt" in found else []
+    for name in ("prompt", "demonstrations"):
+        words += [f"--{name}", str(found[name])] if name in found else []
     words += ["--calibrate", each.test[0]["calibration"]] if calibrated else []
     return shlex.join(words)
 

@@ -14,18 +14,13 @@ import jax
 import numpy as np
 
 from prompt_tuning_jax import train
+from prompt_tuning_jax.cli.machine import enough_memory, less_memory
 from prompt_tuning_jax.cli.show import print_facts, say
 from prompt_tuning_jax.cli.train import prepare
 from prompt_tuning_jax.data.encode import count_shortened
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.data.task import select_records
-from prompt_tuning_jax.memory import (
-    device_bytes,
-    enough_memory,
-    host_bytes,
-    less_memory,
-    step_bytes,
-)
+from prompt_tuning_jax.memory import device_bytes, host_bytes, step_bytes
 from prompt_tuning_jax.models.files.tokenizer import Tokenizer
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import Given
@@ -42,8 +37,7 @@ ANSWERS = 10  # the most answers that are shown
 
 def rehearse(config, folder: str | None, fresh: bool) -> dict[str, Any]:
     """Does everything but training, with the arguments of `train_and_report`; writes nothing."""
-    if folder is not None:
-        check_local(folder)
+    check_local(folder or "")
     lm, task = prepare(config, None if folder is None else Path(folder), fresh)
     with enough_memory(config):
         return measure(lm, task, config, say)

@@ -1,5 +1,6 @@
-"""What a command needs of the machine: a run's artifact, the model, compiled programs."""
+"""What a command needs of the machine: a run's artifact, the model, compiled programs, memory."""
 
+import contextlib
 import logging
 import platform
 import timeit
@@ -14,6 +15,9 @@ import jaxlib
 from prompt_tuning_jax.cli.show import say
 from prompt_tuning_jax.config import from_manifest
 from prompt_tuning_jax.data.task import Task, make_task
+from prompt_tuning_jax.errors import RunError
+from prompt_tuning_jax.memory import device_bytes
+from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.language_model import LanguageModel, load
 from prompt_tuning_jax.run.artifact import MANIFEST, Artifact, load_artifact
 from prompt_tuning_jax.run.folder import ARTIFACT
@@ -74,3 +78,39 @@ def describe_machine(lm: LanguageModel) -> str:
     kind, count = jax.devices()[0].device_kind, jax.device_count()
     rate = 2 * size**3 / min(seconds) / 1e9
     return f"{count} x {kind}, {dtype} matrix products at {rate:,.0f} GFLOP/s"
+
+
+@contextlib.contextmanager
+def enough_memory(config):
+    """Turns XLA's error about too little memory into a RunError that says what to type."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        less = less_memory(config)
+        raise RunError(f"the device has too little memory for a step: {less}.") from error
+
+
+def less_memory(config, devices: int = 0, temporaries: bool = True) -> str:
+    """Says what to type for less memory of each of so many devices, the cheapest change first; by
+    default of those that are here, unless they share the host's. `temporaries`: whether it helps
+    to have fewer of these."""
+    devices = devices or (jax.device_count() if device_bytes() else 1)
+    changes = []
+    if config.parallel.model < devices and config.parallel.name == "jit":
+        changes.append(f"--config.parallel.model={devices} or a divisor (the weights in parts)")
+    axes = config.parallel.axes
+    if config.method.name == "lora" and config.parallel.model > 1 and "r" not in axes:
+        changes.append(f'--config.parallel.axes="{(*axes, "r")}" (LoRA and its optimizer in parts)')
+    if temporaries and config.microbatches * devices < config.batch_size:
+        parts = min(2 * config.microbatches, config.batch_size)
+        changes.append(f"--config.microbatches={parts} (about half of the temporaries)")
+    if temporaries and config.model.remat != "full":
+        changes.append("--config.model.remat=full (slower, far fewer temporaries)")
+    if config.model.dtype not in ("bfloat16", "float16"):
+        changes.append("--config.model.dtype=bfloat16 (half the weights if they are float32)")
+    trains_weights = getattr(METHODS[config.method.name], "TRAINS_WEIGHTS", False)
+    if not config.model.quantize and not trains_weights:
+        changes.append("--config.model.quantize=int8 (the frozen weights in half of bfloat16)")
+    return f"try {' or '.join(changes)}" if changes else "try a smaller model"

@@ -18,11 +18,12 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from prompt_tuning_jax import train
+from prompt_tuning_jax.cli.machine import less_memory
 from prompt_tuning_jax.cli.show import print_facts, say
 from prompt_tuning_jax.data.batch import Batch, empty_batch
 from prompt_tuning_jax.data.task import make_task
 from prompt_tuning_jax.errors import UserError, nearest
-from prompt_tuning_jax.memory import less_memory, step_bytes
+from prompt_tuning_jax.memory import step_bytes
 from prompt_tuning_jax.models.language_model import outline
 from prompt_tuning_jax.models.sites import virtual_tokens
 from prompt_tuning_jax.run.report import duration, size
@@ -147,18 +148,12 @@ def _devices(topology: str) -> tuple[list, str]:
 def _compile(parts, state, frozen, batch, layout, devices) -> dict[str, Any]:
     mesh = make_mesh(devices, layout.shards)
 
-    def placed(tree, specs):
-        return jax.tree.map(
-            lambda leaf, spec: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec)
-            ),
-            tree,
-            specs,
-        )
+    def placed(leaf, spec):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
-    state, frozen = (placed(tree, layout.specs(tree)) for tree in (state, frozen))
+    state, frozen = (jax.tree.map(placed, tree, layout.specs(tree)) for tree in (state, frozen))
     step = compile_step(parts, "jit", devices, layout).step
-    lowered = step.lower(state, frozen, placed(batch, row_specs()))
+    lowered = step.lower(state, frozen, jax.tree.map(placed, batch, row_specs()))
     say("compiling the step: a minute or a few")
     try:
         compiled = lowered.compile()
@@ -193,9 +188,7 @@ def print_topology(found: dict[str, Any]) -> None:
         "so": found["advice"],
         "compiled by": f"{found['compiler']}{compiled}",
     }
-    if "collectives" in found:
-        facts["in the program"] = ", ".join(
-            f"{n} {name}" for name, n in found["collectives"].items()
-        )
+    if counts := found.get("collectives"):
+        facts["in the program"] = ", ".join(f"{n} {name}" for name, n in counts.items())
     print()
     print_facts(facts)

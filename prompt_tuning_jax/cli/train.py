@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tuning_jax import api
-from prompt_tuning_jax.cli.evaluate import warn_of_overlap
-from prompt_tuning_jax.cli.machine import describe_machine, load_model
+from prompt_tuning_jax.cli.evaluate import check_prompts, rank_prompts, warn_of_overlap
+from prompt_tuning_jax.cli.machine import describe_machine, enough_memory, load_model
 from prompt_tuning_jax.cli.show import print_table, say
-from prompt_tuning_jax.cli.written_prompts import check_prompts, rank_prompts
 from prompt_tuning_jax.data.demonstrations import only_read
 from prompt_tuning_jax.data.records import digest
 from prompt_tuning_jax.data.task import Task, make_task, select_records, training_records
 from prompt_tuning_jax.data.template import parse, plain_slot_size, with_prompt
 from prompt_tuning_jax.errors import RunError, UserError, quote
-from prompt_tuning_jax.memory import enough_memory
 from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import NOTHING

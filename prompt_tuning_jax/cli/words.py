@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from prompt_tuning_jax.config.other_names import EPOCHS, known_as
+from prompt_tuning_jax.config.schema import EPOCHS, known_as
 from prompt_tuning_jax.errors import UserError, nearest, quote, short
 
 # The commands that take keys of the config, and the section that they take.

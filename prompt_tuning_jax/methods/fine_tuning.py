@@ -12,7 +12,7 @@ from flax import traverse_util
 from prompt_tuning_jax.config.key import strings
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.methods.base import NOTHING, Given, Method
-from prompt_tuning_jax.methods.targets import match_paths
+from prompt_tuning_jax.methods.parts import match_paths
 
 DEFAULTS = {"learning_rate": 0.0001}
 TRAINS_WEIGHTS = True  # those of the model, which so cannot be in int8

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from prompt_tuning_jax.config.key import strings
 from prompt_tuning_jax.methods.base import NOTHING, Given, Method
-from prompt_tuning_jax.methods.targets import select_layers
+from prompt_tuning_jax.methods.parts import select_layers
 
 DEFAULTS = {"learning_rate": 0.01}
 KEYS = {

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from prompt_tuning_jax.config.key import number, strings, switch, whole
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.methods.base import NOTHING, Given, Method
-from prompt_tuning_jax.methods.targets import select_layers
+from prompt_tuning_jax.methods.parts import select_layers
 
 # About ten times the rate of fine-tuning, as "LoRA without regret" (Schulman et al. 2025) advises.
 DEFAULTS = {"learning_rate": 0.001}

@@ -22,7 +22,7 @@ from prompt_tuning_jax.config.key import among, number, whole
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.methods.base import NOTHING, Given, Method
 from prompt_tuning_jax.methods.init import INITS, TOKEN_KEYS, check_positions, first_vectors
-from prompt_tuning_jax.methods.network import two_layers
+from prompt_tuning_jax.methods.parts import two_layers
 from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.models.sites import PREFIX, PROMPT, VISIBLE
 

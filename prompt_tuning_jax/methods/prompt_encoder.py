@@ -19,7 +19,7 @@ from flax import linen as nn
 from prompt_tuning_jax.config.key import among, whole
 from prompt_tuning_jax.methods.base import NOTHING, Given, Method
 from prompt_tuning_jax.methods.init import TOKEN_KEYS, draw_embeddings, first_vectors
-from prompt_tuning_jax.methods.network import two_layers
+from prompt_tuning_jax.methods.parts import two_layers
 from prompt_tuning_jax.models.sites import PROMPT
 
 HAS_SLOTS = True

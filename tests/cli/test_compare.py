@@ -16,6 +16,7 @@ import tiny_runs
 
 from prompt_tuning_jax import api, compare, forgetting, train
 from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.cli.machine import enough_memory
 from prompt_tuning_jax.data.records import LABEL
 from prompt_tuning_jax.data.task import make_task, validation_records
 from prompt_tuning_jax.errors import RunError, UserError
@@ -208,7 +209,7 @@ def test_a_search_for_texts_is_refused_before_any_row_is_run(tmp_path, monkeypat
     monkeypatch.setattr(compare, "make_task", lambda config: made)
     monkeypatch.setattr(compare, "training_records", lambda *_: [])
     monkeypatch.setattr(compare.api, "held_out", lambda *_: ([], []))
-    config = configs.build({"compare": {"rows": ("no prompt", "searched prompt")}})
+    config = configs.build({"compare": {"rows": ("searched prompt",)}})
     with pytest.raises(UserError, match=r"leave out config\.task\.target"):
         compare.check(None, config, tmp_path, print)
 
@@ -237,7 +238,7 @@ def test_rows_that_are_not_repeated_need_no_few_examples(monkeypatch, tmp_path):
         words = [f"--config.{word}" for word in (*words, "task.validation=validation[:100]")]
         config = configs.load(str(tiny_runs.world().config), words)
         with pytest.raises(EOFError):  # every row is checked, and the first is run
-            compare.compare(None, config, tmp_path, print)
+            compare.compare(None, config, tmp_path, print, False, contextlib.nullcontext)
 
 
 def test_the_folder_of_a_run_is_refused(typed, home):
@@ -309,8 +310,10 @@ def test_too_little_memory_or_a_record_that_does_not_fit_ends_one_row_alone(tmp_
         compare.make_run(config, tmp_path, row, 0),
         mock.Mock(failed=[], log=lines.append),
     )
-    little = mock.Mock(side_effect=jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory"))
-    attempt = compare._attempt(setting, row, lambda *_: compare._kept(run, compare.FOUND, little))
+    setting.enough_memory = enough_memory
+    little = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory")
+    with mock.patch.multiple(compare, _train=mock.Mock(side_effect=little), _sources=mock.Mock()):
+        attempt = compare._attempt(setting, row, lambda *_: compare._find(setting, run))
     long = mock.Mock(side_effect=UserError("record 3 does not fit"))
     assert attempt is compare._attempt(setting, row, long) is None
     assert setting.failed == ["fine tuning"] * 2 and "does not fit" in lines[1]
@@ -409,7 +412,7 @@ def test_fresh_deletes_runs_alone_once_every_row_is_checked(monkeypatch, tmp_pat
             words = [f"--config.compare.rows={rows}", "--config.task.validation=validation[:100]"]
             config = configs.load(str(tiny_runs.world().config), words)
             with pytest.raises(UserError) if kept else contextlib.nullcontext():
-                compare.compare(None, config, tmp_path, print, fresh=True)
+                compare.compare(None, config, tmp_path, print, True, contextlib.nullcontext)
             assert own.exists() and old.exists() is kept
 
 
@@ -424,7 +427,8 @@ def test_a_rate_that_diverges_is_one_of_those_that_were_tried(monkeypatch, tmp_p
         compare, "_every_seed", lambda _, row, rate: compare.Compared(row, rate, [], [], [])
     )
     config, lines = configs.build({"compare": {"rows": ("prefix",)}}), []
-    setting = compare.Setting(None, config, tmp_path, [], None, lines.append, [])
+    log, nothing = lines.append, contextlib.nullcontext
+    setting = compare.Setting(None, config, tmp_path, [], None, log, nothing, [])
     [row] = compare.read_rows(config)
     found = compare._all_examples(setting, row._replace(rates=(5.0, 0.2, 0.1)))
     assert found.tried == [(5.0, {}), (0.2, {"loss": 0.2}), (0.1, {"loss": 0.1})]
@@ -457,15 +461,16 @@ def test_a_text_of_one_token_is_not_measured():
         cross_entropy(alone, ["a"], Given())
 
 
-def test_forgetting_is_measured_on_the_same_tokens_with_and_without(monkeypatch):
+def test_forgetting_is_measured_on_the_same_tokens_with_and_without():
     lm, _ = plain_model.make()
-    lm, read = lm._replace(spec=dataclasses.replace(lm.spec, max_positions=9)), []
-    monkeypatch.setattr(
-        forgetting, "cross_entropy", lambda lm, texts, given, room: read.append(room) or 0.0
-    )
-    prefix = np.zeros((lm.spec.layers, 6, lm.spec.kv_heads, lm.spec.head_size), np.float32)
-    forgetting.forgetting(lm, ["abc"])(Given(dict.fromkeys(PREFIX.values(), prefix)))
-    assert read == [2, 2]
+    words = SimpleNamespace(add_bos=False, encode=lambda t: ([*map(ord, t)],))
+    lm = lm._replace(spec=dataclasses.replace(lm.spec, max_positions=32), tokenizer=words)
+    prefix = np.zeros((lm.spec.layers, 29, lm.spec.kv_heads, lm.spec.head_size), np.float32)
+    found = mock.Mock(return_value=np.zeros(1))
+    with mock.patch.object(forgetting.scoring, "score", found):
+        for given in (Given(), Given(dict.fromkeys(PREFIX.values(), prefix))):
+            cross_entropy(lm, ["abcdefghij"], given)
+    assert [len(call.args[1][0].tails[0]) for call in found.call_args_list] == [3, 3]
 
 
 def test_calibration_leaves_validation_examples_to_choose_with():

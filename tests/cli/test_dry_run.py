@@ -11,9 +11,9 @@ import tiny_runs
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import train
 from prompt_tuning_jax.cli import dry_run
+from prompt_tuning_jax.cli.machine import enough_memory
 from prompt_tuning_jax.data.task import make_task, select_records
 from prompt_tuning_jax.errors import RunError
-from prompt_tuning_jax.memory import enough_memory
 from prompt_tuning_jax.run import folder as workdir
 
 CONFIG = str(tiny_runs.world().config)

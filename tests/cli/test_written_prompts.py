@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from prompt_tuning_jax.cli.written_prompts import rank_prompts, read_prompts
+from prompt_tuning_jax.cli.evaluate import rank_prompts, read_prompts
 from prompt_tuning_jax.errors import UserError
 
 

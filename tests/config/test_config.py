@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prompt_tuning_jax.config import build, difference, flatten, load, to_json, validate
-from prompt_tuning_jax.config.other_names import OTHERS
-from prompt_tuning_jax.config.schema import all_keys, collect, complete
+from prompt_tuning_jax.config.schema import OTHERS, all_keys, collect, complete
 from prompt_tuning_jax.data.task import make_task, training_records
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.methods import METHODS

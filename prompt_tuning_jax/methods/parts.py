@@ -1,6 +1,10 @@
-"""Patterns for the parts of the model that a method changes."""
+"""What several methods share: patterns for parts of the model, and a small network."""
 
 import fnmatch
+import functools
+from collections.abc import Callable
+
+from flax import linen as nn
 
 from prompt_tuning_jax.errors import UserError, nearest
 
@@ -30,3 +34,14 @@ def match_paths(paths, patterns, key: str, what: str) -> list[str]:
             )
         found += matched
     return [path for path in paths if path in found]
+
+
+def two_layers(hidden: int, outputs: int, activation: Callable) -> nn.Module:
+    """Returns a network from `[P, inputs]` to float32[P, outputs]: linear, activation, linear.
+
+    The last layer starts at zero, and so does the output. Products are float32 on every device,
+    because the artifact holds their result.
+    """
+    linear = functools.partial(nn.Dense, precision="highest")
+    last = linear(outputs, kernel_init=nn.initializers.zeros)
+    return nn.Sequential([linear(hidden), activation, last])
