@@ -88,7 +88,7 @@ KEYS = {
     "examples_per_class": _per_class("train"),
     "validation_per_class": _per_class("validation"),
     "draw_seed": whole(0),
-    # Tokens in an example; 0: as many as the model has positions.
+    # Tokens in an example without demonstrations; 0: as many as the model has positions.
     "max_length": whole(0),
 }
 
