@@ -176,27 +176,18 @@ def test_words_are_whole_printable_and_read_as_they_are_written():
     assert shown == [{"t", "he"}, {" t", " he"}]
     spaced = words.find_words(lm, words_only=True, spaced=True)
     assert np.array_equal(spaced.first, pool.others)
-    # Behind a bracket (9) a token may change; as a part of a word, or in front of a part, not.
-    pool = pool._replace(joining=frozenset({1}), open=frozenset({1, 2}))
-    ids = [pool.at(place, np.array([2, 9, 1, 2, 1])) for place in range(5)]
-    assert [len(each) for each in ids] == [2, 1, 2, 1, 1]
 
 
 @pytest.mark.parametrize("name", search.SEARCHES)
 def test_a_search_changes_whole_words_alone(name):
     given = {"name": name, "words_only": True, "template": "Say {soft}: {text}"}
-    start, found = "bat the. t can't t the", []
-    for learning_rate in (0.5, 5.0) if name == "pez" else (0,):
-        more = {"learning_rate": learning_rate} if learning_rate else {}
-        found += find(**given, **more, start=start, rounds=6).history
+    found = find(**given, start="the. t t the", rounds=6).history
     texts = {entry["prompt"] for entry in found}
-    assert found[0]["prompt"] == start and len(texts) > 2
+    assert found[0]["prompt"] == "the. t t the" and len(texts) > 1
     for prompt in texts:
-        assert re.fullmatch(r"bat (the|t)(\.| t| the) (t|the) can't (t|the) (t|the)", prompt)
+        assert re.fullmatch(r"(the|t)(\.| t| the) (t|the) (t|the) (t|the)", prompt)
     drawn = find(**given, start="", num_tokens=3)
     assert {word for entry in drawn.history for word in entry["prompt"].split()} <= {"t", "the"}
-    with pytest.raises(UserError, match="no whole word of one token to change: give another"):
-        find(**given, start="bat")
 
 
 @pytest.mark.parametrize("name", search.SEARCHES)

@@ -24,8 +24,8 @@ KEYS = {
     "start": string(""),
     # Where the prompt stands, as {soft}; '' is config.task.template.
     "template": string(""),
-    # Only whole printable words come in, which a person can read and copy; what joins in the start,
-    # such as the tokens of a longer word, stays.
+    # Only whole printable words come in, which a person can read and copy. A word of the start that
+    # has several tokens may lose some of them, so its rest joins what comes in.
     "words_only": switch(True),
     # Weight, in what is proposed, of the model's own negative log-likelihood of the prompt, nats a
     # token. The choice on the validation split is without it.

@@ -23,7 +23,7 @@ def make(settings, words, prompt):
         new = gradient / np.maximum(np.linalg.norm(gradient, axis=1, keepdims=True), 1e-30)
         average, choices = DECAY * np.array(state.get("average", 0.0)) + new, []
         for place, change in enumerate(words.changes(average, scored.best)):
-            ids = words.at(place, scored.best)
+            ids = words.at(place)
             ids = ids[ids != scored.best[place]]
             choices.append(ids[change[ids].argsort(kind="stable")[: settings.top_k]])
         made = swap(scored.best, settings.candidates, rng, choices)

@@ -14,7 +14,7 @@ from prompt_tuning_jax.data import batch as batching
 from prompt_tuning_jax.data.encode import count_shortened
 from prompt_tuning_jax.data.records import digest
 from prompt_tuning_jax.data.task import Task, training_records, validation_records
-from prompt_tuning_jax.errors import UserError, short
+from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.exchange import keep_prompt
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import NOTHING
@@ -127,11 +127,6 @@ def begin(lm: LanguageModel, task: Task, config: Any) -> tuple[np.ndarray, Place
     place = find_place(lm, task, record, settings, config.task.max_length)
     words = find_words(lm, settings.words_only, " {soft}" in place.task.template)
     first, place = first_prompt(place, settings, words, np.random.default_rng(config.seed))
-    if all(len(words.at(number, first)) == 1 for number in range(len(first))):
-        raise UserError(
-            f"config.search.start is {short(settings.start)}, with no whole word of one token to"
-            " change: give another, or --config.search.words_only=false"
-        )
     return first, place, words
 
 

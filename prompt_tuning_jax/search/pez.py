@@ -24,7 +24,7 @@ def make(settings, words, prompt):
         vectors, *moments = (np.array(state[name], np.float32) for name in ARRAYS)
         adam = optax.ScaleByAdamState(np.int32(state["step"]), *moments)
         moved, adam = ADAM.update(gradient, adam)
-        state = _state(vectors - settings.learning_rate * moved, adam, words, prompt)
+        state = _state(vectors - settings.learning_rate * moved, adam, words)
         return state, np.array([state["prompt"]])
 
     vectors = words.embeddings[prompt]
@@ -37,15 +37,15 @@ def make(settings, words, prompt):
                 f" {vectors.shape}, the number of tokens and the model's width"
             )
         vectors = np.asarray(found, np.float32)
-    return _state(vectors, ADAM.init(vectors), words, prompt), propose
+    return _state(vectors, ADAM.init(vectors), words), propose
 
 
-def _state(vectors, adam, words, prompt):
+def _state(vectors, adam, words):
     """Returns the state, whose `prompt` has at each place the word with the nearest embedding."""
     arrays = zip(ARRAYS, (vectors, adam.mu, adam.nu), strict=True)
     found, nearest = {name: array.tolist() for name, array in arrays}, []
     for place, vector in enumerate(np.asarray(vectors)):
-        ids = words.at(place, prompt)
+        ids = words.at(place)
         own = words.embeddings[ids]
         nearest.append(int(ids[((own**2).sum(1) - 2 * own @ vector).argmin()]))
     return found | {"step": int(adam.count), "prompt": nearest}

@@ -10,7 +10,7 @@ GRADIENT = 3  # the forwards that a gradient takes the time of
 
 def make(settings, words, prompt):
     """Returns no state, and the function that proposes."""
-    choices = [words.at(place, prompt) for place in range(len(prompt))]
+    choices = [words.at(place) for place in range(len(prompt))]
 
     def propose(state, rng, scored, gradient):
         return state, swap(scored.best, settings.candidates + GRADIENT, rng, choices)
