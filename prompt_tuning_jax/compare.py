@@ -163,10 +163,10 @@ def _plan(lm: LanguageModel, task: Task, run: Run) -> None:
         elif run.row.name == "demonstrations" and not _shown(lm, task, config, lambda line: None):
             raise UserError("it has none: give demonstrations.number")
         else:
+            rows, most = _read_by(task, config), config.task.max_length
             for prompt in config.prompts or [""]:
                 asked = task._replace(template=with_prompt(task.template, prompt))
-                how = NOTHING, config.task.max_length
-                scoring.encode_for(lm, asked, _read_by(task, config), *how)
+                scoring.encode_for(lm, asked, rows, NOTHING, most)
     except UserError as error:
         raise UserError(f"the row {run.row.name!r}: {error}") from error
 
