@@ -86,8 +86,8 @@ def test_as_many_fit_as_leave_every_record_whole(lengths, number, draw):
         patch.setattr(scoring, "encode_for", encode)
         fit = functools.partial(scoring.fitting, None, None, rows, range(number), said.append)
         if not fits:
-            wanted = rf"none of {number} demonstrations fits in front of file, line \d+, .*: give con"
-            with pytest.raises(UserError, match=wanted + r"fig\.a\.b=0, or cut .*task\.max_length"):
+            wanted = rf"none of {number} demonstrations fits in front of file, line \d+, .*: give "
+            with pytest.raises(UserError, match=wanted + r"config\.a\.b=0, or cut .*max_length"):
                 fit(room=most, key="a.b")
             return
         assert len(fit(room=most)) == max(fits)

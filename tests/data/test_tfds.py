@@ -87,7 +87,7 @@ def test_splits_and_features_have_the_names_of_the_dataset(folder):
     ]
     # The order of columns is the same in every process.
     assert [*select_records(made, "train")[0]] == ["number", "text", "label", PLACE]
-    with pytest.raises(UserError, match=r"record 3: the label is empty: .* --config\.task\.test='v"):
+    with pytest.raises(UserError, match=r"record 3: the label is empty: .*config\.task\.test='v"):
         select_records(made, "held-out")
     with pytest.raises(UserError, match=r"split 'test' of task tfds:stories is unknown, .*held-"):
         select_records(made, "test")
