@@ -20,7 +20,7 @@ class RunError(Exception):
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """Returns " (did you mean 'steps'?)" for the closest of `words`, or "" if none is close."""
-    close = difflib.get_close_matches(word, list(words), n=1)
+    close = difflib.get_close_matches(word, [each for each in words if each != word], n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

@@ -162,8 +162,7 @@ def squad_words(text: str) -> list[str]:
 
 
 def unicode_words(text: str) -> list[str]:
-    """Returns the words of a text without case and punctuation, or its characters in a script that
-    has no spaces."""
+    """Returns a text's words without case and punctuation; characters of scripts without spaces."""
     apart = _SPACELESS.sub(r" \g<0> ", unicodedata.normalize("NFC", text).lower())
     return "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in apart).split()
 

@@ -127,8 +127,7 @@ def make_mesh(devices: Sequence[Any], shards: int = 1) -> Mesh:
 
 
 def shard(params: Any, layout: Layout) -> Any:
-    """Places a frozen tree of numpy arrays: in parts, over the devices of all processes, or whole
-    on the default device."""
+    """Places a frozen tree of numpy arrays, in parts over all devices or whole on the first."""
     if layout.shards == 1:
         return jax.device_put(params)
     return place(params, make_mesh(jax.devices(), layout.shards), layout.specs(params))

@@ -3,6 +3,7 @@
 import json
 import os
 
+import family_models
 import numpy as np
 import plain_model
 import pytest
@@ -121,6 +122,11 @@ def test_what_another_program_cannot_hold_is_refused(lm, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             write(lm, made, tmp_path / "out")
+    for name, advice in (("gpt2", "export it with --to hf"), ("phi3", "method.targets of atten")):
+        other = family_models.make(name)[0]
+        lora = artifact(other, plain_model.random_given(3, other.spec, "lora"))
+        with pytest.raises(UserError, match=f"transposed or in one matrix with others: .*{advice}"):
+            exchange.export_adapter(other, TASK, lora, tmp_path / "out")
     with pytest.raises(UserError, match="has a slot behind a field"):
         exchange.export_adapter(lm, behind, artifact(lm, prompt, behind), tmp_path / "out")
     both = plain_model.random_given(3, SPEC, "lora", "scale")

@@ -23,7 +23,7 @@ from prompt_tuning_jax.data.task import (
 )
 from prompt_tuning_jax.data.template import field_names, parse, plain_slot_size, with_prompt
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.run.artifact import MANIFEST, load_artifact
+from prompt_tuning_jax.run.artifact import MANIFEST, PROMPTED, load_artifact
 from prompt_tuning_jax.run.processes import check_processes
 from prompt_tuning_jax.run.progress import with_progress
 from prompt_tuning_jax.run.report import FORMATS
@@ -125,7 +125,7 @@ def _held_out(task, config, path, calibrate, split):
         return [], []
     ranking, held = api.held_out(task, config, calibrate)
     if calibrate == "labels":
-        warn_of_overlap(task, held, split)
+        warn_of_overlap(task, held, split, "calibrate")
     return ranking if path else [], held
 
 
@@ -137,10 +137,10 @@ def _use(lm, task, config, rows, shown, prompt, log=say) -> dict[str, Any]:
     return {"prompt": prompt, "demonstrations": shown, "max_length": most, "log": log}
 
 
-def warn_of_overlap(task, trained: Sequence[Mapping[str, str]], split: str) -> None:
-    """Says how many records of a split are among the records `trained`."""
+def warn_of_overlap(task, known: Sequence[Mapping[str, str]], split: str, *use: str) -> None:
+    """Says how many records of a split are among the records `known`, which have a use."""
     rows = select_records(task, split)
-    if warning := trained_on(rows, trained, field_names(task.template), split):
+    if warning := trained_on(rows, known, field_names(task.template), split, *use):
         say(f"warning: {warning}")
 
 
@@ -150,9 +150,11 @@ def _warn_of_differences(manifest, task, config, split: str, calibrate: str | No
             "warning: the records that calibrate chose the artifact too, so the numbers look too"
             " good: name others in config.calibration.split, with --config FILE"
         )
-    for warning in other_task(manifest, config.task.template, task.labels):
+    for warning in other_task(manifest, config.task.template, task.labels, config.task.max_length):
         say(f"warning: {warning}")
-    if split != config.task.train:
+    if PROMPTED in manifest:
+        warn_of_overlap(task, manifest[PROMPTED], split, "are demonstrations")
+    elif split != config.task.train:
         warn_of_overlap(task, training_records(task, config.task), split)
 
 
@@ -162,7 +164,7 @@ def _demonstrations(task, config, splits: Sequence[str], prompts: Iterable[str] 
         return []
     chosen = training_demonstrations(task, config, prompts)
     for split in splits:
-        warn_of_overlap(task, chosen, split)
+        warn_of_overlap(task, chosen, split, "are demonstrations")
     return chosen
 
 

@@ -23,7 +23,8 @@ FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
 
-_PARALLEL = "--config.parallel."  # how a model is divided depends on the machine alone
+# Where a model is, and how it is divided, depends on the machine alone.
+_OF_MACHINE = ("--config.parallel.", "--config.model.path=")
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _config = click.option(
@@ -37,8 +38,6 @@ _workdir = click.option(
     "--workdir",
     metavar="DIR",
     help="The folder to work in. The same command again goes on.",
-    # A shell leaves the ~ of --workdir=~/run as it is.
-    callback=lambda _, option, given: given and os.path.expanduser(given),
 )
 _fresh = click.option("--fresh", is_flag=True, help="Start over what the workdir holds.")
 _json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, all else on stderr.")
@@ -194,7 +193,7 @@ def evaluate(
         )
     check_new(out)
     is_own = artifact is not None and config is None
-    if is_own and (others := [word for word in overrides if not word.startswith(_PARALLEL)]):
+    if is_own and (others := [word for word in overrides if not word.startswith(_OF_MACHINE)]):
         raise UserError(
             f"the artifact {artifact!r} brings its own config: give --config FILE"
             f" for {others[0]!r} to change"
@@ -231,14 +230,14 @@ def predict(
     output: str | None,
 ) -> None:
     """Answers each TEXT, or each record of FILE or stdin, with a JSON line: label and
-    probabilities, or a text if the task has a target."""
+    probabilities, 256 records together, or a text, for generation.batch_size records together."""
     if not artifact:
         raise UserError("predict needs --artifact DIR")
     for word in overrides:
-        if not word.startswith(("--config.generation.", "--config.task.files.", _PARALLEL)):
+        if not word.startswith(("--config.generation.", "--config.task.files.", *_OF_MACHINE)):
             raise UserError(
                 f"predict takes no {word!r}: the artifact brings its own config, of which only the"
-                " keys of generation, parallel and task.files can be changed"
+                " keys of generation, parallel and task.files, and model.path, can be changed"
             )
     with _uninterrupted():
         from prompt_tuning_jax.cli.predict import write_answers
@@ -256,10 +255,10 @@ def inspect(
     overrides: list[str], artifact: str | None, split: str | None, as_json: bool, out: str | None
 ) -> None:
     """Shows what can be read from the virtual tokens of a soft prompt, or from a prefix."""
-    if not artifact or not all(word.startswith(_PARALLEL) for word in overrides):
+    if not artifact or not all(word.startswith(_OF_MACHINE) for word in overrides):
         raise UserError(
-            "inspect needs --artifact DIR, which brings its own config: only --config.parallel.KEY"
-            " can be changed"
+            "inspect needs --artifact DIR, which brings its own config: only its keys of parallel"
+            " and model.path can be changed"
         )
     check_new(out)
     with _uninterrupted():

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def split_overrides(arguments: list[str], commands: Collection[str]) -> tuple[li
             raise UserError(f"{short(word, 200)} is not UTF-8: type it in a UTF-8 terminal")
     overrides = [word for word in arguments if word.startswith("--config.")]
     words = [word for word in arguments if word not in (*overrides, "--debug")]
+    # A shell leaves the ~ of --workdir=~/run as it is.
+    words = [re.sub("^(--[a-z]+=)~(?=/)", rf"\1{os.path.expanduser('~')}", word) for word in words]
     if words and words[0].startswith("--") and words[0] not in ("--help", "--version"):
         # Options in front of the command go behind it.
         place = next((place for place, word in enumerate(words) if word in commands), 0)

@@ -29,10 +29,12 @@ test_file:task.files.test max_seq_length:task.max_length max_seq_len:task.max_le
 max_source_length:task.max_length model_max_length:task.max_length method:method.name
 peft_type:method.name prompt_tuning_init:method.init prompt_tuning_init_text:method.init_text
 encoder_hidden_size:method.hidden_size prefix_projection:method.hidden_size=SIZE
-optimizer:optimizer.name optim:optimizer.name adam_beta1:optimizer.b1 adam_beta2:optimizer.b2
-adam_epsilon:optimizer.eps max_grad_norm:optimizer.clip_norm schedule:schedule.name
-lr_scheduler_type:schedule.name num_warmup_steps:schedule.warmup_steps
-warmup_ratio:schedule.warmup_steps=STEPS max_target_length:generation.max_new_tokens
+r:method.rank lora_alpha:method.alpha target_modules:method.targets optim:optimizer.name
+use_rslora:method.rank_stabilised load_in_8bit:model.quantize=int8 optimizer:optimizer.name
+adam_beta1:optimizer.b1 adam_beta2:optimizer.b2 adam_epsilon:optimizer.eps schedule:schedule.name
+max_grad_norm:optimizer.clip_norm lr_scheduler_type:schedule.name
+num_warmup_steps:schedule.warmup_steps warmup_ratio:schedule.warmup_steps=STEPS
+max_target_length:generation.max_new_tokens
 """
 OTHERS = dict(pair.split(":") for pair in _PAIRS.split())
 # The keys of the loop, which stand outside of sections.

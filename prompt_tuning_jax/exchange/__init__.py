@@ -104,7 +104,7 @@ def import_adapter(
     lm: LanguageModel, task: Task, config: Any, folder: str | os.PathLike
 ) -> Artifact:
     """Returns an adapter of PEFT as an artifact for the task of a config. Raises a UserError if
-    it is damaged, of a kind that is not supported, or for another model."""
+    it is damaged, of a kind that is not supported, or of other shapes than the model's."""
     method, sites = read_adapter(Path(folder), lm.spec)
     given = Given(sites)
     check_given(lm.spec, given)

@@ -141,9 +141,11 @@ def _write_layers(spec: Spec, arrays, collection: str) -> tuple[dict[str, np.nda
     """Returns the tensors by PEFT's names, and the ends of the names of their modules."""
     names, tensors = _names(spec, collection), dict[str, np.ndarray]()
     if fused := [path for path in arrays if path not in names]:
+        alone = ", ".join(layer for layer in linear_layers(spec) if module_name(spec, layer))
+        advice = f"train with method.targets of {alone}" if alone else "export it with --to hf"
         raise UserError(
-            f"the artifact changes '{fused[0]}', which a {spec.family} model of PEFT has in one"
-            " matrix with others: train with method.targets of layers that stand alone"
+            f"the artifact changes '{fused[0]}', which a {spec.family} model of PEFT has transposed"
+            f" or in one matrix with others: {advice}"
         )
     for path, stack in arrays.items():
         tensors |= {names[path].format(number): leaf for number, leaf in enumerate(stack)}

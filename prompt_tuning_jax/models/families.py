@@ -38,6 +38,7 @@ def _common(fields: Fields, **more: Any) -> dict[str, Any]:
     """Returns what most families say by the same names; `more` stands in place of some."""
     heads, width = fields.number("num_attention_heads"), fields.number("hidden_size")
     activation = fields.under(hidden_act="silu").check("hidden_act", *ACTIVATIONS)
+    fields.check("is_causal", True, None)
     if (layers := fields.number("num_hidden_layers")) > MOST_LAYERS:
         raise fields.refuse("num_hidden_layers", f"at most {MOST_LAYERS}")
     found = {
@@ -84,9 +85,8 @@ def _rope(fields: Fields, part: float = 0, entry: Any = None) -> tuple[Rope, int
     if kind == "default":
         return Rope(theta, size), most
     # transformers 5 prefers the one outside.
-    outside = fields.get("original_max_position_embeddings")
-    inside = inside.over({} if outside is None else {"original_max_position_embeddings": outside})
-    original = inside.number("original_max_position_embeddings", default=most)
+    nested = inside.number("original_max_position_embeddings", default=most)
+    original = fields.number("original_max_position_embeddings", default=nested)
     if kind in ("yarn", "longrope") and (theta == 1 or original == 1):
         raise UserError(f"{fields.source}: {kind} needs a base and positions above 1.")
     numbers = _scaling(kind, inside, size, original, most)
@@ -144,7 +144,7 @@ def _llama(fields: Fields) -> dict[str, Any]:
 
 def _mistral(fields: Fields, **more: Any) -> dict[str, Any]:
     """Mistral 7B, NeMo and Large: Llama, with a window in the first versions."""
-    found = _common(fields, **more)
+    found, fields = _common(fields, **more), fields.by_default(sliding_window=4096)
     if fields.get("sliding_window") is not None:
         found["layer_windows"] = (fields.number("sliding_window"),) * found["layers"]
     return found
@@ -171,13 +171,14 @@ def _qwen3(fields: Fields) -> dict[str, Any]:
 
 def _phi3(fields: Fields) -> dict[str, Any]:
     """Phi-3, 3.5 and 4, without experts: Llama; positions up to where the short factors reach."""
+    fields = fields.under(rms_norm_eps=1e-5, original_max_position_embeddings=4096)
     rope, most = _rope(fields, 1.0)
-    return _mistral(fields, ropes=(rope,), max_positions=most)
+    return _mistral(fields.by_default(sliding_window=None), ropes=(rope,), max_positions=most)
 
 
 def _olmo2(fields: Fields) -> dict[str, Any]:
     """OLMo 2: norms on the output of each half, and of whole queries and keys."""
-    return _common(fields, placement="output", qk_norm="row")
+    return _common(fields.under(rms_norm_eps=1e-5), placement="output", qk_norm="row")
 
 
 def _smollm3(fields: Fields) -> dict[str, Any]:
@@ -199,9 +200,9 @@ def _smollm3(fields: Fields) -> dict[str, Any]:
 
 def _gemma(fields: Fields, **more: Any) -> dict[str, Any]:
     """Gemma 1: scaled embeddings, norms of 1 + w, a gated GELU."""
-    act = fields.get("hidden_activation", fields.get("hidden_act"))
-    # Its first release says 'gelu' and means the tanh one.
-    act = "gelu_pytorch_tanh" if act in (None, "gelu") else act
+    act = fields.get("hidden_act")
+    # Its first release says 'gelu' there and means the tanh one.
+    act = fields.get("hidden_activation", "gelu_pytorch_tanh" if act in (None, "gelu") else act)
     fields = fields.under(tie_word_embeddings=True, head_dim=256).over({"hidden_act": act})
     scale = fields.number("hidden_size") ** 0.5
     return _common(fields, norm_offset=1.0, embedding_scale=scale, **more)
@@ -210,6 +211,7 @@ def _gemma(fields: Fields, **more: Any) -> dict[str, Any]:
 def _gemma2(fields: Fields, every: int = 2, **more: Any) -> dict[str, Any]:
     """Gemma 2: norms on both sides, capped scores, every second layer sees a window."""
     fields.check("use_bidirectional_attention", False, None)
+    fields = fields.by_default(attn_logit_softcapping=50.0, final_logit_softcapping=30.0)
     found = _gemma(fields, placement="both", **more)
     every = fields.number("sliding_window_pattern", default=every)
     kinds = [SLIDING if (number + 1) % every else FULL for number in range(found["layers"])]
@@ -226,9 +228,10 @@ def _gemma3(fields: Fields) -> dict[str, Any]:
     """Gemma 3 for text, 270M and 1B: five layers of six see a window, with another rotary base."""
     # Layers that see all positions have a base of their own; transformers 5 nests the two.
     nested = Fields(fields.entry("rope_parameters"), fields.source)
-    earlier = {"rope_theta": fields.get("rope_theta", 1e6), **fields.entry("rope_scaling")}
-    full = nested.entry(FULL) or earlier
-    local = nested.entry(SLIDING) or {"rope_theta": fields.get("rope_local_base_freq", 1e4)}
+    full = {"rope_theta": fields.get("rope_theta", 1e6), **nested.entry(FULL)}
+    full |= fields.entry("rope_scaling")
+    local = {"rope_theta": fields.get("rope_local_base_freq", 1e4), **nested.entry(SLIDING)}
+    fields = fields.by_default(attn_logit_softcapping=None, final_logit_softcapping=None)
     plain = fields.under(head_dim=256).over({"rope_theta": None})
     ropes = tuple(_rope(plain, entry=entry)[0] for entry in (full, local))
     found = _gemma2(fields, 6, qk_norm="head", ropes=ropes)

@@ -8,22 +8,26 @@ from prompt_tuning_jax.errors import UserError, short
 
 class Fields:
     """The fields of a model by the names of `config.json`, with the file for messages. A field that
-    is null is missing. `names` are the file's own, where they are others."""
+    is null has no value. `names` are the file's own, where they are others."""
 
     def __init__(self, values: Mapping[str, Any], source: str, names: Mapping[str, str] = {}):
-        self.values = {key: value for key, value in values.items() if value is not None}
-        self.source, self.names = source, names
+        self.values, self.source, self.names = values, source, names
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self.values.get(key, default)
+        value = self.values.get(key)
+        return default if value is None else value
 
     def over(self, values: Mapping[str, Any]) -> "Fields":
         """The same with other values for some keys."""
         return Fields({**self.values, **values}, self.source, self.names)
 
     def under(self, **values: Any) -> "Fields":
-        """The same with values for keys that are missing."""
-        return Fields({**values, **self.values}, self.source, self.names)
+        """The same with values for keys that have none."""
+        return self.over({key: self.get(key, value) for key, value in values.items()})
+
+    def by_default(self, **values: Any) -> "Fields":
+        """The same with values for keys that are missing; one that is null stays so."""
+        return self.over({**values, **self.values})
 
     def renamed(self, **names: str) -> "Fields":
         """The same with our names for keys that this family calls otherwise."""

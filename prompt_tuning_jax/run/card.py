@@ -31,7 +31,7 @@ def render_card(
     task = manifest["config"].get("task", {})
     base = PurePath(manifest["model"]["name"]).name.partition("@")[0]  # of a commit
     commands = [predict_command(manifest["template"], "prompt-tuning", folder)]
-    if "test" in task:
+    if "test" in task and task.get("name") != "files":  # whose paths begin at another folder
         words = ["prompt-tuning", "evaluate", "--artifact", folder, "--split", task["test"]]
         commands.append(shlex.join(words))
     parts = [

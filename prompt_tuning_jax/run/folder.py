@@ -77,8 +77,8 @@ def claim(folder: str | os.PathLike, command: str = "train") -> Iterator[Path]:
             with writable(folder):
                 os.ftruncate(lock, 0)
                 os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
-                # Files and artifacts of a killed run.
-                for left in [*folder.rglob(".*.partial")]:
+                # Files and artifacts of a killed run, and of the runs of a comparison.
+                for left in (*folder.glob(".*.partial"), *folder.glob("*/*seed-*/.*.partial")):
                     _delete(left)
             yield folder
         finally:

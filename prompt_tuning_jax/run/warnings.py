@@ -82,12 +82,16 @@ def odd_settings(config) -> list[str]:
     return [sentence for sentence, is_so in found.items() if is_so]
 
 
-def other_task(manifest: Mapping, template: str, labels: Sequence[tuple[str, str]]) -> list[str]:
-    """Warns of a config whose template, labels or words for them differ from the artifact's."""
+def other_task(
+    manifest: Mapping, template: str, labels: Sequence[tuple[str, str]], max_length: int
+) -> list[str]:
+    """Warns of a config that differs from the artifact's."""
     own = [tuple(pair) for pair in manifest["labels"]]
     found = {
         f"the artifact's own template is read, {short(manifest['template'], 80)}, and not the "
         f"config's, {short(template, 80)}": manifest["template"] != template,
+        f"the artifact's own max_length is read, {manifest['max_length']}, and not the config's, "
+        f"{max_length}": manifest["max_length"] != max_length,
         f"the config's labels are used, {short(list(labels), 80)}, but the artifact was trained "
         f"for {short(own, 80)}: leave task.labels empty to use those": own and own != list(labels),
     }
@@ -99,13 +103,14 @@ def trained_on(
     trained: Sequence[Mapping[str, str]],
     fields: Sequence[str],
     split: str,
+    use: str = "are trained on",
 ) -> str:
-    """Warns of records of a split whose input, the texts of `fields`, is trained on."""
-    known = {tuple(row[field] for field in fields) for row in trained}
+    """Warns of records of a split with the input, the texts of `fields`, of one of `trained`."""
+    known = {tuple(row.get(field) for field in fields) for row in trained}
     count = sum(tuple(row[field] for field in fields) in known for row in rows)
     found = (
-        f"{count} of {len(rows)} records of {split} are trained on too, with the same input, so "
-        "they make the result look better: remove them from one of the splits"
+        f"{count} of {len(rows)} records of {split} {use} too, with the same input, so they "
+        "make the result look better: remove them from one of the splits"
     )
     return found if count else ""
 

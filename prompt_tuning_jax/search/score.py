@@ -37,12 +37,11 @@ def score_prompts(
     of the prompts int[n, P]; and float32[n], the nats a token of the prompts themselves."""
     front, size = part.batch.shared, len(part.batch.shared)
     rows, filled, found = behind_front(part.batch), fill(front, prompts), []
+    count = part.answers.size * part.labels
     for begin in range(0, len(prompts), AT_ONCE):
         # Of one size, so that there is one program.
         some = np.resize(filled[begin : begin + AT_ONCE], (AT_ONCE, size))
-        found.append(
-            _score(lm.module, lm.params, some, rows, front < 0, part.answers.size * part.labels)
-        )
+        found.append(_score(lm.module, lm.params, some, rows, front < 0, count))
     scores, own = (np.concatenate(each)[: len(prompts)] for each in zip(*found, strict=True))
     return scores.reshape(len(prompts), -1, part.labels), own
 

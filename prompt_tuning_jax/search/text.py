@@ -86,31 +86,21 @@ def first_prompt(
     place: Place, settings, words, rng: np.random.Generator
 ) -> tuple[np.ndarray, Place]:
     """Returns int[P], the tokens that the start has in the template, or words that are drawn, and
-    the place with them. A tokenizer may read what follows as it does behind a text alone, and not
-    as behind virtual tokens. If the start's end joins the white space behind it, as a full stop may
-    join the end of a line, a space is put between. Raises a UserError if the start has not
-    `config.search.num_tokens` tokens, or is not read as it is written."""
-    size, start = settings.num_tokens, settings.start
-    one, given = Given({PROMPT: jnp.empty((1, 1))}), place.task.template
+    the place with them. Raises a UserError if the start has not `config.search.num_tokens` tokens,
+    or is not read as it is written."""
+    size, start, given = settings.num_tokens, settings.start, place.task.template
+    # A full stop at the start's end may join the end of its line: then a space is put between.
     apart = re.sub(r"\{soft\}(?=\s|\\[nt])", "{soft} ", given)
     for template in [given, apart] if start else [given] * DRAWS:
         place = place._replace(task=place.task._replace(template=template))
-        joined = place.task._replace(template=template.replace(" {soft}", "{soft}"))
-        [slotted] = encode_for(place.lm, joined, [place.record], one, ANY_LENGTH)
-        begin = int(np.flatnonzero(slotted.trunk < 0)[0])
         drawn = np.array([rng.choice(words.at(number)) for number in range(size)], int)
-        written = with_prompt(template, start or place.write(drawn)[0])
-        [whole] = place._replace(max_length=ANY_LENGTH).encode([place.record], written)
-        pairs = zip(whole.trunk[::-1], slotted.trunk[::-1], strict=False)
-        behind = next((n for n, pair in enumerate(pairs) if pair[0] != pair[1]), len(whole.trunk))
-        prompt = whole.trunk[begin : len(whole.trunk) - behind]
-        found, count = place._replace(written=written, begin=begin), prompt.size
-        if count and found.reads_as(prompt) and (start or count == size):
-            if count == (size or count):
+        prompt, found = _with_first(place, start or place.write(drawn)[0])
+        if prompt.size and found.reads_as(prompt) and (start or prompt.size == size):
+            if size in (0, prompt.size):
                 return prompt, found
             raise UserError(
-                f"config.search.start has {count} tokens and config.search.num_tokens is {size}:"
-                f" give num_tokens={count}, or 0, or another text"
+                f"config.search.start has {prompt.size} tokens and config.search.num_tokens is"
+                f" {size}: give num_tokens={prompt.size}, or 0, or another text"
             )
     what = f"config.search.start {short(start)}" if start else f"each of {DRAWS} drawn starts"
     raise UserError(
@@ -118,3 +108,20 @@ def first_prompt(
         " the text beside it, so write a space in front of {soft} in config.search.template, or let"
         " the start end in a letter"
     )
+
+
+def _with_first(place: Place, text: str) -> tuple[np.ndarray, Place]:
+    """Returns int[P], the tokens of a text at the template's {soft}, and the place with them."""
+    one, template = Given({PROMPT: jnp.empty((1, 1))}), place.task.template
+    # A space in front of the prompt is read with its first word.
+    joined = place.task._replace(template=template.replace(" {soft}", "{soft}"))
+    [slotted] = encode_for(place.lm, joined, [place.record], one, ANY_LENGTH)
+    written = with_prompt(template, text)
+    [whole] = place._replace(max_length=ANY_LENGTH).encode([place.record], written)
+    begin = int(np.flatnonzero(slotted.trunk < 0)[0])
+    # What follows ends at the first token that differs: a tokenizer may read the beginning of it
+    # as it does behind this text alone, and not as behind virtual tokens.
+    pairs = zip(whole.trunk[::-1], slotted.trunk[::-1], strict=False)
+    behind = next((n for n, pair in enumerate(pairs) if pair[0] != pair[1]), len(whole.trunk))
+    prompt = whole.trunk[begin : len(whole.trunk) - behind]
+    return prompt, place._replace(written=written, begin=begin)

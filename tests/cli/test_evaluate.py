@@ -70,6 +70,11 @@ def test_records_that_are_trained_on_are_counted_and_said(typed):
     )
     for split in ("train[:160]", "test[:10]"):
         assert "trained on" not in typed(*tuned, split).err
+    written = ["evaluate", "--config", tiny_runs.world().config, "--prompt", "It: "]
+    assert typed(*written, "--demonstrations", "1", "--out", "kept").status == 0
+    shown = typed("evaluate", "--artifact", "kept", "--split", "train").err
+    assert "warning: 1 of 200 records of train are demonstrations too" in shown
+    assert "trained on" not in shown
     rehearsed = typed(
         *[*tiny_runs.training("run"), *tiny_runs.FEW, "--dry_run"],
         *("--config.task.validation=train[:20]", "--config.task.test=train[150:170]"),
@@ -84,6 +89,9 @@ def test_a_template_that_the_artifact_does_not_read_is_said(typed):
     other = typed(*words, "--config.task.template={soft}{text}:", "--split", "test[:10]", "--json")
     assert plain.out == other.out and "template" not in plain.err
     assert "warning: the artifact's own template is read, '{soft}Headline" in other.err
+    cut = typed(*words, "--config.task.max_length=9", "--split", "test[:10]", "--json")
+    assert plain.out == cut.out and "max_length" not in plain.err
+    assert "warning: the artifact's own max_length is read, 0, and not the config's, 9" in cut.err
 
 
 def test_scores_that_are_not_finite_are_no_accuracy(typed, home):
@@ -150,7 +158,7 @@ def test_demonstrations_stand_in_front_and_what_does_not_fit_is_said(typed):
     assert f"warning: {many['demonstrations']} of 50 demonstrations are used" in said
     assert 1 <= many["demonstrations"] < 5
     _, said = result("--demonstrations", "2", "--config.task.train=test[:10]")
-    assert "warning: 2 of 10 records of test[:10] are trained on" in said
+    assert "warning: 2 of 10 records of test[:10] are demonstrations" in said
 
 
 def test_what_is_compared_has_the_same_demonstrations_and_only_what_is_read_is_kept(typed, home):
@@ -191,7 +199,9 @@ def test_a_demonstration_is_known_in_another_file_too(capsys, home):
     config = configs.load(None, [f"--config.{word}" for word in words])
     task = make_task(config.task)
     chosen = cli_evaluate._demonstrations(task, config, ["validation"])
-    assert "warning: 4 of 12 records of validation are trained on" in capsys.readouterr().out
+    assert (
+        "warning: 4 of 12 records of validation are demonstrations too" in capsys.readouterr().out
+    )
     few = training_records(task, config.task)
     assert sorted(row["text"] for row in chosen) == sorted(row["text"] for row in few)
 

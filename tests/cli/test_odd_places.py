@@ -84,7 +84,7 @@ def test_odd_names_and_links_train_what_plain_ones_train(home, capsys, monkeypat
     assert "going on after step 12" in capsys.readouterr().out
 
 
-def test_a_home_folder_that_no_shell_has_read_is_the_users(home, monkeypatch):
+def test_a_home_folder_that_no_shell_has_read_is_the_users(home, monkeypatch, capsys):
     folders = []
     monkeypatch.setenv("HOME", str(home / "me"))
     monkeypatch.setattr(
@@ -92,6 +92,8 @@ def test_a_home_folder_that_no_shell_has_read_is_the_users(home, monkeypatch):
     )
     main.run(["train", "--config", str(tiny_runs.world().config), "--workdir=~/run"])
     assert folders == [str(home / "me" / "run")]
+    assert main.run(["predict", "--artifact=~/gone", "a=~/b"]) == 2
+    assert f"'{home}/me/gone' does not exist" in capsys.readouterr().err
 
 
 def test_a_link_to_nowhere_is_a_sentence(home, capsys):

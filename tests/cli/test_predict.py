@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,6 +135,18 @@ def test_labels_take_json_lines_too_but_no_keys_of_generation(typed):
     assert "<stdin>: 1 blank lines were skipped" in objects.err
     shown = typed(*made, "--config.generation.max_new_tokens=3", stdin="banks")
     assert shown.status == 2 and "has labels and writes no texts" in shown.err
+
+
+def test_the_model_may_have_moved(typed, home):
+    made = ["predict", "--artifact", tiny_runs.artifact()]
+    shutil.copytree(tiny_runs.world().model, home / "moved")
+    plain = typed(*made, "banks and funds")
+    moved = typed(*made, "--config.model.path=moved", "banks and funds")
+    assert answers(plain) == answers(moved)
+    for command in ("predict", "evaluate", "inspect"):
+        words = [command, "--artifact", made[-1], "--config.model.path=gone"]
+        shown = typed(*words, stdin="banks and funds")
+        assert shown.status == 2 and "the model 'gone' does not exist" in shown.err
 
 
 def test_a_table_is_read_by_its_columns_and_an_object_read_as_text_is_warned_of(typed, tmp_path):

@@ -1,12 +1,14 @@
 """Specs from config.json and from GGUF metadata: the same; what we do not compute is refused."""
 
+import family_models
 import numpy as np
 import pytest
 import tiny_models
 from tiny_models import LLAMA3, SPEC, SPECS, changed, unscaled
+from transformers import AutoConfig, Gemma3TextConfig
 
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models.families import spec_from_config
+from prompt_tuning_jax.models.families import FULL, SLIDING, spec_from_config
 from prompt_tuning_jax.models.files.gguf_spec import spec_from_gguf
 from prompt_tuning_jax.models.positions import frequencies
 from prompt_tuning_jax.models.spec import FAR, Rope
@@ -98,6 +100,53 @@ def test_a_config_may_leave_out_what_has_a_default():
     assert spec_from_config({**short, "rope_scaling": {"type": "default"}}, "it") == wanted
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "read"),
+    [
+        ("gemma2", "attn_logit_softcapping", lambda spec: spec.attention_cap),
+        ("gemma2", "final_logit_softcapping", lambda spec: spec.final_cap),
+        ("mistral, window", "sliding_window", lambda spec: spec.layer_windows[0]),
+        ("olmo2", "rms_norm_eps", lambda spec: spec.norm_epsilon),
+        ("phi3", "rms_norm_eps", lambda spec: spec.norm_epsilon),
+        ("phi3, longrope", "original_max_position_embeddings", lambda spec: spec.max_positions),
+    ],
+)
+def test_a_key_that_is_missing_has_the_default_of_transformers(name, key, read):
+    fields = family_models.config(name)
+    del fields[key]
+    wanted = getattr(AutoConfig.for_model(fields["model_type"]), key)
+    assert read(spec_from_config(fields, "it")) == wanted
+
+
+def test_what_a_family_has_by_default_is_off_if_it_is_null():
+    caps = {f"{name}_logit_softcapping": None for name in ("attn", "final")}
+    found = spec_from_config({**family_models.config("gemma2"), **caps}, "it")
+    assert (found.attention_cap, found.final_cap) == (0, 0)
+    fields = {**family_models.config("mistral, window"), "sliding_window": None}
+    assert spec_from_config(fields, "it").layer_windows == ()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        {"rope_parameters": {kind: {"rope_type": "default"} for kind in (FULL, SLIDING)}},
+    ],
+)
+def test_gemma_3_has_the_rotary_embeddings_of_transformers(changes):
+    fields = {**family_models.config("gemma3"), **changes}
+    ropes = spec_from_config(fields, "it").ropes
+    theirs = Gemma3TextConfig(**fields).rope_parameters  # changes the entries in `fields`
+    for rope, their in zip(ropes, (theirs[FULL], theirs[SLIDING]), strict=True):
+        assert (rope.kind, rope.theta) == (their["rope_type"], their["rope_theta"])
+        assert rope.numbers == ((their["factor"],) if "factor" in their else ())
+
+
+def test_only_gemma_1_calls_the_tanh_gelu_gelu():
+    fields = {**family_models.config("gemma2"), "hidden_activation": "gelu"}
+    assert spec_from_config(fields, "it").activation == "gelu"
+
+
 def test_gguf_metadata_may_leave_out_what_has_a_default():
     short = metadata(
         attention__key_length=None,
@@ -184,6 +233,7 @@ def test_yarn_reaches_as_many_positions_whether_or_not_a_config_counts_them(most
         ({"rope_scaling": {"rope_type": ["llama3"]}}, "supported: 'default', 'linear', 'llama3'"),
         ({"rope_scaling": [1]}, r"rope_scaling is \[1\], expected an object"),
         ({"rope_scaling": scaling(low_freq_factor=4.0)}, "is 4.0, .* below high_freq_factor, 4"),
+        ({"is_causal": False}, "is_causal is False; supported: True"),
         ({"hidden_size": None}, "it does not say hidden_size"),
         ({"hidden_size": "24"}, "hidden_size is '24', expected a whole number above 0"),
         ({"num_hidden_layers": True}, "num_hidden_layers is True"),

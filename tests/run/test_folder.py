@@ -50,16 +50,17 @@ def test_a_second_run_is_refused_within_two_seconds_and_told_whose_it_is(tmp_pat
 
 
 def test_a_killed_run_gives_its_folder_back_without_what_it_left_unfinished(tmp_path, holder):
-    left = (".config.json.123.partial", ".artifact.partial/tensors", "lora/.a.partial")
-    for name in (*left, "notes.partial"):
-        (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
+    left = (".config.json.123.partial", ".artifact.partial/tensors", "lora/seed-0/.a.partial")
+    for name in (*left, "notes.partial", "mine/.notes.partial"):
+        (tmp_path / "run" / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / "run" / name).touch()
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     with claim(tmp_path / "run") as folder:
         assert folder == tmp_path / "run"
-        assert {*os.listdir(folder)} == {".lock", "notes.partial", "lora"}
-        assert not os.listdir(folder / "lora")
+        assert {*os.listdir(folder)} == {".lock", "notes.partial", "lora", "mine"}
+        assert not os.listdir(folder / "lora" / "seed-0")
+        assert os.listdir(folder / "mine") == [".notes.partial"]
 
 
 def test_a_folder_is_claimed_once_in_a_process_and_given_back(tmp_path):

@@ -160,11 +160,13 @@ def test_a_start_that_is_ignored_or_does_not_fit_gives_a_warning():
 
 
 def test_a_template_that_differs_from_the_artifacts_gives_a_warning():
-    manifest = {"template": "{soft}{text}:", "labels": []}
-    assert warnings.other_task(manifest, "{soft}{text}:", ()) == []
-    [found] = warnings.other_task(manifest, "{soft}\n" + "x" * 999, ())
+    manifest = {"template": "{soft}{text}:", "labels": [], "max_length": 9}
+    assert warnings.other_task(manifest, "{soft}{text}:", (), 9) == []
+    [found] = warnings.other_task(manifest, "{soft}\n" + "x" * 999, (), 9)
     assert found.startswith("the artifact's own template is read, '{soft}{text}:', and not")
     assert r"{soft}\nxxx" in found and len(found) < 200
+    [found] = warnings.other_task(manifest, "{soft}{text}:", (), 8)
+    assert found == "the artifact's own max_length is read, 9, and not the config's, 8"
 
 
 def test_another_number_of_devices_gives_a_warning():

@@ -77,7 +77,8 @@ def spec_from_gguf(
         for key, ours in GPT2_NAMES.items():
             config[key], names[key] = config.pop(ours, None), names.get(ours, ours)
     names["model_type"] = "general.architecture"
-    return spec_from_config(config, source, names), Fields(config, source).values
+    found = {key: value for key, value in config.items() if value is not None}
+    return spec_from_config(config, source, names), found
 
 
 def _gguf_scaling(given: Fields, rope: str) -> dict[str, Any] | None:
