@@ -5,7 +5,7 @@ Hardware and time: 2 CPU cores, float32: 4 h 31 min in three starts, beside othe
 Expected: docs/results/headlines/report.md, as it came out. On the test split, means of three seeds:
   soft prompt 84.3 %, prompt encoder 83.8 %, prefix 88.5 %, IA3 87.8 %, LoRA 90.4 %, fine-tuning
   90.8 %; searched prompt 68.2 %, the written prompt 62.4 %, and 67.0 % calibrated.
-  The written prompt is the best of 45 on the validation split.
+  The written prompt is the best of benchmarks/headlines_prompts.txt on the validation split.
 
 With few examples: docs/results/headlines_few/report.md, by the command there (run here, 80 steps).
 """
