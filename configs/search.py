@@ -8,8 +8,8 @@ Expected: 74.3, 70.7 and 73.3 % on the validation split, 68.4, 65.8 and 68.4 % o
   headlines (seeds 0, 1 and 2; run here). The start has 61.7 % and 57.4 %, the best written prompt,
   of benchmarks/headlines_prompts.txt, 67.3 % and 62.4 %.
 When the first word could be a part of one, it was 72.0, 73.0 and 73.0 %, and 68.2, 69.2 and 68.6 %;
-  random swaps with as many forwards 70.7, 72.0 and 72.3 %, and 64.8, 67.4 and 66.6 %; PEZ (name=pez,
-  seed 0, 22 min) 72.7 and 64.6 %. If the start's words of several tokens may not change, the search
+  random swaps with as many forwards 70.7, 72.0 and 72.3 %, and 64.8, 67.4 and 66.6 %; PEZ (seed 0,
+  22 min) 72.7 and 64.6 %. If the start's words of several tokens may not change, the search
   gives 69.7 and 65.4 % (seed 0), so they may. A start of words of one token alone, such as
   "business about companies, shares and the economy", gives 73.7 and 72.3 %, and 67.4 and 66.6 %
   (seeds 0 and 1), with random swaps 72.3 and 66.2 % (seed 0).
