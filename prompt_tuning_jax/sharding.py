@@ -127,7 +127,7 @@ def make_mesh(devices: Sequence[Any], shards: int = 1) -> Mesh:
 
 
 def shard(params: Any, layout: Layout) -> Any:
-    """Places a frozen tree of numpy arrays, in parts over all devices or whole on the first."""
+    """Places a frozen tree of numpy arrays, in parts over all devices or whole on the default."""
     if layout.shards == 1:
         return jax.device_put(params)
     return place(params, make_mesh(jax.devices(), layout.shards), layout.specs(params))

@@ -230,7 +230,7 @@ def predict(
     output: str | None,
 ) -> None:
     """Answers each TEXT, or each record of FILE or stdin, with a JSON line: label and
-    probabilities, 256 records together, or a text, for generation.batch_size records together."""
+    probabilities, or a text. It answers 256 records together, or generation.batch_size texts."""
     if not artifact:
         raise UserError("predict needs --artifact DIR")
     for word in overrides:
