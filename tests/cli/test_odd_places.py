@@ -92,8 +92,9 @@ def test_a_home_folder_that_no_shell_has_read_is_the_users(home, monkeypatch, ca
     )
     main.run(["train", "--config", str(tiny_runs.world().config), "--workdir=~/run"])
     assert folders == [str(home / "me" / "run")]
-    assert main.run(["predict", "--artifact=~/gone", "a=~/b"]) == 2
-    assert f"'{home}/me/gone' does not exist" in capsys.readouterr().err
+    (home / "me" / "kept").mkdir(parents=True)
+    assert main.run(["evaluate", "--prompt", "x", "--out=~/kept"]) == 2
+    assert f"'{home}/me/kept' exists" in capsys.readouterr().err
 
 
 def test_a_link_to_nowhere_is_a_sentence(home, capsys):
