@@ -115,7 +115,7 @@ def test_what_calibrates_ranks_no_prompt(typed, home):
         counts.append({row["examples"] for row in json.loads(shown.out)["candidates"]})
         assert ("calibrated with" in shown.err) == bool(more)
     own = typed(*tiny, "--calibrate", "labels", "--config.calibration.split=test[:30]")
-    assert "warning: 30 of 40 records of test[:40] are trained on too" in own.err
+    assert "warning: 30 of 40 records of test[:40] calibrate too" in own.err
     assert "calibrated with 30 labelled" in own.err
     task = make_task(tiny_runs.tiny()[2].task)
     ranking, held = map(len, calibrations.halves(select_records(task, "validation[:40]")))

@@ -433,7 +433,7 @@ def _interrupt_again(fault: Any) -> None:
     collector ran: about one in twenty does. A real signal, as a read of stdin waits for one."""
     if fault.exc_type is KeyboardInterrupt:
         stop = threading.main_thread().ident, signal.SIGTERM
-        threading.Timer(0.01, signal.pthread_kill, stop).start()
+        threading.Timer(0.1, signal.pthread_kill, stop).start()
     else:
         sys.__unraisablehook__(fault)
 
