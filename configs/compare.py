@@ -6,6 +6,7 @@ Expected: docs/results/headlines/report.md, as it came out. On the test split, m
   soft prompt 84.3 %, prompt encoder 83.8 %, prefix 88.5 %, IA3 87.8 %, LoRA 90.4 %, fine-tuning
   90.8 %; searched prompt 68.2 %, the written prompt 62.4 %, and 67.0 % calibrated.
   The written prompt is the best of benchmarks/headlines_prompts.txt on the validation split.
+  All rates were trained to the end there; now each is tried for 100 steps, and the best goes on.
 
 With few examples: docs/results/headlines_few/report.md, by the command there (run here, 80 steps).
 """

@@ -39,7 +39,7 @@ from prompt_tuning_jax.run.artifact import TENSORS, load_artifact
 from prompt_tuning_jax.storage import atomic_write
 from prompt_tuning_jax.teacher import check_teacher
 
-FOUND, TEST = "found.json", "test.json"
+FOUND, TEST, TRIED = "found.json", "test.json", "tried.json"
 NEAR = 0.95  # "seconds to 95 % of its own best"
 
 
@@ -201,13 +201,16 @@ def _sources(setting: Setting, run: Run, *splits: str) -> str:
 
 
 def _all_examples(setting: Setting, row: Row) -> Compared:
-    """Tries the learning rates with the first seed, and runs the others at the best one."""
+    """Tries the learning rates with the first seed, and goes on with the best one and all seeds."""
     seed = setting.config.compare.seeds[0]
     runs = [make_run(setting.config, setting.folder, row, seed, rate) for rate in row.rates]
     tried: list[tuple[float, dict[str, Any]]] = []
+    # A run of a rate that once was the only one is whole, and so are those that it is compared to.
+    whole = any((run.folder / FOUND).exists() > (run.folder / TRIED).exists() for run in runs)
     for run in runs:
         try:
-            tried.append((run.config.learning_rate, _find(setting, run)))
+            found = _find(setting, run, 0 if whole else trial_steps(row, run.config))
+            tried.append((run.config.learning_rate, found))
         except RunError as error:
             if run is runs[-1] and not any(found for _, found in tried):
                 raise
@@ -218,7 +221,17 @@ def _all_examples(setting: Setting, row: Row) -> Compared:
     by_accuracy = runs[0].config.best_by == "accuracy"
     finished = (pair for pair in tried if pair[1])
     rate = min(finished, key=lambda pair: _order(pair[1], by_accuracy))[0]
+    for run in runs:
+        if run.config.learning_rate != rate:
+            _clear(run)
     return _every_seed(setting, row, rate)._replace(tried=tried)
+
+
+def trial_steps(row: Row, config) -> int:
+    """Returns how many steps each of a row's rates is tried for: at most half of all, and up to a
+    validation. 0 is all: there is one rate, or no such validation."""
+    every = config.evaluate_every or config.steps
+    return (len(row.rates) > 1) * (config.steps // 2 // every * every)
 
 
 def _order(found: Mapping[str, Any], by_accuracy: bool) -> tuple[float, ...]:
@@ -255,40 +268,47 @@ def _kept(path: Path, make: Callable[[], dict[str, Any]], **settings: str) -> di
     return kept
 
 
-def _find(setting: Setting, run: Run) -> dict[str, Any]:
-    """Returns what a run found; trains it if that is not in its folder."""
-    run.folder.mkdir(parents=True, exist_ok=True)
+def _find(setting: Setting, run: Run, until: int = 0) -> dict[str, Any]:
+    """Returns what a run found, in `until` steps or all; trains it if its folder does not say."""
     folders.tie_to_config(run.folder, run.config)
-    find = _train if run.row.is_trained else _choose
+    find = functools.partial(_train, until=until) if run.row.is_trained else _choose
     # Records that calibrate do not choose: with another calibration, others choose.
     own = {} if run.row.is_trained else {"calibration": _calibration_of(setting.config, run)}
     own["sources"] = _sources(setting, run)
     with setting.enough_memory(run.config):
-        found = _kept(run.folder / FOUND, functools.partial(find, setting, run), **own)
-    for name in (folders.CHECKPOINTS, folders.TENSORBOARD):  # gigabytes for a whole model
-        shutil.rmtree(run.folder / name, ignore_errors=True)
-    (run.folder / folders.SEARCH).unlink(missing_ok=True)  # with other data, it would be in the way
+        found = _kept(run.folder / (TRIED if until else FOUND), lambda: find(setting, run), **own)
+    if not until:
+        _clear(run)
     return found
 
 
-def _train(setting: Setting, run: Run) -> dict[str, Any]:
-    """Trains a run and keeps its artifact."""
+def _clear(run: Run) -> None:
+    """Deletes what a run needs to go on."""
+    for name in (folders.CHECKPOINTS, folders.TENSORBOARD):  # gigabytes for a whole model
+        shutil.rmtree(run.folder / name, ignore_errors=True)
+    (run.folder / folders.SEARCH).unlink(missing_ok=True)  # with other data, it would be in the way
+
+
+def _train(setting: Setting, run: Run, until: int) -> dict[str, Any]:
+    """Trains a run, and keeps its artifact if it does not end at step `until` for now."""
     config, task = run.config, make_task(run.config.task)
     setting.log(f"\n{run.folder}")
-    result = train.tune(setting.lm, task, config, run.folder, setting.log)
+    result = train.tune(setting.lm, task, config, run.folder, setting.log, until=until)
     if not result.finished:
         raise KeyboardInterrupt
-    api.save(result.artifact, run.folder / folders.ARTIFACT)
-    own = sum(leaf.nbytes for leaf in from_tensors(result.artifact.tensors).params.values())
     validated = [line for line in result.history if "validation/loss" in line]
     step, steps = result.artifact.manifest["metrics"]["step"], validated[-1]["step"]
     best = next(line for line in validated if line["step"] == step)
-    found = {"loss": best["validation/loss"], "best_step": step}
+    found = {"loss": best["validation/loss"], "best_step": step, "seconds": result.seconds}
     if "validation/accuracy" in best:
         found["accuracy"] = best["validation/accuracy"]
         enough = NEAR * max(line["validation/accuracy"] for line in validated)
         near = next(line["step"] for line in validated if line["validation/accuracy"] >= enough)
         found["near_best_seconds"] = result.seconds * near / steps
+    if until:
+        return found
+    api.save(result.artifact, run.folder / folders.ARTIFACT)
+    own = sum(leaf.nbytes for leaf in from_tensors(result.artifact.tensors).params.values())
     rows, held_out = training_records(task, config.task), validation_records(task, config.task)
     return found | {
         "parameters": result.trainable_parameters,
@@ -297,7 +317,6 @@ def _train(setting: Setting, run: Run) -> dict[str, Any]:
         "model_bytes": max(_bytes(setting.lm) - own, 0),
         "train_examples": len(rows),
         "examples": len(rows) + len(held_out),
-        "seconds": result.seconds,
         "step_seconds": result.step_seconds / steps,
         "memory": result.memory,
     }

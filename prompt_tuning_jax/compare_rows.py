@@ -42,7 +42,8 @@ KEYS = {
     # 'demonstrations' has 16 of them, unless demonstrations.number says otherwise.
     "rows": strings(),
     "seeds": _numbers((0, 1, 2)).if_fits("at least one", lambda value, _: bool(value)),
-    # 'NAME: RATE RATE': tried with the first seed. The best on the validation split is taken.
+    # 'NAME: RATE RATE': tried with the first seed, up to a validation in the first half of a run.
+    # The best goes on, and is the rate of all seeds.
     "learning_rates": strings(),
     # Examples of each label to train on, and to validate with if there are so many; 0: all.
     "examples_per_class": _numbers(()),
@@ -135,6 +136,13 @@ def _read_row(entry: str) -> Row:
         raise UserError(
             f"config.compare.rows has {name!r}, which names no method{nearest(name, _NAMES)}:"
             f" expected one of {', '.join(_NAMES)}, or method.name=METHOD behind a colon"
+        )
+    # A part of the config that another way reads, or the method of a row without training.
+    others = {part for way, part in WAYS.items() if way != name} | {"method" * (name in WAYS)}
+    if unread := [word for word in words if re.split("[.=]", word)[0] in others - {""}]:
+        raise UserError(
+            f"config.compare.rows has {unread[0]!r} in {name!r}, which does not read it: leave it"
+            " out"
         )
     return Row(name, tuple(f"--config.{word}" for word in words))
 

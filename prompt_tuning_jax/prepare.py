@@ -31,9 +31,8 @@ class Data(NamedTuple):
     train: list
     validation: list
     shared: int
-    order: Any
+    planned: np.ndarray  # int64[steps, B], the examples of each update
     shapes: tuple
-    batch_size: int
     labels: tuple
     # The teacher's probabilities of each label, float32[N, C] of both; None without a teacher.
     train_shares: Any = None
@@ -41,8 +40,8 @@ class Data(NamedTuple):
 
     def batch(self, step: int):
         """Returns the numpy batch of update `step`, counted from 0; it depends on nothing else."""
-        places = batching.batch_indices(self.order, step, self.batch_size)
-        chosen, shares = [self.train[index] for index in places], self.train_shares
+        places, shares = self.planned[step], self.train_shares
+        chosen = [self.train[index] for index in places]
         batch = batching.pack_batch(chosen, self.shared, self.shapes, ranked=shares is not None)
         if shares is None:
             return batch
@@ -169,4 +168,4 @@ def prepare(
     ):
         if warning:
             log(f"warning: {warning}")
-    return Data(train, validation, shared, order, shapes, config.batch_size, task.labels, *shares)
+    return Data(train, validation, shared, planned, shapes, task.labels, *shares)

@@ -80,6 +80,7 @@ def tune(
     folder: str | os.PathLike | None = None,
     log=print,
     fresh: bool = False,
+    until: int = 0,
 ) -> Result:
     """Tailors the frozen model to a task.
 
@@ -91,6 +92,7 @@ def tune(
         that was stopped goes on; None keeps nothing.
       log: takes a line of text.
       fresh: delete what an earlier run left in the folder, and start over.
+      until: the update after which it ends for now, and goes on when called again; 0 is the last.
 
     Raises:
       UserError: a setting, template or record cannot be used; the folder is not changed.
@@ -110,25 +112,26 @@ def tune(
         kept_steps = 1 if parameter_count(run.trainable) > LARGE else 2
         checkpoints = Checkpoints(folder / CHECKPOINTS, kept_steps) if folder else None
         state, best, spent, memory = agreed(restore(checkpoints, run, log))
-        start = config.steps if enough(best, config) else int(state.step)
-        run_log = RunLog(config, folder, log, int(state.step), spent, track)
+        start = int(state.step)
+        end = start if enough(best, config) else max(start, until or config.steps)
+        run_log = RunLog(config, folder, log, start, spent, track)
         opened.enter_context(run_log)
         warn_of_norm(run_log, lm, run.adapt(state.trainable))
 
         compiled = compile_step(run.parts, config.parallel.name, layout=lm.layout)
         frozen, state = compiled.place(run.frozen), compiled.place(state)
         placed = lm._replace(params=frozen.params) if config.parallel.name == "jit" else lm
-        steps = executables(compiled, state, frozen, run.data, log) if start < config.steps else {}
+        steps = executables(compiled, state, frozen, run.data, log) if start < end else {}
         memory = max(map(step_bytes, steps.values()), default=memory)
         run_log.start_clock()
-        saved = start == config.steps
-        for step in range(start, config.steps):
+        saved = start == end
+        for step in range(start, end):
             before_step(state)
             batch = run.data.batch(step)
             state, metrics = steps[batch.tokens.shape](state, frozen, compiled.place_batch(batch))
             run_log.add(step + 1, metrics, batch)
 
-            stop, last = must_stop(stopping, step), step + 1 == config.steps
+            stop, last = must_stop(stopping, step), step + 1 == end
             # A run without a folder cannot go on later: what it has learnt is its result.
             if last or (stop and not kept) or due(step + 1, config.evaluate_every):
                 run_log.flush()
@@ -149,7 +152,7 @@ def tune(
     taken, refused = map(int, compiled.fetch((state.step, state.refused)))
     if refused:
         log(f"{refused} of {taken} updates were left out: their gradient or result was not finite")
-    finished = not stopping and (taken == config.steps or enough(best, config))
+    finished = not stopping and (taken == end or enough(best, config))
     if finished and not math.isfinite(best.loss):
         raise RunError("no validation loss of this run is finite: lower learning_rate.")
     if enough(best, config):

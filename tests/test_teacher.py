@@ -36,7 +36,7 @@ def test_the_loss_is_the_cross_entropy_to_the_teachers_probabilities():
     teacher = api.label_scores(lm, task, prompt=PROMPT, split=config.task.train).scores
     shares, given = softmax(teacher), run.adapt(run.trainable)
     scores = scoring.score(lm, run.data.train, given)
-    chosen = [run.data.order[place] for place in range(config.batch_size)]
+    chosen = run.data.planned[0]
     key = jax.random.key(0)
     loss, _ = loss_fn(run.trainable, run.frozen, run.data.batch(0), key, run.parts)
     wanted = -sum(shares[n, c] * scores[n, c] for n in chosen for c in range(5))
@@ -91,6 +91,8 @@ def test_the_report_has_a_row_for_the_teacher_whose_demonstrations_are_not_train
     rows = json.loads(Path("run", REPORT).read_text())["rows"]
     assert [row["name"] for row in rows][1:] == ["written prompt", "teacher", "soft prompt"]
     assert all(0 < row["seconds_an_example"] < 9 for row in rows)
+    card = Path("run", "artifact", "README.md").read_text()
+    assert "| teacher |" in card and "second" not in card
 
 
 def test_the_teacher_has_as_many_demonstrations_in_front_of_all_splits(home):

@@ -166,7 +166,8 @@ def rehearse(config, folder: str | None = None, fresh: bool = False) -> dict[str
         is_repeated = row.name in (config.compare.curve or [row.name])
         few = is_repeated * len([count for count in config.compare.examples_per_class if count])
         tested = len(config.compare.seeds) * (1 + few)
-        runs = max(len(row.rates) - 1, 0) + tested
+        part = compare.trial_steps(row, run.config) / run.config.steps or 1
+        runs = max(len(row.rates) - 1, 0) * part + tested
         seconds = runs * (plan["seconds"]["run"] + plan["seconds"]["compile"])
         seconds += tested * plan["examples"]["test"] * scored
         found[row.name] = {"runs": runs, "seconds": seconds}
@@ -176,11 +177,11 @@ def rehearse(config, folder: str | None = None, fresh: bool = False) -> dict[str
 def print_plan(found: dict[str, Any]) -> None:
     """Prints what `rehearse` found, for people."""
     rows = [
-        {"row": name, "runs": str(each["runs"]), "time": duration(each["seconds"])}
+        {"row": name, "runs": f"{each['runs']:g}", "time": duration(each["seconds"])}
         for name, each in found.items()
     ]
     total = sum(each["seconds"] for each in found.values())
     runs = sum(each["runs"] for each in found.values())
-    rows.append({"row": "all", "runs": str(runs), "time": f"about {duration(total)}"})
+    rows.append({"row": "all", "runs": f"{runs:g}", "time": f"about {duration(total)}"})
     print_table(rows, texts=["row"])
     print("not counted: rows without training; a search alone can take half an hour")

@@ -81,8 +81,9 @@ def evaluate_split(
     result: dict[str, Any] = {}
     if path is not None:
         say(counted)
-        rank = functools.partial(use, log=lambda line: None)
-        ranking = rank_prompts(prompts, lambda prompt: score(split=ranking, **rank(prompt)), say)
+        rank = functools.partial(score, split=ranking, generation=None)  # no metrics of texts
+        quiet = functools.partial(use, log=lambda line: None)
+        ranking = rank_prompts(prompts, lambda prompt: rank(**quiet(prompt)), say)
         prompt = ranking[0]["prompt"]
         result = {"candidates": ranking, "prompt": prompt, "split": split}
     calibration, how = None, use(prompt)

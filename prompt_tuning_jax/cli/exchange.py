@@ -7,6 +7,7 @@ from prompt_tuning_jax.cli.machine import find_artifact, load_model, open_artifa
 from prompt_tuning_jax.cli.show import say
 from prompt_tuning_jax.data.task import make_task
 from prompt_tuning_jax.errors import UserError, nearest
+from prompt_tuning_jax.models.sites import PROMPT
 from prompt_tuning_jax.run.artifact import load_artifact, save_artifact
 from prompt_tuning_jax.run.card import predict_command
 
@@ -35,6 +36,10 @@ def export_artifact(folder: str, kind: str, target: str, overrides: list[str]) -
     elif kind == "peft":
         name = exchange.export_adapter(lm, task, artifact, target)
         say(f"{target}: an adapter of the kind {name}, for the model {lm.name}")
+        if lm.tokenizer.add_bos and (
+            PROMPT in artifact.tensors or "continues" in artifact.manifest
+        ):
+            say("PEFT has to read the text behind the virtual tokens without BOS")
     else:
         ids = exchange.export_front(lm, task, artifact, target)
         own = lm.tokenizer.decode([number for number in ids.tolist() if number >= 0])

@@ -23,8 +23,8 @@ FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
 
-# Where a model is, and how it is divided, depends on the machine alone.
-_OF_MACHINE = ("--config.parallel.", "--config.model.path=")
+# Where a model is, how it is divided and how exact it is depends on the machine.
+_OF_MACHINE = ("--config.parallel.", "--config.model.path=", "--config.model.dtype=")
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _config = click.option(
@@ -97,8 +97,9 @@ def _works_in_folder(*options: Callable) -> Callable:
                 return 0
             with _stdout_to_stderr(as_json):
                 status = run(settings, str(workdir), fresh, sys.argv)
+                from jax import process_index  # which the run has imported
             report = Path(str(workdir), "report.json")
-            if as_json and status == 0 and report.exists():  # the first of several machines has it
+            if as_json and status == 0 and report.exists() and process_index() == 0:
                 click.echo(report.read_text(encoding="utf-8").rstrip())
             return status
 
@@ -233,12 +234,7 @@ def predict(
     probabilities, or a text. It answers 256 records together, or generation.batch_size texts."""
     if not artifact:
         raise UserError("predict needs --artifact DIR")
-    for word in overrides:
-        if not word.startswith(("--config.generation.", "--config.task.files.", *_OF_MACHINE)):
-            raise UserError(
-                f"predict takes no {word!r}: the artifact brings its own config, of which only the"
-                " keys of generation, parallel and task.files, and model.path, can be changed"
-            )
+    _check_words("predict", overrides, "--config.generation.", "--config.task.files.")
     with _uninterrupted():
         from prompt_tuning_jax.cli.predict import write_answers
     with _joined() as first:
@@ -255,11 +251,9 @@ def inspect(
     overrides: list[str], artifact: str | None, split: str | None, as_json: bool, out: str | None
 ) -> None:
     """Shows what can be read from the virtual tokens of a soft prompt, or from a prefix."""
-    if not artifact or not all(word.startswith(_OF_MACHINE) for word in overrides):
-        raise UserError(
-            "inspect needs --artifact DIR, which brings its own config: only its keys of parallel"
-            " and model.path can be changed"
-        )
+    if not artifact:
+        raise UserError("inspect needs --artifact DIR")
+    _check_words("inspect", overrides)
     check_new(out)
     with _uninterrupted():
         from prompt_tuning_jax.cli.inspect import inspect_artifact, print_inspection
@@ -287,6 +281,7 @@ def export(
     if not (artifact and kind and target):
         places = "--to hf|peft|npy and the TARGET to write, or --to hub:USER/NAME"
         raise UserError(f"export needs --artifact DIR, {places}")
+    _check_words("export", overrides)
     with _uninterrupted():
         from prompt_tuning_jax.cli.exchange import export_artifact
     export_artifact(artifact, kind, target, overrides)
@@ -382,6 +377,16 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = FAILED
     sys.exit(status)
+
+
+def _check_words(command: str, overrides: list[str], *more: str) -> None:
+    """Raises a UserError for a key that a command with an artifact alone does not take."""
+    known = (*more, *_OF_MACHINE)
+    for word in overrides:
+        if not word.startswith(known):
+            keys = ", ".join(each.removeprefix("--config.").rstrip(".=") for each in known)
+            own = "the artifact brings its own config, of which only these can be changed"
+            raise UserError(f"{command} takes no {word!r}: {own}: {keys}")
 
 
 @contextlib.contextmanager

@@ -115,7 +115,8 @@ def complete(
     Returns:
       The keys of a config with this method, optimizer and kind of task; their values; and a fault
       for each other key that was given. A key that only others have is ignored at its default,
-      unless it is one of `typed`: configs that earlier versions saved have the keys of all.
+      unless it is one of `typed`: configs that earlier versions saved have the keys of all. So is
+      one that is not typed where another method, optimizer or kind of task is.
     """
     from prompt_tuning_jax.methods import METHODS
     from prompt_tuning_jax.optimizers import RENAMED
@@ -139,17 +140,19 @@ def complete(
     values = {name: convert(given.get(name, key.default), key) for name, key in keys.items()}
     unknown = {name: value for name, value in given.items() if name not in keys}
     unknown |= {name: None for name in unknown if name in typed}  # which is nowhere the default
-    faults = {name: _unknown(name, unknown[name], keys, owners, chosen) for name in unknown}
+    faults = {name: _unknown(name, unknown[name], keys, owners, chosen, typed) for name in unknown}
     return keys, values, {name: fault for name, fault in faults.items() if fault}
 
 
-def _unknown(name, value, keys, owners, chosen) -> str:
+def _unknown(name, value, keys, owners, chosen, typed) -> str:
     """Returns the fault of a key that is not among `keys`, or "" if it can be ignored."""
     having = {owner: own[name] for (_, owner), own in owners.items() if name in own}
     if having:
         section, key = name.partition(".")[0], next(iter(having.values()))
-        if convert(value, key) == key.default or (section, chosen[section]) not in owners:
-            return ""  # The second is a fault of its own.
+        is_known = (section, chosen[section]) in owners  # else that is the fault
+        was_for_another = name not in typed and f"{section}.name" in typed
+        if was_for_another or not is_known or convert(value, key) == key.default:
+            return ""
         return (
             f"config.{name} is a key of {' and '.join(having)}, and config.{section}.name is"
             f" {chosen[section]!r}: leave it out"

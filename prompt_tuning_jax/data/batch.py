@@ -199,11 +199,7 @@ def _sizes(examples: Sequence[Example], shared: int, ranked: bool) -> np.ndarray
 
 def _packed(example: Example, ranked: bool) -> Sequence[int]:
     """Returns the answers of an example that are packed: all, or only the right one."""
-    if ranked:
-        return range(len(example.tails))
-    if example.answer < 0:
-        raise ValueError("an example whose right answer is unknown can only be ranked")
-    return (example.answer,)
+    return range(len(example.tails)) if ranked else (example.answer,)
 
 
 def _loads(sizes: np.ndarray, rows: int) -> np.ndarray:
@@ -237,8 +233,6 @@ def _fill(
     batch = empty_batch(front, shape)
     place = np.zeros((shape.rows, 4), np.int64)  # next position, read, target; segments so far
     for number, (example, row) in enumerate(zip(examples, rows, strict=True)):
-        if not np.array_equal(example.trunk[:shared], front):
-            raise ValueError(f"example {number} does not begin with the {shared} shared tokens")
         place[row, 3] += 1
         _put(batch, row, place[row], example.trunk[shared:], shared, 0)
         predicts = place[row, 1]

@@ -199,7 +199,7 @@ def _read_cells(stream: BinaryIO, name: str, form: Form, changes: Counter[str]) 
         if not cells:
             changes[BLANK] += 1
         elif form.header and not columns:
-            columns = [cell.strip() for cell in cells]
+            columns = [cell.strip() or str(number) for number, cell in enumerate(cells, 1)]
             _refuse_repeated(columns, place)
         else:
             columns = columns or [str(number) for number in range(1, len(cells) + 1)]

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data.batch import shared_length
 from prompt_tuning_jax.data.demonstrations import only_read
 from prompt_tuning_jax.data.records import Record
-from prompt_tuning_jax.data.task import Task, check_fields, output_fields
-from prompt_tuning_jax.data.template import field_names, with_prompt
+from prompt_tuning_jax.data.task import Task
+from prompt_tuning_jax.data.template import Slot, field_names, parse, with_prompt
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.exchange.folder import merge, write_model
 from prompt_tuning_jax.exchange.peft import TEXT_PART, read_adapter, write_adapter
@@ -22,7 +23,7 @@ from prompt_tuning_jax.models.files.find import hub_name
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import PROMPT, Given, check_given, from_tensors, to_tensors
 from prompt_tuning_jax.run.artifact import Artifact, check_artifact, make_manifest
-from prompt_tuning_jax.score import encode_for
+from prompt_tuning_jax.score import ANY_LENGTH, encode_for
 from prompt_tuning_jax.storage import atomic_write, new_folder
 
 
@@ -110,27 +111,43 @@ def import_adapter(
     check_given(lm.spec, given)
     values = config.to_dict() | {"method": {"name": method}}
     if PROMPT in sites:
-        if task.chat is not None:
+        vectors, front = sites[PROMPT], _text_in_front(lm, task)
+        if front.size and np.allclose(vectors[: len(front)], lm.embed(front)[: len(vectors)]):
+            # An export took what the template has in front of its slot with it.
+            given = Given({PROMPT: vectors[len(front) :]})
+        elif task.chat is not None:
             raise UserError(
                 "PEFT's virtual tokens come before BOS, which a chat has itself: give"
                 " config.task.as_chat=false and the chat's markup in config.task.template"
             )
-        values["method"]["num_virtual_tokens"] = len(sites[PROMPT])
-        # PEFT's virtual tokens come first, before BOS.
-        specials, first = lm.tokenizer.specials.items(), lm.tokenizer.bos_id
-        bos = [text for text, number in specials if number == first and lm.tokenizer.add_bos]
-        template = "".join(["{soft}", *bos[:1], with_prompt(task.template, "")])
-        task, values["task"]["template"] = task._replace(template=template), template
+        else:
+            # PEFT's virtual tokens come first, before BOS.
+            specials, first = lm.tokenizer.specials.items(), lm.tokenizer.bos_id
+            bos = [text for text, number in specials if number == first and lm.tokenizer.add_bos]
+            template = "".join(["{soft}", *bos[:1], with_prompt(task.template, "")])
+            task, values["task"]["template"] = task._replace(template=template), template
+        values["method"]["num_virtual_tokens"] = len(given.sites[PROMPT])
     return Artifact(to_tensors(given), make_manifest(lm, task, configs.build(values), {}))
+
+
+def _text_in_front(lm: LanguageModel, task: Task) -> np.ndarray:
+    """Returns int32[n], the ids in front of the template's one slot; none if it has several."""
+    template = parse(task.template)
+    sizes = [piece.size or 1 for piece in template.pieces if isinstance(piece, Slot)] or [1]
+    given = Given({PROMPT: jnp.empty((sizes[0], lm.spec.prompt_width))})
+    if len(sizes) > 1:
+        return np.array([], np.int32)
+    row = dict.fromkeys(field_names(task.template), "a")
+    trunk = encode_for(lm, task, [row], given, ANY_LENGTH)[0].trunk
+    return trunk[: np.argmax(trunk < 0)]
 
 
 def keep_prompt(
     lm: LanguageModel, task: Task, config: Any, prompt: str, demonstrations: Sequence[Record] = ()
 ) -> Artifact:
     """Returns a written prompt as an artifact without tensors: its template, the labels, and the
-    demonstrations in front of every record. Raises a UserError if it does not fit the task."""
+    demonstrations in front of every record."""
     template = with_prompt(task.template, prompt)
-    check_fields(template, task.fields, output_fields(task))
     values = config.to_dict()
     values["task"]["template"], values["demonstrations"]["number"] = template, 0
     manifest = make_manifest(lm, task._replace(template=template), configs.build(values), {})

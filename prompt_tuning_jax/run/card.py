@@ -77,7 +77,7 @@ def _results(rows: Sequence[Row], task: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
     listed = cells(rows)
-    headings = [heading for heading in listed[0] if heading != TIME]
+    headings = [heading for heading in listed[0] if heading != TIME and "second" not in heading]
     lines = [[row[heading] for heading in headings] for row in listed]
     return [markdown([f"on {task.get('test', 'test')}", *headings[1:]], lines)]
 

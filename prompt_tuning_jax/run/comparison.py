@@ -60,6 +60,8 @@ _NOTES = """\
 - to 95 %: time to 95 % of the row's own best validation accuracy.
 - forgetting: change of the cross-entropy on unrelated text, in nats a token.
 - validation loss: nats an example; of a row with a teacher, to the teacher's answers.
+- rates that were tried: with the first seed, until the last validation in the first half of the
+  steps, if there is one; the best goes on.
 - commands: each gives the number of the first seed, as `by_seed` in report.json.
 """
 

@@ -109,6 +109,7 @@ def tie_to_config(folder: Path, config: ConfigDict, fresh: bool = False) -> None
     With `fresh`, what an earlier run left there is deleted; other files stay."""
     path = folder / CONFIG
     with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         if fresh:
             for name in (SEARCH, *_WRITTEN):
                 _delete(folder / name)

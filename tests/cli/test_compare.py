@@ -50,7 +50,8 @@ def command(workdir, *more, **keys):
     parts = {"task.validation": "validation[:100]", "calibration.split": "validation[100:160]"}
     prompts = [prompts, *(f"--config.{name}={part}" for name, part in parts.items())]
     config = ["--config", tiny_runs.world().config]
-    return ["compare", *config, "--workdir", workdir, *prompts, *tiny_runs.FEW, *words, *more]
+    few = *tiny_runs.FEW, "--config.evaluate_every=5"
+    return ["compare", *config, "--workdir", workdir, *prompts, *few, *words, *more]
 
 
 def rows(folder):
@@ -89,6 +90,12 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
     losses = [(each["loss"], each["rate"]) for each in found["few", 0]["tried"]]
     assert found["few", 0]["learning_rate"] == min(losses)[1]
     assert not list((home / "whole").rglob("checkpoints"))
+    # Both rates end at the last validation of the first half, and one of them goes on.
+    tries = sorted((home / "whole" / "few").glob("*,seed-0/tried.json"))
+    assert [path.with_name("artifact").exists() for path in tries] == (
+        [each["rate"] == found["few", 0]["learning_rate"] for each in found["few", 0]["tried"]]
+    )
+    assert all(json.loads(path.read_text())["best_step"] <= 5 for path in tries)
 
     page = (home / "whole" / "report.md").read_text()
     assert "- time: " in page and "to train, search and choose" in page
@@ -106,11 +113,11 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
 
     stopped = []
 
-    def stopping(*arguments):
-        calls.append(arguments)
+    def stopping(*arguments, until):
+        calls.append(until)
         if len(calls) in stopped:
             raise KeyboardInterrupt
-        return tune(*arguments)
+        return tune(*arguments, until=until)
 
     monkeypatch.setattr(train, "tune", stopping)
     before = rows(home / "whole")
@@ -121,6 +128,10 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
     assert not calls and not any("forgetting" in row for row in changed.values())
     assert changed["no prompt, calibrated"]["command"].endswith("--calibrate texts")
     assert changed["no prompt, calibrated"]["mean"] != before[1]["mean"]
+    # A finished rate is compared with a new one's whole run.
+    rates = "few: 0.001 0.1", "soft prompt: 0.1 0.5"
+    assert typed(*command("whole", learning_rates=rates)).status == 0 and calls == [0]
+    calls.clear()
     new = {"rows": ("lora", "no prompt"), "learning_rates": (), "curve": ()}
     other = typed(*command("whole", "--config.steps=13", **new))
     assert not calls and other.status == 2 and "config.steps was 12 and is 13 now" in other.err
@@ -130,9 +141,9 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
     other = typed(*command("whole", rows=changed))
     assert not calls and other.status == 2 and "method.num_virtual_tokens was 4" in other.err
     assert "the row 'few' has run with another config: give it another name, or" in other.err
-    stopped += [2, 5]
-    assert [typed(*command("other")).status for _ in range(3)] == [75, 75, 0]
-    assert rows(home / "other") == before
+    stopped += [2, 5, 7]
+    assert [typed(*command("other")).status for _ in range(4)] == [75, 75, 75, 0]
+    assert rows(home / "other") == before and calls == [*3 * [0], *3 * [5], *5 * [0]]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +155,9 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
         ({"rows": ("lora", "LoRA: method.name=lora")}, "'LoRA' twice"),
         ({"rows": ("lora: task.split_seed=1",)}, "which all rows share"),
         ({"rows": ("lora: parallel.model=2",)}, "which all rows share"),
+        ({"rows": ("ia3: demonstrations.number=4",)}, "'ia3', which does not read it"),
+        ({"rows": ("no prompt: method.name=lora",)}, "'no prompt', which does not read it"),
+        ({"rows": ("written prompt: search.start=a",)}, "which does not read it: leave it out"),
         (
             {"rows": ("ia3", "demonstrations: demonstrations.number=0")},
             "has none: give demonstrations",
@@ -417,7 +431,7 @@ def test_fresh_deletes_runs_alone_once_every_row_is_checked(monkeypatch, tmp_pat
 
 
 def test_a_rate_that_diverges_is_one_of_those_that_were_tried(monkeypatch, tmp_path):
-    def find(setting, run):
+    def find(setting, run, until):
         if run.config.learning_rate > 1:
             raise RunError("the loss is not finite")
         return {"loss": run.config.learning_rate}

@@ -142,6 +142,8 @@ def test_the_model_may_have_moved(typed, home):
     plain = typed(*made, "banks and funds")
     moved = typed(*made, "--config.model.path=moved", "banks and funds")
     assert answers(plain) == answers(moved)
+    coarse = typed(*made, "--config.model.dtype=bfloat16", "banks and funds")
+    assert answers(coarse) != answers(plain)
     for command in ("predict", "evaluate", "inspect"):
         words = [command, "--artifact", made[-1], "--config.model.path=gone"]
         shown = typed(*words, stdin="banks and funds")

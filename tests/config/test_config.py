@@ -279,6 +279,10 @@ def test_a_key_of_another_is_ignored_at_its_default_in_a_file(tmp_path):
     saved["task"]["files"] = {"header": True}
     saved["optimizer"]["momentum"] = 0.9
     assert load(write(tmp_path, json.dumps(saved), "made.json")) == load(None)
+    # Whatever its value, where another method is typed.
+    assert load(str(QUICKSTART), ["--config.method.name=lora"]).method == (
+        load(None, ["--config.method.name=lora"]).method
+    )
 
 
 def test_another_optimizer_that_is_typed_begins_at_its_defaults():

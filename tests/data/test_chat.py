@@ -91,6 +91,12 @@ def test_the_whole_is_that_of_the_filled_text(tokenizer, smollm2, name, shown, s
         assert example.tails[example.answer].tolist() == answer
 
 
+def test_a_template_that_asks_for_the_date_writes_the_same_text_every_day(tokenizer):
+    dated = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}"
+    (made,) = encode(make_task(TEMPLATE), ROWS[:1], words := make(tokenizer, dated + CHATML)[0])
+    assert words.decode(made.trunk).startswith("26 Jul 2024<|im_start|>system")
+
+
 def test_virtual_tokens_come_first_behind_bos_or_where_their_slot_stands(tokenizer):
     # A BOS that begins every turn, as SmolLM2's, is not the text's.
     turns = CHATML.replace("<|im_start|>", "<|bos|>")

@@ -90,6 +90,8 @@ def test_a_row_of_cells_may_take_several_lines():
         (2, {"a": "1", "b": 'the "Old\nInn"'}),
         (5, {"a": "2", "b": ""}),
     ]
+    # Columns without a name have their number.
+    assert read("a,,\n1,2,\n", CSV) == [(2, {"a": "1", "2": "2", "3": ""})]
     # Rows may also end in \r alone.
     assert read('a,b\r1,2\r"3\r4",5\r', CSV) == [
         (2, {"a": "1", "b": "2"}),

@@ -135,7 +135,7 @@ def test_a_remote_folder_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_changed_config_is_refused_with_the_difference_until_fresh(tmp_path):
-    config = configs.load(None)
+    config, tmp_path = configs.load(None), tmp_path / "new" / "run"
     tie_to_config(tmp_path, config)
     tie_to_config(tmp_path, config)
     for name in (workdir.CHECKPOINTS, workdir.ARTIFACT, workdir.TENSORBOARD):
