@@ -28,6 +28,7 @@ from prompt_tuning_jax.errors import UserError
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 CLUSTER = "PROMPT_TUNING_CLUSTER"
+SET_ALL = f"set {ADDRESS}, {COUNT} and {NUMBER} in each of them"
 # Numbers of processes, in a Slurm step and under Open MPI; and the hosts of a TPU slice in GKE.
 COUNTS, HOSTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"), "TPU_WORKER_HOSTNAMES"
 PATIENCE = 300.0  # seconds that a process waits for the first one
@@ -48,10 +49,8 @@ def join_processes() -> Iterator[bool]:
         jax.distributed.initialize(**how)
     except (RuntimeError, ValueError, ImportError, OSError, KeyError) as error:
         why = next(iter(str(error).splitlines()), "")
-        raise UserError(
-            f"this process cannot join the others ({type(error).__name__}: {why}): set {ADDRESS},"
-            f" {COUNT} and {NUMBER} in each of them, and let them reach that address"
-        ) from error
+        problem = f"this process cannot join the others ({type(error).__name__}: {why})"
+        raise UserError(f"{problem}: {SET_ALL}, and let them reach that address") from error
     try:
         yield jax.process_index() == 0
         multihost_utils.sync_global_devices("end")
@@ -121,10 +120,7 @@ def check_processes(config, sources: Mapping[str, str]) -> None:
     if jax.process_count() == 1:
         return
     if not jax.distributed.is_initialized():
-        raise UserError(
-            f"there are {jax.process_count()} processes on these devices: set {ADDRESS}, {COUNT} "
-            f"and {NUMBER} in each of them."
-        )
+        raise UserError(f"there are {jax.process_count()} processes on these devices: {SET_ALL}.")
     given = configs.to_json(config), *sorted(sources.items())
     digest = hashlib.sha256(repr(given).encode()).digest()
     found = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
@@ -134,10 +130,8 @@ def check_processes(config, sources: Mapping[str, str]) -> None:
             f"process {', '.join(map(str, different))} of {len(found)} has another config, model "
             "or data than process 0: start all of them by the same command."
         )
-    if config.parallel.name != "jit":
-        raise UserError(
-            f"config.parallel.name is '{config.parallel.name}': several processes need 'jit'."
-        )
+    if (name := config.parallel.name) != "jit":
+        raise UserError(f"config.parallel.name is '{name}': several processes need 'jit'.")
 
 
 def agreed(tree: Any) -> Any:
