@@ -37,10 +37,8 @@ def encode_for(lm: LanguageModel, task, rows, given, max_length=0, demonstration
     taken = prefix_length(given)
     room = room or lm.spec.max_positions - taken
     if room < 1:
-        raise UserError(
-            f"the prefix takes {taken} positions and the model has {lm.spec.max_positions}: train "
-            "one with fewer method.num_virtual_tokens."
-        )
+        problem = f"the prefix takes {taken} positions and the model has {lm.spec.max_positions}"
+        raise UserError(f"{problem}: train one with fewer method.num_virtual_tokens.")
     if demonstrations and 0 < max_length < room:
         one = functools.partial(encode_for, lm, task, rows[:1], given, ANY_LENGTH)
         max_length += len(one(demonstrations)[0].trunk) - len(one()[0].trunk)
@@ -77,10 +75,8 @@ def fitting(lm, task, rows, shown, log, max_length=0, room=0, key=KEY):
             " with config.task.max_length"
         )
     if count < len(shown):
-        log(
-            f"warning: {count} of {len(shown)} demonstrations are used: with more, the longest"
-            " example takes more positions than the model has"
-        )
+        why = "with more, the longest example takes more positions than the model has"
+        log(f"warning: {count} of {len(shown)} demonstrations are used: {why}")
     return shown[:count]
 
 
@@ -172,12 +168,9 @@ def _compile(module: Decoder, mesh, layout: Layout):
         return target_scores(module, bind(module.spec, params, given), batch)[0]
 
     def mapped(params, given, batch):
+        specs = layout.specs(params), layout.specs(given), row_specs()
         over = jax.shard_map(
-            scores,
-            mesh=mesh,
-            in_specs=(layout.specs(params), layout.specs(given), row_specs()),
-            out_specs=PartitionSpec(AXES),
-            check_vma=False,
+            scores, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(AXES), check_vma=False
         )
         return over(params, given, batch)
 
