@@ -130,13 +130,11 @@ def train_step(state: State, frozen: Frozen, batch: Batch, parts: Parts, total=g
     count = jnp.maximum(sums.targets, 1.0)
     gradient = jax.tree.map(lambda leaf: leaf / count, gradient)
     norm = optax.tree.norm(gradient)
-    updates, optimizer_state = parts.optimizer.update(
-        gradient, state.optimizer_state, state.trainable
-    )
-    trainable = optax.apply_updates(state.trainable, updates)
-    finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss) & jnp.isfinite(optax.tree.sum(trainable))
-    new, old = (trainable, optimizer_state), (state.trainable, state.optimizer_state)
-    trainable, optimizer_state = optax.tree.where(finite, new, old)
+    trained, before = state.trainable, state.optimizer_state
+    updates, after = parts.optimizer.update(gradient, before, trained)
+    new = optax.apply_updates(trained, updates)
+    finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss) & jnp.isfinite(optax.tree.sum(new))
+    trainable, optimizer_state = optax.tree.where(finite, (new, after), (trained, before))
     refused = jnp.where(finite, 0, 1).astype(jnp.int32)
     in_a_row = (state.refused_in_a_row + refused) * refused
     metrics = {
@@ -192,12 +190,9 @@ def _over_mesh(parts, devices, layout):
             return jax.tree.unflatten(tree, both), sums
 
         # check_vma=True would sum the shared keys' gradient over devices in every layer.
+        specs = trained, layout.specs(frozen), row_specs(), everywhere
         over = jax.shard_map(
-            summed,
-            mesh=mesh,
-            in_specs=(trained, layout.specs(frozen), row_specs(), everywhere),
-            out_specs=(trained, everywhere),
-            check_vma=False,
+            summed, mesh=mesh, in_specs=specs, out_specs=(trained, everywhere), check_vma=False
         )
         return over(trainable, frozen, batch, rng)
 
