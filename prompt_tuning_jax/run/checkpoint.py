@@ -60,10 +60,8 @@ class Checkpoints:
         return sorted(int(name) for name in os.listdir(self._folder) if name.isdecimal())
 
     def save(self, step: int, state: Any, extra: Mapping[str, Any]) -> str:
-        """Saves a tree of arrays and a JSON object; when this returns "", they are on disk.
-
-        If the disk is full, it returns a sentence, and older checkpoints are kept.
-        """
+        """Saves a tree of arrays and a JSON object; when this returns "", they are on disk. If the
+        disk is full, it returns a sentence, and older checkpoints are kept."""
         leaves = list(map(_as_bytes, jax.tree.leaves(state)))
         about = json.dumps({"extra": dict(extra), "sha256": _digest(step, state, extra)})
         data = np.concatenate([*leaves, np.frombuffer(about.encode(), np.uint8)])
@@ -104,20 +102,17 @@ class Checkpoints:
             warning = f"damaged checkpoints of step {names} are deleted; going on from step {step}."
             return Restored(step, state, extra, warning if damaged else "")
         if steps:
-            raise UserError(
-                f"no checkpoint in '{self._folder}' can be read (steps {str(steps)[1:-1]}): they"
-                " are damaged, renamed, or of another model or version; --fresh starts over."
-            )
+            problem = f"no checkpoint in '{self._folder}' can be read (steps {str(steps)[1:-1]})"
+            why = "they are damaged, renamed, or of another model or version"
+            raise UserError(f"{problem}: {why}; --fresh starts over.")
         return None
 
     def _read(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
         data = self._orbax.restore(self._folder / str(step))[_BYTES]
         leaves, structure = jax.tree.flatten(target)
         *parts, about = np.split(data, np.cumsum([_as_bytes(leaf).size for leaf in leaves]))
-        arrays = [
-            part.view(leaf.dtype).reshape(np.shape(leaf))
-            for part, leaf in zip(parts, leaves, strict=True)
-        ]
+        pairs = zip(parts, leaves, strict=True)
+        arrays = [part.view(leaf.dtype).reshape(np.shape(leaf)) for part, leaf in pairs]
         state = jax.tree.unflatten(structure, arrays)
         saved = json.loads(about.tobytes())
         if _digest(step, state, saved["extra"]) != saved["sha256"]:
