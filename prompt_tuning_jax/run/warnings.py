@@ -28,21 +28,18 @@ def prompt_norm(vectors, embedding) -> str:
     """Warns of virtual tokens `[P, D]` far longer or shorter than the embeddings `[V, D]`."""
     virtual, known = float(_mean_norm(vectors)), float(_mean_norm(embedding))
     turn = "lower" if virtual > known else "raise"
-    found = (
-        f"the virtual tokens have a norm of {virtual:.2g} on average and the model's embeddings "
-        f"{known:.2g}: {turn} learning_rate, or start from embeddings (method.init)"
-    )
-    return "" if known / FAR <= virtual <= known * FAR else found
+    norms = f"a norm of {virtual:.2g} on average and the model's embeddings {known:.2g}"
+    advice = f"{turn} learning_rate, or start from embeddings (method.init)"
+    fits = known / FAR <= virtual <= known * FAR
+    return "" if fits else f"the virtual tokens have {norms}: {advice}"
 
 
 def loss_not_moving(first: Sequence[float], last: Sequence[float], step: int) -> str:
     """Warns of a loss whose mean has not fallen from its first values to those up to `step`."""
     before, after = float(np.mean(first)), float(np.mean(last))
-    found = (
-        f"after {step} steps the loss has not moved, from {before:.3f} to {after:.3f}: raise "
-        "learning_rate, or look at what the model reads with --dry_run"
-    )
-    return found if after > (1 - STILL) * before else ""
+    found = f"after {step} steps the loss has not moved, from {before:.3f} to {after:.3f}"
+    advice = "raise learning_rate, or look at what the model reads with --dry_run"
+    return f"{found}: {advice}" if after > (1 - STILL) * before else ""
 
 
 def unread_init(settings, tokenizer, labels) -> str:
@@ -108,11 +105,9 @@ def trained_on(
     """Warns of records of a split with the input, the texts of `fields`, of one of `trained`."""
     known = {tuple(row.get(field) for field in fields) for row in trained}
     count = sum(tuple(row[field] for field in fields) in known for row in rows)
-    found = (
-        f"{count} of {len(rows)} records of {split} {use} too, with the same input, so they "
-        "make the result look better: remove them from one of the splits"
-    )
-    return found if count else ""
+    found = f"{count} of {len(rows)} records of {split} {use} too, with the same input"
+    advice = "so they make the result look better: remove them from one of the splits"
+    return f"{found}, {advice}" if count else ""
 
 
 def empty_texts(rows: Sequence[Mapping[str, str]], fields: Sequence[str], split: str) -> str:
@@ -126,11 +121,9 @@ def empty_texts(rows: Sequence[Mapping[str, str]], fields: Sequence[str], split:
 
 def repeated(batch_size: int, examples: int) -> str:
     """Warns of updates with more examples than there are."""
-    found = (
-        f"batch_size is {batch_size} and there are {examples} training examples, so each update "
-        "reads some of them more than once: lower batch_size"
-    )
-    return found if batch_size > examples else ""
+    found = f"batch_size is {batch_size} and there are {examples} training examples"
+    advice = "so each update reads some of them more than once: lower batch_size"
+    return f"{found}, {advice}" if batch_size > examples else ""
 
 
 def other_devices(before: int, now: int) -> str:
