@@ -118,10 +118,8 @@ def label_scores(
 ) -> Scored:
     """Returns the scores behind `evaluate`, which explains the arguments and errors."""
     if artifact is not None and (prompt is not None or demonstrations):
-        raise UserError(
-            "an artifact has its own prompt: evaluate it without a written prompt and without"
-            " demonstrations"
-        )
+        advice = "evaluate it without a written prompt and without demonstrations"
+        raise UserError(f"an artifact has its own prompt: {advice}")
     use = _use(lm, task, artifact, prompt or "", max_length)
     rows = select_records(task, split) if isinstance(split, str) else split
     outputs = output_fields(task)
@@ -237,10 +235,8 @@ def _use(lm, task, artifact, prompt="", max_length=0) -> _Use:
     given, manifest = shard(from_tensors(artifact.tensors), lm.layout), artifact.manifest
     check_given(lm.spec, given)
     if given.params and lm.settings.get("quantize"):
-        raise UserError(
-            "config.model.quantize is 'int8', and the artifact holds weights of the model itself:"
-            " leave it out"
-        )
+        held = "the artifact holds weights of the model itself"
+        raise UserError(f"config.model.quantize is 'int8', and {held}: leave it out")
     own = manifest["config"].get("task")  # an earlier version's says nothing of chats
     chat = str(own.get("system", "")) if isinstance(own, dict) and own.get("as_chat") else None
     read = {"template": manifest["template"], "chat": chat}
@@ -262,10 +258,8 @@ def _read(artifact) -> Artifact:
     if isinstance(artifact, str | os.PathLike):
         return load_artifact(artifact)
     if not isinstance(artifact, Artifact):
-        raise UserError(
-            f"the artifact is a {type(artifact).__name__}: give result.artifact of what `tune`"
-            " returned, or a folder"
-        )
+        advice = "give result.artifact of what `tune` returned, or a folder"
+        raise UserError(f"the artifact is a {type(artifact).__name__}: {advice}")
     return artifact
 
 
@@ -300,10 +294,8 @@ def _text_metrics(lm, rows, use, settings, seed, log):
     inputs, references = group_by_input(use.task, rows)
     texts = _texts(lm, inputs, use, settings, seed)
     examples, written = zip(*with_progress(texts, "texts written", log, len(inputs)), strict=True)
-    counts = {
-        "unfinished": sum(not each.finished for each in written),
-        "texts_shortened": count_shortened(examples)[0],
-    }
+    unfinished = sum(not each.finished for each in written)
+    counts = {"unfinished": unfinished, "texts_shortened": count_shortened(examples)[0]}
     found = {"texts": len(written)} | {name: count for name, count in counts.items() if count}
     texts = [each.text.strip() for each in written]
     return found | metrics.text_metrics(texts, references, use.task.metrics, use.task.tokenizer)
@@ -330,7 +322,5 @@ def _row(task, record, number) -> Record:
     record = {plain_name(str(name)): value for name, value in record.items()}
     place = record.get(PLACE, place)
     row = {name: value for name, value in record.items() if task.target or name != LABEL}
-    return row | {
-        PLACE: place,
-        **{name: require_text(row[name], name, place) for name in fields if name in row},
-    }
+    texts = {name: require_text(row[name], name, place) for name in fields if name in row}
+    return {**row, PLACE: place, **texts}
