@@ -256,11 +256,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
     try:
         manifest = json.loads(data)
-        digest = manifest.pop("sha256")
-        whole = (
-            hashlib.sha256(_dump(manifest)).hexdigest() == digest
-            and _dump({**manifest, "sha256": digest}) == data
-        )
+        del manifest["sha256"]
+        whole = _dump({**manifest, "sha256": hashlib.sha256(_dump(manifest)).hexdigest()}) == data
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged and cannot be read; {_AGAIN}.") from error
     if not whole:
