@@ -117,9 +117,8 @@ def save_artifact(artifact: Artifact, folder: str | os.PathLike) -> None:
     except OSError as error:
         if error.errno in _DISK:
             raise
-        raise UserError(
-            f"the artifact '{folder}' cannot be written ({error.strerror}): give another folder."
-        ) from error
+        problem = f"the artifact '{folder}' cannot be written ({error.strerror})"
+        raise UserError(f"{problem}: give another folder.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -142,10 +141,8 @@ def _check_replaceable(folder: Path) -> None:
     ours = {MANIFEST, TENSORS, CARD} if found & {MANIFEST, TENSORS} else set()
     others = sorted(name for name in found - ours if not name.endswith(".partial"))
     if others:
-        raise UserError(
-            f"'{folder}' holds '{others[0]}', which is no part of an artifact and would be lost: "
-            "give a folder of its own."
-        )
+        lost = f"'{others[0]}', which is no part of an artifact and would be lost"
+        raise UserError(f"'{folder}' holds {lost}: give a folder of its own.")
 
 
 def _move(partial: Path, folder: Path) -> None:
@@ -179,10 +176,8 @@ def load_artifact(folder: str | os.PathLike) -> Artifact:
     except OSError as error:
         inside = folder / ARTIFACT
         hint = inside if (inside / MANIFEST).is_file() else "the folder of an artifact"
-        raise UserError(
-            f"{error.filename} cannot be read ({error.strerror}), so '{folder}' is not an artifact:"
-            f" give {hint}."
-        ) from error
+        problem = f"{error.filename} cannot be read ({error.strerror})"
+        raise UserError(f"{problem}, so '{folder}' is not an artifact: give {hint}.") from error
     return Artifact({_RENAMED.get(name, name): leaf for name, leaf in arrays.items()}, manifest)
 
 
@@ -277,9 +272,8 @@ def _check_file(path: Path, most: float) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path} is not a regular file; {_AGAIN}.")
     if status.st_size > most:
-        raise UserError(
-            f"{path} has {status.st_size:,} bytes, expected at most {most:,}; {_AGAIN}."
-        )
+        size = f"{status.st_size:,} bytes, expected at most {most:,}"
+        raise UserError(f"{path} has {size}; {_AGAIN}.")
 
 
 def _check_manifest(manifest: Mapping[str, Any], path: Path) -> None:
@@ -339,9 +333,8 @@ def _read_tensors(path: Path, digest: str, prompted: bool) -> dict[str, np.ndarr
         _check_leaf(name, entry.dtype, entry.shape, path)
     arrays = dict(read_tensors(path, entries))
     if sha256(path) != digest:
-        raise UserError(
-            f"{path} is damaged or belongs to another manifest: its checksum is wrong; {_AGAIN}."
-        )
+        problem = "is damaged or belongs to another manifest: its checksum is wrong"
+        raise UserError(f"{path} {problem}; {_AGAIN}.")
     _check_arrays(arrays, path, prompted)
     return arrays
 
@@ -350,9 +343,8 @@ def _check_leaf(name: str, dtype: str, shape: Sequence[int], path: Path) -> None
     if not _LEAF.fullmatch(name):
         raise UserError(f"{path}: {short(name)} is not a name such as 'prompt/vectors'.")
     if dtype not in DTYPES:
-        raise UserError(
-            f"{path}: '{name}' is of type {short(dtype)}, expected one of {', '.join(DTYPES)}."
-        )
+        expected = f"expected one of {', '.join(DTYPES)}"
+        raise UserError(f"{path}: '{name}' is of type {short(dtype)}, {expected}.")
     if len(shape) > _DIMENSIONS or any(size >= 2**31 for size in shape):
         raise UserError(f"{path}: '{name}' has the impossible shape {short(list(shape))}.")
 
