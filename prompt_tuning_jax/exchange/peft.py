@@ -26,9 +26,8 @@ TEXT_PART = "language_model."  # of a model that sees images too
 INNER = f"scale/decoder/{SCALED_INPUT}"
 MOST_BYTES = 1 << 20  # of the config
 # Options of PEFT with which we cannot hold an adapter, and their plain values beside null.
-FLAGS = ("use_dora", "use_qalora", "lora_bias", "fan_in_fan_out")
 PLAIN: dict[str, Any] = {
-    **dict.fromkeys(FLAGS, False),
+    **dict.fromkeys(("use_dora", "use_qalora", "lora_bias", "fan_in_fan_out"), False),
     **dict.fromkeys(("layer_replication", "trainable_token_indices", "alora_invocation_tokens")),
     "rank_pattern": {},
     "alpha_pattern": {},
@@ -161,12 +160,11 @@ def _read_layers(path: Path, spec: Spec, arrays, collection: str) -> dict[str, n
     sites = {}
     for site, name in _names(spec, collection).items():
         names = [name.format(number) for number in range(spec.layers)]
-        if missing := [each for each in names if each not in arrays]:
-            if len(missing) < len(names):
-                raise UserError(
-                    f"{path} lacks {missing[0]!r}: only adapters of all layers can be read"
-                )
+        missing = [each for each in names if each not in arrays]
+        if missing == names:
             continue
+        if missing:
+            raise UserError(f"{path} lacks {missing[0]!r}: only adapters of all layers can be read")
         leaves = [arrays.pop(each) for each in names]
         if len({leaf.shape for leaf in leaves}) > 1:
             raise UserError(f"{path}: {name!r} has another shape in some layers")
