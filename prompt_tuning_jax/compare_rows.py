@@ -124,10 +124,6 @@ def _read_row(entry: str) -> Row:
         raise UserError(
             f"config.compare.rows has {short(entry, 200)}: a quotation mark has no partner"
         ) from error
-    if shared := [word for word in words if _SHARED.match(word)]:
-        raise UserError(
-            f"config.compare.rows has {shared[0]!r} in {name!r}, which all rows share: leave it out"
-        )
     method = name.replace(" ", "_")
     is_named = name and any(word.startswith("method.name=") for word in words)
     if not is_named and method in METHODS:
@@ -139,11 +135,11 @@ def _read_row(entry: str) -> Row:
         )
     # A part of the config that another way reads, or the method of a row without training.
     others = {part for way, part in WAYS.items() if way != name} | {"method" * (name in WAYS)}
-    if unread := [word for word in words if re.split("[.=]", word)[0] in others - {""}]:
-        raise UserError(
-            f"config.compare.rows has {unread[0]!r} in {name!r}, which does not read it: leave it"
-            " out"
-        )
+    for word in words:
+        is_shared, is_unread = _SHARED.match(word), re.split("[.=]", word)[0] in others - {""}
+        if is_shared or is_unread:
+            why = "which all rows share" if is_shared else "which does not read it"
+            raise UserError(f"config.compare.rows has {word!r} in {name!r}, {why}: leave it out")
     return Row(name, tuple(f"--config.{word}" for word in words))
 
 

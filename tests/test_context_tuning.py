@@ -113,8 +113,7 @@ def test_a_start_from_such_an_artifact_scores_as_it_does(method):
     lm, task, config = tiny_runs.tiny(*words)
     again = train.plan(lm, task, config, print)
     begun = artifact.Artifact(
-        to_tensors(again.adapt(again.trainable)),
-        artifact.make_manifest(lm, again.task, config, {}),
+        to_tensors(again.adapt(again.trainable)), artifact.make_manifest(lm, again.task, config, {})
     )
     found, wanted = (
         api.label_scores(lm, task, each, split="test[:6]").scores for each in (begun, kept)

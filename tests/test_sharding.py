@@ -201,8 +201,7 @@ def test_what_does_not_fit_is_refused():
         train.plan(LM, None, configs.build({"parallel": {"model": 2}}), print)
     alone = configs.build({"parallel": {"model": 8, "axes": ("F",)}}).parallel
     with pytest.raises(
-        UserError,
-        match=r"'embed/embedding' is 264 \(V\) x 24 \(E\): give 1, or add V, D to con",
+        UserError, match=r"'embed/embedding' is 264 \(V\) x 24 \(E\): give 1, or add V, D to con"
     ):
         make_layout(matrices(SPEC), param_shapes(SPEC), alone, 8)
     # The devices and every matrix allow what is offered.

@@ -108,7 +108,7 @@ def test_targets_score_as_in_one_sequence_at_a_time(rows):
     examples = plain_model.random_examples(3, 5, FRONT)
     given = ONE_LEAF
     scored = jax.jit(
-        lambda params, batch: target_scores(MODEL.module, bind(SPEC, params, given), batch),
+        lambda params, batch: target_scores(MODEL.module, bind(SPEC, params, given), batch)
     )
     shape = Shape(rows, 72 // rows, 72 // rows, 48 // rows)
     for ranked in (False, True):

@@ -189,16 +189,13 @@ def evaluate(
     at_most_one({"--artifact DIR": artifact, "--prompt TEXT": prompt, "--prompts FILE": prompts})
     at_most_one({"--artifact DIR": artifact, "--demonstrations K": demonstrations})
     if out and not (prompt or prompts or calibrate):
-        raise UserError(
-            "--out keeps a prompt or calibration: give --prompt, --prompts or --calibrate"
-        )
+        advice = "give --prompt, --prompts or --calibrate"
+        raise UserError(f"--out keeps a prompt or calibration: {advice}")
     check_new(out)
     is_own = artifact is not None and config is None
     if is_own and (others := [word for word in overrides if not word.startswith(_OF_MACHINE)]):
-        raise UserError(
-            f"the artifact {artifact!r} brings its own config: give --config FILE"
-            f" for {others[0]!r} to change"
-        )
+        advice = f"give --config FILE for {others[0]!r} to change"
+        raise UserError(f"the artifact {artifact!r} brings its own config: {advice}")
     if demonstrations is not None:
         overrides = [*overrides, f"--config.demonstrations.number={demonstrations}"]
     with _uninterrupted():

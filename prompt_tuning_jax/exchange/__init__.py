@@ -116,9 +116,9 @@ def import_adapter(
             # An export took what the template has in front of its slot with it.
             given = Given({PROMPT: vectors[len(front) :]})
         elif task.chat is not None:
+            advice = "give config.task.as_chat=false and the chat's markup in config.task.template"
             raise UserError(
-                "PEFT's virtual tokens come before BOS, which a chat has itself: give"
-                " config.task.as_chat=false and the chat's markup in config.task.template"
+                f"PEFT's virtual tokens come before BOS, which a chat has itself: {advice}"
             )
         else:
             # PEFT's virtual tokens come first, before BOS.

@@ -155,12 +155,7 @@ def test_the_longest_goes_first_to_the_least_loaded_row_that_is_not_full(lengths
     assert assign_rows(several, rows)[1].tolist() == [expected[e] for e in range(len(lengths))]
 
 
-@given(
-    example_lists(most=10),
-    st.booleans(),
-    st.sampled_from([1, 2, 4]),
-    st.integers(0, 2**32 - 1),
-)
+@given(example_lists(most=10), st.booleans(), st.sampled_from([1, 2, 4]), st.integers(0, 2**32 - 1))
 def test_every_batch_of_a_plan_fits_and_no_other_plan_is_cheaper(drawn, ranked, row_multiple, seed):
     examples, shared = drawn
     size = min(len(examples), 6)

@@ -71,11 +71,7 @@ def test_a_line_of_text_is_a_row_whatever_it_looks_like():
 
 
 @pytest.mark.parametrize(
-    "content, form",
-    [
-        ('{"a": "1"}\n \t\n{"a": "2"}\n\n', OBJECTS),
-        ("a\n1\n\n2\n\n", CSV),
-    ],
+    "content, form", [('{"a": "1"}\n \t\n{"a": "2"}\n\n', OBJECTS), ("a\n1\n\n2\n\n", CSV)]
 )
 def test_blank_lines_of_cells_and_objects_are_no_rows_and_counted(content, form):
     changes, first = Counter(), form == CSV
@@ -102,7 +98,7 @@ def test_a_row_of_cells_may_take_several_lines():
 def test_a_tsv_has_no_quotes_but_around_a_whole_cell():
     found = read('"hello , said\t1\nhe "\t0\n"a" or "b"\t"\n', TSV._replace(header=False))
     assert [tuple(values.values()) for _, values in found] == [
-        *(('"hello , said', "1"), ('he "', "0"), ('"a" or "b"', '"')),
+        *(('"hello , said', "1"), ('he "', "0"), ('"a" or "b"', '"'))
     ]
     changes = Counter()
     content = b'"text"\t"label"\n"the ""Old"" Inn, say"\t5\n""\tplain\n'

@@ -187,12 +187,7 @@ def test_the_first_vectors_of_a_half_precision_model_are_float32():
 @pytest.mark.parametrize(
     ("size", "kind", "settings", "message"),
     [
-        (
-            8,
-            "vocabulary",
-            {"vocabulary": 10},
-            "is 10, which leaves 7 tokens for 8 virtual tokens",
-        ),
+        (8, "vocabulary", {"vocabulary": 10}, "is 10, which leaves 7 tokens for 8 virtual tokens"),
         (3, "labels", {"task": TASK._replace(labels=())}, "the task has none: write 'vocabulary'"),
         # Refused before they take memory.
         (128, "uniform", {}, "tokens is 128: expected fewer than the 128 positions of 'tiny'"),

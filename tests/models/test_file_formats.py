@@ -77,10 +77,7 @@ HOSTILE = [
     (fields((b"a", ONE), (b"a", ONE)), "the key 'a' twice"),
     (fields((b"\n" * 9999, ONE), (b"\n" * 9999, ONE)), r"the key '\\n.{0,60}… twice"),
     (fields((b"general.alignment", struct.pack("<II", 4, 3))), "an alignment of 3"),
-    (
-        fields((b"general.alignment", struct.pack("<I", 8) + text(b"32"))),
-        "an alignment of '32'",
-    ),
+    (fields((b"general.alignment", struct.pack("<I", 8) + text(b"32"))), "an alignment of '32'"),
     (tensors(tensor(2**62)), "the tensor 'a' up to byte 18446744073709551"),
     (tensors(tensor(2**32, 2**32)), "the tensor 'a' up to byte 7378697629483820"),
     (tensors(tensor(1, 1, 1, 1, 1)), "5 dimensions for the tensor 'a'"),

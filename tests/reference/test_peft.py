@@ -155,11 +155,7 @@ def test_both_score_answers_alike(lm, folder, kind):
     slots = [-1 - slot for slot in range(virtual_tokens(given))]
     examples = [
         Example(
-            np.array([*slots, *case.ids], np.int32),
-            tuple(map(np.array, answers)),
-            0,
-            len(slots),
-            0,
+            np.array([*slots, *case.ids], np.int32), tuple(map(np.array, answers)), 0, len(slots), 0
         )
         for case in cases
     ]

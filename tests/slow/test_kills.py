@@ -42,9 +42,7 @@ def test_killed_it_ends_as_if_never_stopped(row, kills, tmp_path):
         else:
             enough = lines(run) + draw.randrange(2, 12)
             kill_when(
-                command(run, row),
-                lambda enough=enough: lines(run) >= enough,
-                draw.uniform(0, 0.05),
+                command(run, row), lambda enough=enough: lines(run) >= enough, draw.uniform(0, 0.05)
             )
     assert lines(run) < STEPS, "the run was over before it was killed so often"
     assert "going on after step" in finish(command(run, row))
