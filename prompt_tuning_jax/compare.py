@@ -205,8 +205,8 @@ def _all_examples(setting: Setting, row: Row) -> Compared:
     seed = setting.config.compare.seeds[0]
     runs = [make_run(setting.config, setting.folder, row, seed, rate) for rate in row.rates]
     tried: list[tuple[float, dict[str, Any]]] = []
-    # A run of a rate that once was the only one is whole, and so are those that it is compared to.
-    whole = any((run.folder / FOUND).exists() > (run.folder / TRIED).exists() for run in runs)
+    # Where a rate was once the only one, its run is whole, and then the others are compared whole.
+    whole = any((run.folder / FOUND).exists() and not (run.folder / TRIED).exists() for run in runs)
     for run in runs:
         try:
             found = _find(setting, run, 0 if whole else trial_steps(row, run.config))

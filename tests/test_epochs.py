@@ -35,7 +35,7 @@ def begin():
     order = make_order(RECORDS, seed=3)
     planned = np.stack([batch_indices(order, step, BATCH) for step in range(STEPS)])
     shapes = plan_shapes(train, planned, len(FRONT), row_multiple=jax.device_count())
-    return Data(train, [], len(FRONT), order, shapes, BATCH, ())
+    return Data(train, [], len(FRONT), planned, shapes, ())
 
 
 def named(tokens):

@@ -111,15 +111,15 @@ def import_adapter(
     check_given(lm.spec, given)
     values = config.to_dict() | {"method": {"name": method}}
     if PROMPT in sites:
+        if task.chat is not None:
+            own = "PEFT's virtual tokens come before BOS, which a chat has itself"
+            advice = "config.task.as_chat=false and the chat's markup in config.task.template"
+            raise UserError(f"{own}: give {advice}")
         vectors, front = sites[PROMPT], _text_in_front(lm, task)
-        if front.size and np.allclose(vectors[: len(front)], lm.embed(front)[: len(vectors)]):
+        count = len(front)
+        if 0 < count < len(vectors) and np.allclose(vectors[:count], lm.embed(front)):
             # An export took what the template has in front of its slot with it.
-            given = Given({PROMPT: vectors[len(front) :]})
-        elif task.chat is not None:
-            advice = "give config.task.as_chat=false and the chat's markup in config.task.template"
-            raise UserError(
-                f"PEFT's virtual tokens come before BOS, which a chat has itself: {advice}"
-            )
+            given = Given({PROMPT: vectors[count:]})
         else:
             # PEFT's virtual tokens come first, before BOS.
             specials, first = lm.tokenizer.specials.items(), lm.tokenizer.bos_id

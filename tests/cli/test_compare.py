@@ -129,7 +129,7 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
     assert changed["no prompt, calibrated"]["command"].endswith("--calibrate texts")
     assert changed["no prompt, calibrated"]["mean"] != before[1]["mean"]
     # A finished rate is compared with a new one's whole run.
-    rates = "few: 0.001 0.1", "soft prompt: 0.1 0.5"
+    rates = "few: 0.001 0.1", "soft prompt: 0.1 0.00001"
     assert typed(*command("whole", learning_rates=rates)).status == 0 and calls == [0]
     calls.clear()
     new = {"rows": ("lora", "no prompt"), "learning_rates": (), "curve": ()}

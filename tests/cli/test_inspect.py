@@ -46,7 +46,7 @@ def test_a_prompt_of_embeddings_is_named_token_by_token(given, typed, home):
     words = ["inspect", "--artifact", "made", "--json", "--split", "test[:9]"]
     divided = json.loads(typed(*words, "--config.parallel.model=2").out)
     assert divided["loss"] == pytest.approx(found["loss"], abs=1e-5)
-    assert "only its keys of parallel" in typed(*words, "--config.seed=2").err
+    assert "inspect takes no '--config.seed=2'" in typed(*words, "--config.seed=2").err
     assert "such readings mislead" in typed("inspect", "--artifact", "made").out
 
 
