@@ -8,9 +8,9 @@ Expected: 74.3, 70.7 and 73.3 % on the validation split, 68.4, 65.8 and 68.4 % o
   headlines (seeds 0, 1 and 2; run here). The start has 61.7 % and 57.4 %, the best written prompt,
   of benchmarks/headlines_prompts.txt, 67.3 % and 62.4 %.
   Random swaps with as many forwards: 72.3, 72.0 and 70.3 %, and 68.8, 68.4 and 64.4 % (run here).
-  Their loss on the test headlines is 0.927, 0.912 and 0.935 nats, that of the gradient's prompts
-  0.884, 0.914 and 0.873: lower by 0.034 [0.020, 0.048], paired by headline; 0.3 points more of the
-  answers are right [-1.4, +2.0].
+  The cross-entropy among the labels, on test, is 0.927, 0.912 and 0.935 nats, with the gradient's
+  prompts 0.884, 0.914 and 0.873: lower by 0.034 [0.020, 0.048], and 0.3 points more of the answers
+  are right [-1.4, +2.0] (api.label_scores, metrics.paired_difference).
 When the first word could be a part of one, it was 72.0, 73.0 and 73.0 %, and 68.2, 69.2 and 68.6 %;
   random swaps 70.7, 72.0 and 72.3 %, and 64.8, 67.4 and 66.6 %; PEZ (seed 0, 22 min) 72.7 and
   64.6 %. If the start's words of several tokens may not change, the search
