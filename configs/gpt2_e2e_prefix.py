@@ -1,6 +1,7 @@
 """Prefix tuning of GPT-2 medium on E2E, as Li and Liang (2021) ran it.
 
 Command: prompt-tuning train --config configs/gpt2_e2e_prefix.py --workdir runs/gpt2_e2e
+  and for BLEU and ROUGE-L: prompt-tuning evaluate --artifact runs/gpt2_e2e
 Hardware and time: one GPU or TPU chip with 8 GB (0.7 GB of weights in bfloat16); time unknown.
 Expected: not run here. Their BLEU on the test split is 69.7 (arXiv; 70.3 in the ACL version), and
   68.2 with fine-tuning. They decode with 5 beams, and this config takes the likeliest token.

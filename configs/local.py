@@ -6,7 +6,8 @@ Command: prompt-tuning train --config configs/local.py --workdir runs/mine
   --config.task.template='{soft}Review: {text}\\nStars:'
 Hardware and time: like configs/quickstart.py for texts as long as a headline; longer texts take
   longer.
-Expected: depends on the data. The report compares the prompt with the model alone.
+Expected: depends on the data. The report compares the prompt with the model alone;
+  `prompt-tuning evaluate --artifact runs/mine` gives macro-F1 too.
 
 A tenth of the file is the validation split and a tenth is the test split, unless
 `task.files.validation` and `task.files.test` name files. The first line names the columns. Without
