@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 SECONDS, BYTES, CHARACTERS = 2, 1 << 28, 1 << 20
-# Llama 3.2's date of templates that ask for today's: a prompt must not change from day to day.
+# A template that asks for today's date gets Llama 3.2's own: a prompt stays the same every day.
 DATE = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}\n"
 
 
