@@ -133,10 +133,11 @@ def _read_row(entry: str) -> Row:
             f"config.compare.rows has {name!r}, which names no method{nearest(name, _NAMES)}:"
             f" expected one of {', '.join(_NAMES)}, or method.name=METHOD behind a colon"
         )
-    # A part of the config that another way reads, or the method of a row without training.
-    others = {part for way, part in WAYS.items() if way != name} | {"method" * (name in WAYS)}
+    # The parts of the config that other ways read, and the method of a row without training.
+    others = {part for way, part in WAYS.items() if part and way != name}
+    others |= {"method"} if name in WAYS else set()
     for word in words:
-        is_shared, is_unread = _SHARED.match(word), re.split("[.=]", word)[0] in others - {""}
+        is_shared, is_unread = _SHARED.match(word), re.split("[.=]", word)[0] in others
         if is_shared or is_unread:
             why = "which all rows share" if is_shared else "which does not read it"
             raise UserError(f"config.compare.rows has {word!r} in {name!r}, {why}: leave it out")

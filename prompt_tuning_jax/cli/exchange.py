@@ -36,9 +36,8 @@ def export_artifact(folder: str, kind: str, target: str, overrides: list[str]) -
     elif kind == "peft":
         name = exchange.export_adapter(lm, task, artifact, target)
         say(f"{target}: an adapter of the kind {name}, for the model {lm.name}")
-        if lm.tokenizer.add_bos and (
-            PROMPT in artifact.tensors or "continues" in artifact.manifest
-        ):
+        no_bos = PROMPT in artifact.tensors or "continues" in artifact.manifest
+        if no_bos and lm.tokenizer.add_bos:
             say("PEFT has to read the text behind the virtual tokens without BOS")
     else:
         ids = exchange.export_front(lm, task, artifact, target)

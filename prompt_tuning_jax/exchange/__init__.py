@@ -134,9 +134,9 @@ def _text_in_front(lm: LanguageModel, task: Task) -> np.ndarray:
     """Returns int32[n], the ids in front of the template's one slot; none if it has several."""
     template = parse(task.template)
     sizes = [piece.size or 1 for piece in template.pieces if isinstance(piece, Slot)] or [1]
-    given = Given({PROMPT: jnp.empty((sizes[0], lm.spec.prompt_width))})
     if len(sizes) > 1:
         return np.array([], np.int32)
+    given = Given({PROMPT: jnp.empty((sizes[0], lm.spec.prompt_width))})
     row = dict.fromkeys(field_names(task.template), "a")
     trunk = encode_for(lm, task, [row], given, ANY_LENGTH)[0].trunk
     return trunk[: np.argmax(trunk < 0)]
