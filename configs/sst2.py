@@ -7,7 +7,8 @@ Expected: 88.2, 88.3 and 87.8 % on the validation split, 90.0, 89.8 and 89.2 % o
   `--config.method.name=prefix --config.learning_rate=0.005` gave 89.5 % on average.
   benchmarks/README.md has the commands.
 
-The data (Socher et al. 2013) are three TSV files with a sentence and 0 or 1 on each line. Give
+The data (Stanford Sentiment Treebank, Socher et al. 2013, the common split of 6,920, 872 and 1,821
+sentences with a clear label) are three TSV files with a sentence and 0 or 1 on each line. Give
 their paths with `--config.task.files.train=DIR/train.tsv` and so on.
 """
 

@@ -1,4 +1,4 @@
-"""Tailors a frozen language model to a task: five names for notebooks and forks.
+"""Adapts a frozen language model to a task: five names for notebooks and forks.
 
 `load(path)` reads a model, `tune(model, task, config)` trains an adaptation of it, `evaluate` and
 `predict` use one, and `save(artifact, folder)` writes it. Each is imported when it is first used,

@@ -47,7 +47,7 @@ def evaluate(
     Args:
       lm: from `load`.
       task: from `data.task.make_task`.
-      artifact: what tailors the model, or its folder; None for the model alone.
+      artifact: what adapts the model, or its folder; None for the model alone.
       split: 'train', 'validation', 'test', a part such as 'test[:100]', or records of them.
       prompt: a written prompt for the model alone. It replaces `{soft}` in the template, or the
         whole template if it names a field itself.
@@ -153,7 +153,7 @@ def predict(
       lm: from `load`.
       task: from `data.task.make_task`.
       records: the template's fields by name, or a text alone if the template has one field.
-      artifact: what tailors the model, or its folder; None for the model alone.
+      artifact: what adapts the model, or its folder; None for the model alone.
       generation: how texts are written.
       seed: of the random draws if `generation` has a temperature.
 
@@ -216,7 +216,7 @@ def held_out(task: Task, config: Any, by: str | None) -> tuple[list[Record], lis
 
 
 class _Use(NamedTuple):
-    """How the model is used: for a task with the template that it reads, with what tailors it, and
+    """How the model is used: for a task with the template that it reads, with what adapts it, and
     as `encode_for` says."""
 
     task: Task

@@ -78,12 +78,16 @@ def compare(
 
     Raises:
       UserError: a row cannot be run.
-      KeyboardInterrupt: asked to stop; what is finished, and a checkpoint, are in the folder.
+      KeyboardInterrupt: asked to stop; what is finished is in the folder, and a checkpoint, if its
+        argument is not False.
     """
     rows = check(lm, config, folder, log, fresh)
+    old = [each for row in rows for each in (folder / row.folder).glob("*seed-*") if fresh]
+    for path in [each / name for each in old for name in (FOUND, TRIED, TEST)]:
+        path.unlink(missing_ok=True)  # first: after a kill on the way, no old number is left
+    for each in old:
+        shutil.rmtree(each)
     folders.tie_to_config(folder, _shared(config), fresh)
-    for old in (each for row in rows for each in (folder / row.folder).glob("*seed-*") if fresh):
-        shutil.rmtree(old)
     texts = unrelated_texts(config.compare.unrelated)
     alone = functools.cache(lambda: cross_entropy(lm, texts, Given()))
     setting = Setting(lm, config, folder, texts, alone, log, enough_memory, [])
@@ -97,8 +101,8 @@ def compare(
 
 
 def check(lm: LanguageModel, config, folder: Path, log: Callable, fresh: bool = False) -> list[Row]:
-    """Returns the rows; raises a UserError for one that cannot be run, before the first is, or that
-    was run with another config, unless all start over (`fresh`)."""
+    """Returns the rows. Before any is run, raises a UserError for one that cannot be, or that was
+    run with another config, unless all start over (`fresh`)."""
     rows = read_rows(config)
     unrelated_texts(config.compare.unrelated)
     if not fresh and (folder / folders.CONFIG).exists():
@@ -115,11 +119,9 @@ def check(lm: LanguageModel, config, folder: Path, log: Callable, fresh: bool = 
             _check_kept(run)
         task = (run := runs[0]).config.task
         made, kind = make_task(task), "" if count else _calibration_of(config, run)
-        training_records(made, task)
-        api.held_out(made, run.config, kind)
-        _plan(lm, made, run)
+        _plan(lm, made, run, kind, count)
         if count and row is repeated[0][0] and task.validation_per_class < count:
-            log(f"validation has {task.validation_per_class} for each label, not {count}")
+            log(f"each label has {task.validation_per_class} records to validate with, not {count}")
     return rows
 
 
@@ -147,10 +149,13 @@ def _curve(config, rows: Sequence[Row]) -> tuple[list[str], list[int]]:
     return [*names], [count for count in config.compare.examples_per_class if count]
 
 
-def _plan(lm: LanguageModel, task: Task, run: Run) -> None:
-    """Raises a UserError if a row cannot be run; its teacher, if any, is not asked."""
+def _plan(lm: LanguageModel, task: Task, run: Run, calibrate: str, count: int) -> None:
+    """Raises a UserError if a row cannot be run, calibrated or repeated with `count` examples of a
+    label; its teacher, if any, is not asked."""
     config = run.config.copy_and_resolve_references()
     try:
+        training_records(task, config.task)
+        api.held_out(task, config, calibrate)
         if run.row.is_trained:
             check_teacher(lm, task, config)
             config.teacher.update(prompt="", demonstrations=0)
@@ -168,7 +173,8 @@ def _plan(lm: LanguageModel, task: Task, run: Run) -> None:
                 asked = task._replace(template=with_prompt(task.template, prompt))
                 scoring.encode_for(lm, asked, rows, NOTHING, most)
     except UserError as error:
-        raise UserError(f"the row {run.row.name!r}: {error}") from error
+        few = f" with {count} examples of each label" * bool(count)
+        raise UserError(f"the row {run.row.name!r}{few}: {error}") from error
 
 
 def _read_by(task: Task, config) -> list[Record]:
@@ -244,7 +250,7 @@ def _every_seed(
 ) -> Compared:
     seeds = setting.config.compare.seeds
     if not row.is_trained and row.name != "demonstrations":
-        seeds = seeds[:1]  # the others would be the same
+        seeds = seeds[:1]  # the others would be the same, and another search takes half an hour
     runs = [make_run(setting.config, setting.folder, row, seed, rate, examples) for seed in seeds]
     found = [_find(setting, run) for run in runs]
     # At the end: nothing above has seen the test split.
@@ -295,7 +301,7 @@ def _train(setting: Setting, run: Run, until: int) -> dict[str, Any]:
     setting.log(f"\n{run.folder}")
     result = train.tune(setting.lm, task, config, run.folder, setting.log, until=until)
     if not result.finished:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(result.saved)
     validated = [line for line in result.history if "validation/loss" in line]
     step, steps = result.artifact.manifest["metrics"]["step"], validated[-1]["step"]
     best = next(line for line in validated if line["step"] == step)
@@ -337,7 +343,7 @@ def _choose(setting: Setting, run: Run) -> dict[str, Any]:
     elif run.row.name == "searched prompt":
         searched = search.run(setting.lm, task, config, run.folder, setting.log)
         if not searched.finished:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(searched.saved)
         candidates = [{"prompt": searched.template}]
         took = searched.seconds
         sources = training_records(task, config.task), validation_records(task, config.task)

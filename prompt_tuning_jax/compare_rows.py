@@ -21,9 +21,7 @@ WAYS = {
     "demonstrations": "demonstrations",
     "searched prompt": "search",
 }
-_SHARED = re.compile(
-    r"(model|parallel|compare)\.|seed=|task\.(test|split_seed|name|files|target)\b"
-)
+_SHARED = re.compile(r"(model|parallel|compare|task\.(test|split_seed|name|files|target))\b|seed=")
 _NAMES = (*WAYS, *(name.replace("_", " ") for name in METHODS))
 
 
@@ -36,8 +34,8 @@ def _numbers(default: tuple) -> Key:
 
 
 KEYS = {
-    # 'NAME' or 'NAME: KEY=VALUE KEY=VALUE'. The name is one of `WAYS`, a method, or any other
-    # beside `method.name=`. A row with another method or optimizer begins at its defaults.
+    # 'NAME' or 'NAME: KEY=VALUE KEY=VALUE'. The name is one of `WAYS`, a method, or any other name
+    # if `method.name=` is given. A row with another method or optimizer begins at its defaults.
     # () is all but the search, which takes half an hour, and written prompts if there are none.
     # 'demonstrations' has 16 of them, unless demonstrations.number says otherwise.
     "rows": strings(),
@@ -47,7 +45,8 @@ KEYS = {
     "learning_rates": strings(),
     # Examples of each label to train on, and to validate with if there are so many; 0: all.
     "examples_per_class": _numbers(()),
-    # The trained rows that are repeated with so few, at the best rate with all examples; () is all.
+    # The trained rows that are repeated with so few, at the best rate with all examples; () repeats
+    # all of them.
     "curve": strings(),
     # How rows without training are calibrated too, see `evaluate --calibrate`; '' for not at all.
     "calibrate": among("labels", ("", "labels", "texts")),
@@ -90,9 +89,7 @@ def read_rows(config) -> list[Row]:
         row = _read_row(entry)
         # Some disks do not tell A from a.
         if any(row.folder.lower() == other.folder.lower() for other in rows.values()):
-            raise UserError(
-                f"config.compare.rows has {row.name!r} twice: give each row its own name"
-            )
+            raise UserError(f"config.compare.rows has {row.name!r} twice: give each its own name")
         rows[row.name] = row
     trained = [name for name, row in rows.items() if row.is_trained]
     for entry in config.compare.learning_rates:
@@ -135,7 +132,8 @@ def _read_row(entry: str) -> Row:
         )
     # The parts of the config that other ways read, and the method of a row without training.
     others = {part for way, part in WAYS.items() if part and way != name}
-    others |= {"method"} if name in WAYS else set()
+    if name in WAYS:
+        others |= {"method", "optimizer", "schedule", "teacher", "steps", "learning_rate"}
     for word in words:
         is_shared, is_unread = _SHARED.match(word), re.split("[.=]", word)[0] in others
         if is_shared or is_unread:
@@ -171,7 +169,8 @@ def make_run(
     if rate is not None:
         words.append(f"--config.learning_rate={rate}")
     if examples:
-        held = validation_records(make_task(config.task), config.task)
+        own = configs.build(values, row.overrides).task
+        held = validation_records(make_task(own), own)
         labels = [record.get(LABEL) for record in held]
         few = {"examples_per_class": examples, "draw_seed": seed}
         few["validation_per_class"] = min(examples, *map(labels.count, set(labels)))

@@ -1,5 +1,6 @@
 """What an adaptation does to unrelated text: the change of the model's cross-entropy on it."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,10 +25,11 @@ def unrelated_texts(source: str) -> list[str]:
 
         return read_bodies(TEXTS)
     with open_file(source, "file of unrelated texts") as file:
-        texts = [text for _, text in read_lines(file, source) if text.strip()]
+        lines = (text.strip() for _, text in read_lines(file, source))
+        texts = [*itertools.islice(filter(None, lines), TEXTS)]
     if not texts:
         raise UserError(f"{source!r} holds no text: write one a line")
-    return texts[:TEXTS]
+    return texts
 
 
 def cross_entropy(lm: LanguageModel, texts: Sequence[str], given: Given) -> float:
@@ -45,4 +47,5 @@ def cross_entropy(lm: LanguageModel, texts: Sequence[str], given: Given) -> floa
     if not examples:
         raise UserError("each unrelated text has one token, none to predict: give longer ones")
     scores = scoring.score(lm, examples, given)
+    scoring.check_finite(lm, scores)
     return -float(scores.sum()) / sum(len(example.tails[0]) for example in examples)

@@ -156,7 +156,8 @@ def generate(
     """
     waiting, first, front = iter(examples), 0, None
     settings, ends = find_ends(lm, settings)
-    rule = Rule(np.uint32(seed), settings.temperature, settings.top_k, settings.top_p, ends)
+    most = min(settings.top_k, lm.spec.vocabulary)
+    rule = Rule(np.uint32(seed), settings.temperature, most, settings.top_p, ends)
     while batch := list(islice(waiting, settings.batch_size)):
         shared = batch[0].trunk[: shared_length(batch)]
         if front is None or not np.array_equal(front.tokens, shared):

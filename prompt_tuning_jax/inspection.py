@@ -65,9 +65,7 @@ def prefix_attention(lm: LanguageModel, given: Given, examples: Sequence[Example
     def attention(params, front, batch):
         variables = bind(lm.spec, params, front)
         _, kept = lm.module.apply(variables, *batch[:6], mutable=["attention"])
-        layers, last = (
-            kept["attention"][each]["attention"]["front"] for each in ("layers", "last")
-        )
+        layers, last = (kept["attention"][one]["attention"]["front"] for one in ("layers", "last"))
         rows = jnp.arange(len(batch.targets))[:, None]
         # The last layer has the reads alone.
         share = layers[:, rows, batch.reads[rows, batch.targets]].sum(0) + last[rows, batch.targets]

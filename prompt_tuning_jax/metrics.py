@@ -62,7 +62,7 @@ def label_metrics(
     """
     predictions, read = scores.argmax(axis=1), {"calibration_error": (scores, answers)}
     cells, counts = np.unique(answers * len(values) + predictions, return_counts=True)
-    # Not the examples are resampled but the counts in the cells of their table, which are few.
+    # The counts in the cells of the table are resampled, not the examples: there are few cells.
     shares, rng = counts / len(answers), np.random.default_rng(SEED)
     draws = np.concatenate([counts[None], rng.multinomial(len(answers), shares, size=RESAMPLES)])
     actual, predicted = (
@@ -190,10 +190,7 @@ def token_f1s(pairs: _Pairs, _: Sequence, words=folded_words) -> list[float]:
         shared = (collections.Counter(one) & collections.Counter(other)).total()
         return 2 * shared / (len(one) + len(other))
 
-    return [
-        max(f1(words(text), words(reference)) for reference in references)
-        for text, references in pairs
-    ]
+    return [max(f1(words(text), words(one)) for one in references) for text, references in pairs]
 
 
 def bleu_counts(pairs: _Pairs, tokenizers: Sequence[str]) -> list[list[int]]:

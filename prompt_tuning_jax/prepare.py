@@ -138,9 +138,8 @@ def prepare(
             both = rows, held_out
             shares = tuple(label_shares(lm, task, part, config, taught, log) for part in both)
             rows = [{name: row[name] for name in row if name != LABEL} for row in rows]
-    train, validation = (
-        encode_for(lm, task, split, given, config.task.max_length) for split in (rows, held_out)
-    )
+    most = config.task.max_length
+    train, validation = (encode_for(lm, task, part, given, most) for part in (rows, held_out))
     order = batching.make_order(len(train), config.seed)
     steps = with_progress(range(config.steps), "updates planned", log, config.steps)
     planned = np.stack([batching.batch_indices(order, step, config.batch_size) for step in steps])

@@ -1,7 +1,7 @@
 """Frozen matrices in int8: `{q, scale}`, a scale for each output row, of the model's dtype.
 
 A matrix becomes floats where it is used. In scanned layers it does so again in the backward pass,
-unless `model.remat` is 'none'. The floats of the last layer and the embeddings may be kept for it.
+unless `model.remat` is 'none'. XLA may keep those of the last layer and of the embeddings for it.
 """
 
 from collections.abc import Container, Mapping
@@ -40,9 +40,9 @@ def quantize(params: dict[str, Any], matrices: Container[str]) -> dict[str, Any]
 def _quantize(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns int8[n, in] and the scales [n] of rows."""
     exact = rows.astype(np.float32)
-    scales = np.abs(exact).max(axis=1) / HIGHEST
-    # Rounded as it is stored, before the numbers are.
-    scales = np.where(scales > 0, scales, 1).astype(rows.dtype)
+    # Rounded as it is stored, before the numbers are: in float16 a small one is 0.
+    scales = (np.abs(exact).max(axis=1) / HIGHEST).astype(rows.dtype)
+    scales = np.where(scales > 0, scales, scales.dtype.type(1))
     numbers = np.rint(exact / scales.astype(np.float32)[:, None])
     return numbers.clip(-HIGHEST, HIGHEST).astype(np.int8), scales
 

@@ -31,9 +31,10 @@ ANY_LENGTH = sys.maxsize  # examples of any length
 
 
 def encode_for(lm: LanguageModel, task, rows, given, max_length=0, demonstrations=(), room=0):
-    """Returns records as examples with the model's tokenizer and BOS. They fit into `max_length` if
-    that is not 0, without the demonstrations, and with these into `room`, by default the positions
-    that a prefix leaves; `ANY_LENGTH` is no limit. The others are those of `encode_examples`."""
+    """Returns records as examples with the model's tokenizer and BOS. Without the demonstrations an
+    example has at most `max_length` positions (0: no own limit), and with them at most `room`, by
+    default what a prefix leaves of the model's. `ANY_LENGTH` is no limit. The other arguments are
+    those of `encode_examples`."""
     taken = prefix_length(given)
     room = room or lm.spec.max_positions - taken
     if room < 1:
@@ -169,10 +170,8 @@ def _compile(module: Decoder, mesh, layout: Layout):
 
     def mapped(params, given, batch):
         specs = layout.specs(params), layout.specs(given), row_specs()
-        over = jax.shard_map(
-            scores, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(AXES), check_vma=False
-        )
-        return over(params, given, batch)
+        how = {"mesh": mesh, "in_specs": specs, "out_specs": PartitionSpec(AXES)}
+        return jax.shard_map(scores, **how, check_vma=False)(params, given, batch)
 
     return jax.jit(mapped)
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from prompt_tuning_jax.config.key import Key, among, whole
+from prompt_tuning_jax.config.key import Key, all_texts, among, whole
 from prompt_tuning_jax.errors import UserError
 
 AXES = ("data", "model")
@@ -29,12 +29,12 @@ KEYS = {
         "1, because config.parallel.name is 'pmap', which has the weights whole on each device",
         lambda value, section: value == 1 or section["name"] == "jit",
     ),
-    # Letters of the axes of matrices, see `spec.matrices`: a matrix is divided along its first axis
-    # that is among them and that `model` divides. With r, LoRA's too, if they can be.
+    # Letters of the axes of matrices, see `spec.matrices`: a matrix is divided along the first of
+    # its axes that is named here and whose size is a multiple of `model`. With r, LoRA's too.
     "axes": Key(
         _LETTERS,
         f"some of {', '.join(_LETTERS)}, and r to divide LoRA's matrices too",
-        lambda value: {"r"} < {*value, "r"} <= {*_LETTERS, "r"},
+        lambda value: all_texts(value) and {"r"} < {*value, "r"} <= {*_LETTERS, "r"},
     ),
 }
 

@@ -108,5 +108,8 @@ def _question(lm, task, rows, config) -> tuple[Task, list[Record], int, int]:
     template, outputs = with_prompt(task.template, config.teacher.prompt), output_fields(task)
     asked = [{name: text for name, text in row.items() if name not in outputs} for row in rows]
     written = config.generation.max_new_tokens - 1 if task.target else 0
-    most = config.task.max_length, max(lm.spec.max_positions - written, 1)
+    if written >= lm.spec.max_positions - 1:
+        given = f"config.generation.max_new_tokens is {written + 1}"
+        raise UserError(f"{given} and the model has {lm.spec.max_positions} positions: give fewer")
+    most = config.task.max_length, lm.spec.max_positions - written
     return task._replace(template=template, continues=False), asked, *most

@@ -82,7 +82,7 @@ def tune(
     fresh: bool = False,
     until: int = 0,
 ) -> Result:
-    """Tailors the frozen model to a task.
+    """Adapts the frozen model to a task.
 
     Args:
       lm: from `load`.
@@ -114,7 +114,7 @@ def tune(
         state, best, spent, memory = agreed(restore(checkpoints, run, log))
         start = int(state.step)
         end = start if enough(best, config) else max(start, until or config.steps)
-        run_log = RunLog(config, folder, log, start, spent, track)
+        run_log = RunLog(config, folder, log, start, spent, track, end)
         opened.enter_context(run_log)
         warn_of_norm(run_log, lm, run.adapt(state.trainable))
 

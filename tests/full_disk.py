@@ -171,7 +171,7 @@ def survives(run: Path, refuse: Callable[[int, str], bool], whole: dict[str, byt
         assert "cannot be written (No space left on device): give another --workdir" in found.err
     elif any(map(PURPOSE.fullmatch, names)):
         assert found.status == 1, found
-        assert "could not be written (No space left on device): make room" in found.err
+        assert "could not be written (No space left on device): free disk space" in found.err
     else:
         assert (found.status, found.err) == (0, ""), found
     if len(refused) == 1:

@@ -56,22 +56,6 @@ def test_operations_of_a_scan_are_those_of_all_its_turns():
     assert flops.of_function(jax.grad(lambda x: function(stack, x).sum()), x) == 3 * once
 
 
-def test_operations_of_a_batched_product():
-    def function(a, b):
-        return jnp.einsum("bik,bkj->bij", a, b)
-
-    shapes = jnp.ones((3, 2, 5)), jnp.ones((3, 5, 7))
-    assert flops.of_function(function, *shapes) == 2 * 3 * 2 * 5 * 7
-
-
-def test_operations_inside_an_unbounded_loop_are_refused():
-    def function(x):
-        return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, x)
-
-    with pytest.raises(ValueError, match="while"):
-        flops.of_function(function, jnp.ones((2, 2)))
-
-
 def least_by_counting(spec, shared, lengths, targets, prefix):
     """Counts the fewest operations, one position, matrix and pair after another."""
     width, inner, keys = spec.width, spec.heads * spec.head_size, spec.kv_heads * spec.head_size
@@ -158,12 +142,6 @@ def test_sides_take_turns():
     times = measure.interleave(sides, [1, 2], warmup=[0])
     assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
     assert {name: len(each) for name, each in times.items()} == {"a": 2, "b": 2}
-
-
-def test_a_random_llama_has_the_shape_asked_for(model):
-    spec = model.spec
-    assert (spec.layers, spec.width, spec.heads, spec.kv_heads) == SHAPE[:4]
-    assert (spec.feedforward, spec.vocabulary, spec.tied_head) == (*SHAPE[4:], True)
 
 
 def test_a_case_is_the_example_without_its_slots():

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import plain_model
 import pytest
-from tiny_models import SPEC
+from tiny_models import SPEC, flatten
 
 from prompt_tuning_jax import api
 from prompt_tuning_jax import score as scoring
@@ -17,7 +17,7 @@ from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.data.task import Source, Task
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models import cached
-from prompt_tuning_jax.models.sites import NOTHING
+from prompt_tuning_jax.models.sites import NOTHING, Given
 
 MODEL, PLAIN = plain_model.make()
 FRONT = (1, -1, -2, 40)
@@ -53,6 +53,15 @@ def test_scores_are_those_of_each_answer_alone(seen, names, devices):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
     assert len(seen) >= 2 and len({len(index) for index in seen}) > 1
     assert sorted(np.concatenate(seen)) == list(range(COUNT))
+
+
+def test_a_fine_tuned_leaf_is_read_in_the_dtype_of_the_model():
+    lm = MODEL._replace(params=jax.tree.map(lambda leaf: leaf.astype("bfloat16"), MODEL.params))
+    path = "layers/attention/q/weight"
+    leaves = [flatten(model.params)[path] for model in (MODEL, lm)]
+    examples = plain_model.random_examples(2, 5, (1, 40), answers=2)
+    found = [scoring.score(lm, examples, Given(params={path: leaf})) for leaf in leaves]
+    np.testing.assert_array_equal(*found)
 
 
 def test_words_of_several_tokens_score_as_one_label_at_a_time():

@@ -349,16 +349,20 @@ def spaced(kind, folder):
     return lm._replace(tokenizer=read_tokenizer(str(folder)))
 
 
-@pytest.mark.parametrize("kind", tiny_models.SPACED_STEPS)
 @pytest.mark.parametrize(
-    ("front", "start"),
-    [("", {"start": "we see"}), ("", {"start": "", "num_tokens": 3}), ("b ", {"start": "the t"})],
+    ("kind", "front", "start"),
+    [
+        *((kind, "", {"start": "we see"}) for kind in tiny_models.SPACED_STEPS),
+        ("first", "", {"start": "", "num_tokens": 3}),
+        ("first", "b ", {"start": "the t"}),
+    ],
 )
 def test_a_tokenizer_that_puts_a_space_in_front_of_a_text_is_searched_too(
     kind, front, start, tmp_path
 ):
     lm = spaced(kind, tmp_path / "model")
-    config, lines = make_config(rounds=2, template=front + "{soft}\nBBC: {text}", **start), []
+    given = {"name": "random", "rounds": 2, "template": front + "{soft}\nBBC: {text}"}
+    config, lines = make_config(**given, **start), []
     found = search.run(lm, TASK, config, None, lines.append)
     assert len(found.history) > 1, lines
     scored = api.evaluate(lm, TASK, prompt=found.template, split="validation", log=print)
@@ -412,7 +416,7 @@ def test_the_command_stops_goes_on_and_reports_the_text(typed, monkeypatch):
             full.setattr(loop, "atomic_write", fails)
             lost = typed(*command)
         stopped = typed(*command)
-    assert lost.status == 1 and "stopped and not saved: make room; this goes on" in lost.err
+    assert lost.status == 1 and "stopped and not saved: free disk space; this goes on" in lost.err
     assert stopped.status == 75 and "this goes on from here" in stopped.out, stopped.err
     assert load_artifact("found/artifact").tensors == {}
     with monkeypatch.context() as patch:

@@ -142,8 +142,10 @@ def training(workdir: Path, *more: str) -> list[str]:
 @contextlib.contextmanager
 def at_home(monkeypatch):
     """This process as one in which the program is typed, until `monkeypatch` is undone."""
+    from prompt_tuning_jax.cli import machine
     from prompt_tuning_jax.data import bbc_news
 
+    monkeypatch.setattr(machine, "SIZE", 32)  # no test reads the speed, which takes a second
     bbc_news.read_headlines.cache_clear()
     # Not in a context of its own: a test may set the same variable again, with the same object.
     monkeypatch.setenv("PROMPT_TUNING_CACHE", str(world().cache))

@@ -10,12 +10,12 @@ import numpy as np
 
 from prompt_tuning_jax import compare
 from prompt_tuning_jax.cli import dry_run
-from prompt_tuning_jax.cli.evaluate import check_prompts, warn_of_overlap
+from prompt_tuning_jax.cli.evaluate import check_prompts, warn_of_overlap, warn_of_seen
 from prompt_tuning_jax.cli.machine import describe_machine, enough_memory, load_model
 from prompt_tuning_jax.cli.show import print_table, say
-from prompt_tuning_jax.cli.train import SAVED, type_again
+from prompt_tuning_jax.cli.train import stopped, type_again, writing
 from prompt_tuning_jax.compare import Compared
-from prompt_tuning_jax.data.task import make_task, select_records, training_records
+from prompt_tuning_jax.data.task import make_task, select_records
 from prompt_tuning_jax.errors import RunError
 from prompt_tuning_jax.metrics import paired_difference
 from prompt_tuning_jax.models.language_model import LanguageModel
@@ -34,23 +34,21 @@ def compare_and_report(config, folder: str, fresh: bool, command: Sequence[str])
         say(machine := describe_machine(lm))
         _, again = type_again(command)
         try:
-            results, failed = compare.compare(lm, config, root, say, fresh, enough_memory)
-        except KeyboardInterrupt:
-            start["outcome"] = "stopped"
-            say(f"saved; this goes on from here:\n  {again}")
-            return SAVED
+            with writing(root, again):
+                results, failed = compare.compare(lm, config, root, say, fresh, enough_memory)
+        except KeyboardInterrupt as stop:
+            return stopped(all(stop.args), again, start)
         facts = {"command": f"`{again}`", "machine": machine, "model": lm.name}
         facts |= {"task": config.task.name, "time": _time(results)}
         facts |= {"failed": ", ".join(failed)} if failed else {}
         if rows := summarize(results, lm):
-            paths = write_comparison(root, rows, facts)
+            with writing(root, again):
+                paths = write_comparison(root, rows, facts)
             say("")
             print_table(cells(rows), texts=["row"])
             say(f"\n{', '.join(map(str, paths))}")
         if failed:
-            raise RunError(
-                f"{facts['failed']} failed, as said above: correct that, and type {again}"
-            )
+            raise RunError(f"{facts['failed']} failed, as said above: correct it and type {again}")
         start["outcome"] = "finished"
     return 0
 
@@ -64,9 +62,9 @@ def _check_texts(config, folder: Path) -> None:
         if named:
             check_prompts(make_task(own.task), named, own.task.test)
     task = make_task(config.task)
-    warn_of_overlap(task, training_records(task, config.task), config.task.test)
+    warn_of_seen(task, config)
     if own := config.calibration.split:
-        warn_of_overlap(task, select_records(task, own), config.task.test)
+        warn_of_overlap(task, select_records(task, own), config.task.test, "calibrate")
 
 
 def _time(results: Sequence[Compared]) -> str:
@@ -115,9 +113,7 @@ def _summary(each: Compared, by_seed: np.ndarray, total: int, calibrated: bool) 
     }
     if not calibrated:
         # The same for all seeds.
-        row |= {
-            name: first[name] for name in ("train_examples", "memory", "bytes") if name in first
-        }
+        row |= {key: first[key] for key in ("train_examples", "memory", "bytes") if key in first}
         row["bytes_of_100_tasks"] = first["model_bytes"] + 100 * first["bytes"]
         for name in ("loss", "accuracy", "seconds", "step_seconds", "near_best_seconds"):
             if name in first:
@@ -180,8 +176,7 @@ def print_plan(found: dict[str, Any]) -> None:
         {"row": name, "runs": f"{each['runs']:g}", "time": duration(each["seconds"])}
         for name, each in found.items()
     ]
-    total = sum(each["seconds"] for each in found.values())
-    runs = sum(each["runs"] for each in found.values())
+    runs, total = (sum(each[key] for each in found.values()) for key in ("runs", "seconds"))
     rows.append({"row": "all", "runs": f"{runs:g}", "time": f"about {duration(total)}"})
     print_table(rows, texts=["row"])
     print("not counted: rows without training; a search alone can take half an hour")

@@ -20,6 +20,7 @@ from prompt_tuning_jax.data.task import (
     select_records,
     template_fields,
     training_records,
+    validation_records,
 )
 from prompt_tuning_jax.data.template import field_names, parse, plain_slot_size, with_prompt
 from prompt_tuning_jax.errors import UserError
@@ -125,6 +126,8 @@ def _held_out(task, config, path, calibrate, split):
     if not (path or calibrate):
         return [], []
     ranking, held = api.held_out(task, config, calibrate)
+    if path:
+        warn_of_overlap(task, ranking, split, "rank prompts")
     if calibrate == "labels":
         warn_of_overlap(task, held, split, "calibrate")
     return ranking if path else [], held
@@ -143,6 +146,13 @@ def warn_of_overlap(task, known: Sequence[Mapping[str, str]], split: str, *use: 
     rows = select_records(task, split)
     if warning := trained_on(rows, known, field_names(task.template), split, *use):
         say(f"warning: {warning}")
+
+
+def warn_of_seen(task, config) -> None:
+    """Says how many records of the test split a run trains on or validates on too."""
+    warn_of_overlap(task, training_records(task, config.task), config.task.test)
+    held = validation_records(task, config.task)
+    warn_of_overlap(task, held, config.task.test, "are validated on")
 
 
 def _warn_of_differences(manifest, task, config, split: str, calibrate: str | None) -> None:

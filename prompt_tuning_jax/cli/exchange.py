@@ -23,6 +23,8 @@ def export_artifact(folder: str, kind: str, target: str, overrides: list[str]) -
     if kind == "hub":
         from prompt_tuning_jax.exchange.hub import push  # takes a while
 
+        if overrides:
+            raise UserError(f"the hub gets the files as they are: leave {overrides[0]!r} out")
         say(f"{push(load_artifact(folder), folder, target)}: the artifact and its card")
         return
     exact = ["--config.model.quantize="] * (kind == "hf")  # weights that are merged

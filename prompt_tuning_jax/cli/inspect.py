@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,12 @@ from prompt_tuning_jax.inspection import nearest_tokens, prefix_attention, repla
 from prompt_tuning_jax.models.sites import PREFIX, PROMPT
 from prompt_tuning_jax.run.progress import with_progress
 from prompt_tuning_jax.run.report import TRAIN_COLOR, VALIDATION_COLOR, new_figure, save_figure
-from prompt_tuning_jax.storage import atomic_write
+from prompt_tuning_jax.storage import atomic_write, new_folder
 
 NEIGHBOURS = 3
 # Examples that are scored in all: about a minute on 2 cores with a model of 135M.
 SCORED, FEWEST = 1500, 16
-WAYWARD = (
-    "such readings mislead: a prompt that works can be near almost any text (Khashabi et al. 2022)"
-)
+WAYWARD = "such readings mislead: a good prompt can be near almost any text (Khashabi et al. 2022)"
 
 
 def inspect_artifact(
@@ -49,7 +46,9 @@ def inspect_artifact(
     def measure(ids: Mapping[int, int | None]) -> dict[str, float]:
         changed = replace_slots(examples, ids)
         answers = np.array([example.answer for example in changed])
-        return scoring.loss_and_accuracy(scoring.score(lm, changed, given), answers)
+        scores = scoring.score(lm, changed, given)
+        scoring.check_finite(lm, scores)
+        return scoring.loss_and_accuracy(scores, answers)
 
     found: dict[str, Any] = {"note": WAYWARD} | measure({})
     if PROMPT in artifact.tensors:
@@ -61,11 +60,11 @@ def inspect_artifact(
     else:
         found["attention"] = prefix_attention(lm, given, examples).tolist()
     if out is not None:
-        Path(out).mkdir(parents=True)
-        text = json.dumps(found, indent=1, ensure_ascii=False)
-        atomic_write(Path(out, "inspection.json"), f"{text}\n".encode())
         draw = _draw_tokens if "tokens" in found else _draw_attention
-        save_figure(draw(found), Path(out, "inspection.png"))
+        text = json.dumps(found, indent=1, ensure_ascii=False)
+        with new_folder(out) as place:
+            atomic_write(place / "inspection.json", f"{text}\n".encode())
+            save_figure(draw(found), place / "inspection.png")
     return found
 
 
@@ -113,9 +112,7 @@ def _draw_tokens(found):
         left.plot(changes, places, linestyle="", markersize=5, label=label, **style)
     left.axvline(0, color="black", linewidth=0.8)
     left.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.4, 1), ncols=2)
-    right.barh(
-        places, [each["cosine"][0]["cosine"] for each in tokens], color=TRAIN_COLOR, zorder=2
-    )
+    right.barh(places, [one["cosine"][0]["cosine"] for one in tokens], color=TRAIN_COLOR, zorder=2)
     words = [repr(each["cosine"][0]["token"])[:16].replace("$", r"\$") for each in tokens]
     left.set_yticks(places, [f"{word}  {place}" for place, word in enumerate(words)])
     right.set_yticks(places, [])

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import platform
 import timeit
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from prompt_tuning_jax.models.language_model import LanguageModel, load
 from prompt_tuning_jax.run.artifact import MANIFEST, Artifact, load_artifact
 from prompt_tuning_jax.run.folder import ARTIFACT
 from prompt_tuning_jax.storage import cache_folder
+
+SIZE = 1536  # of the matrices that a device's speed is measured with
 
 
 def find_artifact(folder: str) -> str:
@@ -54,6 +57,8 @@ def keep_compiled(shards: int = 1):
     parts (`shards`), are not kept: jax 0.10 mixes up their collectives once they are read back."""
     if max(jax.process_count(), shards) > 1 and jax.default_backend() == "cpu":
         jax.config.update("jax_enable_compilation_cache", False)
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # a folder of the user's own
+        return
     name = f"{jaxlib.__version__}-{platform.node()}-{platform.machine()}"
     folder = cache_folder() / "compiled" / name
     try:
@@ -71,12 +76,12 @@ def keep_compiled(shards: int = 1):
 
 
 def describe_machine(lm: LanguageModel) -> str:
-    """Returns a line with the devices and one's speed at large matrix products, in 0.1 seconds."""
-    size, dtype = 1536, lm.dtype
-    square, multiply = jnp.ones((size, size), dtype), jax.jit(jnp.matmul)
+    """Returns a line with the devices, and how fast one multiplies large matrices: 0.1 seconds."""
+    dtype, multiply = lm.dtype, jax.jit(jnp.matmul)
+    square = jnp.ones((SIZE, SIZE), dtype)
     seconds = timeit.repeat(lambda: multiply(square, square).block_until_ready(), number=1)
     kind, count = jax.devices()[0].device_kind, jax.device_count()
-    rate = 2 * size**3 / min(seconds) / 1e9
+    rate = 2 * SIZE**3 / min(seconds) / 1e9
     return f"{count} x {kind}, {dtype} matrix products at {rate:,.0f} GFLOP/s"
 
 

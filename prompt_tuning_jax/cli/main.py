@@ -62,8 +62,8 @@ def program(debug: bool) -> None:
 
 
 def _works_in_folder(*options: Callable) -> Callable:
-    """Makes a command of a function that imports what works in a folder and writes `report.json`
-    there, and the module whose `rehearse` says before it what that takes, if it has the options."""
+    """Makes a command of a function that imports two things: what works in a folder and writes
+    `report.json` there, and the module whose `rehearse` says before what that takes, or None."""
 
     def add(imports: Callable[[], tuple[Callable[..., int], Any]]) -> None:
         def work(
@@ -95,7 +95,7 @@ def _works_in_folder(*options: Callable) -> Callable:
                 with _joined() if name == "train" else contextlib.nullcontext():
                     _print(as_json, plan.print_plan, plan.rehearse, *given, is_quiet=as_json)
                 return 0
-            with _stdout_to_stderr(as_json):
+            with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
                 status = run(settings, str(workdir), fresh, sys.argv)
                 from jax import process_index  # which the run has imported
             report = Path(str(workdir), "report.json")
@@ -410,14 +410,10 @@ def _joined() -> Iterator[bool]:
         yield first
 
 
-def _stdout_to_stderr(is_quiet: bool) -> contextlib.redirect_stdout:
-    """Sends what is printed to stderr, so that stdout holds the result alone."""
-    return contextlib.redirect_stdout(sys.stderr if is_quiet else sys.stdout)
-
-
 def _print(as_json: bool, for_people: Callable, find: Callable, *given: Any, is_quiet=True) -> None:
-    """Prints what a function finds in what is given, as JSON or for people."""
-    with _stdout_to_stderr(is_quiet):
+    """Prints what a function finds in what is given, as JSON or for people. What it prints itself
+    goes to stderr if `is_quiet`, so that stdout holds the result alone."""
+    with contextlib.redirect_stdout(sys.stderr if is_quiet else sys.stdout):
         found = find(*given)
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False))
@@ -432,7 +428,7 @@ def _print_one_line(kind: type[BaseException], error: BaseException, _: Tracebac
 
 def _interrupt_again(fault: Any) -> None:
     """Repeats a Ctrl-C that Python dropped, because it came while jax's callback of the garbage
-    collector ran: about one in twenty does. A real signal, as a read of stdin waits for one."""
+    collector ran, as about one in twenty. A real signal, as a read of stdin waits for one."""
     if fault.exc_type is KeyboardInterrupt:
         stop = threading.main_thread().ident, signal.SIGTERM
         threading.Timer(0.1, signal.pthread_kill, stop).start()

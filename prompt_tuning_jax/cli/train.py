@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tuning_jax import api
-from prompt_tuning_jax.cli.evaluate import check_prompts, rank_prompts, warn_of_overlap
+from prompt_tuning_jax.cli.evaluate import check_prompts, rank_prompts, warn_of_seen
 from prompt_tuning_jax.cli.machine import describe_machine, enough_memory, load_model
 from prompt_tuning_jax.cli.show import print_table, say
 from prompt_tuning_jax.data.demonstrations import only_read
 from prompt_tuning_jax.data.records import digest
-from prompt_tuning_jax.data.task import Task, make_task, select_records, training_records
+from prompt_tuning_jax.data.task import Task, make_task, select_records
 from prompt_tuning_jax.data.template import parse, plain_slot_size, with_prompt
 from prompt_tuning_jax.errors import RunError, UserError, quote
 from prompt_tuning_jax.methods import METHODS
@@ -73,7 +73,7 @@ def prepare(
     prompts = dict.fromkeys(config.prompts, "config.prompts")
     prompts |= {config.teacher.prompt: "config.teacher.prompt"} if config.teacher.prompt else {}
     check_prompts(task, prompts, config.task.test)
-    warn_of_overlap(task, training_records(task, config.task), config.task.test)
+    warn_of_seen(task, config)
     lm, rows = load_model(config), select_records(task, config.task.test)
     for prompt, place in {"": config.task.test, **prompts}.items():
         asked = task._replace(template=with_prompt(task.template, prompt))
@@ -175,9 +175,8 @@ def score_rows(lm: LanguageModel, task, config, result: Result, kept: Path | Non
     if prompts:
         began, best = time.perf_counter(), next(iter(prompts))
         if len(prompts) > 1:
-            ranked = functools.partial(
-                score, split=api.held_out(task, config, None)[0], log=lambda line: None
-            )
+            held = api.held_out(task, config, None)[0]
+            ranked = functools.partial(score, split=held, log=lambda line: None)
             best = rank_prompts(prompts, ranked, log)[0]["prompt"]
         seconds = time.perf_counter() - began
         rows.append(row("written prompt", 0, len(best.encode()), seconds, prompt=best))
@@ -196,9 +195,8 @@ def score_rows(lm: LanguageModel, task, config, result: Result, kept: Path | Non
 def stopped(saved: bool, again: str, start: dict[str, Any]) -> int:
     """Says how to go on with what was found so far, and returns the exit status."""
     if not saved:
-        raise RunError(
-            f"stopped and not saved: make room; this goes on from the last save: {again}"
-        )
+        last = f"this goes on from the last save: {again}"
+        raise RunError(f"stopped and not saved: free disk space; {last}")
     start["outcome"] = "stopped"
     say(f"saved; this goes on from here:\n  {again}")
     return SAVED
@@ -215,4 +213,5 @@ def writing(path: Path, again: str = ""):
         if not again:
             say(f"warning: {wrong}.")
             return
-        raise RunError(f"{wrong}: make room; this goes on from the last save: {again}") from error
+        last = f"this goes on from the last save: {again}"
+        raise RunError(f"{wrong}: free disk space; {last}") from error

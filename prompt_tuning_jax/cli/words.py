@@ -54,7 +54,7 @@ def check_new(folder: str | None) -> None:
 
 
 def at_most_one(given: dict[str, str | None]) -> None:
-    """Raises a UserError if several options were given, of those by what to type."""
+    """Raises a UserError if several options have a value. The names are what to type."""
     chosen = [name for name, value in given.items() if value is not None]
     if len(chosen) > 1:
         raise UserError(f"evaluate takes {' or '.join(chosen)}, not both")

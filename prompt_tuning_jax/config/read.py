@@ -23,9 +23,7 @@ def read_file(path: str) -> Mapping[str, Any]:
     if path.endswith(".json"):
         with open(path, encoding="utf-8", errors="replace") as file:
             return parse_json(file.read(), f"config file {path!r}")
-    raise UserError(
-        f"config file {path!r} does not end in .py (a Python file) or .json (a saved config)"
-    )
+    raise UserError(f"config file {path!r} does not end in .py (Python) or .json (a saved config)")
 
 
 def parse_json(text: str | bytes, source: str, kind: type = dict) -> Any:

@@ -229,8 +229,7 @@ def _fill(
     examples: Sequence[Example], rows: np.ndarray, shared: int, shape: Shape, ranked: bool
 ) -> Batch:
     """Writes each example into its row, in the given order."""
-    front = examples[0].trunk[:shared]
-    batch = empty_batch(front, shape)
+    batch = empty_batch(examples[0].trunk[:shared], shape)
     place = np.zeros((shape.rows, 4), np.int64)  # next position, read, target; segments so far
     for number, (example, row) in enumerate(zip(examples, rows, strict=True)):
         place[row, 3] += 1

@@ -62,7 +62,7 @@ def spare_half(rows: Rows, *, balanced: bool, seed: int) -> Rows:
 
 
 def without_demonstrations(rows: Rows, shown: Rows, fields: Sequence[str]) -> list[Any]:
-    """Returns the records whose `fields` none of the demonstrations `shown` answers."""
+    """Returns the records whose `fields` equal those of no demonstration in `shown`."""
     answered = {tuple(map(row.get, fields)) for row in shown}
     left = [row for row in rows if tuple(map(row.get, fields)) not in answered]
     if not left:

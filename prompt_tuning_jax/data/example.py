@@ -268,9 +268,7 @@ def _constant(place: int, tokens: _Tokens) -> int:
 
 def _longest(spans: Mapping[str, Sequence[tuple[int, int]]], tokens: _Tokens) -> str:
     """Returns the field with the most tokens, the first of equals, or '' without fields."""
-    return max(
-        spans, key=lambda name: sum(len(_within(span, tokens)) for span in spans[name]), default=""
-    )
+    return max(spans, key=lambda n: sum(len(_within(s, tokens)) for s in spans[n]), default="")
 
 
 def _within(span: tuple[int, int], tokens: _Tokens) -> range:

@@ -135,8 +135,8 @@ def take_parts(
     """Splits the training records into parts of about the sizes asked for.
 
     A part is a share below 1 or a number of records; the rest is the split 'train'. Records with
-    the same input stay together, in an order by the seed and their inputs alone. The last input
-    with a label that several records have stays in training, unless that leaves a part empty.
+    the same input stay together, in an order by the seed and their inputs alone. Of each label
+    that several records have, the last input stays in training, unless that leaves a part empty.
     """
 
     def cut(kept: Collection[int]) -> dict[str, list[Record]]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning_jax import config as configs
@@ -15,7 +14,7 @@ from prompt_tuning_jax.data.batch import shared_length
 from prompt_tuning_jax.data.demonstrations import only_read
 from prompt_tuning_jax.data.records import Record
 from prompt_tuning_jax.data.task import Task
-from prompt_tuning_jax.data.template import Slot, field_names, parse, with_prompt
+from prompt_tuning_jax.data.template import field_names, with_prompt
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.exchange.folder import merge, write_model
 from prompt_tuning_jax.exchange.peft import TEXT_PART, read_adapter, write_adapter
@@ -44,8 +43,8 @@ def export_adapter(
 ) -> str:
     """Writes an artifact as a folder that PEFT loads, and returns PEFT's name of its kind.
 
-    A soft prompt takes everything up to the template's last slot with it, BOS too: PEFT is then to
-    read the text behind it, without BOS. Raises a UserError if the artifact does not fit the model,
+    With a soft prompt, all up to the template's last slot is written as vectors, BOS too: give PEFT
+    only the text behind it, without BOS. Raises a UserError if the artifact does not fit the model,
     PEFT has none like it, or the folder exists.
     """
     _checked(lm, artifact)
@@ -61,9 +60,9 @@ def export_adapter(
 def export_front(
     lm: LanguageModel, task: Task, artifact: Artifact, path: str | os.PathLike
 ) -> np.ndarray:
-    """Writes the vectors of all positions that the same text and slots begin every input with, as
-    float32[S, E] in a .npy file, and returns their ids. Raises a UserError if the artifact does not
-    fit the model or is no soft prompt, or the file exists."""
+    """Writes the vectors of the text and slots that every input begins with, as float32[S, E] in a
+    .npy file, and returns their ids. Raises a UserError if the artifact does not fit the model or
+    is no soft prompt, or the file exists."""
     if artifact.tensors.keys() != {PROMPT}:
         raise UserError("the artifact is no soft prompt: only one can be written as embeddings")
     ids, data = front_ids(lm, task, artifact), io.BytesIO()
@@ -115,31 +114,25 @@ def import_adapter(
             own = "PEFT's virtual tokens come before BOS, which a chat has itself"
             advice = "config.task.as_chat=false and the chat's markup in config.task.template"
             raise UserError(f"{own}: give {advice}")
-        vectors, front = sites[PROMPT], _text_in_front(lm, task)
-        count = len(front)
-        if 0 < count < len(vectors) and np.allclose(vectors[:count], lm.embed(front)):
+        if task.template.count("{soft") > 1:
+            raise UserError("config.task.template has several slots: give it one {soft}")
+        vectors, one = sites[PROMPT], with_prompt(task.template, "{soft:1}")
+        asked, row = task._replace(template=one), dict.fromkeys(field_names(one), "a")
+        trunk = encode_for(lm, asked, [row], Given({PROMPT: vectors[:1]}), ANY_LENGTH)[0].trunk
+        count = int(np.argmax(trunk < 0))
+        known = np.asarray(lm.embed(trunk[:count]), np.float32)
+        far = 0.01 * np.abs(known).max(initial=0)  # int8 and bfloat16 round by less
+        if 0 < count < len(vectors) and np.allclose(vectors[:count], known, rtol=0, atol=far):
             # An export took what the template has in front of its slot with it.
-            given = Given({PROMPT: vectors[count:]})
+            given, template = Given({PROMPT: vectors[count:]}), with_prompt(task.template, "{soft}")
         else:
             # PEFT's virtual tokens come first, before BOS.
             specials, first = lm.tokenizer.specials.items(), lm.tokenizer.bos_id
             bos = [text for text, number in specials if number == first and lm.tokenizer.add_bos]
             template = "".join(["{soft}", *bos[:1], with_prompt(task.template, "")])
-            task, values["task"]["template"] = task._replace(template=template), template
+        task, values["task"]["template"] = task._replace(template=template), template
         values["method"]["num_virtual_tokens"] = len(given.sites[PROMPT])
     return Artifact(to_tensors(given), make_manifest(lm, task, configs.build(values), {}))
-
-
-def _text_in_front(lm: LanguageModel, task: Task) -> np.ndarray:
-    """Returns int32[n], the ids in front of the template's one slot; none if it has several."""
-    template = parse(task.template)
-    sizes = [piece.size or 1 for piece in template.pieces if isinstance(piece, Slot)] or [1]
-    if len(sizes) > 1:
-        return np.array([], np.int32)
-    given = Given({PROMPT: jnp.empty((sizes[0], lm.spec.prompt_width))})
-    row = dict.fromkeys(field_names(task.template), "a")
-    trunk = encode_for(lm, task, [row], given, ANY_LENGTH)[0].trunk
-    return trunk[: np.argmax(trunk < 0)]
 
 
 def keep_prompt(

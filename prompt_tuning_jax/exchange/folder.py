@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from tokenizers import processors
 
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.models.families import FAMILIES
+from prompt_tuning_jax.models.families import FAMILIES, TEXT_DEFAULTS
 from prompt_tuning_jax.models.files.tokenizer import Tokenizer
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import SCALED_INPUT, Given
@@ -27,8 +27,10 @@ def merge(spec: Spec, params: Mapping[str, Any], given: Given) -> dict[str, np.n
     if whole:
         problem = f"the artifact holds '{whole[0]}', which cannot be merged into weights"
         raise UserError(f"{problem}: export it to peft")
-    flat = {**traverse_util.flatten_dict(params, sep="/"), **given.params}
-    leaves = {path: np.asarray(leaf) for path, leaf in flat.items()}
+    flat = traverse_util.flatten_dict(params, sep="/")
+    leaves = {
+        path: np.asarray(given.params.get(path, flat[path]), flat[path].dtype) for path in flat
+    }
     for layer in linear_layers(spec):
         for stack, part in (("layers", slice(0, -1)), ("last", -1)):
             path = f"{stack}/{layer}/weight"
@@ -51,7 +53,8 @@ def write_model(folder: Path, lm: LanguageModel, leaves: Mapping[str, np.ndarray
     """Writes `config.json`, `model.safetensors`, and the files of the tokenizer."""
     made = {each.name: join(each, parts_of(leaves, each)) for each in tensors(lm.spec)}
     save_file(made, folder / "model.safetensors", metadata={"format": "pt"})
-    config = lm.config.get("text_config", lm.config)
+    own = lm.config.get("text_config")
+    config = lm.config if own is None else TEXT_DEFAULTS | own
     config = {key: value for key, value in config.items() if key not in ("auto_map", "dtype")}
     words, family = lm.tokenizer, lm.spec.family
     ids = {f"{name}_token_id": getattr(words, f"{name}_id") for name in ("bos", "eos", "pad")}

@@ -25,7 +25,7 @@ BASE, EMBEDDINGS = "base_model.model.", "prompt_embeddings"
 TEXT_PART = "language_model."  # of a model that sees images too
 INNER = f"scale/decoder/{SCALED_INPUT}"
 MOST_BYTES = 1 << 20  # of the config
-# Options of PEFT with which we cannot hold an adapter, and their plain values beside null.
+# Options of PEFT that an artifact cannot hold, and the only value, beside null, that is accepted.
 PLAIN: dict[str, Any] = {
     **dict.fromkeys(("use_dora", "use_qalora", "lora_bias", "fan_in_fan_out"), False),
     **dict.fromkeys(("layer_replication", "trainable_token_indices", "alora_invocation_tokens")),

@@ -1,4 +1,4 @@
-"""Ways to tailor a frozen model: a file each, and a line each in `METHODS`."""
+"""Ways to adapt a frozen model: a file each, and a line each in `METHODS`."""
 
 from types import ModuleType
 

@@ -36,7 +36,7 @@ def match_paths(paths, patterns, key: str, what: str) -> list[str]:
     return [path for path in paths if path in found]
 
 
-def two_layers(hidden: int, outputs: int, activation: Callable) -> nn.Module:
+def two_layers(hidden: int, outputs: int, activation: Callable = nn.relu) -> nn.Module:
     """Returns a network from `[P, inputs]` to float32[P, outputs]: linear, activation, linear.
 
     The last layer starts at zero, and so does the output. Products are float32 on every device,

@@ -14,7 +14,6 @@ exactly at `method.init`. `method.kind` is
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from prompt_tuning_jax.config.key import among, whole
 from prompt_tuning_jax.methods.base import NOTHING, Given, Method
@@ -25,19 +24,15 @@ from prompt_tuning_jax.models.sites import PROMPT
 HAS_SLOTS = True
 
 
-def _network(size, width):
-    return two_layers(size, width, nn.relu)
-
-
 def _begin_residual(rng, size, first, lm):
-    weights = _network(size, first.shape[1]).init(jax.random.fold_in(rng, 1), first)
+    weights = two_layers(size, first.shape[1]).init(jax.random.fold_in(rng, 1), first)
     return {"inputs": first, "network": weights["params"]}, {}
 
 
 def _make_residual(trained, fixed, size):
     inputs, weights = trained["inputs"], {"params": trained["network"]}
     width = inputs.shape[1]
-    return inputs + _network(size or width, width).apply(weights, inputs)
+    return inputs + two_layers(size or width, width).apply(weights, inputs)
 
 
 def _begin_low_rank(rng, size, first, lm):

@@ -14,13 +14,8 @@ SLIDING, FULL = "sliding_attention", "full_attention"  # in `layer_types`
 MOST_LAYERS = 1000  # tables by layer are made before the files are read
 LEAST_FACTOR = 1e-6  # a smaller one gives frequencies that float32 cannot hold
 SCALINGS = ("linear", "llama3", "yarn", "longrope")
-ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "relu": "relu",
-    "gelu": "gelu",
-    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), "gelu_tanh"),
-}
+ACTIVATIONS = {name: name for name in ("silu", "relu", "gelu")} | {"swish": "silu"}
+ACTIVATIONS |= dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), "gelu_tanh")
 
 
 def spec_from_config(config: Mapping[str, Any], source: str, names: Mapping[str, str] = {}) -> Spec:
@@ -31,11 +26,15 @@ def spec_from_config(config: Mapping[str, Any], source: str, names: Mapping[str,
         hint = nearest(family, FAMILIES) if isinstance(family, str) else ""
         raise fields.refuse("model_type", ", ".join(FAMILIES), f"{hint}; supported:")
     fields.check("quantization_config", None)
-    return Spec(**FAMILIES[family].spec(fields))
+    found = FAMILIES[family].spec(fields)
+    try:
+        return Spec(**found)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
 def _common(fields: Fields, **more: Any) -> dict[str, Any]:
-    """Returns what most families say by the same names; `more` stands in place of some."""
+    """Returns the options that most families give by the same names; `more` replaces some."""
     heads, width = fields.number("num_attention_heads"), fields.number("hidden_size")
     activation = fields.under(hidden_act="silu").check("hidden_act", *ACTIVATIONS)
     fields.check("is_causal", True, None)
@@ -153,7 +152,8 @@ def _mistral(fields: Fields, **more: Any) -> dict[str, Any]:
 def _qwen2(fields: Fields, **more: Any) -> dict[str, Any]:
     """Qwen 1.5, 2 and 2.5, without experts: Llama with biases of queries, keys and values."""
     found = _common(fields, **{"biases": ("q", "k", "v"), **more})
-    if fields.flag("use_sliding_window"):
+    fields = fields.by_default(sliding_window=4096, max_window_layers=28)
+    if fields.flag("use_sliding_window") and fields.get("sliding_window") is not None:
         # Layers below `max_window_layers` see all positions.
         first = fields.get("max_window_layers", found["layers"])
         if type(first) is not int:
@@ -200,6 +200,7 @@ def _smollm3(fields: Fields) -> dict[str, Any]:
 
 def _gemma(fields: Fields, **more: Any) -> dict[str, Any]:
     """Gemma 1: scaled embeddings, norms of 1 + w, a gated GELU."""
+    fields.check("use_bidirectional_attention", False, None)
     act = fields.get("hidden_act")
     # Its first release says 'gelu' there and means the tanh one.
     act = fields.get("hidden_activation", "gelu_pytorch_tanh" if act in (None, "gelu") else act)
@@ -210,18 +211,15 @@ def _gemma(fields: Fields, **more: Any) -> dict[str, Any]:
 
 def _gemma2(fields: Fields, every: int = 2, **more: Any) -> dict[str, Any]:
     """Gemma 2: norms on both sides, capped scores, every second layer sees a window."""
-    fields.check("use_bidirectional_attention", False, None)
     fields = fields.by_default(attn_logit_softcapping=50.0, final_logit_softcapping=30.0)
     found = _gemma(fields, placement="both", **more)
     every = fields.number("sliding_window_pattern", default=every)
     kinds = [SLIDING if (number + 1) % every else FULL for number in range(found["layers"])]
-    caps = {
-        f"{name}_cap": fields.number(f"{key}_logit_softcapping", float)
-        for name, key in (("attention", "attn"), ("final", "final"))
-        if fields.get(f"{key}_logit_softcapping")
-    }
+    for cap, key in (("attention_cap", "attn"), ("final_cap", "final")):
+        if fields.get(f"{key}_logit_softcapping"):
+            found[cap] = fields.number(f"{key}_logit_softcapping", float)
     scale = fields.number("query_pre_attn_scalar", float, 256.0) ** -0.5
-    return found | caps | {"scale": scale, "layer_windows": _windows(fields, kinds, 4096)}
+    return found | {"scale": scale, "layer_windows": _windows(fields, kinds, 4096)}
 
 
 def _gemma3(fields: Fields) -> dict[str, Any]:
@@ -238,16 +236,20 @@ def _gemma3(fields: Fields) -> dict[str, Any]:
     return found | {"layer_ropes": tuple(int(each != FAR) for each in found["layer_windows"])}
 
 
+# What transformers takes by default for the text part of Gemma 3, and files may leave out.
+TEXT_DEFAULTS: dict[str, Any] = {"vocab_size": 262208, "max_position_embeddings": 131072}
+TEXT_DEFAULTS |= {"hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26}
+TEXT_DEFAULTS |= {"num_attention_heads": 8, "num_key_value_heads": 4}
+
+
 def _gemma3_multimodal(fields: Fields) -> dict[str, Any]:
     """Gemma 3, 4B to 27B: the text part of a model that sees images too."""
-    # A file may leave out what transformers takes by default.
-    defaults = {"vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216}
-    defaults |= {"num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4}
-    inside = {"max_position_embeddings": 131072, **defaults, **fields.entry("text_config")}
+    inside = {**TEXT_DEFAULTS, **fields.entry("text_config")}
     return _gemma3(Fields({**inside, "model_type": "gemma3_text"}, fields.source))
 
 
 ALL = ("q", "k", "v", "o", "up", "down")
+LEARNED: dict[str, Any] = {"ropes": (), "learned_positions": True, "biases": ALL}
 
 
 def _layer_norms(fields: Fields, key: str, **more: Any) -> dict[str, Any]:
@@ -284,8 +286,7 @@ def _gpt2(fields: Fields) -> dict[str, Any]:
     fields.check("scale_attn_weights", True, None)
     fields = fields.renamed(**GPT2_NAMES).under(hidden_act="gelu_new", tie_word_embeddings=True)
     fields = fields.under(intermediate_size=4 * fields.number("hidden_size"))
-    more = {"ropes": (), "learned_positions": True, "biases": ALL}
-    return _layer_norms(fields, "layer_norm_epsilon", **more)
+    return _layer_norms(fields, "layer_norm_epsilon", **LEARNED)
 
 
 def _opt(fields: Fields) -> dict[str, Any]:
@@ -299,10 +300,8 @@ def _opt(fields: Fields) -> dict[str, Any]:
     found = _layer_norms(
         fields.over({"layer_norm_eps": 1e-5}),
         "layer_norm_eps",
-        ropes=(),
-        learned_positions=True,
+        **LEARNED,
         position_offset=2,
-        biases=ALL,
         placement="before" if before else "after",
         final_norm=before and not fields.flag("_remove_final_layer_norm"),
         embedding_width=0 if inner == width else inner,

@@ -8,7 +8,7 @@ from prompt_tuning_jax.errors import UserError, short
 
 class Fields:
     """The fields of a model by the names of `config.json`, with the file for messages. A field that
-    is null has no value. `names` are the file's own, where they are others."""
+    is null counts as missing. `names` gives the file's own name of a key where it differs."""
 
     def __init__(self, values: Mapping[str, Any], source: str, names: Mapping[str, str] = {}):
         self.values, self.source, self.names = values, source, names

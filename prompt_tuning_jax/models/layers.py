@@ -48,7 +48,7 @@ class Layer(NamedTuple):
 
 def layer_kinds(spec: Spec, positions: int) -> Layer:
     """Returns a `Layer` of int32[L]. `positions` is how many a row and its front have at most: a
-    window that is not smaller hides nothing, and costs nothing."""
+    window of at least that size hides nothing, and is left out."""
     windows = spec.layer_windows if min(spec.layer_windows, default=FAR) < positions else ()
     parts = (np.array(part, np.int32) if part else None for part in (spec.layer_ropes, windows))
     return Layer(*parts)

@@ -61,7 +61,9 @@ def bind(spec: Spec, params: Mapping[str, Any], given: Given) -> dict[str, Any]:
         variables[collection, "last", *place] = array[-1]
     if given.params:
         flat = traverse_util.flatten_dict(params, sep="/")
-        params = traverse_util.unflatten_dict({**flat, **given.params}, sep="/")
+        # A leaf of an artifact may be of another dtype; in training the frozen one is not there.
+        own = {path: leaf.astype(flat.get(path, leaf).dtype) for path, leaf in given.params.items()}
+        params = traverse_util.unflatten_dict({**flat, **own}, sep="/")
     return {**traverse_util.unflatten_dict(variables), "params": params}
 
 

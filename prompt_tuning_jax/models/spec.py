@@ -76,18 +76,16 @@ class Spec:
                 raise UserError(f"the rotary base is {rope.theta:g}; expected at least 1.")
         for name in ("layer_ropes", "layer_windows"):
             if (found := len(getattr(self, name))) not in (0, self.layers):
-                problem = f"{found} entries say what differs from layer to layer"
-                raise UserError(f"{problem}; expected {self.layers}, one a layer.")
+                problem = f"the list of {name.removeprefix('layer_')} by layer has {found} entries"
+                raise UserError(f"{problem}; expected {self.layers}, one for each layer.")
 
 
 def linear_layers(spec: Spec) -> dict[str, tuple[str, str]]:
     """Returns the matrices of a block: by name the letters of their axes, output and input."""
-    attention = {"q": ("Hd", "D"), "k": ("Kd", "D"), "v": ("Kd", "D"), "o": ("D", "Hd")}
-    feedforward = {"gate": ("F", "D"), "up": ("F", "D"), "down": ("D", "F")}
-    if not spec.gated:
-        del feedforward["gate"]
-    named = {f"attention/{name}": axes for name, axes in attention.items()}
-    return named | {f"feedforward/{name}": axes for name, axes in feedforward.items()}
+    found = {"attention/q": ("Hd", "D"), "attention/k": ("Kd", "D"), "attention/v": ("Kd", "D")}
+    found |= {"attention/o": ("D", "Hd"), "feedforward/gate": ("F", "D")}
+    found |= {"feedforward/up": ("F", "D"), "feedforward/down": ("D", "F")}
+    return {name: axes for name, axes in found.items() if spec.gated or "gate" not in name}
 
 
 def matrices(spec: Spec) -> dict[str, str]:

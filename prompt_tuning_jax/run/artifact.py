@@ -100,7 +100,7 @@ def make_manifest(lm: Any, task: Any, config: Any, metrics: Mapping[str, Any]) -
 def save_artifact(artifact: Artifact, folder: str | os.PathLike) -> None:
     """Writes an artifact whole or not at all, in place of an earlier one in the folder. That one
     stays if there is an error: an OSError if the disk is full, or else a UserError."""
-    folder = Path(folder).resolve()
+    folder = Path(folder).expanduser().resolve()
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in artifact.tensors.items()}
     _check_arrays(arrays, folder, PROMPTED in artifact.manifest)
     partial = folder.with_name(f".{folder.name}.partial")

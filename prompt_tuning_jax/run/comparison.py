@@ -19,7 +19,7 @@ from prompt_tuning_jax.storage import atomic_write
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "os^Dv*PX"
 
-APART = 1.2  # of one number on the axis of examples to the next, so that they do not overlap
+APART = 1.2  # the least ratio of two neighbouring numbers on an axis: closer ones would overlap
 _UNITS = (1, 3, "nats"), (100, 1, "%")  # factor, digits and unit; the second is of accuracy
 
 _Row = Mapping[str, Any]
@@ -108,10 +108,9 @@ def write_comparison(folder: Path, rows: Sequence[_Row], facts: Mapping[str, str
     writer = csv.DictWriter(table, list(dict.fromkeys(name for row in flat for name in row)))
     writer.writeheader()
     writer.writerows(flat)
-    report = {"facts": dict(facts), "rows": list(rows)}
     contents = {
         "report.md": "\n\n".join(lines) + "\n",
-        "report.json": json.dumps(report, indent=1, allow_nan=False) + "\n",
+        "report.json": json.dumps({"facts": facts, "rows": rows}, indent=1, allow_nan=False) + "\n",
         "report.csv": table.getvalue(),
     }
     for name, text in contents.items():
@@ -136,9 +135,7 @@ def draw_pictures(folder: Path, rows: Sequence[_Row]) -> list[Path]:
     whole = [row for row in rows if not row["examples_per_class"]]
     trained = [row["name"] for row in whole if row["parameters"]]
     looks = zip(trained, itertools.cycle(_COLORS), itertools.cycle(_MARKERS), strict=False)
-    styles = {
-        name: {"color": color, "marker": mark, "label": _plain(name)} for name, color, mark in looks
-    }
+    styles = {name: {"color": c, "marker": mark, "label": _plain(name)} for name, c, mark in looks}
     few = {row["name"] for row in rows if row["examples_per_class"]}
     curve = [row for row in rows if row["name"] in few]
     made = [
@@ -190,10 +187,8 @@ def _by_parameters(axes, rows: Sequence[_Row], styles: Mapping[str, Any]) -> Non
 
 def _by_examples(axes, rows: Sequence[_Row], styles: Mapping[str, Any]) -> None:
     for name in dict.fromkeys(row["name"] for row in rows):
-        points = sorted(
-            (row["train_examples"], *_scaled(row)) for row in rows if row["name"] == name
-        )
-        counts, means, deviations = np.array(points).T
+        dots = sorted((row["train_examples"], *_scaled(row)) for row in rows if row["name"] == name)
+        counts, means, deviations = np.array(dots).T
         axes.plot(counts, means, **styles[name])
         band = {"color": styles[name]["color"], "alpha": 0.15, "linewidth": 0}
         axes.fill_between(counts, means - deviations, means + deviations, **band)

@@ -80,7 +80,7 @@ def record_start(run: Path, command: Sequence[str], log: Callable) -> Iterator[d
             try:
                 _append(run / RUN, {**entry, "ended": _now(), "took": took})
             except OSError as error:
-                log(f"warning: {run / RUN} lacks this start ({error.strerror}).")
+                log(f"warning: this start could not be added to {run / RUN} ({error.strerror}).")
 
 
 def _append(path: Path, entry: dict[str, Any]) -> None:

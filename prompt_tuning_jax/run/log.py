@@ -41,15 +41,17 @@ class RunLog:
         start: int = 0,
         spent: tuple[float, float] = (0.0, 0.0),
         track: Callable[[int, dict], None] = lambda step, values: None,
+        end: int = 0,
     ):
         """Opens the files of a run in `folder`, if any, after `start` steps. `spent` is what
         `seconds` returned then.
 
-        `track` takes a step and its numbers by name; earlier lines are given to it again.
+        `track` takes a step and its numbers by name; earlier lines are given to it again. The time
+        left is that to step `end`, by default the last.
         """
         self.lines: list[dict] = []
         self.log, self._track = log, track
-        self._steps, self._every = config.steps, config.log_every
+        self._steps, self._every, self._end = config.steps, config.log_every, end or config.steps
         self._unread: tuple[int, dict] | None = None
         self._first: list[float] = []
         self._last: collections.deque = collections.deque(maxlen=warnings.WINDOW)
@@ -138,7 +140,7 @@ class RunLog:
         loss = sum(self._last) / len(self._last)
         self.log(
             f"step {step}/{self._steps}  loss {loss:.3f}  {rate:.2f} steps/s  "
-            f"{self._tokens / training:,.0f} tokens/s  {time_left((self._steps - step) / rate)}"
+            f"{self._tokens / training:,.0f} tokens/s  {time_left((self._end - step) / rate)}"
         )
         self._write_events(lambda events: events.flush())
 
@@ -158,8 +160,7 @@ class RunLog:
             self._send(line)
 
     def _add_line(self, step: int, values: dict[str, float]):
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        line = {"step": step, **finite}
+        line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
         if self._file is not None:
             self._unwritten += _as_text(line)
         self._write_lines()

@@ -30,7 +30,7 @@ def check_tracker(name: str) -> None:
 def tracker(config, folder: Path | None) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
     """Yields a function that takes a step and its numbers by name. Each start of a run is a new run
     of the service, under the name of the folder."""
-    if not config.tracker:
+    if not config.tracker or jax.process_index():  # the first process tells it
         yield lambda step, values: None
         return
     module: Any = importlib.import_module(config.tracker)
@@ -46,14 +46,12 @@ def tracker(config, folder: Path | None) -> Iterator[Callable[[int, Mapping[str,
 def profiler(count: int, folder: Path | None, log: Callable) -> Iterator[Callable[[Any], None]]:
     """Traces `count` steps into a run folder; 0 traces none. On a full disk it only warns. Yields a
     function to call before each step with the state."""
-    if not count:
+    if not count or jax.process_index():  # the first process traces
         yield lambda state: None
         return
     if folder is None:
-        raise UserError(
-            f"config.profile_steps is {count}, but the run has no folder for a trace: give one, or "
-            "leave it at 0"
-        )
+        wrong = f"config.profile_steps is {count}, but the run has no folder for a trace"
+        raise UserError(f"{wrong}: give one, or leave it at 0")
     seen, refused, place = 0, "", folder / PROFILE
 
     def stop():
@@ -80,7 +78,5 @@ def profiler(count: int, folder: Path | None, log: Callable) -> Iterator[Callabl
     elif refused:
         log(f"warning: the trace in {place} is not complete ({refused}).")
     else:
-        log(
-            f"trace of {min(seen - SKIPPED, count)} steps: {place} (TensorBoard's profile plugin "
-            "shows it)"
-        )
+        steps = min(seen - SKIPPED, count)
+        log(f"trace of {steps} steps: {place} (TensorBoard's profile plugin shows it)")

@@ -75,6 +75,9 @@ def odd_settings(config) -> list[str]:
         f"learning_rate is {config.learning_rate:g}: above 1 it hardly trains": (
             config.learning_rate > 1
         ),
+        "best_by is 'accuracy' and a target has none, so the loss decides: leave it out": (
+            config.best_by == "accuracy" and bool(config.task.target)
+        ),
     }
     return [sentence for sentence, is_so in found.items() if is_so]
 

@@ -25,7 +25,7 @@ KEYS = {
     # Where the prompt stands, as {soft}; '' is config.task.template.
     "template": string(""),
     # Only whole printable words come in, which a person can read and copy. A word of the start that
-    # has several tokens may lose some of them, so its rest joins what comes in.
+    # has several tokens may lose some of them; what is left then joins the new word.
     "words_only": switch(True),
     # Weight, in what is proposed, of the model's own negative log-likelihood of the prompt, nats a
     # token. The choice on the validation split is without it.

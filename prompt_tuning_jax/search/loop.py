@@ -141,7 +141,7 @@ def _found(place: Place, config: Any, now: Mapping[str, Any]) -> Found:
 
 
 def make_round(place: Place, config: Any, propose: Callable, part_of: Callable) -> Callable:
-    """Returns the function of a round, of what is known now and the prompts of the last round. It
+    """Returns the function that runs a round, given what is known and the last round's prompts. It
     returns the best of these and the best new ones, scored again."""
     settings, lm = config.search, place.lm
     guided = getattr(search.SEARCHES[settings.name], "GUIDED", True)
@@ -191,7 +191,7 @@ def validate(place: Place, rows, prompts: Iterable, now: dict[str, Any], log: Ca
 
 
 def plan(place: Place, rows, size: int, config: Any, log: Callable) -> Callable:
-    """Returns a function of a round and of which part of it, from 0: the examples, packed."""
+    """Returns a function that packs the examples of one part of a round; both count from 0."""
     settings, labels = config.search, len(place.task.labels)
     examples, each = place.encode(rows, place.written, size), 1 + settings.again
     if lost := count_shortened(examples)[0]:

@@ -325,12 +325,19 @@ def test_processes_that_score_together_compare_the_records_of_the_report(monkeyp
     assert len(compared) == 3 and compared[0] == compared[1] != compared[2]
 
 
-def test_what_xla_compiles_is_kept_for_the_next_time():
+def test_what_xla_compiles_is_kept_for_the_next_time(monkeypatch):
     import jax
 
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    keep_compiled()
+    assert before == {name: getattr(jax.config, name) for name in names}  # the user's own
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     keep_compiled()
     kept = jax.config.jax_compilation_cache_dir
     assert os.path.dirname(kept) == str(tiny_runs.world().cache / "compiled")
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 def test_programs_of_divided_weights_are_not_read_back_on_a_cpu():

@@ -151,32 +151,26 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
     [
         ({"rows": ("lorra",)}, "names no method (did you mean 'lora'?)"),
         ({"rows": ("lora", "lora: steps=1")}, "'lora' twice"),
-        ({"rows": ("soft prompt", "soft_prompt")}, "'soft prompt' twice"),
         ({"rows": ("lora", "LoRA: method.name=lora")}, "'LoRA' twice"),
         ({"rows": ("lora: task.split_seed=1",)}, "which all rows share"),
         ({"rows": ("lora: parallel.model=2",)}, "which all rows share"),
+        ({"rows": ("lora: parallel=pmap",)}, "which all rows share"),
+        ({"rows": ("no prompt: teacher.prompt=a",)}, "'no prompt', which does not read it"),
+        ({"examples_per_class": (99,)}, "the row 'soft prompt' with 99 examples of each label: "),
         ({"rows": ("ia3: demonstrations.number=4",)}, "'ia3', which does not read it"),
         ({"rows": ("no prompt: method.name=lora",)}, "'no prompt', which does not read it"),
         ({"rows": ("written prompt: search.start=a",)}, "which does not read it: leave it out"),
-        (
-            {"rows": ("ia3", "demonstrations: demonstrations.number=0")},
-            "has none: give demonstrations",
-        ),
-        (
-            {"rows": ("ia3", "demonstrations: demonstrations.number=999")},
-            "demonstrations.number is 999",
-        ),
+        ({"rows": ("ia3", "demonstrations: demonstrations.number=0")}, "has none: give demonst"),
+        ({"rows": ("ia3", "demonstrations: demonstrations.number=999")}, "ions.number is 999"),
         ({"rows": ("lora: method.targets='x",)}, "a quotation mark has no partner"),
         ({"rows": ("lora: step=1",)}, "config.step is not a known key"),
         ({"rows": ("lora: model.dtype=bfloat16",)}, "which all rows share"),
         ({"rows": (": method.name=lora",)}, "has '', which names no method"),
-        ({"curve": ("no prompt",)}, "expected a trained row, one of soft prompt, few"),
         ({"learning_rates": ("fow: 1",)}, "(did you mean 'few'?)"),
         ({"learning_rates": ("few: fast",)}, "expected 'ROW: RATE RATE'"),
         ({"curve": ("ia3",)}, "expected a trained row, one of soft prompt, few"),
         ({"seeds": ()}, "at least one"),
         ({"seeds": (0, 0)}, "expected different whole numbers"),
-        ({"seeds": (0, 2**32)}, "config.seed is 4294967296"),
         ({"rows": ("lora", "searched prompt")}, "has neither start nor num_tokens"),
         ({"rows": ("lora", 'written prompt: prompts="(\\"{foo}\\",)"')}, "config.prompts: "),
         ({"rows": ("ia3", "lora: method.name=prefix method.init=file method.init_file=no")}, "no"),
@@ -187,10 +181,7 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
         ({"rows": ("ia3", "lora: task.target={topic}")}, "which all rows share"),
         ({"rows": ("ia3", "lora: teacher.prompt={foo}")}, "config.teacher.prompt: "),
         ({"rows": ("ia3", f"lora: teacher.prompt='{9 * LONG}'")}, "the row 'lora': "),
-        (
-            {"rows": ("ia3", "lora: teacher.demonstrations=9999")},
-            "config.teacher.demonstrations is 9999 and",
-        ),
+        ({"rows": ("lora: teacher.demonstrations=9999",)}, "teacher.demonstrations is 9999 and"),
         ({"rows": ("ia3", "prefix: method.init=demonstrations")}, "records (half of each label)"),
     ],
 )
@@ -270,11 +261,12 @@ def test_records_that_calibrate_choose_no_prompt_and_count_once(typed, home):
         shown = typed(*command("whole", "--config.calibration.split=", calibrate=kind, **words))
         assert shown.status == 0, shown.err
         assert [row["examples"] for row in rows(home / "whole")] == counts
-    shown = typed(
-        *command("other", "--config.calibration.split=test[:9]", calibrate="texts", **words)
-    )
-    assert "9 of 40 records of test[:40] are trained on too" in shown.out
-    shown = typed(*command("more", "--config.task.test=train[:9]", calibrate="", **words))
+    words["calibrate"] = "texts"
+    shown = typed(*command("other", "--config.calibration.split=test[:9]", **words))
+    assert "9 of 40 records of test[:40] calibrate too" in shown.out
+    shown = typed(*command("dry", "--config.task.test=validation[:9]", "--dry_run", **words))
+    assert "9 of 9 records of validation[:9] are validated on too" in shown.out
+    shown = typed(*command("more", "--config.task.test=train[:9]", **words | {"calibrate": ""}))
     assert "9 of 9 records of train[:9] are trained on too" in shown.out
 
 
@@ -320,10 +312,8 @@ def test_a_row_that_fails_is_left_out_and_named(typed, home):
 def test_too_little_memory_or_a_record_that_does_not_fit_ends_one_row_alone(tmp_path):
     config, lines = configs.build({"compare": {"rows": ("fine tuning",)}}), []
     [row] = compare.read_rows(config)
-    run, setting = (
-        compare.make_run(config, tmp_path, row, 0),
-        mock.Mock(failed=[], log=lines.append),
-    )
+    run = compare.make_run(config, tmp_path, row, 0)
+    setting = mock.Mock(failed=[], log=lines.append)
     setting.enough_memory = enough_memory
     little = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory")
     with mock.patch.multiple(compare, _train=mock.Mock(side_effect=little), _sources=mock.Mock()):
@@ -396,10 +386,13 @@ def test_a_searched_prompt_is_not_calibrated_with_the_records_that_chose_it(tmp_
 
 
 def test_few_examples_are_validated_with_as_many_if_there_are(monkeypatch, tmp_path):
-    words = ["--config.compare.rows=('prefix',)", "--config.task.validation=validation[:100]"]
+    rows = "('prefix', 'lora: task.validation_per_class=3')"
+    words = [f"--config.compare.rows={rows}", "--config.task.validation=validation[:100]"]
     with tiny_runs.at_home(monkeypatch):
         config = configs.load(str(tiny_runs.world().config), words)
-        [row] = compare.read_rows(config)
+        row, own = compare.read_rows(config)
+        task = compare.make_run(config, tmp_path, own, 3, examples=4).config.task
+        assert task.validation_per_class == 3  # the row's own
         tasks = [
             compare.make_run(config, tmp_path, row, 3, examples=count).config.task
             for count in (4, 25)
@@ -428,6 +421,13 @@ def test_fresh_deletes_runs_alone_once_every_row_is_checked(monkeypatch, tmp_pat
             with pytest.raises(UserError) if kept else contextlib.nullcontext():
                 compare.compare(None, config, tmp_path, print, True, contextlib.nullcontext)
             assert own.exists() and old.exists() is kept
+        found = tmp_path / "prefix" / "seed-1" / compare.FOUND
+        found.parent.mkdir()
+        found.write_text("{}")
+        monkeypatch.setattr(compare.shutil, "rmtree", mock.Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            compare.compare(None, config, tmp_path, print, True, contextlib.nullcontext)
+        assert not found.exists()  # with another config, its numbers would count as the new ones
 
 
 def test_a_rate_that_diverges_is_one_of_those_that_were_tried(monkeypatch, tmp_path):
@@ -473,6 +473,27 @@ def test_a_text_of_one_token_is_not_measured():
     assert cross_entropy(alone, ["a", "abc"], Given()) == pytest.approx(wanted)
     with pytest.raises(UserError, match="each unrelated text has one token"):
         cross_entropy(alone, ["a"], Given())
+    with mock.patch.object(forgetting.scoring, "score", lambda *_: np.array([np.nan])):
+        with pytest.raises(RunError, match="not finite"):
+            cross_entropy(alone, ["abc"], Given())
+
+
+def test_unrelated_texts_are_lines_without_their_ends(tmp_path):
+    (tmp_path / "texts").write_bytes(b"one\r\n \ntwo\n" + 99 * b"three\n")
+    found = forgetting.unrelated_texts(str(tmp_path / "texts"))
+    assert found[:3] == ["one", "two", "three"] and len(found) == forgetting.TEXTS
+
+
+def test_a_full_disk_is_a_sentence_and_what_is_not_saved_is_not_said_to_be(typed, home):
+    few = {"rows": ("soft prompt",), "learning_rates": (), "curve": (), "examples_per_class": ()}
+    words = command("whole", **few, unrelated="")
+    tuned = SimpleNamespace(finished=False, saved=False)
+    with mock.patch.object(train, "tune", lambda *_, **__: tuned):
+        shown = typed(*words)
+    assert shown.status == 1 and "stopped and not saved: free disk space" in shown.err
+    with mock.patch.object(compare, "_find", mock.Mock(side_effect=OSError(28, "No space left"))):
+        shown = typed(*words)
+    assert shown.status == 1 and "whole could not be written (No space left): free" in shown.err
 
 
 def test_forgetting_is_measured_on_the_same_tokens_with_and_without():

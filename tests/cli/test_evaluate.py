@@ -62,7 +62,7 @@ def test_evaluate_takes_the_split_that_the_report_is_of(typed, home):
     assert json.loads(own.out)["examples"] == 40 and "scored test[:40]" in own.err
 
 
-def test_records_that_are_trained_on_are_counted_and_said(typed):
+def test_records_that_are_trained_on_are_counted_and_said(typed, home):
     tuned = ["evaluate", "--artifact", tiny_runs.artifact(), "--split"]
     said = "records of {} are trained on too"
     assert (
@@ -81,6 +81,10 @@ def test_records_that_are_trained_on_are_counted_and_said(typed):
     )
     assert "warning: 20 of 20 " + said.format("train[:20]") in rehearsed.out
     assert "warning: 10 of 20 " + said.format("train[150:170]") in rehearsed.out
+    (home / "prompts.txt").write_text("It: {text}")
+    words = ["--prompts", "prompts.txt", "--split", "validation[:9]"]
+    shown = typed("evaluate", "--config", tiny_runs.world().config, *words)
+    assert "warning: 9 of 9 records of validation[:9] rank prompts too" in shown.err + shown.out
 
 
 def test_a_template_that_the_artifact_does_not_read_is_said(typed):

@@ -39,6 +39,12 @@ def test_a_soft_prompt_goes_to_peft_and_back(typed, home):
     assert shown.status == 0, shown.err
     # The BOS in front of the slots, which PEFT has among its vectors, is the text's own again.
     assert loss(typed, "--artifact", "back") == pytest.approx(loss(typed, "--artifact", kept))
+    words = ["import", "--from", "peft", "adapter", *tiny, "--out"]
+    assert typed(*words, "b", "--config.model.dtype=bfloat16").status == 0
+    refused = typed(*words, "c", "--config.task.template={soft:2}a{soft}{text}")
+    assert refused.status == 2 and "several slots: give it one" in refused.err
+    assert artifacts.load_artifact("b").tensors["prompt/vectors"].shape == (4, 24)
+    assert typed(*words, "plain", "--config.task.template=It: {text}").status == 0
     manifests = [artifacts.load_artifact(folder).manifest for folder in ("back", kept)]
     assert manifests[0]["template"] == manifests[1]["template"]
     shown = typed("export", "--artifact", kept, "--to", "npy", "front.npy")
@@ -73,6 +79,7 @@ def test_mistakes_are_one_sentence_and_write_nothing(typed, home):
         (["export", "--artifact", kept, "--to", "pefft", "a"], "did you mean 'peft'"),
         (["export", "--artifact", "none", "--to", "peft", "a"], "'none' does not exist"),
         (["export", "--artifact", kept, "--to", "peft", "."], "exists: give the name of a new"),
+        (["export", "--artifact", kept, "--to", "hub:a/b", "--config.model.dtype=auto"], "leave"),
         (["import", "--from", "peft", "none", *tiny, "--out", "a"], "cannot be read"),
         (["import", "--from", "hf", "none", *tiny, "--out", "a"], "--from takes 'peft', not 'hf'"),
         (["import", "--from", "peft", "a"], "import needs --from peft FOLDER, --config FILE"),

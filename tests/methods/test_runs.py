@@ -87,9 +87,9 @@ def test_stopped_and_resumed_it_is_the_run_that_was_not(row, tmp_path, monkeypat
     assert f"going on after step {last}" in log
 
 
-@EVERY_ROW
+@pytest.mark.parametrize("row", ["prefix", "lora"])
 def test_under_another_name_it_is_the_same_run(row, monkeypatch):
-    """Nothing asks what a method is called."""
+    """Nothing asks what a method is called; all other names: below."""
     monkeypatch.setitem(METHODS, "made_up", METHODS[settings(row)["name"]])
     result = train.tune(*tiny(row, name="made_up"), log=lambda line: None)
     assert result.artifact.manifest["method"] == "made_up"

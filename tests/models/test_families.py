@@ -18,7 +18,6 @@ from prompt_tuning_jax.data.batch import Batch
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.exchange.folder import merge, write_model
 from prompt_tuning_jax.generate import Settings, generate
-from prompt_tuning_jax.models.cached import bake
 from prompt_tuning_jax.models.decoder import Decoder, param_shapes
 from prompt_tuning_jax.models.families import FAMILIES, spec_from_config
 from prompt_tuning_jax.models.files.weights import read_weights
@@ -86,29 +85,16 @@ def log_probabilities(made, given, front):
     return np.asarray(jax.nn.log_softmax(found))[:, ::-1]
 
 
-def check_pieces(made, found, given):
+def test_packed_padded_branched_and_shared_is_one_text_at_a_time(made):
+    found = log_probabilities(made, made.given, FRONT)
     for here, whole in made.rows[1]:
         size = here[1].stop - here[1].start
-        wanted = plain_model.log_probabilities(made.plain, whole, given)[-size:]
+        wanted = plain_model.log_probabilities(made.plain, whole, made.given)[-size:]
         np.testing.assert_allclose(found[here], wanted, rtol=0, atol=1e-4)
 
 
-def test_packed_padded_branched_and_shared_is_one_text_at_a_time(made):
-    check_pieces(made, log_probabilities(made, made.given, FRONT), made.given)
-
-
-def test_shared_positions_are_a_prefix_of_their_keys_and_values(made):
-    baked = bake(made.lm, np.array(FRONT, np.int32), made.given)
-    arrays, pieces = made.rows
-    (tokens, positions, *rest), kept = arrays, made.rows
-    made.rows = (tokens, np.maximum(positions - len(FRONT), 0), *rest), pieces
-    try:
-        check_pieces(made, log_probabilities(made, baked, ()), made.given)
-    finally:
-        made.rows = kept
-
-
 def test_cached_decoding_is_the_plain_loop_token_for_token(made):
+    """Behind the shared positions, which are keys and values of a prefix."""
     rng = np.random.default_rng(1)
     examples, wanted = [], []
     for length in (4, 9):

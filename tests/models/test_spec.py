@@ -124,6 +124,15 @@ def test_what_a_family_has_by_default_is_off_if_it_is_null():
     assert (found.attention_cap, found.final_cap) == (0, 0)
     fields = {**family_models.config("mistral, window"), "sliding_window": None}
     assert spec_from_config(fields, "it").layer_windows == ()
+    fields = family_models.config("qwen2, window")
+    assert spec_from_config({**fields, "sliding_window": None}, "it").layer_windows == ()
+    del fields["sliding_window"]  # 4096 in transformers
+    assert min(spec_from_config(fields, "it").layer_windows) == 4096
+    del (
+        fields["layer_types"],
+        fields["max_window_layers"],
+    )  # 28 in transformers, and this model has fewer layers
+    assert {*spec_from_config(fields, "it").layer_windows} <= {FAR}
 
 
 @pytest.mark.parametrize(
@@ -213,39 +222,27 @@ def test_yarn_reaches_as_many_positions_whether_or_not_a_config_counts_them(most
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"model_type": "qwen"},
-            r"it: model_type is 'qwen' \(did you mean 'qwen3'\?\); supported: llama, mis",
-        ),
-        ({"model_type": None}, "model_type is None; supported: llama"),
+        ({"model_type": "qwen"}, r"is 'qwen' \(did you mean 'qwen3'\?\); supported: llama, mis"),
         ({"model_type": ["llama"]}, r"model_type is \['llama'\]; supported: llama"),
         ({"hidden_act": "mish"}, "hidden_act is 'mish'; supported: 'silu'"),
         ({"attention_bias": 1}, "attention_bias is 1, expected true or false"),
-        ({"mlp_bias": "no"}, "mlp_bias is 'no', expected true or false"),
         ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor is 0\.5"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, r"partial_rotary_factor is 0\.5"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"rope_scaling": {"type": "ntk", "factor": 2}}, "'ntk'; supported: 'default', 'linear'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "it does not say factor"),
         ({"rope_scaling": {"type": "linear", "factor": 1e-9}}, "factor is 1e-09, expected at lea"),
         ({"rope_scaling": {"type": "longrope", "short_factor": [1]}}, "expected 5 numbers above 0"),
         ({"rope_scaling": {"type": "yarn", "mscale": 2}}, "mscale is 2; supported: None"),
-        ({"rope_scaling": {"rope_type": ["llama3"]}}, "supported: 'default', 'linear', 'llama3'"),
-        ({"rope_scaling": [1]}, r"rope_scaling is \[1\], expected an object"),
         ({"rope_scaling": scaling(low_freq_factor=4.0)}, "is 4.0, .* below high_freq_factor, 4"),
         ({"is_causal": False}, "is_causal is False; supported: True"),
+        ({"model_type": "gemma", "use_bidirectional_attention": True}, "attention is True"),
         ({"hidden_size": None}, "it does not say hidden_size"),
-        ({"hidden_size": "24"}, "hidden_size is '24', expected a whole number above 0"),
-        ({"num_hidden_layers": True}, "num_hidden_layers is True"),
         ({"num_hidden_layers": 2**31}, "num_hidden_layers is 2147483648, expected at most 1000"),
         ({"vocab_size": -1}, "vocab_size is -1"),
-        ({"vocab_size": 2**62}, "vocab_size is 4611686018427387904"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan, expected a number above 0"),
         ({"rope_theta": float("inf")}, "rope_theta is inf"),
         ({"rope_theta": 1e-300}, "rotary base is 1e-300; expected at least 1"),
-        ({"rope_theta": 1e300}, r"rope_theta is 1e\+300"),
-        ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false', expected true"),
-        ({"num_key_value_heads": 3}, "4 query heads and 3 key heads: the first must be a multiple"),
+        ({"num_key_value_heads": 3}, "it: 4 query heads and 3 key heads: the first must be"),
         ({"head_dim": 9}, "9 dimensions of a head of size 9 turn; expected an even"),
     ],
 )

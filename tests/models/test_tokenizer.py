@@ -233,7 +233,7 @@ def test_tokenizers_that_are_refused(tmp_path, folder):
         read_tokenizer(path)
     rewrite(folder / "config.json", eos_token_id=99_999)
     rewrite(folder / "tokenizer_config.json", eos_token=None)
-    with pytest.raises(UserError, match="it names id 99999 and has 264"):
+    with pytest.raises(UserError, match=r"it names id 99999 \(BOS, EOS or padding\) and has 264"):
         read_tokenizer(str(folder))
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"tokenizer\.json cannot be read \(No such file"):

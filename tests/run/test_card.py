@@ -1,7 +1,7 @@
 """The card says what the manifest says, and what it tells to type works."""
 
 import json
-import subprocess
+import shlex
 
 import pytest
 import tiny_runs
@@ -85,21 +85,11 @@ def test_a_short_manifest_gives_a_short_card(made):
     assert "labels" not in facts and "data" not in facts and "evaluate" not in text
 
 
-def test_its_commands_run(folder):
+def test_its_commands_run(folder, typed):
     text = (folder / card.CARD).read_text(encoding="utf-8")
-    predict, evaluate = blocks(text)[1].splitlines()
-
-    env = tiny_runs.environment(PATH=f"{tiny_runs.world().program.parent}:/usr/bin:/bin")
-    options = {"shell": True, "cwd": folder.parent, "env": env, "stderr": subprocess.PIPE}
-
-    def run(command):
-        process = tiny_runs.start(command, **options)
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-        return out
-
-    assert "label" in json.loads(run(predict))
-    assert "examples: 40" in run(evaluate)
+    [_, asked, _, _, *predict], [_, *evaluate] = map(shlex.split, blocks(text)[1].splitlines())
+    assert "label" in json.loads(typed(*predict, stdin=asked).out)
+    assert "examples: 40" in typed(*evaluate).out
 
 
 def test_the_predict_command_has_a_text_or_an_object_of_fields():

@@ -166,6 +166,15 @@ def test_a_loss_that_moved_or_whose_first_values_are_not_known_is_not_said():
     assert logged([2.0] * 200, start=1) == []
 
 
+def test_the_time_left_is_that_to_the_step_where_it_ends_for_now():
+    log = []
+    with RunLog(configs.build({"steps": 9}), None, log.append, end=4) as run_log:
+        run_log._said -= 99
+        run_log.add(4, {"loss": np.float32(1), "refused_in_a_row": 0.0}, BATCH)
+        run_log.flush()
+    assert log[0].startswith("step 4/9 ") and log[0].endswith("0:00 left")
+
+
 def test_a_warning_is_given_once_of_each_kind():
     log = []
     with RunLog(configs.build({}), None, log.append) as run_log:

@@ -56,6 +56,14 @@ def test_a_run_that_fails_is_finished_there_too(service):
     assert service.told[0][1]["name"] is None and service.told[-1] == "finish"
 
 
+def test_the_first_process_alone_is_watched(service, monkeypatch):
+    monkeypatch.setattr(tracking.jax, "process_index", lambda: 1)
+    config = configs.build({"tracker": service.__name__})
+    with tracking.tracker(config, None), tracking.profiler(3, None, print) as before:
+        before(None)
+    assert service.told == []
+
+
 def test_a_service_that_is_not_installed_is_refused_with_what_to_type(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"'wandb', but the package is not installed: type pip"):

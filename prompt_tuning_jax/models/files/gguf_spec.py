@@ -11,10 +11,7 @@ from prompt_tuning_jax.models.fields import Fields
 from prompt_tuning_jax.models.spec import Spec
 
 # GGUF's names of families, and of fields, which it has behind the family's.
-ARCHITECTURES = {
-    **{name: name for name in ("llama", "qwen2", "qwen3", "gpt2")},
-    "gemma3": "gemma3_text",
-}
+ARCHITECTURES = {n: n for n in ("llama", "qwen2", "qwen3", "gpt2")} | {"gemma3": "gemma3_text"}
 GGUF_NAMES = {
     "num_hidden_layers": "block_count",
     "max_position_embeddings": "context_length",

@@ -95,7 +95,7 @@ class Tokenizer:
             raise ValueError(f"{problem}, {expected}: change one of them")
         for number in (self.bos_id, self.eos_id, self.pad_id):
             if number is not None and number >= self.size:
-                raise ValueError(f"it names id {number} and has {self.size}")
+                raise ValueError(f"it names id {number} (BOS, EOS or padding) and has {self.size}")
         self.add_bos = bool(front) or (bool(facts.add_bos) and self.bos_id is not None)
         template = facts.chat_template
         self.chat_template = template if isinstance(template, str) else None
@@ -116,7 +116,8 @@ class Tokenizer:
         # The largest id that a text, its beginning or its end can have.
         self.highest = max([0, self.bos_id or 0, self.eos_id or 0, *self.text_ids[-1:]])
         listed = (each if isinstance(each, list) else [each] for each in (*facts.ends, self.eos_id))
-        ends = {each for each in itertools.chain(*listed) if type(each) is int and each >= 0}
+        ids = (each for each in itertools.chain(*listed) if type(each) is int)
+        ends = {each for each in ids if 0 <= each <= HIGHEST}
         self.end_ids = sorted(ends)  # those that end a text which the model writes
         # A processor that adds nothing: others add BOS, or trim the space off a token's offsets.
         self.library.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])

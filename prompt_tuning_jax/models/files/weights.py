@@ -139,9 +139,8 @@ def read_spec(path: str) -> tuple[Spec, dict[str, Any]]:
 
 
 def _gguf_spec(file: Any, data: Any, path: Path) -> tuple[Spec, dict[str, Any]]:
-    factors = None
-    if ROPE_FACTORS in file.tensors:
-        factors = dequantize(data, ROPE_FACTORS, file.tensors[ROPE_FACTORS])
+    found = file.tensors.get(ROPE_FACTORS)
+    factors = found and dequantize(data, ROPE_FACTORS, found)
     return spec_from_gguf(file.fields, GGUF_HEAD not in file.tensors, factors, str(path))
 
 
