@@ -1,4 +1,4 @@
-"""The seam: what a way to adapt a frozen model is."""
+"""The seam: what a method, a way to adapt a frozen model, is."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
