@@ -5,9 +5,7 @@ Hardware and time: 2 CPU cores, float32, at 57 GFLOP/s in matrix products beside
   for the teacher's answers to 1,580 headlines and 2 min 54 s of training.
 Expected: 61.7 % on the validation split, 58.6 % on the 500 test headlines; its teacher has 54.2 %
   there, and no prompt 53.6 % (seed 0; run here). Of six written prompts with 16 demonstrations
-  this one was the best on the validation split (58.7 %). A scored headline took 0.040 s with the
-  teacher and 0.066 s with the 16 tokens while the other work changed, so the two cannot be
-  compared; the front of all examples is computed once in both.
+  this one was the best on the validation split (58.7 %).
 """
 
 from ml_collections import ConfigDict
@@ -33,5 +31,4 @@ def get_config() -> ConfigDict:
         "The section of the BBC website for a headline: business, entertainment, politics, sports"
         " or technology."
     )
-
     return config
