@@ -202,14 +202,17 @@ def encode(lm: LanguageModel, task: Task, rows: Sequence[Record], artifact: Arti
 
 
 def held_out(task: Task, config: Any, by: str | None) -> tuple[list[Record], list[Record]]:
-    """Returns the validation records that choose, such as the best of some prompts, and those that
-    calibrate `by` 'labels' or 'texts', if at all; see `calibration.KEYS`."""
+    """Returns the validation records that something is chosen by, such as the best of some prompts,
+    and those that calibrate. `by` is 'labels', 'texts' or None, see `calibration.KEYS`."""
     choosing, own = validation_records(task, config.task), config.calibration.split
     parts = halves(choosing) if by == "labels" else (choosing, choosing)
     if own:
         parts = choosing, select_records(task, own)
     if not all(parts):
-        raise UserError("validation has one example of each label: give config.calibration.split")
+        raise UserError(
+            "the validation split has one example of each label, which calibrates, and none is left"
+            " to choose by: name other records in config.calibration.split"
+        )
     if by == "labels":
         check_labels([record[LABEL] for record in parts[1]], len(task.labels))
     return parts
@@ -237,7 +240,7 @@ def _use(lm, task, artifact, prompt="", max_length=0) -> _Use:
     if given.params and lm.settings.get("quantize"):
         held = "the artifact holds weights of the model itself"
         raise UserError(f"config.model.quantize is 'int8', and {held}: leave it out")
-    own = manifest["config"].get("task")  # an earlier version's says nothing of chats
+    own = manifest["config"].get("task")  # configs of earlier versions have no such keys
     chat = str(own.get("system", "")) if isinstance(own, dict) and own.get("as_chat") else None
     read = {"template": manifest["template"], "chat": chat}
     task = task._replace(**read, continues=manifest.get("continues", False))

@@ -78,8 +78,8 @@ def compare(
 
     Raises:
       UserError: a row cannot be run.
-      KeyboardInterrupt: asked to stop; what is finished is in the folder, and a checkpoint, if its
-        argument is not False.
+      KeyboardInterrupt: asked to stop. Finished runs are in the folder, and so is a checkpoint of
+        the stopped one, unless the argument is False.
     """
     rows = check(lm, config, folder, log, fresh)
     old = [each for row in rows for each in (folder / row.folder).glob("*seed-*") if fresh]
@@ -101,8 +101,8 @@ def compare(
 
 
 def check(lm: LanguageModel, config, folder: Path, log: Callable, fresh: bool = False) -> list[Row]:
-    """Returns the rows. Before any is run, raises a UserError for one that cannot be, or that was
-    run with another config, unless all start over (`fresh`)."""
+    """Returns the rows. Raises a UserError before any is run if one of them cannot be run, or was
+    run with another config and does not start over (`fresh`)."""
     rows = read_rows(config)
     unrelated_texts(config.compare.unrelated)
     if not fresh and (folder / folders.CONFIG).exists():
@@ -266,7 +266,7 @@ def _every_seed(
 
 
 def _kept(path: Path, make: Callable[[], dict[str, Any]], **settings: str) -> dict[str, Any]:
-    """Returns the values of a JSON file, which is made if it does not exist with these settings."""
+    """Returns the values of a JSON file. Makes it first if it is missing or of other settings."""
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if not kept or kept | settings != kept:
         kept = make() | settings
@@ -275,7 +275,8 @@ def _kept(path: Path, make: Callable[[], dict[str, Any]], **settings: str) -> di
 
 
 def _find(setting: Setting, run: Run, until: int = 0) -> dict[str, Any]:
-    """Returns what a run found, in `until` steps or all; trains it if its folder does not say."""
+    """Returns what a run found, after `until` steps or after all (0). Runs it if its folder has
+    no result yet."""
     folders.tie_to_config(run.folder, run.config)
     find = functools.partial(_train, until=until) if run.row.is_trained else _choose
     # Records that calibrate do not choose: with another calibration, others choose.
@@ -296,7 +297,7 @@ def _clear(run: Run) -> None:
 
 
 def _train(setting: Setting, run: Run, until: int) -> dict[str, Any]:
-    """Trains a run, and keeps its artifact if it does not end at step `until` for now."""
+    """Trains a run. Keeps its artifact, unless it only goes to step `until` for now."""
     config, task = run.config, make_task(run.config.task)
     setting.log(f"\n{run.folder}")
     result = train.tune(setting.lm, task, config, run.folder, setting.log, until=until)
@@ -314,13 +315,13 @@ def _train(setting: Setting, run: Run, until: int) -> dict[str, Any]:
     if until:
         return found
     api.save(result.artifact, run.folder / folders.ARTIFACT)
-    own = sum(leaf.nbytes for leaf in from_tensors(result.artifact.tensors).params.values())
+    own = _bytes(from_tensors(result.artifact.tensors).params)
     rows, held_out = training_records(task, config.task), validation_records(task, config.task)
     return found | {
         "parameters": result.trainable_parameters,
         "bytes": (run.folder / folders.ARTIFACT / TENSORS).stat().st_size,
         # Without the leaves that the artifact replaces.
-        "model_bytes": max(_bytes(setting.lm) - own, 0),
+        "model_bytes": max(_bytes(setting.lm.params) - own, 0),
         "train_examples": len(rows),
         "examples": len(rows) + len(held_out),
         "step_seconds": result.step_seconds / steps,
@@ -328,14 +329,15 @@ def _train(setting: Setting, run: Run, until: int) -> dict[str, Any]:
     }
 
 
-def _bytes(lm: LanguageModel) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(lm.params))
+def _bytes(tree) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def _choose(setting: Setting, run: Run) -> dict[str, Any]:
-    """Scores a row that is not trained on the validation records that calibrate nothing. Of several
+    """Scores a row without training, on the validation records that do not calibrate. Of several
     written prompts it takes the best."""
     config, task, took = run.config, make_task(run.config.task), 0.0
+    setting.log(f"\n{run.folder}")
     found: dict[str, Any] = {"examples": 0, "bytes": 0, "parameters": 0}
     candidates: Sequence[dict[str, Any]] = [{}]
     if run.row.name == "written prompt":
@@ -358,12 +360,12 @@ def _choose(setting: Setting, run: Run) -> dict[str, Any]:
     for each in candidates:
         given = _score(setting, task, run, each, rows)
         scored.append(each | scoring.loss_and_accuracy(given.scores, given.answers))
-    best = min(scored, key=lambda each: _order(each, "accuracy" in each))
+    best = min(scored, key=lambda each: _order(each, by_accuracy=True))
     if "prompt" in best:
         found["bytes"] = len(best["prompt"].encode())
     found["examples"] += best.pop("examples") * (len(candidates) > 1)
     took += time.perf_counter() - began
-    return found | {"model_bytes": _bytes(setting.lm), "seconds": took} | best
+    return found | {"model_bytes": _bytes(setting.lm.params), "seconds": took} | best
 
 
 def _calibration_of(config, run: Run) -> str:
@@ -391,6 +393,7 @@ def _test(setting: Setting, run: Run, found: Mapping[str, Any]) -> dict[str, Any
     """Returns `values` on the test split, which are 1 and 0 for right and wrong labels, or the
     log-probabilities of texts; the same as calibrated, if a row is; and forgetting."""
     task, kind = make_task(run.config.task), _calibration_of(setting.config, run)
+    setting.log(f"{run.folder}: scoring {run.config.task.test}")
     scored = _score(setting, task, run, found, run.config.task.test)
     result: dict[str, Any] = {"values": _values(scored.scores, scored.answers)}
     if kind:

@@ -36,7 +36,8 @@ def _numbers(default: tuple) -> Key:
 KEYS = {
     # 'NAME' or 'NAME: KEY=VALUE KEY=VALUE'. The name is one of `WAYS`, a method, or any other name
     # if `method.name=` is given. A row with another method or optimizer begins at its defaults.
-    # () is all but the search, which takes half an hour, and written prompts if there are none.
+    # (): all of these, without the search, which takes half an hour, and without written prompts
+    # if the config has none.
     # 'demonstrations' has 16 of them, unless demonstrations.number says otherwise.
     "rows": strings(),
     "seeds": _numbers((0, 1, 2)).if_fits("at least one", lambda value, _: bool(value)),

@@ -1,6 +1,7 @@
 """Errors that the commands print as one sentence, and what helps to write such sentences."""
 
 import difflib
+import glob
 import os
 import re
 import shlex
@@ -26,9 +27,8 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 def nearest_file(path: str) -> str:
     """Returns what `nearest` does for a path, among the files in its folder."""
-    folder = os.path.dirname(path)
-    beside = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-    return nearest(path, (os.path.join(folder, name) for name in beside))
+    folder = glob.escape(os.path.dirname(path))
+    return nearest(path, glob.glob(os.path.join(folder, "*")))
 
 
 def short(value: Any, most: int = 60) -> str:

@@ -37,7 +37,7 @@ class Settings(NamedTuple):
     max_new_tokens: int = 64  # the most tokens of a text
     temperature: float = 0.0  # tokens are drawn at this temperature; 0 takes the likeliest
     top_k: int = 0  # draw from so many of the likeliest tokens; 0 is all
-    top_p: float = 1.0  # draw from as few of the likeliest as have this share of the probability
+    top_p: float = 1.0  # draw from the fewest of the likeliest with this share of the probability
     stop: tuple[str, ...] = ()  # strings that end a text, and are left out of it
     batch_size: int = 16  # texts that are written at once
 
@@ -79,11 +79,6 @@ def check_settings(settings: Settings, seed: int) -> None:
         raise UserError(found[0])
     if not 0 <= seed < 1 << 32:
         raise UserError(f"seed is {seed}: expected a whole number from 0 to {(1 << 32) - 1}")
-
-
-def read_settings(config) -> Settings:
-    """Returns the settings in the section `generation` of a config."""
-    return Settings(*(config[name] for name in Settings._fields))
 
 
 class Generation(NamedTuple):
@@ -169,17 +164,16 @@ def generate(
 
 def find_ends(lm: LanguageModel, settings: Settings) -> tuple[Settings, np.ndarray]:
     """Returns the settings without stop strings that are special tokens, and int32[E] ids that end
-    a text: the tokenizer's, and those of these special tokens. Raises a UserError for a special
-    token among other text, which is never found."""
+    a text: the tokenizer's, and those of these special tokens. Raises a UserError for a stop string
+    with a special token among other text: texts are searched without special tokens."""
     specials = lm.tokenizer.specials
-    for text in settings.stop:
-        inside = [markup for markup in specials if markup in text and text not in specials]
-        if inside:
+    stop = tuple(text for text in settings.stop if text not in specials)
+    for text in stop:
+        if inside := [markup for markup in specials if markup in text]:
             raise UserError(
                 f"generation.stop has {text!r}, in which {inside[0]!r} is a special token: give it "
                 "as a stop string of its own"
             )
-    stop = tuple(text for text in settings.stop if text not in specials)
     named = [specials[text] for text in settings.stop if text in specials]
     return settings._replace(stop=stop), np.array([*lm.tokenizer.end_ids, *named], np.int32)
 
@@ -236,7 +230,7 @@ def write_rows(
     steps = 1
     while True:
         ended, counts, all_ids = map(fetch, (written.ended, written.counts, written.ids))
-        ids = [row[: counts[place]].tolist() for place, row in enumerate(all_ids)]
+        ids = [row[:count].tolist() for row, count in zip(all_ids, counts, strict=True)]
         if any(number < 0 for row in ids for number in row):
             raise not_finite(lm)
         if settings.stop and not ended.all():
@@ -350,9 +344,9 @@ def keep_likely(probabilities, top_k, top_p):
 
 
 def keep_highest(weights, enough):
-    """Sets all float32[R, V] weights to 0 but the fewest of the highest that are `enough`. Halves
-    the range of their bit patterns, which are ordered as the numbers are: on a CPU in an eighth of
-    the time of sorting a vocabulary."""
+    """Keeps the fewest of the highest weights float32[R, V] that are `enough`, and sets all others
+    to 0. A binary search finds the lowest weight that stays. It runs over bit patterns, which have
+    the order of the numbers: on a CPU in an eighth of the time of sorting a vocabulary."""
     bits = jax.lax.bitcast_convert_type(weights, jnp.int32)
 
     def halve(_, bounds):

@@ -4,6 +4,8 @@ import os
 import re
 from pathlib import Path
 
+import jax
+
 # Files with the memory limit of a container, in both versions of Linux's control groups. 'max' or a
 # huge number in them means that there is no limit.
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -12,8 +14,6 @@ MEMINFO = "/proc/meminfo"
 
 def device_bytes() -> int:
     """Returns the memory that a device gives to jax; 0 if it uses that of the machine."""
-    import jax
-
     return int((jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0))
 
 

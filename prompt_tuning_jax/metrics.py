@@ -32,7 +32,8 @@ _AT_ONCE = 1 << 22  # numbers drawn at once, so that memory does not grow with t
 
 
 class Counts(NamedTuple):
-    """Examples by label, int64[S, C]: predicted rightly, of this label, predicted as this label."""
+    """Numbers of examples for each label, int64[S, C]: of this label and predicted as it, of this
+    label, predicted as it."""
 
     right: np.ndarray
     actual: np.ndarray

@@ -61,7 +61,7 @@ class Data(NamedTuple):
 
 
 def check_task(task, config) -> None:
-    """Raises a UserError if a config describes another task: the artifact would state that one."""
+    """Raises a UserError if a config describes another task, as an artifact would name that one."""
     # If the config lists no labels, the task's are taken, and no data is read again.
     stated = make_task(config.task, () if config.task.labels else task.labels)
     for name in ("name", "template", "target", "labels", "metrics", "chat"):
@@ -77,8 +77,8 @@ def start_from_demonstrations(lm: LanguageModel, task, config, log: Callable) ->
     demonstrations: as many training records as fit into `num_virtual_tokens`. Raises a UserError if
     none fits, or if a text has other tokens behind virtual tokens than behind demonstrations."""
     if (init := config.method.get("init")) != "demonstrations":
-        path = config.method.init_file if init == "file" else ".npy"
-        kept = {} if path.endswith(".npy") else load_artifact(path).manifest
+        is_artifact = init == "file" and not config.method.init_file.endswith(".npy")
+        kept = load_artifact(config.method.init_file).manifest if is_artifact else {}
         return task._replace(continues=kept.get("continues", False)), []
     rows, most = training_records(task, config.task), config.method.num_virtual_tokens
     spare = spare_half(rows, balanced=bool(task.labels), seed=config.seed)
@@ -105,13 +105,13 @@ def start_from_demonstrations(lm: LanguageModel, task, config, log: Callable) ->
     texts = [*(-1 - np.arange(slots)), *shown.trunk[size:]], *map(list, shown.tails)
     if ([*example.trunk], *map(list, example.tails)) != texts:
         raise UserError(
-            f"{wanted}, and behind virtual tokens the template {short(task.template, 200)} does not"
-            " go on as behind demonstrations: begin it with {soft}, without BOS or as_chat, or give"
-            " another init or model"
+            f"{wanted}, and the template {short(task.template, 200)} becomes other tokens behind"
+            " virtual tokens than behind demonstrations: begin it with {soft}, without BOS or"
+            " as_chat, or give another init or model"
         )
     log(
-        f"the virtual tokens begin as {count} demonstrations, whose {size} tokens are P; of"
-        f" {len(rows)} training records at most {len(spare)} may be taken"
+        f"the virtual tokens begin as {count} demonstrations, whose {size} tokens set their number;"
+        f" at most {len(spare)} of {len(rows)} training records may be taken"
     )
     return behind._replace(front=tuple(shown.trunk[:size].tolist())), spare[:count]
 
@@ -126,7 +126,7 @@ def prepare(
     rows = training_records(task, config.task)
     taught = demonstrations_of(lm, task, config, log)
     shown = [*shown, *taught]
-    rows = without_demonstrations(rows, shown, field_names(task.template)) if shown else rows
+    rows = without_demonstrations(rows, shown, field_names(task.template))
     held_out = validation_records(task, config.task)
     shares: tuple = (None, None)
     if is_taught(config):

@@ -1,7 +1,7 @@
 """Frozen matrices in int8: `{q, scale}`, a scale for each output row, of the model's dtype.
 
 A matrix becomes floats where it is used. In scanned layers it does so again in the backward pass,
-unless `model.remat` is 'none'. XLA may keep those of the last layer and of the embeddings for it.
+unless `model.remat` is 'none'. XLA may keep the floats of the last layer and of the embeddings.
 """
 
 from collections.abc import Container, Mapping

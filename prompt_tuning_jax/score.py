@@ -31,10 +31,10 @@ ANY_LENGTH = sys.maxsize  # examples of any length
 
 
 def encode_for(lm: LanguageModel, task, rows, given, max_length=0, demonstrations=(), room=0):
-    """Returns records as examples with the model's tokenizer and BOS. Without the demonstrations an
-    example has at most `max_length` positions (0: no own limit), and with them at most `room`, by
-    default what a prefix leaves of the model's. `ANY_LENGTH` is no limit. The other arguments are
-    those of `encode_examples`."""
+    """Returns records as examples with the model's tokenizer and BOS. An example has at most
+    `max_length` positions without its demonstrations (0: no limit of its own), and at most `room`
+    with them, by default the model's positions less those of a prefix. `ANY_LENGTH` is no limit.
+    The other arguments are those of `encode_examples`."""
     taken = prefix_length(given)
     room = room or lm.spec.max_positions - taken
     if room < 1:
@@ -82,8 +82,8 @@ def fitting(lm, task, rows, shown, log, max_length=0, room=0, key=KEY):
 
 
 def spread(lm: LanguageModel, given: Given, devices=None):
-    """Returns the model and what is given with their arrays on the mesh that `score` runs on, which
-    then copies them no more, and this mesh. The arguments are those of `score`."""
+    """Places the model and what is given on the mesh that `score` runs on, so that `score` does not
+    copy them again. Returns both and the mesh. The arguments are those of `score`."""
     devices = devices or (jax.devices() if lm.layout.shards > 1 else jax.local_devices())
     model, mesh = (lm.params, given), make_mesh(devices, lm.layout.shards)
     params, given = place(model, mesh, lm.layout.specs(model))

@@ -67,8 +67,8 @@ WHOLE = Layout()
 
 def make_layout(letters: Mapping, shapes: Mapping, settings: Mapping, devices: int) -> Layout:
     """Returns the layout that `config.parallel` asks for over so many devices, of matrices by path:
-    the letters of their axes, and their shapes. Raises a UserError with the numbers that divide the
-    devices and every matrix if the one that is asked for does not."""
+    the letters of their axes, and their shapes. Raises a UserError if the number that is asked for
+    does not divide the devices and every matrix; it names those that do."""
     count, axes = settings["model"], settings["axes"]
     if count == 1:
         return WHOLE
@@ -109,8 +109,8 @@ def make_layout(letters: Mapping, shapes: Mapping, settings: Mapping, devices: i
 
 
 def make_mesh(devices: Sequence[Any], shards: int = 1) -> Mesh:
-    """Returns a mesh of devices with the axes `data` and `model`, which has `shards` of them. Those
-    of TPUs are in one slice. Raises a UserError if the devices cannot be divided so."""
+    """Returns a mesh of devices with the axes `data` and `model`; `shards` of them lie along
+    `model`, on TPUs in one slice. Raises a UserError if the devices cannot be divided so."""
     # Those of `--topology`, which are described and not here, have no number of a slice.
     slices = len({getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"}) or 1
     count, here = len(devices) // slices, " in a slice" if slices > 1 else ""

@@ -92,7 +92,8 @@ def loss_fn(trainable, frozen: Frozen, batch: Batch, rng, parts: Parts) -> tuple
 def gradients(trainable, frozen: Frozen, batch: Batch, rng, parts: Parts):
     """Returns the gradient of the summed loss in `trainable`, and the sums; adds up microbatches.
 
-    These may have unequal numbers of targets, so sums add up to one large batch and means do not.
+    Microbatches may have unequal numbers of targets: their sums add up to those of one large batch,
+    their means do not.
     """
     compute = jax.grad(loss_fn, has_aux=True)
     if parts.microbatches == 1:
@@ -118,7 +119,7 @@ def train_step(state: State, frozen: Frozen, batch: Batch, parts: Parts, total=g
     Args:
       state: from `init_state` or an earlier step.
       batch: rows; `shared` is the same on all devices.
-      total: called as `gradients`, what gives the gradient and the sums of the rows of all devices.
+      total: called as `gradients`; gives the gradient and the sums over the rows of all devices.
 
     Returns:
       The next state, and a dict of float32[]: loss (mean nats a target), accuracy (in the whole

@@ -31,7 +31,7 @@ def atomic_write(path: str | os.PathLike, data: bytes) -> None:
 def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
     """Yields a folder to fill, which gets its name when it is complete; it must not exist yet."""
     folder = Path(folder).absolute()
-    if folder.exists():
+    if os.path.exists(folder):
         raise UserError(f"'{folder}' exists: give the name of a new folder")
     partial = folder.with_name(f".{folder.name}.partial")
     try:

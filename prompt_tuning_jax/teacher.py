@@ -2,9 +2,9 @@
 what is trained. It answers the records once, and their own answers are not read.
 
 With labels, all their words are targets, weighted with the teacher's probabilities among the labels
-(else an example would count by how likely all labels are together). The loss is the cross-entropy
-in the whole vocabulary, as in usual training, so that it learns to answer with a label too. With a
-target, the likeliest text of the teacher takes its place.
+(which add up to one: else an example whose labels are all unlikely would count less). The loss is
+the cross-entropy in the whole vocabulary, as in usual training, so that it learns to answer with a
+label too. With a target, the likeliest text of the teacher takes its place.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from prompt_tuning_jax.data.records import Record
 from prompt_tuning_jax.data.task import Task, output_fields, training_records
 from prompt_tuning_jax.data.template import field_names, with_prompt
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.generate import generate, read_settings
+from prompt_tuning_jax.generate import Settings, generate
 from prompt_tuning_jax.models.sites import NOTHING
 from prompt_tuning_jax.run.progress import with_progress
 
@@ -61,7 +61,7 @@ def check_teacher(lm, task: Task, config) -> None:
     if is_taught(config):
         rows, log = training_records(task, config.task), lambda line: None
         shown = demonstrations_of(lm, task, config, log)
-        rows = without_demonstrations(rows, shown, field_names(task.template)) if shown else rows
+        rows = without_demonstrations(rows, shown, field_names(task.template))
         _ask(lm, task, rows[:1], config, shown, log)
 
 
@@ -76,7 +76,7 @@ def label_shares(lm, task: Task, rows, config, shown, log) -> np.ndarray:
 def written_targets(lm, task: Task, rows, config, shown, log) -> tuple[Task, list[Record]]:
     """Returns the task whose target is the teacher's text, and the records with their texts. Those
     whose text is empty or does not end are left out, and counted."""
-    settings = read_settings(config.generation)._replace(temperature=0.0, top_k=0, top_p=1.0)
+    settings = Settings(**config.generation)._replace(temperature=0.0, top_k=0, top_p=1.0)
     end = None if task.chat is None else read_chat(lm.tokenizer, task.chat).end
     settings = settings._replace(stop=(*settings.stop, end.markup)) if end else settings
     texts = generate(lm, _ask(lm, task, rows, config, shown, log), NOTHING, settings)

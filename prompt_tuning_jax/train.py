@@ -24,7 +24,6 @@ from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import PROMPT, Given, from_tensors, to_tensors, without_leaves
 from prompt_tuning_jax.optimizers import make_optimizer
 from prompt_tuning_jax.prepare import Data, check_task, prepare, start_from_demonstrations
-from prompt_tuning_jax.quantization import full_matrix
 from prompt_tuning_jax.run import warnings
 from prompt_tuning_jax.run.artifact import Artifact, load_start, make_manifest
 from prompt_tuning_jax.run.checkpoint import Checkpoints
@@ -47,7 +46,7 @@ class Plan(NamedTuple):
     adapt: Callable  # from a trainable tree to what the model is given in an evaluation
     data: Data  # the examples and their batches
     sources: dict[str, str]  # fingerprints by 'model' and 'data', which are not in the config
-    task: Any  # with what it begins with
+    task: Any  # the task, with the tokens that its virtual tokens begin with, if any
 
 
 class Best(NamedTuple):
@@ -114,8 +113,7 @@ def tune(
         state, best, spent, memory = agreed(restore(checkpoints, run, log))
         start = int(state.step)
         end = start if enough(best, config) else max(start, until or config.steps)
-        run_log = RunLog(config, folder, log, start, spent, track, end)
-        opened.enter_context(run_log)
+        run_log = opened.enter_context(RunLog(config, folder, log, start, spent, track, end))
         warn_of_norm(run_log, lm, run.adapt(state.trainable))
 
         compiled = compile_step(run.parts, config.parallel.name, layout=lm.layout)
@@ -318,8 +316,6 @@ def validate(lm: LanguageModel, data: Data, given: Given, step: int, run_log: Ru
 def warn_of_norm(run_log: RunLog, lm: LanguageModel, given: Given) -> None:
     """Warns once of virtual tokens whose norm is far from that of the model's embeddings."""
     if PROMPT in given.sites:
-        size = lm.spec.vocabulary, lm.spec.prompt_width
-        embedding = full_matrix(lm.params["embed"]["embedding"], size)
         # As the embeddings are before the model scales them.
         vectors = given.sites[PROMPT] / lm.spec.embedding_scale
-        run_log.warn("norm", warnings.prompt_norm(vectors, embedding))
+        run_log.warn("norm", warnings.prompt_norm(vectors, lm.params["embed"]["embedding"]))

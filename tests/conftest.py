@@ -42,7 +42,7 @@ os.environ["NPROC"] = "16"
 # Python would look through millions of objects of compiled programs, for 5 % of the time.
 gc.set_threshold(50_000, 20, 50)
 
-settings.register_profile("tests", derandomize=True, deadline=None, database=None)
+settings.register_profile("tests", derandomize=True, deadline=None, database=None, max_examples=50)
 # `make test-slow` runs the property tests again with `--hypothesis-profile=slow`.
 settings.register_profile("slow", settings.get_profile("tests"), max_examples=1000)
 settings.load_profile("tests")

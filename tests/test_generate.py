@@ -253,14 +253,6 @@ def test_no_text_goes_beyond_the_last_position():
         write([example(room + 1)])
 
 
-def test_examples_are_read_as_texts_are_asked_for():
-    read = itertools.count()
-    endless = (EXAMPLES[next(read) % 6] for _ in itertools.repeat(None))
-    answers = generate(MODEL, endless, GIVEN, GREEDY._replace(batch_size=4))
-    assert len(list(itertools.islice(answers, 6))) == 6
-    assert next(read) == 8
-
-
 def test_few_shapes_are_compiled_and_settings_are_not():
     def counts():
         return generation._begin._cache_size(), generation._go_on._cache_size()
@@ -296,21 +288,6 @@ def test_the_tokens_that_stay_are_those_that_sorting_keeps(probabilities, top_k,
             wanted = np.zeros_like(row)
             wanted[order] = row[order]
             np.testing.assert_array_equal(left_over, wanted)
-
-
-def test_the_nucleus_of_a_distribution_by_hand():
-    row = jnp.array([[0.05, 0.4, 0.3, 0.0, 0.25]])
-
-    def places(top_k, top_p):
-        return np.flatnonzero(np.asarray(kept(row, top_k, top_p))[0]).tolist()
-
-    assert places(0, 1.0) == [0, 1, 2, 4]
-    assert places(0, 0.39) == [1]
-    assert places(0, 0.41) == places(0, 0.69) == [1, 2]
-    assert places(0, 0.71) == [1, 2, 4]
-    assert places(2, 1.0) == [1, 2]
-    # 0.4 of the 0.7 that two tokens leave.
-    assert places(2, 0.57) == [1] and places(2, 0.58) == [1, 2]
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely():

@@ -154,8 +154,13 @@ def test_only_what_is_trained_moves_and_it_changes_the_scores(row):
     assert np.abs(now - before).max() > 1e-2
 
 
-@EVERY_ROW
-@pytest.mark.parametrize("how", [("pmap", 8), ("jit", 8, 2, 4)])
+@pytest.mark.parametrize(
+    ("row", "how"),
+    [
+        *((row, ("jit", 8, 2, 4)) for row in ROWS),
+        *((row, ("pmap", 8)) for row in ("low rank", "fine_tuning")),
+    ],
+)
 def test_devices_microbatches_and_divided_weights_change_nothing(row, how):
     wanted, losses, _ = after(row, "jit", 1)
     state, found, _ = after(row, *how)

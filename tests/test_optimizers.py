@@ -8,13 +8,7 @@ import pytest
 
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.errors import UserError
-from prompt_tuning_jax.optimizers import (
-    OPTIMIZERS,
-    SCHEDULE_KEYS,
-    make_optimizer,
-    make_schedule,
-    own_keys,
-)
+from prompt_tuning_jax.optimizers import OPTIMIZERS, SCHEDULE_KEYS, make_optimizer, make_schedule
 
 PLAIN = "schedule.name=constant schedule.warmup_steps=0 optimizer.clip_norm=0 learning_rate=0.5"
 # Lester et al. 2021, with the released runs' step counter going on from T5's own training.
@@ -126,17 +120,6 @@ def test_sgd_adam_and_adamw_are_their_formulas():
 def test_every_optimizer_steps_against_the_gradient(name):
     (found,) = updates(optimizer(f"optimizer.name={name}"), [jnp.ones((2, 3))], jnp.ones((2, 3)))
     assert (found < 0).all()
-
-
-def test_the_defaults_are_those_of_optax_but_for_ours():
-    ours = {
-        name: {each: key.default for each, key in own_keys(name).items()} for name in OPTIMIZERS
-    }
-    assert ours["lion"]["b2"] == 0.99
-    assert not any(keys.get("weight_decay") for keys in ours.values())
-    assert ours["adamw"] == {**ours["adam"], "weight_decay": 0.0}
-    assert ours["sgd"] == {"momentum": 0.9, "nesterov": False}
-    assert ours["adafactor"]["multiply_by_parameter_scale"] is False
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def divided(shards, lm=LM):
     return lm._replace(params=shard(jax.device_get(lm.params), layout), layout=layout)
 
 
-@pytest.mark.parametrize(("shards", "more"), [(2, ()), (8, ()), (2, ("r",)), (4, ("r",))])
+@pytest.mark.parametrize(("shards", "more"), [(8, ()), (4, ("r",))])
 def test_a_mesh_of_any_form_trains_the_same(shards, more):
     wanted, losses, _ = test_methods.after("lora", "jit", 8)
     state, found, frozen = test_methods.after("lora", "jit", 8, 1, shards, more)

@@ -184,13 +184,6 @@ def test_a_step_follows_the_gradient_of_the_plain_model():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
 
 
-def test_microbatches_are_one_batch():
-    state = init_state(PARTS, THREE_LEAVES)
-    whole = one_step(state, FROZEN, BATCH, parts=PARTS)
-    cut = one_step(state, FROZEN, BATCH, parts=PARTS._replace(microbatches=4))
-    assert_near(cut, whole, 1e-6)
-
-
 @pytest.mark.parametrize("how", [("jit", 8), ("pmap", 8), ("jit", 8, 2)])
 def test_devices_change_nothing(how):
     state, metrics = after(3, *how)

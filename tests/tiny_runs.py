@@ -66,7 +66,7 @@ sys.exit(main())
 
 
 class World(NamedTuple):
-    """Where things are: a model's folder, a config, one without a section `method`, an executable,
+    """Where things are: a model's file, a config, one without a section `method`, an executable,
     and what goes in front of the path; `cache` is the program's."""
 
     model: Path
@@ -82,14 +82,14 @@ def world() -> World:
     """Made once in a process, in a folder that goes with the session."""
     folder = Path(tempfile.mkdtemp(prefix="world-", dir=os.environ["PROMPT_TUNING_TEST_FOLDER"]))
     made = World(
-        folder / "model",
+        folder / "model.gguf",
         folder / "tiny.py",
         folder / "bare.py",
         folder / "prompt-tuning",
         folder / "packages",
         folder / "cache",
     )
-    tiny_models.write_folder(made.model)
+    tiny_models.write_gguf(made.model)
     for file, method in ((made.config, {"num_virtual_tokens": 4}), (made.bare, {})):
         file.write_text(CONFIG.format(model=str(made.model), method=method))
     made.program.write_text(SCRIPT.format(python=sys.executable))

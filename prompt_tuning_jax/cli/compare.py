@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from prompt_tuning_jax import compare
+from prompt_tuning_jax import compare, train
 from prompt_tuning_jax.cli import dry_run
 from prompt_tuning_jax.cli.evaluate import check_prompts, warn_of_overlap, warn_of_seen
 from prompt_tuning_jax.cli.machine import describe_machine, enough_memory, load_model
@@ -17,6 +16,7 @@ from prompt_tuning_jax.cli.train import stopped, type_again, writing
 from prompt_tuning_jax.compare import Compared
 from prompt_tuning_jax.data.task import make_task, select_records
 from prompt_tuning_jax.errors import RunError
+from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.metrics import paired_difference
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.run.comparison import cells, write_comparison
@@ -43,7 +43,7 @@ def compare_and_report(config, folder: str, fresh: bool, command: Sequence[str])
         facts |= {"failed": ", ".join(failed)} if failed else {}
         if rows := summarize(results, lm):
             with writing(root, again):
-                paths = write_comparison(root, rows, facts)
+                paths = write_comparison(root, rows, facts, [*METHODS])
             say("")
             print_table(cells(rows), texts=["row"])
             say(f"\n{', '.join(map(str, paths))}")
@@ -68,7 +68,7 @@ def _check_texts(config, folder: Path) -> None:
 
 
 def _time(results: Sequence[Compared]) -> str:
-    """Says how long all runs took together, in whichever starts."""
+    """Says how long all runs took together, over all starts of the command."""
     seconds = sum(found["seconds"] for each in results for found in each.found)
     for each in results:
         chosen = each.runs[0].config.learning_rate
@@ -81,7 +81,7 @@ def summarize(results: Sequence[Compared], lm: LanguageModel) -> list[dict[str, 
 
     A row that was calibrated has another one behind it.
     """
-    total = sum(leaf.size for leaf in jax.tree.leaves(lm.params))
+    total = train.parameter_count(lm.params)
     rows, values = [], []
     for each in results:
         for name in ("values", "calibrated"):
@@ -122,6 +122,7 @@ def _summary(each: Compared, by_seed: np.ndarray, total: int, calibrated: bool) 
         if "forgetting" in test:
             row["forgetting"] = float(np.mean([one["forgetting"] for one in each.test]))
     if each.row.is_trained:
+        row["method"] = each.runs[0].config.method.name
         row["learning_rate"] = each.runs[0].config.learning_rate
         row["metrics"] = str(each.runs[0].folder / METRICS)
         row["tried"] = [
@@ -144,7 +145,7 @@ def _command(each: Compared, calibrated: bool) -> str:
     return shlex.join(words)
 
 
-def rehearse(config, folder: str | None = None, fresh: bool = False) -> dict[str, Any]:
+def rehearse(config, folder: str | None, fresh: bool) -> dict[str, Any]:
     """Returns how long the rows take, by a few steps of each; writes nothing."""
     check_local(folder or "")
     _check_texts(config, root := Path(folder or ""))

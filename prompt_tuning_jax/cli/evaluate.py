@@ -77,7 +77,7 @@ def evaluate_split(
     read = digest([*prompts], rows, demonstrations, calibrate, seal)
     check_processes(config, {"model": lm.fingerprint, "data": read})
     use = functools.partial(_use, lm, task, config, rows, demonstrations)
-    own = {"generation": generate.read_settings(config.generation), "seed": config.seed}
+    own = {"generation": generate.Settings(**config.generation), "seed": config.seed}
     score = functools.partial(api.evaluate, lm, task, artifact=artifact, **own)
     result: dict[str, Any] = {}
     if path is not None:

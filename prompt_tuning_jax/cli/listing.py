@@ -108,8 +108,9 @@ def print_lists(found: Mapping[str, list[dict[str, Any]]]) -> None:
         print(f"{NEXT[kind]}\n")
 
 
-def copy_config(name: str, target: str, force: bool) -> Path:
-    """Copies a config to a file, to be edited; replaces an existing one only with `force`."""
+def copy_config(name: str, target: str, force: bool) -> tuple[Path, str]:
+    """Copies a config to a file, to be edited; replaces an existing one only with `force`. Returns
+    the file, and the command that the config is for."""
     source, path = Path(find_config(name)), Path(target)
     if path.suffix != ".py":
         raise UserError(f"{target!r} has to end in .py, as a config file does")
@@ -122,7 +123,7 @@ def copy_config(name: str, target: str, force: bool) -> Path:
         atomic_write(path, source.read_bytes())
     except OSError as error:
         raise UserError(f"cannot write {target!r}: {error.strerror}") from error
-    return path
+    return path, describe_file(source)["command"].split()[1]
 
 
 def describe_file(path: Path) -> dict[str, str]:

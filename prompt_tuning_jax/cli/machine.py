@@ -30,7 +30,7 @@ SIZE = 1536  # of the matrices that a device's speed is measured with
 def find_artifact(folder: str) -> str:
     """Returns the folder of an artifact, which may be given by the folder of its run."""
     inside = Path(folder, ARTIFACT)
-    if not (inside / MANIFEST).exists():
+    if not os.path.exists(inside / MANIFEST):
         return folder
     say(f"the artifact of the run {folder!r} is used: {inside}")
     return str(inside)

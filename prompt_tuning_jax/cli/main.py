@@ -42,7 +42,7 @@ _workdir = click.option(
 _fresh = click.option("--fresh", is_flag=True, help="Start over what the workdir holds.")
 _json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, all else on stderr.")
 _dry_run = click.option(
-    "--dry_run", "--dry-run", is_flag=True, help="Show what it takes, and how long; write nothing."
+    "--dry_run", "--dry-run", is_flag=True, help="Show the memory and time it needs; write nothing."
 )
 _topology = click.option(
     "--topology", metavar="SLICE", help="With --dry_run: for a TPU slice, such as v5e:2x4."
@@ -62,8 +62,8 @@ def program(debug: bool) -> None:
 
 
 def _works_in_folder(*options: Callable) -> Callable:
-    """Makes a command of a function that imports two things: what works in a folder and writes
-    `report.json` there, and the module whose `rehearse` says before what that takes, or None."""
+    """Makes a command. `imports` returns the function that works in a folder and writes
+    `report.json` there, and the module with the functions of --dry_run, or None."""
 
     def add(imports: Callable[[], tuple[Callable[..., int], Any]]) -> None:
         def work(
@@ -318,9 +318,9 @@ def list_(kind: str | None, as_json: bool) -> None:
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def copy(config: str, file: str, force: bool) -> None:
     """Copies a config of `list configs` to FILE, to be edited."""
-    path = copy_config(config, file, force)
-    workdir = os.path.join("runs", path.stem)
-    click.echo(f"next: prompt-tuning train --config {quote(str(path))} --workdir {quote(workdir)}")
+    path, command = copy_config(config, file, force)
+    workdir = quote(os.path.join("runs", path.stem))
+    click.echo(f"next: prompt-tuning {command} --config {quote(str(path))} --workdir {workdir}")
 
 
 @program.command(options_metavar="[OPTIONS]")

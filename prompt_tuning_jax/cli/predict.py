@@ -1,7 +1,6 @@
 """The command `predict`: answers texts, or records from a file or stdin, with JSON lines."""
 
 import contextlib
-import hashlib
 import io
 import itertools
 import json
@@ -24,6 +23,7 @@ from prompt_tuning_jax.data.template import field_names
 from prompt_tuning_jax.errors import UserError, nearest_file, short
 from prompt_tuning_jax.run.processes import check_processes
 from prompt_tuning_jax.run.progress import with_progress
+from prompt_tuning_jax.storage import sha256
 
 
 def write_answers(
@@ -65,7 +65,7 @@ def answers(
         return
     if as_json is None and form == Form() and reading.is_object(first[field_names(template)[0]]):
         say(f"warning: {first[PLACE]} is read as a text: for JSON objects give --jsonl")
-    settings, lm = generate.read_settings(config.generation), load_model(config)
+    settings, lm = generate.Settings(**config.generation), load_model(config)
     check_processes(config, {"model": lm.fingerprint, "data": _fingerprint(name, first)})
     records = itertools.chain([first], records)
     answered = api.predict(lm, task, records, artifact, generation=settings, seed=config.seed)
@@ -88,8 +88,7 @@ def _fingerprint(name: str, first: Record) -> str:
     cannot be read twice."""
     if jax.process_count() == 1 or not os.path.isfile(name):
         return repr(first)
-    with open(name, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256(name)
 
 
 def _read(given, as_json, files, changes) -> tuple[Iterator[Row], str, Form]:

@@ -34,13 +34,10 @@ def print_table(rows: Sequence[Mapping[str, str]], texts: Collection[str]) -> No
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in rows[0]:
-        if heading in texts:
-            table.add_column(heading, overflow="fold")
-        else:
-            table.add_column(heading, justify="right")
+        table.add_column(heading, justify="left" if heading in texts else "right", overflow="fold")
     for row in rows:
         table.add_row(*row.values())
     console = Console(markup=False, highlight=False)
     if not console.is_terminal:
-        console.width = WIDTH  # a log has no end of a line
+        console.width = WIDTH  # a file has no right edge
     console.print(table)

@@ -35,14 +35,14 @@ def load(path: str | os.PathLike | None, overrides: Sequence[str] = ()) -> Confi
 
 
 def from_manifest(manifest: Mapping[str, Any], overrides: Sequence[str] = ()) -> ConfigDict:
-    """Returns the config in an artifact's manifest. If the method is not known here, as one of a
-    notebook, the section `method` has the defaults: an artifact needs no method."""
+    """Returns the config in an artifact's manifest. If the method is not known here, such as one of
+    a notebook, the section `method` has the defaults: an artifact is used without its method."""
     from prompt_tuning_jax.methods import METHODS
 
     values = dict(manifest["config"])
     values.pop("parallel", None)  # of the machine that trained it
     if flatten(values).get("method.name") == manifest["method"] not in METHODS:
-        values.pop("method")
+        values.pop("method", None)
     return build(values, overrides)
 
 
@@ -63,8 +63,7 @@ def build(
             typed.add(name)
     if given["optimizer.name"] != before:  # another one begins at its defaults
         kept = typed | {"optimizer.clip_norm"}
-        for name in [n for n in given if n.startswith("optimizer.") and n not in kept]:
-            del given[name]
+        given = {n: v for n, v in given.items() if n in kept or not n.startswith("optimizer.")}
     keys, values, unknown = complete(given, typed)
     found += [*unknown.values(), *faults(keys, values)]
     config = ConfigDict(traverse_util.unflatten_dict(values, sep=".")).lock()

@@ -64,7 +64,7 @@ def _fault(error: BaseException) -> str:
     """Says in one line what a config file's code raised."""
     place = getattr(error, "obj", None)
     if isinstance(error, AttributeError) and isinstance(place, ConfigDict):
-        hint = nearest(str(error.name), set(place) - {error.name})
+        hint = nearest(str(error.name), place)
         return f"{error.name!r} is missing{hint}: make a section first, as in c.task = ConfigDict()"
     text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"

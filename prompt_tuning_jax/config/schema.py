@@ -114,9 +114,9 @@ def complete(
 
     Returns:
       The keys of a config with this method, optimizer and kind of task; their values; and a fault
-      for each other key that was given. A key that only others have is ignored at its default,
-      unless it is one of `typed`: configs that earlier versions saved have the keys of all. So is
-      one that is not typed where another method, optimizer or kind of task is.
+      for each other key that was given. A key of another method, optimizer or kind of task that is
+      not one of `typed` is no fault if it has its default (configs of earlier versions have the
+      keys of all) or if the name of its section is typed.
     """
     from prompt_tuning_jax.methods import METHODS
     from prompt_tuning_jax.optimizers import RENAMED

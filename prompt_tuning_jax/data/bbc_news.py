@@ -66,7 +66,8 @@ def read_bodies(count: int) -> list[str]:
     Raises a UserError if the package with the articles is not installed."""
     folder, each = _find_articles(), -(-count // len(TOPICS))
     paths = (_articles(folder, topic)[:each] for topic in TOPICS)
-    texts = (path.read_text(errors="replace") for row in zip(*paths, strict=True) for path in row)
+    files = (path for row in zip(*paths, strict=True) for path in row)
+    texts = (path.read_text("utf-8", "replace") for path in files)
     return [" ".join(text.partition("\n")[2].split()) for text in texts][:count]
 
 

@@ -290,8 +290,6 @@ def _cut(span: tuple[int, int], tokens: _Tokens, excess: int) -> int:
 def _bos(template: Template, tokenizer: Any, add_bos: bool) -> list[int]:
     if not add_bos:
         return []
-    if tokenizer.bos_id is None:
-        raise UserError("the tokenizer has no BOS token: set add_bos to false")
     first = next((piece for piece in template.pieces if not isinstance(piece, Slot)), None)
     if isinstance(first, Special) and tokenizer.specials[first.markup] == tokenizer.bos_id:
         return []

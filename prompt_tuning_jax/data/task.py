@@ -125,8 +125,8 @@ def make_task(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
     name, module = config.name, config.name.partition(":")[0]
     kind, place = KINDS[module], f"prompt_tuning_jax.data.{module}"
     load = functools.cache(lambda: importlib.import_module(place).read_source(config))
-    chat = config.system if getattr(config, "as_chat", False) else None
-    metrics = tuple(config.metrics)
+    chat = config.system if config.as_chat else None
+    metrics = tuple(config.metrics) or (TEXT_DEFAULTS if config.target else ("accuracy",))
     task = Task(name, config.template, (), metrics, kind.fields, load, config.target, chat=chat)
     check_fields(task.template, task.fields, output_fields(task))
     if not field_names(task.template):
@@ -139,8 +139,7 @@ def make_task(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
     if task.target:
         check_fields(task.target, task.fields)
         parse_target(task.target, ())
-        return task._replace(metrics=metrics or TEXT_DEFAULTS, tokenizer=config.metrics_tokenizer)
-    task = task._replace(metrics=metrics or ("accuracy",))
+        return task._replace(tokenizer=config.metrics_tokenizer)
     words = config.labels or kind.labels
     if labels or words:
         pairs = tuple((value, word) for value, word in labels) or parse_labels(words)
@@ -223,12 +222,12 @@ def validation_records(task: Task, config: Any) -> list[Record]:
 def _draw(task: Task, config: Any, split: str, key: str) -> list[Record]:
     """Returns the records of a split, or so many of each label, which depend on `split_seed`,
     `draw_seed` and their own text alone. A label with too few records is refused."""
-    name, most = getattr(config, split), getattr(config, key, 0)
+    name, most = getattr(config, split), getattr(config, key)
     records = select_records(task, name)
     if not most:
         return records
     # Draws have seeds that no split has; the first draw's is the split's own.
-    seed = config.split_seed + (getattr(config, "draw_seed", 0) << 64)
+    seed = config.split_seed + (config.draw_seed << 64)
     found: dict[str, list[Record]] = {value: [] for value, _ in task.labels}
     for group in shuffled_groups(records, field_names(task.template), seed):
         for record in group:

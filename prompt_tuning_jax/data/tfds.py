@@ -7,6 +7,7 @@ import collections
 import functools
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,7 +78,7 @@ def find_folder(root: pathlib.Path, name: str) -> pathlib.Path:
 
     base, _, version = name.partition(":")
     parts = base.split("/")
-    plain = all(part.isidentifier() or part.replace(".", "").isalnum() for part in parts)
+    plain = all(re.fullmatch(r"\w[\w.-]*", part) for part in parts)
     if not plain or (version and not Version.is_valid(version)):
         raise UserError(
             f"task.name is {TFDS + name!r}: expected tfds:NAME, tfds:NAME/CONFIG or"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from prompt_tuning_jax import api
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data.batch import shared_length
 from prompt_tuning_jax.data.demonstrations import only_read
@@ -79,12 +80,10 @@ def export_front(
 def front_ids(lm: LanguageModel, task: Task, artifact: Artifact) -> np.ndarray:
     """Returns int32[S] ids that every input begins with; slot j is -1 - j. Raises a UserError
     for a slot behind a field."""
-    given, template = _checked(lm, artifact), artifact.manifest["template"]
+    template = artifact.manifest["template"]
     # Texts that begin with another kind of token each: what they share belongs to the template.
     rows = [dict.fromkeys(field_names(template), text) for text in ("a", "1", "Z", "(")]
-    continues = artifact.manifest.get("continues", False)
-    task = task._replace(template=template, continues=continues)
-    examples = encode_for(lm, task, rows, given)
+    examples, _ = api.encode(lm, task, rows, artifact)
     trunk, shared = examples[0].trunk, shared_length(examples)
     if (trunk[shared:] < 0).any():
         problem = f"the template {template!r} has a slot behind a field"
@@ -140,9 +139,8 @@ def keep_prompt(
 ) -> Artifact:
     """Returns a written prompt as an artifact without tensors: its template, the labels, and the
     demonstrations in front of every record."""
-    template = with_prompt(task.template, prompt)
-    values = config.to_dict()
-    values["task"]["template"], values["demonstrations"]["number"] = template, 0
-    manifest = make_manifest(lm, task._replace(template=template), configs.build(values), {})
-    shown = only_read(task._replace(template=template), demonstrations)
+    task, values = task._replace(template=with_prompt(task.template, prompt)), config.to_dict()
+    values["task"]["template"], values["demonstrations"]["number"] = task.template, 0
+    manifest = make_manifest(lm, task, configs.build(values), {})
+    shown = only_read(task, demonstrations)
     return Artifact({}, manifest | {"method": "written_prompt", "demonstrations": shown})

@@ -53,7 +53,7 @@ def write_adapter(
     kind, write = _WRITERS[held[0]]
     tensors, settings = write(spec, arrays)
     plain = {"task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True}
-    config = {"peft_type": kind, "fan_in_fan_out": False, **plain, **settings}
+    config = {"peft_type": kind, **plain, **settings}
     if inside and "target_modules" in config:
         own = f"{BASE}model."
         tensors = {name.replace(own, own + inside): leaf for name, leaf in tensors.items()}

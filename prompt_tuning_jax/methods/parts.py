@@ -22,11 +22,7 @@ def match_paths(paths, patterns, key: str, what: str) -> list[str]:
     Raises a UserError for a pattern that matches none, with the key and `what` the paths are."""
     found = []
     for pattern in patterns or ("*",):
-        matched = [
-            path
-            for path in paths
-            if fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"*/{pattern}")
-        ]
+        matched = [path for path in paths if fnmatch.fnmatchcase(f"/{path}", f"*/{pattern}")]
         if not matched:
             raise UserError(
                 f"{key} has {pattern!r}, which matches none of the {what}"

@@ -54,18 +54,14 @@ def make(settings, start=NOTHING) -> Method:
         return {**prefix, "inputs": inputs, "network": weights["params"]}, {}
 
     def adapt(trained, fixed, frozen, rng, train):
-        prefix = {name: trained[name] for name in ("k", "v")}
+        sites = {path: trained[name] for name, path in PREFIX.items()}
         if "network" in trained:
-            layers, tokens, heads, size = shape = prefix["k"].shape
+            layers, tokens, heads, size = shape = trained["k"].shape
             made = network(shape).apply({"params": trained["network"]}, trained["inputs"])
-            made = made.reshape(tokens, 2, layers, heads, size)
-            prefix = {
-                name: prefix[name] + made[:, number].swapaxes(0, 1)
-                for number, name in enumerate(("k", "v"))
-            }
-        sites = {PREFIX[name]: prefix[name] for name in prefix}
+            made = made.reshape(tokens, 2, layers, heads, size).transpose(1, 2, 0, 3, 4)
+            sites = {path: sites[path] + more for path, more in zip(sites, made, strict=True)}
         if train and settings.dropout:
-            shape = prefix["k"].shape[1:2]
+            shape = trained["k"].shape[1:2]
             sites[VISIBLE] = jax.random.bernoulli(rng, 1 - settings.dropout, shape).astype(float)
         return Given(sites)
 
@@ -82,7 +78,7 @@ def _first(rng, settings, lm, task, start):
     if settings.init == "random":
         pair = jax.random.normal(rng, (2, *shape), jnp.float32) * settings.init_scale
         return dict(zip(("k", "v"), pair, strict=True))
-    found = _earlier(settings, shape, start) if settings.init == "file" else None
+    found = _earlier(settings, shape, start)
     if found is None:
         vectors = first_vectors(rng, settings, lm, task, start)
         found = bake(lm, -1 - np.arange(len(vectors), dtype=np.int32), Given({PROMPT: vectors}))

@@ -53,9 +53,8 @@ def _common(fields: Fields, **more: Any) -> dict[str, Any]:
         "activation": ACTIVATIONS[activation],
         "tied_head": fields.flag("tie_word_embeddings"),
         "biases": ("q", "k", "v", "o") if fields.flag("attention_bias") else (),
+        "norm_epsilon": fields.number("rms_norm_eps", float, 1e-6),
     }
-    if "norm_epsilon" not in more:
-        found["norm_epsilon"] = fields.number("rms_norm_eps", float, 1e-6)
     if "ropes" not in more:
         rope, most = _rope(fields)
         found |= {"ropes": (rope,), "max_positions": most}
@@ -265,8 +264,7 @@ def _gpt_neox(fields: Fields) -> dict[str, Any]:
     rope, _ = _rope(fields, 0.25)
     biases = ALL if fields.flag("attention_bias", True) else ("up", "down")
     parallel = fields.flag("use_parallel_residual", True)
-    more = {"ropes": (rope,), "biases": biases, "parallel": parallel}
-    return _layer_norms(fields, "layer_norm_eps", **more)
+    return _layer_norms(fields, "layer_norm_eps", ropes=(rope,), biases=biases, parallel=parallel)
 
 
 GPT2_NAMES = {

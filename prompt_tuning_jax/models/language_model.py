@@ -115,7 +115,7 @@ def load(
     settings["path"] = pin(path)
     if words.highest >= spec.vocabulary:
         # The embedding of such an id would be NaN, and so would every score.
-        ids = f"has ids up to {words.highest} and the model embeddings for {spec.vocabulary}"
+        ids = f"has ids up to {words.highest} and the model has embeddings for {spec.vocabulary}"
         raise UserError(f"the tokenizer of '{path}' {ids}: give the two that belong together.")
     words.embeddings = spec.vocabulary
     module = Decoder(spec, settings["remat"], settings["matmul_precision"] or None)

@@ -33,7 +33,7 @@ class Context(NamedTuple):
 
     tables: Any  # cosine and sine, float32[N, 1, r/2], see `positions.rotary_tables`
     row_mask: jax.Array  # additive float32[R, T, T]; in a cached generation float32[R, 1, C]
-    places: jax.Array  # int32[N], the position of each vector, behind the prefix's
+    places: jax.Array  # int32[N], the position of each vector, counted on from the prefix
     # Where in the C positions of the cache a row's only position goes, in a cached generation.
     place: jax.Array | None = None
 
@@ -72,7 +72,7 @@ def take_reads(x: jax.Array, reads: jax.Array) -> jax.Array:
 def times(x, weight, precision: str | None, dtype=None, writes=False) -> jax.Array:
     """Multiplies `[N, in]` by a matrix `[out, in]`: `[N, out]` in their dtype, or the one given.
     While a text is written, `x` has few rows: a CPU then takes a third less time for the matrix
-    times `x`, which the barrier keeps XLA from swapping back."""
+    times `x` transposed. The barrier keeps XLA from turning the product back."""
     axes = ((1,), (1,)), ((), ())
     if not (writes and 1 < len(x) <= 64 and jax.default_backend() == "cpu"):
         return jax.lax.dot_general(x, weight, axes, precision, preferred_element_type=dtype)

@@ -50,8 +50,7 @@ def rotary_tables(spec: Spec, positions: jax.Array) -> tuple[jax.Array, jax.Arra
     for rope in spec.ropes:
         turns, size = frequencies(rope)
         angles = positions.astype(jnp.float32)[:, None, None] * turns
-        cosine, sine = jnp.cos(angles), jnp.sin(angles)
-        tables.append((cosine, sine) if size == 1.0 else (cosine * size, sine * size))
+        tables.append((size * jnp.cos(angles), size * jnp.sin(angles)))
     if not spec.layer_ropes:
         return tables[0]
     tables.append((jnp.ones_like(tables[0][0]), jnp.zeros_like(tables[0][1])))

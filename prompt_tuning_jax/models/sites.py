@@ -87,7 +87,7 @@ def check_given(spec: Spec, given: Given, parts: bool = False) -> None:
         wanted = [free.get(name, sizes.get(name, 0)) for name in names]
         filled = tuple(size or own for size, own in zip(wanted, array.shape, strict=False))
         fits = filled == tuple(array.shape)
-        if parts and path.startswith("lora/") and 0 not in filled:
+        if parts and path.startswith("lora/") and 0 not in filled and len(filled) == array.ndim:
             # They may be the parts of one device: the r of one factor then divides the other's.
             pairs = zip(filled, array.shape, strict=True)
             fits = all(max(pair) % min(pair) == 0 for pair in pairs)

@@ -87,7 +87,7 @@ def make_manifest(lm: Any, task: Any, config: Any, metrics: Mapping[str, Any]) -
         "labels": [list(label) for label in task.labels],
         "max_length": config.task.max_length,
         "add_bos": lm.tokenizer.add_bos,
-        **({"continues": True} if getattr(task, "continues", False) else {}),
+        **({"continues": True} if task.continues else {}),
         "config": config.to_dict() | {"model": dict(lm.settings)},
         "metrics": dict(metrics),
         "versions": {
@@ -167,7 +167,7 @@ def load_artifact(folder: str | os.PathLike) -> Artifact:
     """Reads an artifact, without the code of its method. Raises a UserError that names the file if
     it is missing, damaged, hostile, or of a later version."""
     folder = Path(os.path.expanduser(folder))
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path's, false for what one may not read
         raise UserError(f"the artifact '{folder}' does not exist: give the folder of an artifact.")
     try:
         manifest = _read_manifest(folder / MANIFEST)
@@ -175,7 +175,7 @@ def load_artifact(folder: str | os.PathLike) -> Artifact:
         arrays = _read_tensors(folder / TENSORS, digest, prompted)
     except OSError as error:
         inside = folder / ARTIFACT
-        hint = inside if (inside / MANIFEST).is_file() else "the folder of an artifact"
+        hint = inside if os.path.isfile(inside / MANIFEST) else "the folder of an artifact"
         problem = f"{error.filename} cannot be read ({error.strerror})"
         raise UserError(f"{problem}, so '{folder}' is not an artifact: give {hint}.") from error
     return Artifact({_RENAMED.get(name, name): leaf for name, leaf in arrays.items()}, manifest)
@@ -293,7 +293,7 @@ def _faults(manifest: Mapping[str, Any]) -> Iterator[str]:
         if type(manifest.get(name, missing)) is not kind:
             yield f"{name!r} is {short(manifest.get(name))}, expected a {kind.__name__}"
     if not _METHOD.fullmatch(manifest["method"]):
-        yield f"'method' is {short(manifest['method'])}, expected the name of one"
+        yield f"'method' is {short(manifest['method'])}, expected the name of a method"
     if {name: type(value) for name, value in manifest["model"].items()} != _MODEL:
         yield f"'model' is {short(manifest['model'])}, expected {', '.join(_MODEL)}"
     yield from _odd_additions(manifest)
@@ -309,7 +309,7 @@ def _odd_additions(manifest: Mapping[str, Any]) -> Iterator[str]:
     numbers, held = [float] * len(manifest["labels"]), manifest.get("calibration")
     wanted = {"by": str, "examples": int, "scale": numbers, "bias": numbers}
     if held is not None and wanted != {name: _types(value) for name, value in held.items()}:
-        yield f"'calibration' is {short(held)}, expected {', '.join(wanted)}, a number a label"
+        yield f"'calibration' is {short(held)}, expected {', '.join(wanted)}, with a number a label"
     for row in manifest.get(PROMPTED, ()):
         if not isinstance(row, dict) or {*map(type, row.values())} - {str}:
             yield f"'demonstrations' has {short(row)}, expected texts by field"

@@ -19,12 +19,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from prompt_tuning_jax.data.rows import DAMAGED
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.run.folder import writable
 
 _BYTES = "bytes"
-# What orbax and tensorstore raise for damaged files.
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError)
 
 
 class Restored(NamedTuple):
@@ -93,7 +92,7 @@ class Checkpoints:
         for place, step in enumerate(steps):
             try:
                 state, extra = self._read(step, target)
-            except _DAMAGE:
+            except DAMAGED:
                 continue
             damaged = steps[:place]
             for newer in damaged:

@@ -16,8 +16,9 @@ from prompt_tuning_jax.run.report import duration, markdown, new_figure, save_fi
 from prompt_tuning_jax.storage import atomic_write
 
 # From the palette of Okabe and Ito, and markers for those who do not see colours.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "os^Dv*PX"
+_LINES = "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 4))  # of rows that train nothing
 
 APART = 1.2  # the least ratio of two neighbouring numbers on an axis: closer ones would overlap
 _UNITS = (1, 3, "nats"), (100, 1, "%")  # factor, digits and unit; the second is of accuracy
@@ -54,7 +55,7 @@ COLUMNS: dict[str, tuple[str, Callable[[_Row], str]]] = {
 _NOTES = """\
 - test: mean ± standard deviation over seeds. difference: from the first trained row{reference},
   with the middle 95 % of resamples of the test examples, paired by example.
-- a task: bytes to store; 100 tasks: the same for 100, with the weights that they share once.
+- a task: bytes to store; 100 tasks: bytes of 100 of them, with the weights that they share once.
 - a step: seconds; memory: of the compiled step.
 - examples: read to train, validate and calibrate, without those that only chose the rate.
 - to 95 %: time to 95 % of the row's own best validation accuracy.
@@ -81,12 +82,15 @@ def _name(row: _Row) -> str:
     return f"{row['name']}, {count} a class" if count else row["name"]
 
 
-def write_comparison(folder: Path, rows: Sequence[_Row], facts: Mapping[str, str]) -> list[Path]:
+def write_comparison(
+    folder: Path, rows: Sequence[_Row], facts: Mapping[str, str], methods: Sequence[str]
+) -> list[Path]:
     """Writes report.md, .json and .csv and the pictures, and returns their paths.
 
     Args:
       rows: values by name, see `cli.compare.summarize`.
       facts: what the comparison is of, by name, for the top of the page.
+      methods: the names of all methods, whose places give their colours and markers.
     """
     listed = cells(rows)
     reference = next((f", {row['name']}" for row in rows if row["parameters"]), "")
@@ -98,10 +102,10 @@ def write_comparison(folder: Path, rows: Sequence[_Row], facts: Mapping[str, str
         "## Learning rates that were tried",
         markdown(["row", "rate", "validation loss", "validation accuracy"], list(_tried(rows))),
         "## Commands",
-        # An indented block: nothing inside of a line can end it.
-        "\n".join(f"    {_one_line(row['command'])}  # {_name(row)}" for row in rows),
+        # An indented block: nothing inside of a line can end it. A template reads \n as a new line.
+        "\n".join(f"    {row['command']}  # {_name(row)}".replace("\n", "\\n") for row in rows),
     ]
-    pictures = draw_pictures(folder, rows)
+    pictures = draw_pictures(folder, rows, methods)
     lines += [f"![{path.stem.replace('_', ' ')}]({path.name})" for path in pictures]
     table = io.StringIO()
     flat = [{k: v for k, v in row.items() if not isinstance(v, list | dict)} for row in rows]
@@ -118,10 +122,6 @@ def write_comparison(folder: Path, rows: Sequence[_Row], facts: Mapping[str, str
     return [*(folder / name for name in contents), *pictures]
 
 
-def _one_line(command: str) -> str:
-    return command.replace("\n", "\\n")  # which a template reads as a new line
-
-
 def _tried(rows: Sequence[_Row]):
     for row in rows:
         for each in row.get("tried", ()):
@@ -130,17 +130,16 @@ def _tried(rows: Sequence[_Row]):
             yield [row["name"], f"{each['rate']:g}", loss, accuracy]
 
 
-def draw_pictures(folder: Path, rows: Sequence[_Row]) -> list[Path]:
+def draw_pictures(folder: Path, rows: Sequence[_Row], methods: Sequence[str]) -> list[Path]:
     """Draws the metric against trained parameters, against examples, and the validation losses."""
     whole = [row for row in rows if not row["examples_per_class"]]
-    trained = [row["name"] for row in whole if row["parameters"]]
-    looks = zip(trained, itertools.cycle(_COLORS), itertools.cycle(_MARKERS), strict=False)
-    styles = {name: {"color": c, "marker": mark, "label": _plain(name)} for name, c, mark in looks}
+    trained = [row for row in whole if row["parameters"]]
+    styles = _styles(trained, methods)
     few = {row["name"] for row in rows if row["examples_per_class"]}
     curve = [row for row in rows if row["name"] in few]
     made = [
         (folder / "metric_by_parameters.png", _by_parameters, whole),
-        (folder / "losses.png", _losses, [row for row in whole if row["parameters"]]),
+        (folder / "losses.png", _losses, trained),
         (folder / "metric_by_examples.png", _by_examples, curve),
     ]
     for path, draw, shown in made:
@@ -151,6 +150,17 @@ def draw_pictures(folder: Path, rows: Sequence[_Row]) -> list[Path]:
             figure.legend(loc="outside right center", frameon=False)
             save_figure(figure, path)
     return [path for path, _, shown in made if shown]
+
+
+def _styles(rows: Sequence[_Row], methods: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Returns the looks of trained rows by name: those of a method are the same in all reports."""
+    own, more = {name: n for n, name in enumerate(methods, 1)}, itertools.count(1 + len(methods))
+    styles = {}
+    for row in rows:
+        number = own.pop(row["method"], 0) or next(more)
+        color, marker = _COLORS[number % len(_COLORS)], _MARKERS[number % len(_MARKERS)]
+        styles[row["name"]] = {"color": color, "marker": marker, "label": _plain(row["name"])}
+    return styles
 
 
 def _plain(name: str) -> str:
@@ -169,20 +179,19 @@ def _labelled(axes, rows: Sequence[_Row], label: str) -> None:
 
 
 def _by_parameters(axes, rows: Sequence[_Row], styles: Mapping[str, Any]) -> None:
-    colors, color = itertools.cycle(_COLORS[::-1]), ""
+    lines, line = itertools.cycle(_LINES), None
     for row in rows:
         mean, deviation = _scaled(row)
         if row["parameters"]:
             style = styles[row["name"]] | {"linestyle": "none", "capsize": 3}
             axes.errorbar([row["parameters"]], [mean], [deviation], markersize=8, **style)
         else:
-            # A calibrated row has the colour of the row in front of it.
+            # A calibrated row is that of the row in front of it in grey.
             is_calibrated = row["name"].endswith(", calibrated")
-            color = color if is_calibrated else next(colors)
-            style = ":" if is_calibrated else "--"
-            axes.axhline(mean, color=color, linestyle=style, label=_plain(row["name"]))
+            color, line = ("0.6", line) if is_calibrated else ("black", next(lines))
+            axes.axhline(mean, color=color, linestyle=line, label=_plain(row["name"]))
     axes.set_xscale("log")
-    _labelled(axes, rows, "trained parameters (lines: none)")
+    _labelled(axes, rows, "trained parameters (lines: nothing is trained)")
 
 
 def _by_examples(axes, rows: Sequence[_Row], styles: Mapping[str, Any]) -> None:
@@ -207,5 +216,5 @@ def _losses(axes, rows: Sequence[_Row], styles: Mapping[str, Any]) -> None:
         lines = [line for line in read_metrics(row["metrics"]) if "validation/loss" in line]
         steps = [line["step"] for line in lines]
         axes.plot(steps, [line["validation/loss"] for line in lines], **styles[row["name"]])
-    axes.set_xlabel("step")
+    axes.set_xlabel("step (first seed, best rate)")
     axes.set_ylabel("validation loss (nats an example)")

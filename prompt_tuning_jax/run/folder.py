@@ -61,12 +61,12 @@ def claim(folder: str | os.PathLike, command: str = "train") -> Iterator[Path]:
     that is new and still empty at the end is removed."""
     check_local(folder)
     folder = Path(folder)
-    for other, name in _OWNERS.items():
-        if other != command and (folder / name).exists():
-            raise UserError(
-                f"the workdir '{folder}' holds what {other!r} wrote: give another --workdir"
-            )
     with writable(folder):
+        for other, name in _OWNERS.items():
+            if other != command and (folder / name).exists():
+                raise UserError(
+                    f"the workdir '{folder}' holds what {other!r} wrote: give another --workdir"
+                )
         made = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT)

@@ -66,7 +66,7 @@ class RunLog:
                 self._open(folder, start)
         self.start_clock()
 
-    def __enter__(self):
+    def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, *_):

@@ -70,7 +70,7 @@ def _how_to_join() -> dict[str, Any] | None:
         counts = (os.environ.get(name, "") for name in COUNTS)
         several = any(count.isdecimal() and int(count) > 1 for count in counts)
         hosts = os.environ.get(HOSTS, "")
-        # Without the variable the slice, of one host or many, describes itself.
+        # Without this variable jax asks the TPU slice itself how many hosts it has.
         is_tpu = find_spec("libtpu") and any(map(os.path.exists, CHIPS))
         is_tpu = is_tpu and "TPU_SKIP_MDS_QUERY" not in os.environ
         several = several or os.environ.get("MEGASCALE_NUM_SLICES") not in (None, "", "1")

@@ -1,6 +1,6 @@
 """What else may watch a run: Weights & Biases or trackio, and jax's profiler.
 
-Both trackers have the same three functions, and neither is imported before.
+Both trackers have the same three functions. One is imported only if a config names it.
 """
 
 import contextlib

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning_jax.errors import short
+from prompt_tuning_jax.quantization import full_matrix
 
 FAR = 3.0  # a prompt's norm may be so many times larger or smaller than the embeddings'
 WINDOW = 20  # losses in each of the two means that are compared
@@ -21,6 +22,8 @@ PAIRS = 3  # of labels, in one sentence
 
 @jax.jit
 def _mean_norm(vectors):
+    if isinstance(vectors, Mapping):  # in int8: floats inside of this program alone
+        vectors = full_matrix(vectors, vectors["q"].shape)
     return jnp.linalg.norm(vectors.astype(jnp.float32), axis=-1).mean()
 
 

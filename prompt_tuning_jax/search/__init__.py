@@ -1,10 +1,10 @@
 """Searches for a hard prompt, which a person can read: a file each, and a line in `SEARCHES`.
 
-A search is `make(config.search, words, prompt) -> state, propose`, and `KEYS`, those of the section
-that it alone has. `propose(state, rng, scored, gradient) -> state, candidates int[n, P]` is pure.
-A state is a dict of what JSON can hold. The gradient, float32[P, E], is that of the loss in the
-vectors of the state's `prompt`, or else of the best prompt (`words.changes` makes [P, V] of it). It
-is None if the search says `GUIDED = False`.
+A search is `make(config.search, words, prompt) -> state, propose`, and `KEYS`, the keys of the
+section that only this search has. `propose(state, rng, scored, gradient) -> state, candidates
+int[n, P]` is pure. A state is a dict of what JSON can hold. The gradient, float32[P, E], is that of
+the loss in the vectors of the state's `prompt`, or else of the best prompt (`words.changes` makes
+[P, V] of it). It is None if the search says `GUIDED = False`.
 """
 
 from types import ModuleType

@@ -28,7 +28,7 @@ from prompt_tuning_jax.search.text import Place, find_place, first_prompt
 from prompt_tuning_jax.search.words import Words, find_words
 from prompt_tuning_jax.storage import atomic_write
 
-SCORED_AGAIN = 4  # prompts of a round that are scored on further examples, its first one too
+SCORED_AGAIN = 4  # prompts of a round that are scored on further examples, with its first one
 VALIDATED = 2  # the best of these, at most
 
 
@@ -202,7 +202,10 @@ def plan(place: Place, rows, size: int, config: Any, log: Callable) -> Callable:
     planned = np.stack([batching.batch_indices(order, step, settings.examples) for step in steps])
     shapes = batching.plan_shapes(examples, planned, shared, ranked=True)
     shown = " or ".join(f"{shape.rows} x {shape.length}" for shape in shapes)
-    log(f"{len(rows)} examples; {size} tokens in {shared} shared positions, and {shown} in rows")
+    log(
+        f"{len(rows):,} examples; the prompt has {size} tokens; {shared} positions are shared, and"
+        f" the rest is {shown} (rows x positions)"
+    )
 
     def part_of(number: int, which: int) -> Part:
         chosen = [examples[index] for index in planned[number * each + which]]

@@ -5,7 +5,7 @@ from prompt_tuning_jax.search.words import swap
 
 KEYS: dict[str, Key] = {}
 GUIDED = False
-GRADIENT = 3  # the forwards that a gradient takes the time of
+GRADIENT = 3  # a gradient takes as long as so many forwards
 
 
 def make(settings, words, prompt):

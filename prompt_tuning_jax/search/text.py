@@ -30,7 +30,7 @@ class Place(NamedTuple):
     begin: int = 0
 
     def encode(self, records, template: str, size: int = 0) -> list[Any]:
-        """Returns records as examples, with so many slots in place of the tokens at `begin`."""
+        """Returns records as examples, with `size` slots in place of as many tokens at `begin`."""
         examples, slots = [], -1 - np.arange(size, dtype=np.int32)
         task = self.task._replace(template=template)
         for each in encode_for(self.lm, task, records, NOTHING, self.max_length):

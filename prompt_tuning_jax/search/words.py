@@ -35,9 +35,9 @@ def find_words(lm: LanguageModel, words_only: bool, spaced: bool = False) -> Wor
     anchor = tokenizer.encode("a")[0]
     for index in tokenizer.text_ids:
         text = tokenizer.decode([*anchor, index])[1:]
-        word, is_word = text.removeprefix(" "), text.removeprefix(" ").isalpha()
+        word = text.removeprefix(" ")
         # A backslash has a meaning in a template.
-        fits = is_word if words_only else text.isprintable() and not set("\\\ufffd") & {*text}
+        fits = word.isalpha() if words_only else text.isprintable() and not {*"\\\ufffd"} & {*text}
         if fits and tokenizer.encode(word)[0] == [index]:
             alone[f" {word}"] = index
         follows = fits and (word != text or not words_only)

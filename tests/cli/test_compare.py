@@ -21,8 +21,11 @@ from prompt_tuning_jax.data.records import LABEL
 from prompt_tuning_jax.data.task import make_task, validation_records
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.forgetting import cross_entropy
+from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.sites import PREFIX, Given
 from prompt_tuning_jax.run import comparison, report
+from prompt_tuning_jax.run.artifact import TENSORS
+from prompt_tuning_jax.run.folder import ARTIFACT
 
 ROWS = (
     "no prompt",
@@ -72,9 +75,18 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
         read.append(split)
         return label_scores(*arguments, split=split, **others)
 
+    stopped = [2, 5, 7]
+
+    def stopping(*arguments, until):
+        calls.append(until)
+        if len(calls) in stopped:
+            raise KeyboardInterrupt
+        return tune(*arguments, until=until)
+
     monkeypatch.setattr(api, "label_scores", reading)
-    shown = typed(*command("whole"))
-    assert shown.status == 0, shown.err
+    monkeypatch.setattr(train, "tune", stopping)
+    assert [typed(*command("whole")).status for _ in range(4)] == [75, 75, 75, 0]
+    assert calls == [*3 * [0], *3 * [5], *5 * [0]]
     found = {(row["name"], row["examples_per_class"]): row for row in rows(home / "whole")}
     assert [*found] == [
         *((name, 0) for name in ("no prompt", "no prompt, calibrated")),
@@ -110,16 +122,13 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
         values = values["rows"][-1] if words[0] == "train" else values
         values = values["calibrated"] if "--calibrate" in words else values
         assert values["accuracy"] == pytest.approx(row["by_seed"][0])
+    # The last, `few`, was stopped between its trial and the rest.
+    folders = (home / words[2]).parent, home / words[4]
+    one, other = ((folder / ARTIFACT / TENSORS).read_bytes() for folder in folders)
+    assert one == other
 
-    stopped = []
-
-    def stopping(*arguments, until):
-        calls.append(until)
-        if len(calls) in stopped:
-            raise KeyboardInterrupt
-        return tune(*arguments, until=until)
-
-    monkeypatch.setattr(train, "tune", stopping)
+    calls.clear()
+    stopped.clear()
     before = rows(home / "whole")
     assert typed(*command("whole")).status == 0
     assert not calls and rows(home / "whole") == before
@@ -141,9 +150,9 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
     other = typed(*command("whole", rows=changed))
     assert not calls and other.status == 2 and "method.num_virtual_tokens was 4" in other.err
     assert "the row 'few' has run with another config: give it another name, or" in other.err
-    stopped += [2, 5, 7]
-    assert [typed(*command("other")).status for _ in range(4)] == [75, 75, 75, 0]
-    assert rows(home / "other") == before and calls == [*3 * [0], *3 * [5], *5 * [0]]
+    alone = {"rows": ROWS[3:4], "learning_rates": (), "curve": (), "examples_per_class": ()}
+    assert typed(*command("unbroken", **alone)).status == 0
+    assert rows(home / "unbroken") == [row for row in before if row["name"] == "soft prompt"]
 
 
 @pytest.mark.parametrize(
@@ -153,18 +162,14 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
         ({"rows": ("lora", "lora: steps=1")}, "'lora' twice"),
         ({"rows": ("lora", "LoRA: method.name=lora")}, "'LoRA' twice"),
         ({"rows": ("lora: task.split_seed=1",)}, "which all rows share"),
-        ({"rows": ("lora: parallel.model=2",)}, "which all rows share"),
         ({"rows": ("lora: parallel=pmap",)}, "which all rows share"),
         ({"rows": ("no prompt: teacher.prompt=a",)}, "'no prompt', which does not read it"),
         ({"examples_per_class": (99,)}, "the row 'soft prompt' with 99 examples of each label: "),
         ({"rows": ("ia3: demonstrations.number=4",)}, "'ia3', which does not read it"),
-        ({"rows": ("no prompt: method.name=lora",)}, "'no prompt', which does not read it"),
-        ({"rows": ("written prompt: search.start=a",)}, "which does not read it: leave it out"),
         ({"rows": ("ia3", "demonstrations: demonstrations.number=0")}, "has none: give demonst"),
         ({"rows": ("ia3", "demonstrations: demonstrations.number=999")}, "ions.number is 999"),
         ({"rows": ("lora: method.targets='x",)}, "a quotation mark has no partner"),
         ({"rows": ("lora: step=1",)}, "config.step is not a known key"),
-        ({"rows": ("lora: model.dtype=bfloat16",)}, "which all rows share"),
         ({"rows": (": method.name=lora",)}, "has '', which names no method"),
         ({"learning_rates": ("fow: 1",)}, "(did you mean 'few'?)"),
         ({"learning_rates": ("few: fast",)}, "expected 'ROW: RATE RATE'"),
@@ -178,7 +183,6 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
         ({"rows": ("no prompt",)}, "no row is trained: leave config.compare.examples_per_class"),
         ({"rows": ("ia3", "lora: method.targets=nope")}, "the row 'lora': config.method.targets"),
         ({"rows": ("ia3", "lora: task.max_length=5")}, "the row 'lora': "),
-        ({"rows": ("ia3", "lora: task.target={topic}")}, "which all rows share"),
         ({"rows": ("ia3", "lora: teacher.prompt={foo}")}, "config.teacher.prompt: "),
         ({"rows": ("ia3", f"lora: teacher.prompt='{9 * LONG}'")}, "the row 'lora': "),
         ({"rows": ("lora: teacher.demonstrations=9999",)}, "teacher.demonstrations is 9999 and"),
@@ -201,22 +205,9 @@ def test_a_comparison_that_cannot_be_run_is_refused(typed, home, keys, fault):
 )
 def test_what_rows_without_training_need_is_checked_before_any_row_is_run(typed, home, word, fault):
     rows = ("soft prompt", "no prompt", "written prompt", "fine tuning")
-    words = command("whole", f"--config.{word}", rows=rows, learning_rates=(), curve=())
-    shown = typed(*words)
+    shown = typed(*command("whole", f"--config.{word}", rows=rows, learning_rates=(), curve=()))
     assert shown.status == 2 and fault in shown.err
     assert not (home / "whole").exists()
-    shown = typed(*words, "--dry_run")
-    assert shown.status == 2 and fault in shown.err and "== " not in shown.out
-
-
-def test_a_search_for_texts_is_refused_before_any_row_is_run(tmp_path, monkeypatch):
-    made = SimpleNamespace(target="{summary}", labels=())
-    monkeypatch.setattr(compare, "make_task", lambda config: made)
-    monkeypatch.setattr(compare, "training_records", lambda *_: [])
-    monkeypatch.setattr(compare.api, "held_out", lambda *_: ([], []))
-    config = configs.build({"compare": {"rows": ("searched prompt",)}})
-    with pytest.raises(UserError, match=r"leave out config\.task\.target"):
-        compare.check(None, config, tmp_path, print)
 
 
 def test_the_number_of_demonstrations_is_that_of_the_row_the_config_or_16(tmp_path):
@@ -275,28 +266,29 @@ def test_with_other_data_the_rows_are_run_again(typed, home):
         texts = [f"{'ab'[number % 2]} {number},{labels[number % 2]}" for number in range(90)]
         (home / "own.csv").write_text("\n".join(["text,label", *texts]))
 
-    def run(folder):
+    def run():
         words = {"rows": ("no prompt", "soft prompt"), "learning_rates": (), "curve": ()}
         own = {"name": "files", "files.train": "own.csv", "labels": ("x=x", "y=y")}
         parts = {"train": "train[:50]", "validation": "train[50:70]", "test": "train[70:]"}
         own = [f"--config.task.{name}={value}" for name, value in {**own, **parts}.items()]
         few = {"seeds": (0,), "examples_per_class": (), "calibrate": "", "unrelated": "u.txt"}
-        shown = typed(*command(folder, *own, "--config.calibration.split=", **words, **few))
+        shown = typed(*command("whole", *own, "--config.calibration.split=", **words, **few))
         assert shown.status == 0, shown.err
-        found = rows(home / folder)
+        found = rows(home / "whole")
         return [[*row["by_seed"], row["forgetting"]] for row in found], shown.out
 
     write("xy")
     (home / "u.txt").write_text("some words here")
-    first, _ = run("whole")
+    first, _ = run()
     (home / "u.txt").write_text("quite different ones")
-    other, out = run("whole")
+    other, out = run()
     assert "compiling" not in out and [row[:1] for row in other] == [row[:1] for row in first]
     assert other[1][1] != first[1][1]
     write("yx")
-    again, _ = run("whole")
-    assert again == run("fresh")[0] != first
-    assert run("whole")[0] == again and "compiling" not in run("whole")[1]
+    again, out = run()
+    assert "compiling" in out and again[1][1] != other[1][1]
+    kept, out = run()
+    assert kept == again and "compiling" not in out
 
 
 def test_a_row_that_fails_is_left_out_and_named(typed, home):
@@ -337,46 +329,35 @@ def test_numbers_of_examples_stand_apart_on_their_axis():
     assert axes.get_xticks().tolist() == [2, 16, 40, 150]
 
 
-def test_a_name_with_dollar_signs_is_drawn_as_it_is(tmp_path):
-    (tmp_path / "metrics").write_text('{"step": 1, "validation/loss": 2.0}\n')
-    row = {"metric": "accuracy", "mean": 0.5, "deviation": None, "examples_per_class": 0}
-    row |= {"name": "$x_{ $5", "metrics": str(tmp_path / "metrics")}
-    made = comparison.draw_pictures(tmp_path, [row | {"parameters": count} for count in (0, 4)])
-    assert [path.name for path in made] == ["metric_by_parameters.png", "losses.png"]
-
-
 def test_every_name_is_in_the_legend_and_every_legend_in_the_picture(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(comparison, "save_figure", lambda figure, path: drawn.append(figure))
     (tmp_path / "metrics").write_text('{"step": 1, "validation/loss": 2.0}\n')
     row = {"metric": "accuracy", "mean": 0.5, "deviation": None, "examples_per_class": 0}
-    row |= {"parameters": 4, "metrics": str(tmp_path / "metrics")}
-    names = [f"_{number}" for number in range(40)]
-    comparison.draw_pictures(tmp_path, [row | {"name": name} for name in names])
+    row |= {"parameters": 4, "method": "lora", "metrics": str(tmp_path / "metrics")}
+    names = ["$x_{ $5", *(f"_{number}" for number in range(39))]
+    comparison.draw_pictures(tmp_path, [row | {"name": name} for name in names], ["lora"])
     for figure in drawn:
         figure.draw_without_rendering()
         [legend] = figure.legends
-        assert [text.get_text().strip() for text in legend.get_texts()] == names
+        shown = [text.get_text().strip().replace("\\$", "$") for text in legend.get_texts()]
+        assert shown == names
         assert figure.bbox.height > legend.get_window_extent().height
+
+
+def test_a_method_looks_the_same_in_every_report_and_no_row_as_another():
+    looks = []
+    for names in (("lora",), ("ia3", "prefix", "lora", "lora", "ia3")):
+        rows = [{"name": f"{n} {name}", "method": name} for n, name in enumerate(names)]
+        looks.append(comparison._styles(rows, [*METHODS]))
+    one, more = ([(look["color"], look["marker"]) for look in each.values()] for each in looks)
+    assert one[0] == more[2] and len(set(more)) == 5
 
 
 def test_a_method_s_own_name_and_its_words_are_one_row():
     keys = {"rows": ("fine_tuning",), "learning_rates": ("fine tuning: 0.1 1",)}
     [row] = compare.read_rows(configs.build({"compare": keys}))
     assert (row.name, row.rates) == ("fine tuning", (0.1, 1.0))
-
-
-def test_a_row_with_another_optimizer_begins_at_its_defaults(tmp_path):
-    row = "ia3: optimizer.name=adafactor optimizer.decay_rate=0.7"
-    base = {"optimizer": {"clip_norm": 0.5, "eps": 1e-7}, "compare": {"rows": (row, "lora")}}
-    config = configs.build(base)
-    scaled, plain = (
-        compare.make_run(config, tmp_path, row, 0).config.optimizer
-        for row in compare.read_rows(config)
-    )
-    own = {"name": "adafactor", "clip_norm": 0.5, "decay_rate": 0.7}
-    assert scaled == configs.build({"optimizer": own}).optimizer
-    assert plain == config.optimizer
 
 
 def test_a_searched_prompt_is_not_calibrated_with_the_records_that_chose_it(tmp_path):

@@ -93,9 +93,6 @@ def test_a_template_that_the_artifact_does_not_read_is_said(typed):
     other = typed(*words, "--config.task.template={soft}{text}:", "--split", "test[:10]", "--json")
     assert plain.out == other.out and "template" not in plain.err
     assert "warning: the artifact's own template is read, '{soft}Headline" in other.err
-    cut = typed(*words, "--config.task.max_length=9", "--split", "test[:10]", "--json")
-    assert plain.out == cut.out and "max_length" not in plain.err
-    assert "warning: the artifact's own max_length is read, 0, and not the config's, 9" in cut.err
 
 
 def test_scores_that_are_not_finite_are_no_accuracy(typed, home):
@@ -219,12 +216,6 @@ def test_labels_that_an_artifact_was_not_trained_for_are_said(typed):
     other = "('business=b','entertainment=e','politics=p','sport=s','tech=gadgets')"
     shown = typed(*given, f"--config.task.labels={other}")
     assert shown.status == 0 and "warning: the config's labels are used" in shown.err
-
-
-def test_a_written_prompt_is_refused_before_the_model_is_read(typed, monkeypatch):
-    monkeypatch.setattr(cli_evaluate, "load_model", lambda config: 1 / 0)
-    shown = typed("evaluate", "--config", tiny_runs.world().config, "--prompt", "{txt} is")
-    assert shown.status == 2 and "unknown field {txt}, expected {text} or {soft}" in shown.err
 
 
 def test_an_artifact_needs_no_code_of_its_method(typed, home):

@@ -119,7 +119,8 @@ def test_a_copy_is_the_recipe_and_the_printed_command_fits_it(capsys, tmp_path, 
         copied = tmp_path / f"my {name}.py"
         assert copied.read_bytes() == (ROOT / "configs" / f"{name}.py").read_bytes()
         assert load(str(copied)) == load(str(ROOT / "configs" / f"{name}.py"))
-        printed = f"prompt-tuning train --config 'my {name}.py' --workdir 'runs/my {name}'\n"
+        command = name.partition("_")[0] if name.startswith(("compare", "search")) else "train"
+        printed = f"prompt-tuning {command} --config 'my {name}.py' --workdir 'runs/my {name}'\n"
         assert capsys.readouterr().out == f"next: {printed}"
     assert len(os.listdir()) == len(CONFIGS)
 

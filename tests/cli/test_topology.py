@@ -98,7 +98,5 @@ def test_what_cannot_be_planned_is_refused(typed, monkeypatch):
     for found, shown in zip(versions, (r"0\.0\.1", "nightly"), strict=True):
         kept = [type("Package", (), {"version": version}) for version in found]
         monkeypatch.setattr(topology.importlib.metadata, "distributions", lambda name, k=kept: k)
-        with pytest.raises(
-            UserError, match=rf"libtpu {shown} is of another jax .*pip install 'lib"
-        ):
+        with pytest.raises(UserError, match=rf"libtpu {shown} does not fit jax .*pip install 'lib"):
             topology._devices("v5e:2x2")

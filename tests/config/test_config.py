@@ -43,10 +43,10 @@ def write(folder, text, name="made.py"):
     return str(path)
 
 
-def edits(word, each=None):
+def edits(word, each):
     """Words that one edit makes of `word`: a letter gone, swapped, replaced or put in.
 
-    Letters are drawn, the same each time; `each` is how many words of each kind, None for all.
+    Letters are drawn, the same each time; `each` is how many words of each kind.
     """
     draw = random.Random(word)
     cuts = [(word[:i], word[i:]) for i in range(len(word) + 1)]
@@ -57,7 +57,7 @@ def edits(word, each=None):
         [front + letter(LETTERS) + back[1:] for front, back in cuts[:-1]],
         [front + letter(LETTERS) + back for front, back in cuts],
     ]
-    made = {edit for kind in kinds for edit in (draw.sample(kind, each) if each else kind)}
+    made = {edit for kind in kinds for edit in draw.sample(kind, min(each, len(kind)))}
     return sorted(made - {word})
 
 
@@ -159,7 +159,7 @@ def test_overrides_are_taken_as_a_whole_or_refused_by_their_keys(given):
 def test_mutated_keys_are_refused_and_named():
     tried = named = 0
     for key in KEYS:
-        wrong = sorted(set(edits(key)) - all_keys().keys())
+        wrong = sorted(set(edits(key, 5)) - all_keys().keys())
         message = refusal(None, *(f"{name}=1" for name in wrong))
         for name, line in zip(wrong, message.splitlines()[1:], strict=True):
             assert f" config.{name} is not a known key" in line

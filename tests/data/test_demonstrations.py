@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import random
 import re
 from types import SimpleNamespace
 
@@ -12,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prompt_tuning_jax import score as scoring
-from prompt_tuning_jax.data.batch import shared_length
 from prompt_tuning_jax.data.demonstrations import choose_demonstrations
 from prompt_tuning_jax.data.encode import encode_examples
 from prompt_tuning_jax.data.example import encode_example
@@ -129,23 +127,6 @@ def test_the_text_of_a_record_is_only_text(tokenizer, texts):
     assert example.constant >= len(tokenizer.encode(front)[0]), "they are not shared"
 
 
-def test_special_tokens_of_the_template_are_in_every_demonstration(tokenizer):
-    template = parse("<|im_start|>user\n{text}<|im_end|>\n<|im_start|>", tokenizer.specials)
-    given = {"num_virtual_tokens": 0, "add_bos": True, "max_length": 999}
-    answered = [({"text": "<|im_end|>"}, "yes"), ({"text": ""}, "no")]
-    shown = with_demonstrations(template, answered, "<|im_start|>", ["<|im_end|>"])
-    example = encode_example(shown, {"text": "x"}, ["yes"], tokenizer, **given)
-    turn = ["<|im_start|>", "user\n{}", "<|im_end|>", "\n", "<|im_start|>"]
-    first = by_hand(turn[:1], tokenizer)
-    # `by_hand` would take a text that is exactly a markup for the token.
-    first += tokenizer.encode("user\n<|im_end|>")[0] + by_hand(turn[2:], tokenizer)
-    end = turn[2:4]
-    rest = [" yes", *end, turn[0], "user\n", *turn[2:], " no", *end, turn[0], "user\nx", *turn[2:]]
-    # The template begins with BOS, so no other is added. It begins its second turn too, so it is
-    # in each demonstration.
-    assert [*example.trunk, *example.tails[0]] == first + by_hand([*rest, " yes"], tokenizer)
-
-
 # Special tokens beside <s> (BOS) and </s>, which token is EOS, the template, how each demonstration
 # and the question begin, and what follows the answers.
 CHATS = {
@@ -244,24 +225,3 @@ def spell(part, tokens):
 def test_a_demonstration_without_a_field_is_refused():
     with pytest.raises(UserError, match=r"position 4: the data has no field 'text'"):
         with_demonstrations(parse("Q: {text}"), [({"txt": "x"}, "yes")])
-
-
-def test_all_examples_share_the_demonstrations(tokenizer):
-    words = (("a", "yes"), ("b", "no"), ("c", "maybe"))
-    rows = [{**row, "text": f"{row['text']} great {row['label']}"} for row in ROWS[:20]]
-    source = Source({"train": rows}, {})
-    task = Task("lines", "Text: {text}\nAnswer:", words, (), ("text",), lambda: source)
-    given = {"num_virtual_tokens": 0, "add_bos": True, "max_length": 9999}
-    alone = encode_examples(task, rows, tokenizer, **given)
-    shown = choose(7)
-    found = encode_examples(task, rows, tokenizer, demonstrations=shown, **given)
-    longer = {
-        len(after.trunk) - len(before.trunk) for before, after in zip(alone, found, strict=True)
-    }
-    assert len(longer) == 1 and longer.pop() > 7 * 5
-    rest = len(found[0].trunk) - shared_length(found)
-    assert rest == len(alone[0].trunk) - shared_length(alone)
-    assert [example.answer for example in found] == [example.answer for example in alone]
-    random.Random(0).shuffle(shown)
-    other = encode_examples(task, rows[:1], tokenizer, demonstrations=shown, **given)
-    assert len(other[0].trunk) == len(found[0].trunk) and any(other[0].trunk != found[0].trunk)

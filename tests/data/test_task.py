@@ -2,7 +2,6 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from prompt_tuning_jax.data.encode import count_shortened, encode_examples, group_by_input
@@ -31,7 +30,7 @@ TASK = Task(
 
 def config(**changes):
     defaults = {"name": "bbc_news", "split_seed": 0, "template": "{text}", "labels": ("a", "b")}
-    defaults |= {"target": "", "metrics": (), "metrics_tokenizer": "char"}
+    defaults |= {"target": "", "metrics": (), "metrics_tokenizer": "char", "as_chat": False}
     return SimpleNamespace(**(defaults | changes))
 
 
@@ -271,8 +270,8 @@ def test_a_written_prompt_may_have_every_field_except_the_answer():
 
 def few(rows, most, seed=0, labels=TASK.labels):
     task = TASK._replace(load=lambda: Source({"train": rows}), labels=labels)
-    settings = SimpleNamespace(train="train", examples_per_class=most, split_seed=seed)
-    return training_records(task, settings)
+    few = {"examples_per_class": most, "split_seed": seed, "draw_seed": 0}
+    return training_records(task, SimpleNamespace(train="train", **few))
 
 
 def test_few_examples_of_each_label_by_the_seed_and_their_text():
@@ -306,16 +305,3 @@ def test_errors_name_where_a_record_comes_from(tokenizer):
     task = TASK._replace(load=lambda: Source({"train": [{**rows[0], "label": "x"}]}))
     with pytest.raises(UserError, match=r"^data.csv, line 9 has the label 'x'"):
         select_records(task, "train")
-
-
-def test_the_headlines_have_the_lengths_and_words_that_were_counted(smollm2, bbc_config):
-    task = make_task(bbc_config)
-    rows = [row for split in ("train", "validation", "test") for row in select_records(task, split)]
-    examples = encoded(rows, smollm2, task, num_virtual_tokens=16, max_length=2048)
-    lengths = np.array([len(example.trunk) - 16 for example in examples])
-    assert (len(lengths), lengths.mean().round(1), lengths.max()) == (2096, 13.1, 24)
-    words = {tuple(tail.item() for tail in example.tails) for example in examples}
-    assert words == {(1861, 11154, 5993, 5288, 1835)}
-    for row, example in zip(rows, examples, strict=True):
-        text = smollm2.decode([i for i in example.trunk.tolist() if i >= 0])
-        assert text == f"Headline: {row['text']}\nTopic:"

@@ -55,7 +55,7 @@ class Stories(tfds.core.GeneratorBasedBuilder):
 class Marked(Stories):
     """The same with configs to choose from."""
 
-    BUILDER_CONFIGS = (tfds.core.BuilderConfig(name="plain", version="0.9.0"),)
+    BUILDER_CONFIGS = (tfds.core.BuilderConfig(name="de-en", version="0.9.0"),)
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +107,8 @@ def test_a_list_of_texts_is_a_record_for_each(folder):
     [
         ("stories", "stories/1.2.0"),
         ("stories:1.2.0", "stories/1.2.0"),
-        ("marked/plain", "marked/plain/0.9.0"),
-        ("marked/plain:0.9.0", "marked/plain/0.9.0"),
+        ("marked/de-en", "marked/de-en/0.9.0"),
+        ("marked/de-en:0.9.0", "marked/de-en/0.9.0"),
     ],
 )
 def test_a_dataset_has_its_name_in_tfds(folder, name, found):
@@ -127,8 +127,8 @@ def test_the_newest_version_is_taken(tmp_path):
     [
         (["name=tfds:storie"], r"no prepared dataset 'storie' in .*\(did you mean 'stories'\?\)"),
         (["name=tfds:stories:9.9.9"], "holds no prepared version of 'stories:9.9.9'"),
-        (["name=tfds:marked"], "it has the configs plain: write tfds:marked/plain"),
-        (["name=tfds:marked/pain"], r"no prepared dataset 'marked/pain'.*\(did you mean 'plain'\?"),
+        (["name=tfds:marked"], "it has the configs de-en: write tfds:marked/de-en"),
+        (["name=tfds:marked/de-n"], r"no prepared dataset 'marked/de-n'.*\(did you mean 'de-en'\?"),
         (["name=tfds:../etc"], "expected tfds:NAME"),
         (["name=tfds:stories:new"], "expected tfds:NAME"),
         (["name=tfds:"], "expected tfds:NAME"),

@@ -155,11 +155,6 @@ def test_a_method_has_its_own_learning_rate_unless_a_config_gives_one(name, rate
     assert configs.build(given).learning_rate == 0.5
 
 
-def test_a_key_of_another_method_is_refused_with_its_owner():
-    with pytest.raises(UserError, match=r"method\.rank is a key of lora, and .* is 'ia3'"):
-        configs.build({"method": {"name": "ia3", "rank": 4}})
-
-
 def test_dropout_of_a_prefix_hides_positions_in_training_alone():
     method = make(name="prefix", num_virtual_tokens=100, dropout=0.3)
     tree = first(method)

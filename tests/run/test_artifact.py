@@ -33,7 +33,7 @@ MODEL = SimpleNamespace(
     settings={"path": "tiny"},
 )
 LABELS = (("sport", "sports"), ("tech", "Technik & Überraschung"))
-TASK = SimpleNamespace(template="{soft}Headline: {text}\nTopic:", labels=LABELS)
+TASK = SimpleNamespace(template="{soft}Headline: {text}\nTopic:", labels=LABELS, continues=False)
 CONFIG = configs.build({"seed": 1, "prompts": ("a", "b")})
 FILES = (MANIFEST, TENSORS)
 

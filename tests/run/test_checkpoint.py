@@ -3,9 +3,6 @@
 import os
 import resource
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from typing import Any, NamedTuple
 
@@ -167,37 +164,3 @@ def test_a_full_disk_is_one_warning_and_older_checkpoints_stay(tmp_path, capfd, 
     assert number > 5 and checkpoints.restore(make(0)).step == 3
     time.sleep(0.1)  # for what a thread of orbax might still say
     assert caplog.records == [] and capfd.readouterr() == ("", "")
-
-
-_SAVES_UNTIL_KILLED = """
-import sys
-import numpy as np
-from prompt_tuning_jax.run.checkpoint import Checkpoints
-
-checkpoints = Checkpoints(sys.argv[1])
-for step in range(1, 100000):
-    state = {"values": np.full((64, 64), step, np.float32), "step": np.int32(step)}
-    assert checkpoints.save(step, state, {"step": step}) == ""
-    print(step, flush=True)
-"""
-
-
-@pytest.mark.parametrize("delay", (0.0, 0.031))
-def test_a_kill_while_saving_leaves_the_last_whole_checkpoint(tmp_path, delay):
-    process = subprocess.Popen(
-        [sys.executable, "-c", _SAVES_UNTIL_KILLED, str(tmp_path / "c")],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    lines = [process.stdout.readline() for _ in range(3)]
-    time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    said = int((lines + process.stdout.readlines())[-1])
-    process.wait()
-    process.stdout.close()
-    target = {"values": np.zeros((64, 64), np.float32), "step": np.int32(0)}
-    restored = Checkpoints(tmp_path / "c").restore(target)
-    assert restored.step in (said, said + 1) and restored.warning == ""
-    assert restored.extra == {"step": restored.step} and restored.state["step"] == restored.step
-    np.testing.assert_array_equal(restored.state["values"], restored.step)
-    assert not [name for name in os.listdir(tmp_path / "c") if "tmp" in name]

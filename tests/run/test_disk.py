@@ -1,16 +1,11 @@
-"""Whole runs on a full disk, with one write of each kind; `slow/test_disk.py` has all of them."""
+"""Whole runs on a full disk, with a few of their writes; `slow/test_disk.py` has all of them."""
 
 import os
 import re
-import resource
 import signal
 
 import full_disk
 import pytest
-import tiny_runs
-
-from prompt_tuning_jax import load
-from prompt_tuning_jax.cli import train
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +22,9 @@ def whole(tmp_path_factory):
     "call",
     [
         r"write \.config.*",
-        r"open tensorboard/.*",
         r"write metrics.*",
         r"rename checkpoints/6\.[\w-]*",
         r"write \.artifact\.partial/adapt.*",
-        r"write \.report.*",
-        r"fsync \.run.*",
     ],
 )
 def test_one_write_finds_no_room(whole, tmp_path, call):
@@ -44,33 +36,8 @@ def test_one_write_finds_no_room(whole, tmp_path, call):
     assert full_disk.survives(tmp_path / "run", first, whole) == 1
 
 
-def test_the_last_line_of_metrics_finds_no_room(whole, tmp_path):
-    seen = []
-
-    def last(number, call):
-        seen.extend([call] * (call == "write metrics.jsonl"))
-        return call == "write metrics.jsonl" and len(seen) == 8
-
-    assert full_disk.survives(tmp_path / "run", last, whole) == 1
-
-
 def test_from_a_write_on_there_is_no_room(whole, tmp_path):
     assert full_disk.survives(tmp_path / "run", lambda number, _: number >= 30, whole)
-
-
-def test_files_must_not_grow(whole, tmp_path, monkeypatch):
-    run, limits = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
-    lm = load(tiny_runs.world().model)  # which copies the files of its tokenizer
-    monkeypatch.setattr(train, "load_model", lambda config: lm)
-    # Room for the checkpoints, and none for the manifest.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2400, limits[1]))
-    try:
-        found = full_disk.typed(run)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert found.status == 1
-    assert f"{run / 'artifact'} could not be written (File too large): free disk space" in found.err
-    full_disk.goes_on(found, run, whole)
 
 
 def test_stopped_without_room_to_save_it_does_not_say_saved(whole, tmp_path):

@@ -138,7 +138,7 @@ def test_a_changed_config_is_refused_with_the_difference_until_fresh(tmp_path):
     config, tmp_path = configs.load(None), tmp_path / "new" / "run"
     tie_to_config(tmp_path, config)
     tie_to_config(tmp_path, config)
-    for name in (workdir.CHECKPOINTS, workdir.ARTIFACT, workdir.TENSORBOARD):
+    for name in (workdir.CHECKPOINTS, workdir.ARTIFACT, workdir.TENSORBOARD, workdir.PROFILE):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
     for name in (workdir.METRICS, workdir.REPORT, workdir.CURVES, workdir.RUN, "notes.txt"):

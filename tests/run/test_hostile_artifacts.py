@@ -137,6 +137,9 @@ def hostile(folder):
         made[f"tensors, {what}"] = TENSORS, None, tensors, None
     for what, config in CONFIGS.items():
         made[f"config, {what}"] = None, {"config": config}, None, None
+    # As an unknown method's, its section would be left out.
+    unknown = {"method": "mine", "config": {"method.name": "mine", "model": AWAY}}
+    made["config, an unknown method outside of its section"] = None, unknown, None, None
     for what, change in TEMPLATES.items():
         made[f"template, {what}"] = None, {"config": {"model": AWAY}, **change}, None, None
     for number, (what, (named, change, tensors, raw)) in enumerate(made.items()):

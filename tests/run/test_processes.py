@@ -89,15 +89,6 @@ def test_processes_that_jax_found_by_itself_are_refused(monkeypatch):
         processes.check_processes(None, {})
 
 
-def test_a_process_alone_agrees_with_itself(monkeypatch):
-    for name in (processes.ADDRESS, processes.COUNT, processes.NUMBER):
-        monkeypatch.delenv(name, raising=False)
-    with processes.join_processes() as first:
-        assert first
-    tree = object()
-    assert processes.agreed(tree) is tree
-
-
 STOPS_AND_TELLS = """
 import fcntl, sys, termios, time
 from prompt_tuning_jax.run.processes import stop_requested

@@ -1,11 +1,10 @@
-"""Services for metrics: never imported unless asked, and what they are sent."""
+"""What services for metrics are sent, and a trace that cannot be whole."""
 
-import subprocess
 import sys
 import types
 
+import jax
 import pytest
-import tiny_runs
 
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.errors import UserError
@@ -71,13 +70,21 @@ def test_a_service_that_is_not_installed_is_refused_with_what_to_type(monkeypatc
     tracking.check_tracker("")
 
 
-def test_nothing_is_imported_unless_asked():
-    program = (
-        "import sys, prompt_tuning_jax.train, prompt_tuning_jax.run.tracking as t\n"
-        "from prompt_tuning_jax import config\n"
-        "with t.tracker(config.build({}), None) as track: track(1, {})\n"
-        "print(*{'wandb', 'trackio'} & set(sys.modules))"
-    )
-    process = tiny_runs.start([sys.executable, "-c", program], stderr=subprocess.PIPE)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (0, "\n"), err
+def test_a_trace_ends_with_its_run_and_on_a_full_disk_it_is_a_warning(tmp_path, monkeypatch):
+    called, log, place = [], [], tmp_path / workdir.PROFILE
+    monkeypatch.setattr(jax.profiler, "start_trace", called.append)
+
+    def trace(stop):
+        monkeypatch.setattr(jax.profiler, "stop_trace", stop)
+        with tracking.profiler(99, tmp_path, log.append) as before:
+            for _ in range(5):
+                before(None)
+
+    def refused():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: x.pb; No space left on device")
+
+    trace(lambda: called.append("stop"))
+    trace(refused)
+    assert called == [place, "stop", place]
+    assert log[0].startswith(f"trace of 2 steps: {place} ")
+    assert log[1].startswith(f"warning: the trace in {place} is not complete (RESOURCE_EXHAUSTED")

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from tiny_models import SPEC
 
 from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.quantization import quantize
 from prompt_tuning_jax.run import warnings
 
 LM, _ = plain_model.make()
@@ -24,13 +25,15 @@ def rows(norm):
     return jnp.asarray(found * norm / np.linalg.norm(found, axis=1).mean(), jnp.float32)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8])
 @pytest.mark.parametrize(
     ("times", "turn"),
     [(3.1, "lower"), (1 / 3.1, "raise"), (0.0, "raise"), (2.9, ""), (1 / 2.9, "")],
 )
 def test_a_prompt_far_from_the_embeddings_gives_a_warning_with_both_norms(times, turn, dtype):
-    found = warnings.prompt_norm(rows(times * NORM), EMBEDDING.astype(dtype))
+    table = quantize({"e": np.array(EMBEDDING)}, ["e"])["e"]
+    table = table if dtype == jnp.int8 else EMBEDDING.astype(dtype)
+    found = warnings.prompt_norm(rows(times * NORM), table)
     assert bool(found) == bool(turn)
     if turn:
         assert (

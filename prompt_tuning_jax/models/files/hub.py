@@ -157,4 +157,4 @@ def nearest_model(name: str) -> str:
     """Returns what `nearest` does for a model, among packaged ones and those in the cache."""
     cached = Path(constants.HF_HUB_CACHE).glob("models--*")
     names = {*PACKAGED, *(path.name[8:].replace("--", "/") for path in cached)}
-    return nearest(name, sorted(names - {name}))
+    return nearest(name, sorted(names))
