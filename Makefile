@@ -6,8 +6,8 @@ WORKDIR ?= runs/$(CONFIG)
 PIP := -m pip install --quiet --disable-pip-version-check
 PACKAGING := setup.py requirements/demo.txt
 FAMILIES := tests/reference/test_families.py
-# Property tests: text to tokens, packing, batches, templates, config overrides.
-PROPERTIES := -m hypothesis --hypothesis-profile=slow tests/data tests/config
+# Property tests: text to tokens, packing, batches, templates, config overrides, files, metrics.
+PROPERTIES := -m hypothesis --hypothesis-profile=slow tests/data tests/config tests/models tests/test_metrics.py
 
 .PHONY: quickstart test test-slow test-reference test-models test-tpu test-versions lint clean
 

@@ -1,5 +1,6 @@
 """The program on a tiny model under an audit hook: nothing is connected to."""
 
+import tiny_models
 import tiny_runs
 import watched
 
@@ -9,9 +10,11 @@ AT_HOME = {"socket.__new__", "socket.gethostname"}
 
 def test_no_command_needs_a_socket(tmp_path):
     artifact = str(tmp_path / "run" / "artifact")
+    # A folder, for which transformers is imported.
+    model = tiny_models.write_folder(tmp_path / "model")
     lines = [
         ["--version"],
-        tiny_runs.training(tmp_path / "run", *tiny_runs.FEW),
+        tiny_runs.training(tmp_path / "run", *tiny_runs.FEW, f"--config.model.path={model}"),
         ["evaluate", "--artifact", artifact],
         ["predict", "--artifact", artifact],
         ["list"],
