@@ -8,6 +8,7 @@ import numpy as np
 import plain_model
 import pytest
 import tiny_models
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tiny_methods import TASK
 from tiny_models import SPEC
@@ -16,6 +17,7 @@ from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import exchange, load
 from prompt_tuning_jax.data.example import Example
 from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.exchange.folder import merge, write_model
 from prompt_tuning_jax.models.sites import PROMPT, Given, from_tensors, to_tensors
 from prompt_tuning_jax.run.artifact import Artifact, load_artifact, make_manifest, save_artifact
 from prompt_tuning_jax.score import score
@@ -74,6 +76,25 @@ def test_merged_weights_are_a_folder_with_the_same_scores(lm, tmp_path, names):
     words = again.tokenizer, lm.tokenizer
     for name in ("bos_id", "eos_id", "pad_id", "add_bos", "end_ids", "specials"):
         assert getattr(words[0], name) == getattr(words[1], name), name
+
+
+def test_merged_weights_all_have_the_dtype_of_the_model(tmp_path):
+    folder = tiny_models.write_folder(tmp_path / "model")
+    lm = load(str(folder), dtype="bfloat16")
+    leaves = Given(params={"final_norm/scale": np.ones(SPEC.width, np.float32)})
+    exchange.export_model(lm, artifact(lm, leaves), tmp_path / "merged")
+    with safe_open(tmp_path / "merged" / "model.safetensors", "np") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}
+
+
+def test_the_text_part_of_a_model_that_sees_images_has_the_fields_that_its_config_leaves_out(
+    lm, tmp_path
+):
+    seeing = lm._replace(config={"text_config": {"num_hidden_layers": 34}})
+    write_model(tmp_path, seeing, merge(lm.spec, lm.params, Given()))
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["num_hidden_layers"] == 34
+    assert written["num_attention_heads"] == 8 and written["vocab_size"] == 262208
 
 
 def test_a_gguf_becomes_a_folder(tmp_path):

@@ -40,10 +40,12 @@ def test_a_soft_prompt_goes_to_peft_and_back(typed, home):
     # The BOS in front of the slots, which PEFT has among its vectors, is the text's own again.
     assert loss(typed, "--artifact", "back") == pytest.approx(loss(typed, "--artifact", kept))
     words = ["import", "--from", "peft", "adapter", *tiny, "--out"]
-    assert typed(*words, "b", "--config.model.dtype=bfloat16").status == 0
+    # A model that rounds knows the text's own embeddings too.
+    for name, word in (("half", "dtype=bfloat16"), ("bytes", "quantize=int8")):
+        assert typed(*words, name, f"--config.model.{word}").status == 0
+        assert artifacts.load_artifact(name).tensors["prompt/vectors"].shape == (4, 24)
     refused = typed(*words, "c", "--config.task.template={soft:2}a{soft}{text}")
     assert refused.status == 2 and "several slots: give it one" in refused.err
-    assert artifacts.load_artifact("b").tensors["prompt/vectors"].shape == (4, 24)
     assert typed(*words, "plain", "--config.task.template=It: {text}").status == 0
     manifests = [artifacts.load_artifact(folder).manifest for folder in ("back", kept)]
     assert manifests[0]["template"] == manifests[1]["template"]

@@ -267,6 +267,13 @@ def test_the_card_is_not_needed_and_not_read(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_a_folder_below_ones_home_is_found_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    artifacts.save_artifact(make(), "~/kept")
+    assert (tmp_path / "kept" / MANIFEST).is_file()
+    assert artifacts.load_artifact("~/kept").manifest["template"] == TASK.template
+
+
 def test_a_manifest_that_could_not_be_loaded_is_not_saved(tmp_path):
     large = {"template": "{text}" + "x" * (1 << 20)}
     changes = {"method": "Soft Prompt"}, {"extra": 1}, {"metrics": {"loss": float("nan")}}, large
