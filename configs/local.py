@@ -15,7 +15,8 @@ such a line, give `--config.task.files.header=false` and the columns' numbers, f
 `('text=1','label=2')`. The labels are those in the files; one with two records or more is
 trained on. Words that say more can stand for them: `--config.task.labels="('0=bad','1=great')"`,
 with spaces if a label has = itself, `('<=50K = low','>50K = high')`. To write a text instead, name
-its field: `--config.task.target='{summary}'`.
+its field, and leave out the metrics of labels: `--config.task.target='{summary}'
+--config.task.metrics="()"`.
 """
 
 from ml_collections import ConfigDict

@@ -92,7 +92,7 @@ def evaluate(
     if generation is None or demonstrations:
         return found
     use = _use(lm, task, artifact, prompt or "", max_length)
-    rows = select_records(task, split) if isinstance(split, str) else split
+    rows = _rows(use.task, split)
     return found | _text_metrics(lm, rows, use, generation, seed, log)
 
 
@@ -121,11 +121,7 @@ def label_scores(
         advice = "evaluate it without a written prompt and without demonstrations"
         raise UserError(f"an artifact has its own prompt: {advice}")
     use = _use(lm, task, artifact, prompt or "", max_length)
-    rows = select_records(task, split) if isinstance(split, str) else split
-    outputs = output_fields(task)
-    if not rows or not all(name in row for row in rows for name in outputs):
-        needed = f"expected the name of a split, or a list of records with {', '.join(outputs)}"
-        raise UserError(f"split is {short(split, 200)}: {needed}")
+    rows = _rows(use.task, split)
     counts: dict[str, int] = {}
     if demonstrations:
         shown = scoring.fitting(lm, use.task, rows, demonstrations, log, max_length)
@@ -165,9 +161,9 @@ def predict(
     Raises:
       UserError: one record instead of several, or a record that is wrong.
     """
-    if isinstance(records, str | Mapping):
-        # Otherwise each character, or each field's name, would be a record.
-        raise UserError(f"records is one {type(records).__name__}: give a list of it, [record]")
+    if isinstance(records, str | Mapping) or hasattr(records, "columns"):
+        # Otherwise each character, or each name of a field or column, would be a record.
+        raise UserError(f"records is one {type(records).__name__}: give a list of records")
     artifact = None if artifact is None else _read(artifact)
     use, calibration = _use(lm, task, artifact), _calibration(task, artifact)
     rows = (_row(use.task, record, number) for number, record in enumerate(records))
@@ -209,10 +205,8 @@ def held_out(task: Task, config: Any, by: str | None) -> tuple[list[Record], lis
     if own:
         parts = choosing, select_records(task, own)
     if not all(parts):
-        raise UserError(
-            "the validation split has one example of each label, which calibrates, and none is left"
-            " to choose by: name other records in config.calibration.split"
-        )
+        one = "the validation split has one example of each label, and none is left to choose by"
+        raise UserError(f"{one}: name records that calibrate in config.calibration.split")
     if by == "labels":
         check_labels([record[LABEL] for record in parts[1]], len(task.labels))
     return parts
@@ -306,6 +300,22 @@ def _text_metrics(lm, rows, use, settings, seed, log):
 
 def _shortened(example):
     return {"shortened": example.dropped} if example.dropped else {}
+
+
+def _rows(task: Task, split: Any) -> Sequence[Record]:
+    """Returns the records of a split, or those of a list with texts for numbers."""
+    if isinstance(split, str):
+        return select_records(task, split)
+    rows, outputs = [*split], output_fields(task)
+    if not rows or not all(isinstance(row, Mapping) and {*outputs} <= {*row} for row in rows):
+        needed = f"expected the name of a split, or a list of records with {', '.join(outputs)}"
+        raise UserError(f"split is {short(split, 200)}: {needed}")
+    names = {*field_names(task.template), *outputs}
+    for number, row in enumerate(rows):
+        place = row.get(PLACE, f"record {number}")
+        texts = {name: require_text(row[name], name, place) for name in names if name in row}
+        rows[number] = {**row, **texts}
+    return rows
 
 
 def _row(task, record, number) -> Record:

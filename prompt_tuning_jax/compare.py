@@ -109,8 +109,9 @@ def check(lm: LanguageModel, config, folder: Path, log: Callable, fresh: bool = 
         folders.tie_to_config(folder, _shared(config))
     curve, counts = _curve(config, rows)
     repeated = [(row, count) for row in rows if row.name in curve for count in counts]
-    if counts and not repeated:
-        raise UserError("no row is trained: leave config.compare.examples_per_class out")
+    if counts and (config.task.target or not repeated):
+        why = "a target has no labels" if config.task.target else "no row is trained"
+        raise UserError(f"{why}: leave config.compare.examples_per_class out")
     for row, count in [*((row, 0) for row in rows), *repeated]:
         rates = row.rates[: 1 if count else None] or (None,)
         seeds = [(rate, seed) for rate in rates for seed in config.compare.seeds]
@@ -137,8 +138,9 @@ def _check_kept(run: Run) -> None:
     if not path.exists():
         return
     if changes := configs.difference(path.read_text(encoding="utf-8"), run.config):
+        name = "give it another name, or " * run.row.is_trained
         raise UserError(
-            f"the row {run.row.name!r} has run with another config: give it another name, or delete"
+            f"the row {run.row.name!r} has run with another config: {name}delete"
             f" '{run.folder.parent}' to run it again" + "".join(f"\n  {each}" for each in changes)
         )
 
@@ -174,7 +176,9 @@ def _plan(lm: LanguageModel, task: Task, run: Run, calibrate: str, count: int) -
                 scoring.encode_for(lm, asked, rows, NOTHING, most)
     except UserError as error:
         few = f" with {count} examples of each label" * bool(count)
-        raise UserError(f"the row {run.row.name!r}{few}: {error}") from error
+        # What calibrates is no setting of a row.
+        more = ", or config.compare.calibrate='texts'" * ("calibration.split" in str(error))
+        raise UserError(f"the row {run.row.name!r}{few}: {error}{more}") from error
 
 
 def _read_by(task: Task, config) -> list[Record]:
@@ -346,6 +350,7 @@ def _choose(setting: Setting, run: Run) -> dict[str, Any]:
         searched = search.run(setting.lm, task, config, run.folder, setting.log)
         if not searched.finished:
             raise KeyboardInterrupt(searched.saved)
+        api.save(searched.artifact, run.folder / folders.ARTIFACT)
         candidates = [{"prompt": searched.template}]
         took = searched.seconds
         sources = training_records(task, config.task), validation_records(task, config.task)

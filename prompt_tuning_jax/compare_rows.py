@@ -22,7 +22,6 @@ WAYS = {
     "searched prompt": "search",
 }
 _SHARED = re.compile(r"(model|parallel|compare|task\.(test|split_seed|name|files|target))\b|seed=")
-_NAMES = (*WAYS, *(name.replace("_", " ") for name in METHODS))
 
 
 def _numbers(default: tuple) -> Key:
@@ -85,8 +84,10 @@ class Run(NamedTuple):
 def read_rows(config) -> list[Row]:
     """Returns the rows of a config; raises a UserError for one that cannot be run."""
     rows: dict[str, Row] = {}
-    missing = ("searched prompt", *(("written prompt",) if not config.prompts else ()))
-    for entry in config.compare.rows or [name for name in _NAMES if name not in missing]:
+    methods = [name.replace("_", " ") for name in METHODS]
+    missing = ["searched prompt", *["written prompt"] * (not config.prompts)]
+    missing += ["fine tuning"] * bool(config.model.quantize)  # int8, over which it cannot train
+    for entry in config.compare.rows or [name for name in (*WAYS, *methods) if name not in missing]:
         row = _read_row(entry)
         # Some disks do not tell A from a.
         if any(row.folder.lower() == other.folder.lower() for other in rows.values()):
@@ -96,7 +97,7 @@ def read_rows(config) -> list[Row]:
     for entry in config.compare.learning_rates:
         name, _, rest = (part.strip() for part in entry.partition(":"))
         # A method that is not among the rows may have rates too.
-        _check_name(name, [*trained, *_NAMES[len(WAYS) :]], "learning_rates")
+        _check_name(name, [*trained, *methods], "learning_rates")
         try:
             rates = tuple(float(word) for word in rest.replace(",", " ").split())
         except ValueError:
@@ -107,7 +108,7 @@ def read_rows(config) -> list[Row]:
                 " numbers above 0"
             )
         if name in rows:
-            rows[name] = rows[name]._replace(rates=rates)
+            rows[name] = rows[name]._replace(rates=(*dict.fromkeys(rows[name].rates + rates),))
     for name in config.compare.curve:
         _check_name(name, trained, "curve")
     return list(rows.values())
@@ -127,9 +128,10 @@ def _read_row(entry: str) -> Row:
     if not is_named and method in METHODS:
         name, words = method.replace("_", " "), [f"method.name={method}", *words]
     elif not is_named and name not in WAYS:
+        names = [*WAYS, *(each.replace("_", " ") for each in METHODS)]
         raise UserError(
-            f"config.compare.rows has {name!r}, which names no method{nearest(name, _NAMES)}:"
-            f" expected one of {', '.join(_NAMES)}, or method.name=METHOD behind a colon"
+            f"config.compare.rows has {name!r}, which names no method{nearest(name, names)}:"
+            f" expected one of {', '.join(names)}, or method.name=METHOD behind a colon"
         )
     # The parts of the config that other ways read, and the method of a row without training.
     others = {part for way, part in WAYS.items() if part and way != name}

@@ -55,5 +55,5 @@ def hide(text: str) -> str:
 _SECRETS = re.compile(
     r"(:/{1,2})(?:[^/@:\s]{0,99}:\S{1,999}|[^/@\s]+)(?=@)"
     r"|([?&#;][\w.-]{0,99}(?i:token|key|secret|passw|credential|auth|sig)[\w.-]{0,99}=)[^&#;\s'\"]+"
-    r"|\bhf_\w{16,}"
+    r"|\bhf_[A-Za-z0-9]{16,}"
 )

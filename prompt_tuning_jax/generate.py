@@ -331,30 +331,13 @@ def keep_likely(probabilities, top_k, top_p):
     stay (0: all), and of these the fewest of the highest that have the share `top_p` of their sum
     (Holtzman et al. 2020), with tokens as likely as the last of these."""
 
-    def enough_tokens(weights):
-        return (weights > 0).sum(axis=-1) >= top_k
+    def keep():
+        ranked = jnp.sort(probabilities, axis=-1, descending=True)
+        is_among = (top_k == 0) | (jnp.arange(ranked.shape[-1]) < top_k)
+        among = jnp.where(is_among, ranked, 0.0)
+        before = jnp.cumsum(among, axis=-1) - among  # the share of those that are likelier
+        stays = is_among & (before < top_p * among.sum(axis=-1, keepdims=True))
+        lowest = jnp.where(stays, ranked, jnp.inf).min(axis=-1, keepdims=True)
+        return jnp.where(probabilities >= lowest, probabilities, 0.0)
 
-    def enough_weight(weights):
-        return weights.sum(axis=-1) >= top_p * left.sum(axis=-1)
-
-    left = jax.lax.cond(
-        top_k > 0, lambda: keep_highest(probabilities, enough_tokens), lambda: probabilities
-    )
-    return jax.lax.cond(top_p < 1, lambda: keep_highest(left, enough_weight), lambda: left)
-
-
-def keep_highest(weights, enough):
-    """Keeps the fewest of the highest weights float32[R, V] that are `enough`, and sets all others
-    to 0. A binary search finds the lowest weight that stays. It runs over bit patterns, which have
-    the order of the numbers: on a CPU in an eighth of the time of sorting a vocabulary."""
-    bits = jax.lax.bitcast_convert_type(weights, jnp.int32)
-
-    def halve(_, bounds):
-        low, high = bounds
-        middle = low + (high - low) // 2
-        held = enough(jnp.where(bits >= middle[:, None], weights, 0.0))
-        return jnp.where(held, middle, low), jnp.where(held, high, middle)
-
-    low = jnp.zeros(len(weights), jnp.int32)
-    low, _ = jax.lax.fori_loop(0, 31, halve, (low, bits.max(axis=-1) + 1))
-    return jnp.where(bits >= low[:, None], weights, 0.0)
+    return jax.lax.cond((top_k > 0) | (top_p < 1), keep, lambda: probabilities)

@@ -72,8 +72,8 @@ def fitting(lm, task, rows, shown, log, max_length=0, room=0, key=KEY):
         place = tried[-1].get(PLACE, f"record {rows.index(tried[-1])}")
         raise UserError(
             f"none of {len(shown)} demonstrations fits in front of {place}, which takes"
-            f" {max(alone)} of {most} positions itself: give config.{key}=0, or cut long records"
-            " with config.task.max_length"
+            f" {max(alone)} of {most} positions itself: give config.task.max_length to cut long"
+            f" records, or leave demonstrations (config.{key}) out"
         )
     if count < len(shown):
         why = "with more, the longest example takes more positions than the model has"

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -254,9 +255,22 @@ def test_tuning_in_another_thread_leaves_signals_alone(given, made, tmp_path):
 
 def test_one_record_is_not_taken_for_its_characters_or_names(given, made):
     lm, task, _ = given
-    for record in (TEXTS[0], {"text": TEXTS[0]}):
-        with pytest.raises(UserError, match=r"records is one (str|dict): give a list"):
+    table = SimpleNamespace(columns=["text"])  # as one of pandas, which gives its columns' names
+    for record in (TEXTS[0], {"text": TEXTS[0]}, table):
+        with pytest.raises(UserError, match=r"records is one (str|dict|Simple\w+): give a list"):
             list(api.predict(lm, task, record, made))
+
+
+def test_numbers_in_records_are_read_as_texts(given, made):
+    lm, task, _ = given
+    rows = [{"text": text, "label": "tech"} for text in (12, "12")]
+    scores = api.label_scores(lm, task, made, split=rows).scores
+    np.testing.assert_array_equal(*scores)
+    with pytest.raises(UserError, match="record 1: 'text' is null, expected a text"):
+        api.evaluate(lm, task, made, split=[rows[0], {"text": None, "label": "tech"}])
+    for odd in (rows[0], ["text"], []):
+        with pytest.raises(UserError, match="expected the name of a split, or a list of records"):
+            api.evaluate(lm, task, made, split=odd)
 
 
 def test_an_artifact_may_be_its_folder_and_is_nothing_else(given, made, tmp_path):

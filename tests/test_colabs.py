@@ -32,8 +32,6 @@ own_file = ""
     "your_own_method": """
 config_file = {config!r}
 overrides = ["--config.steps=6", "--config.evaluate_every=3"]
-plain = []
-mixed = ["--config.method.name=mixed_vocabulary"]
 """,
 }
 OWN = """
@@ -161,6 +159,8 @@ def test_the_quickstart_reads_a_csv_of_ones_own(tmp_path):
 
 def test_a_method_of_ones_own_runs_from_top_to_bottom(tmp_path):
     settings = SETTINGS["your_own_method"].format(config=str(tiny_runs.world().config))
+    own = tagged(read(COLABS / "your_own_method.ipynb"), "parameters").source.splitlines()
+    settings += "\n".join(line for line in own if line.startswith(("plain", "mixed")))
     cells = run("your_own_method", settings, tmp_path)
     assert has_picture(cells["curves"])
     names = [line.split("  ")[0] for line in text(cells["compare"]).splitlines()[1:]]

@@ -209,6 +209,16 @@ def test_a_damaged_adapter_is_refused(lm, tmp_path, raw):
         exchange.import_adapter(lm, TASK, configs.build({}), tmp_path)
 
 
+def test_an_adapter_of_an_older_peft_is_named(lm, tmp_path):
+    given = plain_model.random_given(4, SPEC, "scale")
+    exchange.export_adapter(lm, TASK, artifact(lm, given), tmp_path / "a")
+    (tmp_path / "a" / "adapter_model.safetensors").rename(tmp_path / "a" / "adapter_model.bin")
+    with pytest.raises(
+        UserError, match=r"save adapter_model\.bin, a pickle, again by a newer PEFT"
+    ):
+        exchange.import_adapter(lm, TASK, configs.build({}), tmp_path / "a")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(), (2,), (1, 2, 3, 4)])
 def test_tensors_of_odd_shapes_are_refused(lm, tmp_path, kind, shape):

@@ -48,7 +48,10 @@ def compare_and_report(config, folder: str, fresh: bool, command: Sequence[str])
             print_table(cells(rows), texts=["row"])
             say(f"\n{', '.join(map(str, paths))}")
         if failed:
-            raise RunError(f"{facts['failed']} failed, as said above: correct it and type {again}")
+            raise RunError(
+                f"{facts['failed']} failed, as said above: correct it in its row of"
+                f" config.compare.rows, as 'NAME: microbatches=2', and type {again}"
+            )
         start["outcome"] = "finished"
     return 0
 
@@ -180,4 +183,4 @@ def print_plan(found: dict[str, Any]) -> None:
     runs, total = (sum(each[key] for each in found.values()) for key in ("runs", "seconds"))
     rows.append({"row": "all", "runs": f"{runs:g}", "time": f"about {duration(total)}"})
     print_table(rows, texts=["row"])
-    print("not counted: rows without training; a search alone can take half an hour")
+    print("finished runs are counted too; rows without training are not: a search can take long")

@@ -40,7 +40,7 @@ def inspect_artifact(
     rows = select_records(task, name)
     count = len(rows) if split else max(SCORED // (2 * len(vectors) + 2), FEWEST)
     lm = load_model(config)
-    examples, given = api.encode(lm, task, rows[:count], artifact)
+    examples, given = api.encode(lm, task, rows[:: max(len(rows) // count, 1)][:count], artifact)
     say(f"scores are of {len(examples)} of {len(rows)} records of {name}")
 
     def measure(ids: Mapping[int, int | None]) -> dict[str, float]:

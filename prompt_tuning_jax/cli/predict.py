@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import jax
 
 from prompt_tuning_jax import api, generate
+from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.cli.machine import load_model, open_artifact
 from prompt_tuning_jax.cli.show import say
 from prompt_tuning_jax.data import rows as reading
@@ -49,7 +50,12 @@ def answers(
     folder: str, given: Sequence[str], as_json: bool | None, overrides: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """Yields the answers to all records, see `write_answers`; says what was cut."""
-    artifact, config, task = open_artifact(folder, overrides)
+    own = [word for word in overrides if word.startswith("--config.task.files.")]
+    artifact, config, task = open_artifact(folder, [word for word in overrides if word not in own])
+    files = config.task.get("files")
+    if own:  # the table may be of another form than what was trained on
+        kept = {"train": "-"} if files is None else files.to_dict()
+        files = configs.build({"task": {"name": "files", "files": kept}}, own).task.files
     unread = [word for word in overrides if word.startswith("--config.generation.")]
     if unread and not task.target:
         raise UserError(
@@ -57,7 +63,7 @@ def answers(
         )
     template, columns = artifact.manifest["template"], task_fields(config.task).columns
     changes: Counter[str] = Counter()
-    rows, name, form = _read(given, as_json, config.task.get("files"), changes)
+    rows, name, form = _read(given, as_json, files, changes)
     records = prediction_records(rows, template, columns, form)
     first = next(records, None)
     if first is None:
@@ -66,7 +72,10 @@ def answers(
     if as_json is None and form == Form() and reading.is_object(first[field_names(template)[0]]):
         say(f"warning: {first[PLACE]} is read as a text: for JSON objects give --jsonl")
     settings, lm = generate.Settings(**config.generation), load_model(config)
-    check_processes(config, {"model": lm.fingerprint, "data": _fingerprint(name, first)})
+    # What cannot be read twice has its first record as fingerprint.
+    is_file = jax.process_count() > 1 and os.path.isfile(name)
+    data = sha256(name) if is_file else repr(first)
+    check_processes(config, {"model": lm.fingerprint, "data": data})
     records = itertools.chain([first], records)
     answered = api.predict(lm, task, records, artifact, generation=settings, seed=config.seed)
     found: Counter[str] = Counter()
@@ -81,14 +90,6 @@ def answers(
         say(f"warning: {count} of {found['all']} records were too long and lost their end")
     if count := found["cut"]:
         say(f"warning: {count} of {found['all']} texts were cut: {most}")
-
-
-def _fingerprint(name: str, first: Record) -> str:
-    """Returns what several processes must agree on: a file's digest, or the first record of what
-    cannot be read twice."""
-    if jax.process_count() == 1 or not os.path.isfile(name):
-        return repr(first)
-    return sha256(name)
 
 
 def _read(given, as_json, files, changes) -> tuple[Iterator[Row], str, Form]:

@@ -43,7 +43,13 @@ def read_chat(tokenizer: Any, system: str) -> Chat:
     named = {f"{name}_token": markup[number] for name, number in ids.items() if number in markup}
     texts = _render(tokenizer.chat_template, system, tuple(named.items()))
     markups = templates.find_specials(tokenizer.specials)
-    split = functools.partial(templates.split_at_specials, markups=markups)
+
+    def split(text):
+        for markup, token in tokenizer.particular.items():  # they take the white space beside them
+            pattern = r"\s*" * token.lstrip + re.escape(markup) + r"\s*" * token.rstrip
+            text = re.sub(pattern, markup.replace("\\", r"\\"), text)
+        return templates.split_at_specials(text, markups)
+
     alone, several = (list(map(split, parts)) for parts in texts)
     ends = [piece for piece in several[2] if isinstance(piece, Special)]
     bos = Special(named["bos_token"]) if "bos_token" in named else None

@@ -189,7 +189,7 @@ def _records_of(
         if not record[LABEL]:
             raise UserError(
                 f"{place}: the label is empty: give the row one, or remove it, or if a split has no"
-                " labels, as a benchmark's hidden test split, give others, as with"
+                " labels, as a hidden test split, leave its file out, or give another split:"
                 " --config.task.validation='validation[:50%]' --config.task.test='validation[50%:]'"
             )
     if len(lists) > 1:

@@ -59,7 +59,7 @@ def form_of(path: str, delimiter: str = "", header: bool = True) -> Form:
     ending = ending_of(path)
     if ending == ".parquet":
         return Form(PARQUET)
-    if delimiter or ending in _DELIMITERS:
+    if ending in _DELIMITERS or (delimiter and ending not in _JSON_ENDINGS):
         return Form(CELLS, delimiter or _DELIMITERS[ending], header)
     return Form(JSON if ending in _JSON_ENDINGS else TEXT)
 

@@ -29,7 +29,7 @@ def make(settings, start=NOTHING) -> Method:
         if lm.settings.get("quantize"):
             raise UserError(
                 "config.model.quantize is 'int8', and fine-tuning trains the weights themselves:"
-                " leave it out, or give another config.method.name"
+                " leave one of the two out"
             )
         leaves = traverse_util.flatten_dict(lm.params, sep="/")
         chosen = match_paths(list(leaves), settings.leaves, "config.method.leaves", "weights")

@@ -38,7 +38,7 @@ MANIFEST, TENSORS = "manifest.json", "adaptation.safetensors"
 _MANIFEST_BYTES = 1 << 20
 _DIMENSIONS, _DEPTH = 8, 8
 _LEAF = re.compile(r"[A-Za-z0-9_]{1,99}(/[A-Za-z0-9_]{1,99}){1,9}")
-_METHOD = re.compile(r"[a-z0-9_]+")
+_METHOD = re.compile(r"[A-Za-z0-9_-]+")
 _KINDS: dict[str, type] = {
     "format": int,
     "method": str,
@@ -269,6 +269,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 def _check_file(path: Path, most: float) -> None:
     """Checks for a regular file: a link could lead anywhere, and a pipe could wait for ever."""
     status = path.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        get = "`cp -rL`, or from a hub by `hf download NAME --local-dir FOLDER`"
+        raise UserError(f"{path} is a link, which is not followed: copy the artifact with {get}.")
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path} is not a regular file; {_AGAIN}.")
     if status.st_size > most:

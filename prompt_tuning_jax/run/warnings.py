@@ -47,7 +47,7 @@ def loss_not_moving(first: Sequence[float], last: Sequence[float], step: int) ->
 
 def unread_init(settings, tokenizer, labels) -> str:
     """Warns of a start for virtual tokens that is not read, or does not fit them."""
-    if "init" not in settings:
+    if not {"init", "init_text", "init_file", "num_virtual_tokens"} <= {*settings}:
         return ""
     for init in ("text", "file"):
         if settings[f"init_{init}"] and settings.init != init:

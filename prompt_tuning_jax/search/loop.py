@@ -201,11 +201,7 @@ def plan(place: Place, rows, size: int, config: Any, log: Callable) -> Callable:
     steps = range(settings.rounds * each)
     planned = np.stack([batching.batch_indices(order, step, settings.examples) for step in steps])
     shapes = batching.plan_shapes(examples, planned, shared, ranked=True)
-    shown = " or ".join(f"{shape.rows} x {shape.length}" for shape in shapes)
-    log(
-        f"{len(rows):,} examples; the prompt has {size} tokens; {shared} positions are shared, and"
-        f" the rest is {shown} (rows x positions)"
-    )
+    log(f"{len(rows):,} examples; the prompt is {size} of the {shared} tokens in front of all")
 
     def part_of(number: int, which: int) -> Part:
         chosen = [examples[index] for index in planned[number * each + which]]

@@ -355,9 +355,26 @@ def test_a_method_looks_the_same_in_every_report_and_no_row_as_another():
 
 
 def test_a_method_s_own_name_and_its_words_are_one_row():
-    keys = {"rows": ("fine_tuning",), "learning_rates": ("fine tuning: 0.1 1",)}
+    rates = ("fine tuning: 0.1 1", "fine tuning: 1 10")
+    keys = {"rows": ("fine_tuning",), "learning_rates": rates}
     [row] = compare.read_rows(configs.build({"compare": keys}))
-    assert (row.name, row.rates) == ("fine tuning", (0.1, 1.0))
+    assert (row.name, row.rates) == ("fine tuning", (0.1, 1.0, 10.0))
+
+
+def test_a_target_has_no_few_examples_of_a_label(tmp_path):
+    config = configs.build({"task": {"target": "{text}"}, "compare": {"examples_per_class": (4,)}})
+    with pytest.raises(UserError, match="a target has no labels: leave"):
+        compare.check(None, config, tmp_path, print)
+
+
+def test_the_rows_are_all_that_can_be_run(monkeypatch):
+    monkeypatch.setitem(METHODS, "ones_own", METHODS["ia3"])
+    plain, bytes_ = (
+        [row.name for row in compare.read_rows(configs.build({"model": {"quantize": each}}))]
+        for each in ("", "int8")
+    )
+    assert plain[:2] == ["no prompt", "demonstrations"] and "ones own" in plain
+    assert set(plain) - set(bytes_) == {"fine tuning"}
 
 
 def test_a_searched_prompt_is_not_calibrated_with_the_records_that_chose_it(tmp_path):

@@ -100,6 +100,15 @@ def test_labels_take_json_lines_too_but_no_keys_of_generation(typed):
     assert shown.status == 2 and "has labels and writes no texts" in shown.err
 
 
+def test_a_table_may_be_of_another_form_than_the_data_of_the_artifact(typed, home):
+    (home / "new.csv").write_text("number;text\n1;banks and funds\n")
+    made = ["predict", "--artifact", tiny_runs.artifact()]
+    wrong = typed(*made, "new.csv")
+    assert wrong.status == 2 and "is config.task.files.delimiter right?" in wrong.err
+    found = answers(typed(*made, "new.csv", "--config.task.files.delimiter=;"))
+    assert found == answers(typed(*made, "banks and funds"))
+
+
 def test_the_model_may_have_moved(typed, home):
     made = ["predict", "--artifact", tiny_runs.artifact()]
     shutil.copy(tiny_runs.world().model, home / "moved.gguf")

@@ -91,6 +91,19 @@ def test_the_whole_is_that_of_the_filled_text(tokenizer, smollm2, name, shown, s
         assert example.tails[example.answer].tolist() == answer
 
 
+def test_white_space_that_a_token_takes_is_not_written_beside_it(tokenizer):
+    """As the new line behind Phi-3's `<|end|>`."""
+    added = tokenizers.Tokenizer.from_str(json.dumps(tokenizer.vocabulary))
+    names = ("<|im_start|>", "<|im_end|>")
+    added.add_special_tokens([tokenizers.AddedToken(n, rstrip=True, special=True) for n in names])
+    facts = Facts("<|im_start|>", "<|im_end|>", "<|im_end|>", False, CHATML)
+    ours = Tokenizer(json.loads(added.to_str()), facts)
+    [example] = encode(make_task(TEMPLATE), ROWS[:1], ours)
+    messages = [{"role": "user", "content": TEMPLATE.format(**ROWS[0])}]
+    theirs = like(ours).apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert example.trunk.tolist() == theirs
+
+
 def test_a_template_that_asks_for_the_date_writes_the_same_text_every_day(tokenizer):
     dated = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}"
     (made,) = encode(make_task(TEMPLATE), ROWS[:1], words := make(tokenizer, dated + CHATML)[0])

@@ -233,6 +233,7 @@ def test_a_name_or_a_delimiter_tells_the_form():
     assert (form_of("a.csv"), form_of("a.tsv")) == (CSV, TSV)
     assert form_of("a.txt", "\\t", header=False) == TSV._replace(header=False)
     assert form_of("a.csv", ";") == CSV._replace(delimiter=";")
+    assert form_of("a.jsonl", ";") == OBJECTS
 
 
 def test_an_object_is_told_from_a_text_in_braces():

@@ -267,6 +267,17 @@ def test_the_card_is_not_needed_and_not_read(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_a_method_of_ones_own_may_have_any_plain_name_and_a_link_is_not_followed(tmp_path):
+    kept = make(method="Mixed-Words_2")
+    artifacts.save_artifact(kept, tmp_path / "kept")
+    assert artifacts.load_artifact(tmp_path / "kept").manifest["method"] == "Mixed-Words_2"
+    (tmp_path / "linked").mkdir()
+    for name in FILES:
+        (tmp_path / "linked" / name).symlink_to(tmp_path / "kept" / name)
+    with pytest.raises(UserError, match=r"manifest\.json is a link, .* by `hf download NAME --"):
+        artifacts.load_artifact(tmp_path / "linked")
+
+
 def test_a_folder_below_ones_home_is_found_there(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     artifacts.save_artifact(make(), "~/kept")

@@ -155,7 +155,11 @@ def test_a_start_that_is_ignored_or_does_not_fit_gives_a_warning():
         "method.init_text is ignored, as method.init is 'vocabulary': set method.init to 'text' to"
         " use it"
     )
-    unread = said(init="text", init_text="two words", init_file="run/artifact")
+    ones_own = ConfigDict({"init": "text", "words": 3})  # other keys than the methods here
+    assert warnings.unread_init(ones_own, LM.tokenizer, LABELS) == ""
+    unread = said(
+        init="text", init_text="two words", init_file="run/artifact", num_virtual_tokens=2
+    )
     assert unread.startswith("method.init_file is ignored, as method.init is 'text': ")
 
 
