@@ -176,7 +176,6 @@ def _plan(lm: LanguageModel, task: Task, run: Run, calibrate: str, count: int) -
                 scoring.encode_for(lm, asked, rows, NOTHING, most)
     except UserError as error:
         few = f" with {count} examples of each label" * bool(count)
-        # What calibrates is no setting of a row.
         more = ", or config.compare.calibrate='texts'" * ("calibration.split" in str(error))
         raise UserError(f"the row {run.row.name!r}{few}: {error}{more}") from error
 

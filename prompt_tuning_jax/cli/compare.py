@@ -48,10 +48,8 @@ def compare_and_report(config, folder: str, fresh: bool, command: Sequence[str])
             print_table(cells(rows), texts=["row"])
             say(f"\n{', '.join(map(str, paths))}")
         if failed:
-            raise RunError(
-                f"{facts['failed']} failed, as said above: correct it in its row of"
-                f" config.compare.rows, as 'NAME: microbatches=2', and type {again}"
-            )
+            advice = f"correct it in its row, as 'NAME: microbatches=2', and type {again}"
+            raise RunError(f"{facts['failed']} failed, as said above: {advice}")
         start["outcome"] = "finished"
     return 0
 

@@ -36,6 +36,13 @@ CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 # Bytes of a chip (https://cloud.google.com/tpu/docs/system-architecture-tpu-vm), and the slices.
 CHIPS = {"v4": (32, CUBES), "v5e": (16, FLAT), "v5p": (95, CUBES), "v6e": (32, FLAT)}
 SLICES = [f"{chip}:{shape}" for chip, (_, shapes) in CHIPS.items() for shape in shapes]
+# Google Cloud's names, such as v6e-8: with the chips, or for v4 and v5p their cores, two in each.
+CORES = {"v4": 2, "v5p": 2}
+CLOUD = {
+    f"{chip}-{CORES.get(chip, 1) * math.prod(map(int, shape.split('x')))}": f"{chip}:{shape}"
+    for chip, (_, shapes) in CHIPS.items()
+    for shape in shapes
+}
 # Without a tokenizer there are no examples: the positions and targets of a row.
 POSITIONS, TARGETS = 256, 16
 COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all)(?:-start)?\(")
@@ -44,6 +51,7 @@ COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all)(?:-
 def rehearse_on(config, topology: str) -> dict[str, Any]:
     """Returns what a step takes of each chip of a slice, such as 'v5e:2x4'; writes nothing. Raises
     a UserError if the slice or libtpu is not known, or the model cannot be divided so."""
+    topology = CLOUD.get(topology.replace("v5litepod", "v5e"), topology)
     if topology not in SLICES:
         known = ", ".join(SLICES)
         raise UserError(
@@ -158,11 +166,12 @@ def _compile(parts, state, frozen, batch, layout, devices) -> dict[str, Any]:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        # '… the total memory required for HLO temporaries (16.52G) exceeds …', with the arguments
-        said = re.search(r"\(([\d.]+)G\) exceeds", str(error))
+        # '… HLO temporaries (16.52G) exceeds …', with the arguments, or '… hbm. Used 16.52G of …'
+        said = re.search(r"(?:temporaries \(|hbm\. Used )([\d.]+)([GT])", str(error))
         if not said:
             raise
-        return {"needed": int(float(said[1]) * 2**30), "temporaries": None, "fits": False}
+        needed = int(float(said[1]) * 2 ** {"G": 30, "T": 40}[said[2]])
+        return {"needed": needed, "temporaries": None, "fits": False}
     analysis = compiled.memory_analysis()
     found = Counter(match[1] for match in COLLECTIVE.finditer(compiled.as_text()))
     return {

@@ -71,12 +71,7 @@ def read_adapter(folder: Path, spec: Spec) -> tuple[str, dict[str, Any]]:
     named, path = folder / CONFIG, folder / TENSORS
     for each in (named, path):
         if not each.is_file():  # a pipe would be waited for
-            is_old = each == path and (folder / "adapter_model.bin").exists()
-            advice = (
-                "save adapter_model.bin, a pickle, again by a newer PEFT"
-                if is_old
-                else "give a folder of PEFT"
-            )
+            advice = "give a folder of PEFT with safetensors, as a .bin file can run code"
             raise UserError(f"{each} cannot be read, as it is no file: {advice}")
     if named.stat().st_size > MOST_BYTES:
         raise UserError(f"{named} has more than {MOST_BYTES:,} bytes: save the adapter again")

@@ -47,7 +47,7 @@ def join_processes() -> Iterator[bool]:
         return
     try:
         jax.distributed.initialize(**how)
-    except (RuntimeError, ValueError, ImportError, OSError, KeyError) as error:
+    except Exception as error:  # also those of the programs that clusters are asked by
         why = next(iter(str(error).splitlines()), "")
         problem = f"this process cannot join the others ({type(error).__name__}: {why})"
         raise UserError(f"{problem}: {SET_ALL}, and let them reach that address") from error
@@ -66,7 +66,8 @@ def _how_to_join() -> dict[str, Any] | None:
     address, count, number = given.values()
     if not any(given.values()):
         if named := os.environ.get(CLUSTER, ""):
-            return {"cluster_detection_method": named}
+            # jax finds Kubernetes by itself, and knows no name for it.
+            return {} if named == "k8s" else {"cluster_detection_method": named}
         counts = (os.environ.get(name, "") for name in COUNTS)
         several = any(count.isdecimal() and int(count) > 1 for count in counts)
         hosts = os.environ.get(HOSTS, "")

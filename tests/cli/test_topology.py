@@ -88,6 +88,8 @@ def test_what_cannot_be_planned_is_refused(typed, monkeypatch):
     assert shown.status == 2 and "--topology is for --dry_run" in shown.err
     shown = typed(*words, "--dry_run", "--topology", "v5e:2x3")
     assert shown.status == 2 and "(did you mean 'v5e:2x4'?)" in shown.err and "v6e:4x4" in shown.err
+    cloud = {name: topology.CLOUD[name] for name in ("v6e-8", "v5e-1", "v4-8", "v5p-1024")}
+    assert [*cloud.values()] == ["v6e:2x4", "v5e:1x1", "v4:2x2x1", "v5p:8x8x8"]
     shown = typed(*words, "--dry_run", "--topology", "v5e:2x2", "--config.parallel.model=3")
     assert shown.status == 2 and "config.parallel.model is 3" in shown.err
     shown = typed(*words, "--dry_run", "--topology", "v5e:2x2", "--config.teacher.prompt={text} is")

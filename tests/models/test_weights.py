@@ -122,7 +122,9 @@ def test_a_model_larger_than_memory_is_refused_before_any_is_taken(tmp_path, mon
     ):
         for machine, device in ((free, math.inf), (size, free)):
             monkeypatch.setattr(weights, "free_bytes", lambda machine=machine: machine)
-            with pytest.raises(UserError, match=f"as {dtype}.* are free: give {advice}, or a mach"):
+            more = ", --config.parallel.model=N .*" * (device < math.inf)
+            wanted = f"as {dtype}.* are free: give {advice}{more}, or a mach"
+            with pytest.raises(UserError, match=wanted):
                 read_weights(path, dtype, device)
     assert not taken
     monkeypatch.undo()

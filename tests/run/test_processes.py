@@ -45,7 +45,8 @@ def test_variables_that_do_not_name_a_process_are_refused(given, tmp_path, monke
         ({"TPU_WORKER_HOSTNAMES": "host-0"}, None),
         ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, {}),
         ({"TPU_WORKER_HOSTNAMES": "host-0", "MEGASCALE_NUM_SLICES": "2"}, {}),
-        ({"PROMPT_TUNING_CLUSTER": "k8s"}, {"cluster_detection_method": "k8s"}),
+        ({"PROMPT_TUNING_CLUSTER": "k8s"}, {}),
+        ({"PROMPT_TUNING_CLUSTER": "mpi4py"}, {"cluster_detection_method": "mpi4py"}),
     ],
 )
 def test_a_cluster_is_joined_where_it_has_several_processes(given, wanted, monkeypatch, tmp_path):

@@ -202,12 +202,15 @@ def _allocate(spec: Spec, dtype: Any, most: float, layout: Layout, path: Path) -
     numbers = sum(map(math.prod, shapes.values()))
     parts = ((shape, own_parts(layout, leaf, shape)) for leaf, shape in shapes.items())
     held = sum(np.broadcast_to(0, shape)[part].size for shape, own in parts for part in own)
-    most = min(most, free_bytes() * numbers / held)  # other processes hold the rest
+    room = free_bytes() * numbers / held  # other processes hold the rest
     needed, half = numbers * dtype.itemsize, numbers * DTYPES["bfloat16"].itemsize
-    if needed > most:
-        other = "give --config.model.dtype=bfloat16" if half <= most else "give a smaller model"
+    if needed > min(most, room):
+        fits = half <= min(most, room)
+        other = "give --config.model.dtype=bfloat16" if fits else "give a smaller model"
+        if most < room:  # of the devices, not of the machine
+            other += ", --config.parallel.model=N for N devices, --config.model.quantize=int8"
         takes = f"takes {needed / 1e9:,.1f} GB as {dtype.name}"
-        free = f"{most / 1e9:,.1f} GB of memory are free"
+        free = f"{min(most, room) / 1e9:,.1f} GB of memory are free"
         raise UserError(f"the model {path} {takes}, and {free}: {other}, or a machine with more.")
     return {leaf: np.empty(shape, dtype) for leaf, shape in shapes.items()}
 
