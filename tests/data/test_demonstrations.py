@@ -84,8 +84,9 @@ def test_as_many_fit_as_leave_every_record_whole(lengths, number, draw):
         patch.setattr(scoring, "encode_for", encode)
         fit = functools.partial(scoring.fitting, None, None, rows, range(number), said.append)
         if not fits:
-            wanted = rf"none of {number} demonstrations fits in front of file, line \d+, .*: give "
-            with pytest.raises(UserError, match=wanted + r"config\.a\.b=0, or cut .*max_length"):
+            wanted = rf"none of {number} demonstrations fits in front of file, line \d+, .*"
+            wanted += r": give config\.task\.max_length .*\(config\.a\.b\) out"
+            with pytest.raises(UserError, match=wanted):
                 fit(room=most, key="a.b")
             return
         assert len(fit(room=most)) == max(fits)
