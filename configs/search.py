@@ -3,7 +3,7 @@
 Command: prompt-tuning search --config configs/search.py --workdir runs/search
   (the control: --config.search.name=random)
 Hardware and time: 2 CPU cores at 140 GFLOP/s, float32, nothing else running: 23 min 15 s (seed 2;
-  0.7 prompts a second, each on 32 headlines). One core beside other work: 37 min.
+  0.7 prompts a second, each on 32 headlines). At 219 GFLOP/s 14 min 31 s (seed 0, 1.1 a second).
 Expected: 74.3, 70.7 and 73.3 % on the validation split, 68.4, 65.8 and 68.4 % on the 500 test
   headlines (seeds 0, 1 and 2; run here). The start has 61.7 % and 57.4 %, the best written prompt,
   of benchmarks/headlines_prompts.txt, 67.3 % and 62.4 %.
