@@ -1,8 +1,8 @@
 """Every way to adapt SmolLM2-135M-Instruct to the BBC headlines, in one table.
 
 Command: prompt-tuning compare --config configs/compare.py --workdir runs/compare
-Hardware and time: 2 CPU cores at 193 to 219 GFLOP/s, float32: 2 h 11 min in four starts, tests and
-  searches for text beside a part of it (run here).
+Hardware and time: 2 CPU cores at 193 to 219 GFLOP/s, float32: 2 h 11 min in four starts, with
+  other work beside a part of it (run here).
 Expected: docs/results/headlines/report.md, as it came out. On the test split, means of three seeds:
   soft prompt 84.9 %, prompt encoder 83.7 %, prefix 88.5 %, IA3 87.8 %, LoRA 90.1 %, fine-tuning
   90.9 %; searched prompt 68.4 %, the written prompt 62.4 %, and 67.0 % calibrated.
