@@ -23,8 +23,9 @@ from prompt_tuning_jax.models.spec import Spec
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 # Scripts that import each other by name, not a package.
 sys.path.insert(0, str(FOLDER))
-accuracy, flops, headlines, inputs, measure = map(
-    importlib.import_module, ("accuracy", "flops", "headlines", "inputs", "measure")
+accuracy, attention_time, flops, headlines, inputs, measure = map(
+    importlib.import_module,
+    ("accuracy", "attention_time", "flops", "headlines", "inputs", "measure"),
 )
 our_side, products, step_time = map(importlib.import_module, ("our_side", "products", "step_time"))
 
@@ -54,6 +55,13 @@ def test_operations_of_a_scan_are_those_of_all_its_turns():
     assert flops.of_function(function, stack, x) == once
     # Forward, forward again for tanh's derivative (the checkpoint keeps nothing), and backward.
     assert flops.of_function(jax.grad(lambda x: function(stack, x).sum()), x) == 3 * once
+
+
+@pytest.mark.parametrize("shape", [(3, 0, 2, 4), (3, 2, 1, 4), (0, 2, 2, 4)])
+def test_our_attention_has_the_gradients_of_jax_nn(shape):
+    *seconds, apart = attention_time.compare(shape, updates=1)
+    assert all(seconds)
+    assert apart < 3e-6
 
 
 def least_by_counting(spec, shared, lengths, targets, prefix):
