@@ -127,8 +127,7 @@ def label_scores(
         shown = scoring.fitting(lm, use.task, rows, demonstrations, log, max_length)
         use, counts["demonstrations"] = use._replace(demonstrations=shown), len(shown)
     examples = _encode(lm, rows, use)
-    scores = scoring.score(lm, examples, use.given, log=log)
-    scoring.check_finite(lm, scores)
+    scores = scoring.finite(lm, scoring.score(lm, examples, use.given, log=log))
     if shortened := count_shortened(examples)[0]:
         counts["shortened"] = shortened
     return Scored(scores, np.array([example.answer for example in examples]), counts)
@@ -176,8 +175,7 @@ def predict(
     while chunk := list(islice(rows, PREDICTED_AT_ONCE)):
         examples = _encode(lm, chunk, use)
         shape = stream_shape(examples, shape, jax.device_count())
-        scores = scoring.score(lm, examples, given, shape=shape)
-        scoring.check_finite(lm, scores)
+        scores = scoring.finite(lm, scoring.score(lm, examples, given, shape=shape))
         scores = scores if calibration is None else calibration.apply(scores)
         for example, row in zip(examples, scoring.probabilities(scores), strict=True):
             shares = [round(float(share), 6) for share in row]

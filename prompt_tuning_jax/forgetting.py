@@ -46,6 +46,5 @@ def cross_entropy(lm: LanguageModel, texts: Sequence[str], given: Given) -> floa
             examples.append(Example(trunk, (tail,), 0, 0, 0))
     if not examples:
         raise UserError("each unrelated text has one token, and none to predict: give longer texts")
-    scores = scoring.score(lm, examples, given)
-    scoring.check_finite(lm, scores)
+    scores = scoring.finite(lm, scoring.score(lm, examples, given))
     return -float(scores.sum()) / sum(len(example.tails[0]) for example in examples)

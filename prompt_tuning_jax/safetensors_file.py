@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -18,28 +18,23 @@ DTYPES = {
     "F16": np.dtype("float16"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+# Of the tensors in a file, by name: the type as the format names it, and the shape.
+Entries = dict[str, tuple[str, tuple[int, ...]]]
 
 
-class Entry(NamedTuple):
-    """A tensor in a file: its type as the format names it, and its shape."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-
-def read_header(path: Path) -> dict[str, Entry]:
+def read_header(path: Path) -> Entries:
     """Reads the types and shapes of the tensors, by name and in their order in the file."""
     with _opened(path) as file:
         parts = {name: file.get_slice(name) for name in file.offset_keys()}
-        return {name: Entry(part.get_dtype(), (*part.get_shape(),)) for name, part in parts.items()}
+        return {name: (part.get_dtype(), (*part.get_shape(),)) for name, part in parts.items()}
 
 
-def read_tensors(path: Path, entries: Mapping[str, Entry]) -> Iterator[tuple[str, np.ndarray]]:
+def read_tensors(path: Path, entries: Entries) -> Iterator[tuple[str, np.ndarray]]:
     """Yields each tensor with its name, in its own type."""
     with _opened(path) as file:
-        for name, entry in entries.items():
-            if entry.dtype not in DTYPES:
-                what = f"the tensor {short(name)} is of type {short(entry.dtype)}"
+        for name, (dtype, _) in entries.items():
+            if dtype not in DTYPES:
+                what = f"the tensor {short(name)} is of type {short(dtype)}"
                 raise UserError(f"{path}: {what}; supported: {', '.join(DTYPES)}.")
             yield name, file.get_tensor(name)
 

@@ -136,10 +136,11 @@ def score(
     return scores
 
 
-def check_finite(lm: LanguageModel, scores: np.ndarray) -> None:
-    """Refuses scores that are not finite: some answer would still be the best of them."""
+def finite(lm: LanguageModel, scores: np.ndarray) -> np.ndarray:
+    """Returns scores, or refuses them if some are not finite: one would still be the best."""
     if not np.isfinite(scores).all():
         raise not_finite(lm)
+    return scores
 
 
 def not_finite(lm: LanguageModel) -> RunError:
@@ -177,13 +178,9 @@ def _compile(module: Decoder, mesh, layout: Layout):
 
 
 def loss_and_accuracy(scores: np.ndarray, answers: np.ndarray) -> dict[str, float]:
-    """Compares float32[N, C] scores with int[N] right answers.
-
-    Returns:
-      loss: mean negative log-likelihood of the right answer, in nats;
-      accuracy: share of examples whose best answer is the right one, if there are several answers;
-      examples: N.
-    """
+    """Compares float32[N, C] scores with int[N] right answers. Returns `loss`, the mean negative
+    log-likelihood of the right answers in nats; `accuracy`, the share of examples whose best answer
+    is the right one, if there are several answers; and `examples`, N."""
     right = scores[np.arange(len(answers)), answers]
     found = {"loss": float(-right.mean())}
     if scores.shape[1] > 1:

@@ -69,8 +69,7 @@ def label_shares(lm, task: Task, rows, config, shown, log) -> np.ndarray:
     """Returns float32[N, C], the teacher's probability of each label for each record, behind the
     demonstrations `shown`."""
     scores = scoring.score(lm, _ask(lm, task, rows, config, shown, log), NOTHING, log=log)
-    scoring.check_finite(lm, scores)
-    return scoring.probabilities(scores)
+    return scoring.probabilities(scoring.finite(lm, scores))
 
 
 def written_targets(lm, task: Task, rows, config, shown, log) -> tuple[Task, list[Record]]:

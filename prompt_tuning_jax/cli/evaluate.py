@@ -11,17 +11,10 @@ from prompt_tuning_jax.cli.machine import find_artifact, load_model
 from prompt_tuning_jax.cli.show import print_facts, print_table, say
 from prompt_tuning_jax.config import from_manifest
 from prompt_tuning_jax.config.read import parse_json
+from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.demonstrations import training_demonstrations
 from prompt_tuning_jax.data.records import digest
 from prompt_tuning_jax.data.rows import open_file, read_lines
-from prompt_tuning_jax.data.task import (
-    check_fields,
-    make_task,
-    select_records,
-    template_fields,
-    training_records,
-    validation_records,
-)
 from prompt_tuning_jax.data.template import field_names, parse, plain_slot_size, with_prompt
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.run.artifact import MANIFEST, PROMPTED, load_artifact
@@ -62,7 +55,7 @@ def evaluate_split(
         if config is None or not config.task.labels:
             known = artifact.manifest["labels"]
         config = config or from_manifest(artifact.manifest, parallel)
-    task, split = make_task(config.task, known), split or config.task.test
+    task, split = tasks.make_task(config.task, known), split or config.task.test
     ranking, held = _held_out(task, config, path, calibrate, split)
     splits = [split] if path is None else [config.task.validation, split]
     prompts, counted = {} if prompt is None else {prompt: "--prompt"}, ""
@@ -73,7 +66,7 @@ def evaluate_split(
     if artifact is not None:
         _warn_of_differences(artifact.manifest, task, config, split, calibrate)
     demonstrations, lm = _demonstrations(task, config, splits, prompts), load_model(config)
-    rows = [*ranking, *held, *select_records(task, split)]
+    rows = [*ranking, *held, *tasks.select_records(task, split)]
     read = digest([*prompts], rows, demonstrations, calibrate, seal)
     check_processes(config, {"model": lm.fingerprint, "data": read})
     use = functools.partial(_use, lm, task, config, rows, demonstrations)
@@ -143,15 +136,15 @@ def _use(lm, task, config, rows, shown, prompt, log=say) -> dict[str, Any]:
 
 def warn_of_overlap(task, known: Sequence[Mapping[str, str]], split: str, *use: str) -> None:
     """Says how many records of a split are among the records `known`, which have a use."""
-    rows = select_records(task, split)
+    rows = tasks.select_records(task, split)
     if warning := trained_on(rows, known, field_names(task.template), split, *use):
         say(f"warning: {warning}")
 
 
 def warn_of_seen(task, config) -> None:
     """Says how many records of the test split a run trains on or validates on too."""
-    warn_of_overlap(task, training_records(task, config.task), config.task.test)
-    held = validation_records(task, config.task)
+    warn_of_overlap(task, tasks.training_records(task, config.task), config.task.test)
+    held = tasks.validation_records(task, config.task)
     warn_of_overlap(task, held, config.task.test, "are validated on")
 
 
@@ -166,7 +159,7 @@ def _warn_of_differences(manifest, task, config, split: str, calibrate: str | No
     if PROMPTED in manifest:
         warn_of_overlap(task, manifest[PROMPTED], split, "are demonstrations")
     elif split != config.task.train:
-        warn_of_overlap(task, training_records(task, config.task), split)
+        warn_of_overlap(task, tasks.training_records(task, config.task), split)
 
 
 def _demonstrations(task, config, splits: Sequence[str], prompts: Iterable[str] = ()) -> Any:
@@ -187,8 +180,11 @@ def read_prompts(path: str) -> tuple[dict[str, str], str]:
         entries = [(place, text.rstrip("\r\n")) for place, text in read_lines(file, path)]
     prompts: dict[str, str] = {}
     if is_json := path.endswith(".json"):
-        entries = _parse_list("\n".join(text for _, text in entries), path)
+        items = parse_json("\n".join(text for _, text in entries), path, list)
+        entries = [(f"{path}, item {number}", item) for number, item in enumerate(items, 1)]
     for place, text in entries:
+        if is_json and not (isinstance(text, str) and text):
+            raise UserError(f"{place} is {text!r}: expected a text, not empty")
         if is_json or (text.strip() and not text.startswith("#")):
             prompts.setdefault(text, place)
     if not prompts:
@@ -197,21 +193,13 @@ def read_prompts(path: str) -> tuple[dict[str, str], str]:
     return prompts, f"{len(prompts)} prompts in {path}; blank, comments or repeated: {left_out}"
 
 
-def _parse_list(text: str, path: str) -> list[tuple[str, str]]:
-    items = parse_json(text, path, list)
-    for number, item in enumerate(items, 1):
-        if not isinstance(item, str) or not item:
-            raise UserError(f"{path}, item {number} is {item!r}: expected a text, not empty")
-    return [(f"{path}, item {number}", item) for number, item in enumerate(items, 1)]
-
-
 def check_prompts(task, prompts: Mapping[str, str], split: str) -> None:
     """Raises a UserError, which begins with its place, for a prompt that does not fit the task."""
-    fields = template_fields(task, select_records(task, split)[0])
+    fields = tasks.template_fields(task, tasks.select_records(task, split)[0])
     for prompt, place in prompts.items():
         try:
             template = with_prompt(task.template, prompt)
-            check_fields(template, fields)
+            tasks.check_fields(template, fields)
             plain_slot_size(parse(template), 0)
         except UserError as error:
             raise UserError(f"{place}: {error}") from error

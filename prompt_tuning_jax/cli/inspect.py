@@ -46,8 +46,7 @@ def inspect_artifact(
     def measure(ids: Mapping[int, int | None]) -> dict[str, float]:
         changed = replace_slots(examples, ids)
         answers = np.array([example.answer for example in changed])
-        scores = scoring.score(lm, changed, given)
-        scoring.check_finite(lm, scores)
+        scores = scoring.finite(lm, scoring.score(lm, changed, given))
         return scoring.loss_and_accuracy(scores, answers)
 
     found: dict[str, Any] = {"note": WAYWARD} | measure({})

@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 from prompt_tuning_jax import train
 from prompt_tuning_jax.cli.machine import less_memory
 from prompt_tuning_jax.cli.show import print_facts, say
-from prompt_tuning_jax.data.batch import Batch, empty_batch
+from prompt_tuning_jax.data.batch import Shape, empty_batch
 from prompt_tuning_jax.data.task import make_task
 from prompt_tuning_jax.errors import UserError, nearest
 from prompt_tuning_jax.memory import step_bytes
@@ -92,27 +92,23 @@ def _arguments(lm, config, count):
     """Returns the parts of a step, its arguments as shapes, and what the batch is."""
     if lm.tokenizer is not None:
         plan = train.plan(lm, make_task(config.task), config, say, count)
-        front, largest = plan.data.train[0].trunk[: plan.data.shared], plan.data.shapes[-1]
-        shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, empty_batch(front, largest)))
-        rows, length, *_ = largest
-        read = f"{rows} rows of {length} positions behind {len(front)}, of the data"
-        return plan.parts, _state(plan.parts, plan.trainable), plan.frozen, shapes, read
-    if "init" in config.method:
-        config.method.init = "zero" if config.method.name == "prefix" else "uniform"
-    parts, trainable, frozen, _, given = train.make_step(lm, make_task(config.task), config)
-    shared = virtual_tokens(given) + 1
-    multiple = count * config.microbatches
-    rows = -(-config.batch_size // multiple) * multiple
-    length = min(config.task.max_length or POSITIONS, lm.spec.max_positions)
-    sizes = [(shared,), *[(rows, length)] * 4, *[(rows, TARGETS)] * 5]
-    batch = Batch(*(jax.ShapeDtypeStruct(each, jnp.int32) for each in sizes))
-    weights = jax.ShapeDtypeStruct((rows, TARGETS), jnp.float32)
-    what = f"{rows} rows of {length} positions behind {shared}, {TARGETS} targets in each: assumed"
-    return parts, _state(parts, trainable), frozen, batch._replace(target_weights=weights), what
-
-
-def _state(parts, trainable):
-    return jax.eval_shape(lambda tree: init_state(parts, tree), trainable)
+        parts, trainable, frozen = plan.parts, plan.trainable, plan.frozen
+        front, shape = plan.data.train[0].trunk[: plan.data.shared], plan.data.shapes[-1]
+        source = "of the data"
+    else:
+        if "init" in config.method:
+            config.method.init = "zero" if config.method.name == "prefix" else "uniform"
+        parts, trainable, frozen, _, given = train.make_step(lm, make_task(config.task), config)
+        multiple = count * config.microbatches
+        rows = -(-config.batch_size // multiple) * multiple
+        length = min(config.task.max_length or POSITIONS, lm.spec.max_positions)
+        front = jnp.zeros(virtual_tokens(given) + 1, jnp.int32)
+        shape = Shape(rows, length, TARGETS, TARGETS)
+        source = f"{TARGETS} targets in each: assumed"
+    state = jax.eval_shape(lambda tree: init_state(parts, tree), trainable)
+    batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, empty_batch(front, shape)))
+    read = f"{shape.rows} rows of {shape.length} positions behind {len(front)}, {source}"
+    return parts, state, frozen, batch, read
 
 
 def _bytes(tree, layout) -> int:

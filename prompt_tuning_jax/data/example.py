@@ -69,7 +69,9 @@ def encode_example(
     """
     layout = lay_out(template, num_virtual_tokens)
     _check_embedded(template, tokenizer)
-    bos = _bos(template, tokenizer, add_bos)
+    first = next((piece for piece in template.pieces if not isinstance(piece, Slot)), None)
+    begins = isinstance(first, Special) and tokenizer.specials[first.markup] == tokenizer.bos_id
+    bos = [tokenizer.bos_id] if add_bos and not begins else []
     fields = {field.name: field_text(field, record, template) for field in template.fields}
     size = sum(len(fields[field.name]) for field in template.fields)
     if size > _MOST_CHARACTERS:
@@ -103,7 +105,7 @@ def encode_example(
             f"template {short(template.text, 200)} puts nothing before the answer: give it text, a"
             " slot or a field that is not empty"
         )
-    # A slot or special token behind an empty field is at the field's place.
+    # If the first field is empty, a slot or special token behind it begins at the same character.
     constant = min(_constant(rendered.first_field, trunk), rendered.most)
     ids, *arrays = (np.array(part, np.int32) for part in (list(map(_ID, trunk)), *tails))
     return Example(ids, tuple(arrays), answer, constant, whole - length)
@@ -285,12 +287,3 @@ def _cut(span: tuple[int, int], tokens: _Tokens, excess: int) -> int:
         return 0
     # A character of several tokens may continue after the last kept token; it stays for now.
     return max(min(_END(tokens[numbers[kept - 1]]), end - 1) - start, 0)
-
-
-def _bos(template: Template, tokenizer: Any, add_bos: bool) -> list[int]:
-    if not add_bos:
-        return []
-    first = next((piece for piece in template.pieces if not isinstance(piece, Slot)), None)
-    if isinstance(first, Special) and tokenizer.specials[first.markup] == tokenizer.bos_id:
-        return []
-    return [tokenizer.bos_id]

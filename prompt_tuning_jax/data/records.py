@@ -21,9 +21,9 @@ COLUMNS_HINT = ": name the right column with --config.task.columns=\"('{field}=C
 
 
 class Source(NamedTuple):
-    """The data of a task: records by split, and notes for the log."""
+    """The data of a task: records by split, or functions that read them, and notes for the log."""
 
-    splits: Mapping[str, list[Record]]
+    splits: Mapping[str, Any]
     notes: Sequence[str] = ()
 
 

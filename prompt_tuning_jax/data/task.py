@@ -262,7 +262,8 @@ def _whole_split(task: Task, name: str) -> list[Record]:
             f"split {name!r} of task {task.name} is unknown, expected one of:"
             f" {', '.join(splits)}{nearest(name, list(splits))}"
         )
-    return splits[name]
+    found = splits[name]
+    return found() if callable(found) else found
 
 
 def _bound(text: str | None, default: int, count: int) -> int:

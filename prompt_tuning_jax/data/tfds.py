@@ -3,7 +3,6 @@
 It is read without TensorFlow.
 """
 
-import collections
 import functools
 import os
 import pathlib
@@ -52,16 +51,8 @@ def read_source(config: Any) -> Source:
             ".download_and_prepare()"
         )
     read = functools.partial(_read_split, builder, records.task_fields(config), name)
-    return Source(Splits({split: functools.partial(read, split) for split in builder.info.splits}))
-
-
-class Splits(collections.UserDict[str, Any]):
-    """The splits of a dataset by name, from functions that read one when it is first asked for."""
-
-    def __getitem__(self, split: str) -> list[Record]:
-        if callable(self.data[split]):
-            self.data[split] = self.data[split]()
-        return self.data[split]
+    splits = builder.info.splits
+    return Source({split: functools.cache(functools.partial(read, split)) for split in splits})
 
 
 def _read_split(builder: Any, fields: Fields, name: str, split: str) -> list[Record]:

@@ -78,19 +78,13 @@ def _first(rng, settings, lm, task, start):
     if settings.init == "random":
         pair = jax.random.normal(rng, (2, *shape), jnp.float32) * settings.init_scale
         return dict(zip(("k", "v"), pair, strict=True))
-    found = _earlier(settings, shape, start)
-    if found is None:
-        vectors = first_vectors(rng, settings, lm, task, start)
-        found = bake(lm, -1 - np.arange(len(vectors), dtype=np.int32), Given({PROMPT: vectors}))
-    return {name: jnp.asarray(found.sites[path], jnp.float32) for name, path in PREFIX.items()}
-
-
-def _earlier(settings, shape, start):
-    """Returns what to start from, or None if it holds no prefix."""
-    found = {name: start.sites[path].shape for name, path in PREFIX.items() if path in start.sites}
-    if found and found != {"k": shape, "v": shape}:
+    held = {name: start.sites[path].shape for name, path in PREFIX.items() if path in start.sites}
+    if held and held != {"k": shape, "v": shape}:
         raise UserError(
-            f"config.method.init_file is '{settings.init_file}', which holds a prefix of {found}: "
+            f"config.method.init_file is '{settings.init_file}', which holds a prefix of {held}: "
             f"expected 'k' and 'v' of {shape} (layers, num_virtual_tokens, key heads, their size)."
         )
-    return start if found else None
+    if not held:
+        vectors = first_vectors(rng, settings, lm, task, start)
+        start = bake(lm, -1 - np.arange(len(vectors), dtype=np.int32), Given({PROMPT: vectors}))
+    return {name: jnp.asarray(start.sites[path], jnp.float32) for name, path in PREFIX.items()}

@@ -67,9 +67,8 @@ class Decoder(nn.Module):
         prefix = self.variables.get("prefix")
         before = len(prefix["last"]["attention"]["k"]) if prefix else 0
         places = before + jnp.concatenate([jnp.arange(len(shared)), positions.reshape(-1)])
-        context = Context(
-            rotary_tables(self.spec, places), layers.row_mask(segments, branches), places
-        )
+        mask = layers.row_mask(segments, branches)
+        context = Context(rotary_tables(self.spec, places), mask, places)
         kinds = layer_kinds(self.spec, before + len(shared) + tokens.shape[1])
         x = self.begin(jnp.concatenate([shared, tokens.reshape(-1)]), places)
         x, _ = self.layers(x, context, jax.tree.map(lambda part: part[:-1], kinds))
@@ -132,12 +131,11 @@ class Decoder(nn.Module):
 def param_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every leaf of the frozen tree by its path: the matrices of all layers
     but the last are one stack, those of the last layer stand on their own."""
-    row = jax.ShapeDtypeStruct((1, 1), jnp.int32)
 
-    def run(module, ids):
+    def run(module):
+        ids = jnp.zeros((1, 1), jnp.int32)
         return module.finish(module(ids[0, :0], ids, ids, ids, ids, ids))
 
-    key = jax.ShapeDtypeStruct((2,), jnp.uint32)
-    tree = jax.eval_shape(lambda key, ids: Decoder(spec).init(key, ids, method=run), key, row)
+    tree = jax.eval_shape(lambda: Decoder(spec).init(jax.random.key(0), method=run))
     flat = traverse_util.flatten_dict(tree["params"], sep="/")
     return {path: leaf.shape for path, leaf in flat.items()}

@@ -17,7 +17,7 @@ from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.memory import device_bytes
 from prompt_tuning_jax.models.decoder import REMAT, Decoder, param_shapes
 from prompt_tuning_jax.models.files.find import find_model, pin
-from prompt_tuning_jax.models.files.tokenizer import Tokenizer, has_tokenizer, read_tokenizer
+from prompt_tuning_jax.models.files.tokenizer import VOCABULARIES, Tokenizer, read_tokenizer
 from prompt_tuning_jax.models.files.weights import DTYPES, read_spec, read_weights
 from prompt_tuning_jax.models.sites import sites
 from prompt_tuning_jax.models.spec import Spec, axis_sizes, matrices
@@ -129,8 +129,10 @@ def outline(config: ConfigDict, devices: int) -> LanguageModel:
     """Returns a model whose weights are shapes, for a plan over so many devices, by the sections
     `model` and `parallel` of a config. A `config.json` is enough, and the tokenizer then None."""
     settings = config.model
-    spec, described = read_spec(path := str(find_model(settings["path"], weights=False)))
-    words: Any = read_tokenizer(path) if has_tokenizer(path) else None
+    found = find_model(settings["path"], weights=False)
+    has_words = not found.is_dir() or any((found / name).exists() for name in VOCABULARIES)
+    spec, described = read_spec(str(found))
+    words: Any = read_tokenizer(str(found)) if has_words else None
     dtype, letters, shapes = DTYPES[settings["dtype"]], matrices(spec), param_shapes(spec)
     leaves: dict[str, jax.ShapeDtypeStruct] = {}
     for path, shape in shapes.items():

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,13 +123,13 @@ def save_artifact(artifact: Artifact, folder: str | os.PathLike) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_card(artifact: Artifact, folder: str | os.PathLike, rows: Iterable[Row]) -> None:
+def write_card(artifact: Artifact, folder: str | os.PathLike, rows: Sequence[Row]) -> None:
     """Writes the card of a saved artifact again, with the rows of a report."""
     folder = Path(folder).resolve()
     atomic_write(folder / CARD, _card(artifact, folder, folder.name, rows).encode())
 
 
-def _card(artifact: Artifact, written: Path, name: str, rows: Iterable[Row] = ()) -> str:
+def _card(artifact: Artifact, written: Path, name: str, rows: Sequence[Row] = ()) -> str:
     leaves = {path: (str(leaf.dtype), leaf.shape) for path, leaf in artifact.tensors.items()}
     return render_card(artifact.manifest, leaves, (written / TENSORS).stat().st_size, name, rows)
 
@@ -332,8 +332,8 @@ def _shallow(value: Any, depth: int) -> bool:
 def _read_tensors(path: Path, digest: str, prompted: bool) -> dict[str, np.ndarray]:
     _check_file(path, math.inf)
     entries = read_header(path)
-    for name, entry in entries.items():
-        _check_leaf(name, entry.dtype, entry.shape, path)
+    for name, (dtype, shape) in entries.items():
+        _check_leaf(name, dtype, shape, path)
     arrays = dict(read_tensors(path, entries))
     if sha256(path) != digest:
         problem = "is damaged or belongs to another manifest: its checksum is wrong"

@@ -19,15 +19,11 @@ def render_card(
     leaves: Mapping[str, tuple[str, Sequence[int]]],
     tensors_bytes: int,
     folder: str,
-    rows: Iterable[Row] = (),
+    rows: Sequence[Row] = (),
 ) -> str:
-    """Returns the card's text; the same manifest gives the same text.
-
-    Args:
-      leaves: dtype and shape of each tensor by its name, such as 'prompt/vectors'.
-      folder: the name of the artifact's folder, without its parents.
-      rows: of the run's report on the test split, if any.
-    """
+    """Returns the card's text; the same manifest gives the same text. `leaves` has the dtype and
+    shape of each tensor by its name, `folder` is the name of the artifact's folder without parents,
+    and `rows` are those of the run's report on the test split, if any."""
     task = manifest["config"].get("task", {})
     base = PurePath(manifest["model"]["name"]).name.partition("@")[0]  # of a commit
     commands = [predict_command(manifest["template"], "prompt-tuning", folder)]
@@ -37,10 +33,13 @@ def render_card(
     parts = [
         f"# {manifest['method'].replace('_', ' ')} for {_line(base)}",
         _block(_facts(manifest, leaves, tensors_bytes, task)),
-        *_results(list(rows), task),
-        "In the folder that holds this one:",
-        _block(commands),
     ]
+    if rows:  # a table without times
+        listed = cells(rows)
+        headings = [each for each in listed[0] if each != TIME and "second" not in each]
+        lines = [[row[heading] for heading in headings] for row in listed]
+        parts.append(markdown([f"on {task.get('test', 'test')}", *headings[1:]], lines))
+    parts += ["In the folder that holds this one:", _block(commands)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -70,16 +69,6 @@ def _facts(manifest, leaves, tensors_bytes, task) -> Iterable[str]:
     }
     width = max(map(len, facts)) + 2
     return (f"{name:<{width}}{value}" for name, value in facts.items() if value)
-
-
-def _results(rows: Sequence[Row], task: Mapping[str, Any]) -> list[str]:
-    """Returns the report as a table, without times."""
-    if not rows:
-        return []
-    listed = cells(rows)
-    headings = [heading for heading in listed[0] if heading != TIME and "second" not in heading]
-    lines = [[row[heading] for heading in headings] for row in listed]
-    return [markdown([f"on {task.get('test', 'test')}", *headings[1:]], lines)]
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@ go on from the best on the validation split. A prompt counts as its text is toke
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from prompt_tuning_jax.run.artifact import Artifact
 from prompt_tuning_jax.run.folder import SEARCH, tie_to_config
 from prompt_tuning_jax.run.processes import stop_requested
 from prompt_tuning_jax.run.progress import Progress
-from prompt_tuning_jax.score import check_finite, loss_and_accuracy, score
+from prompt_tuning_jax.score import finite, loss_and_accuracy, score
 from prompt_tuning_jax.search.score import Part, label_loss, loss_gradient, score_prompts
 from prompt_tuning_jax.search.text import Place, find_place, first_prompt
 from prompt_tuning_jax.search.words import Words, find_words
@@ -114,8 +114,14 @@ def run(
         now = now | {"history": [*now["history"]]}
         validate(place, held_out, [Scored(*map(np.array, now["scored"])).best], now, log)
     if now["left_out"]:
-        log(f"{now['left_out']} prompts were left out: their text gives other tokens")
-    return _found(place, config, now)._replace(saved=saved)
+        log(f"{now['left_out']} prompts were left out: their text is read as other tokens")
+    by_accuracy = config.best_by == "accuracy"
+    best = min(now["history"], key=lambda e: (-e["accuracy"] * by_accuracy, e["loss"]))
+    artifact = keep_prompt(lm, place.task, config, best["template"])
+    metrics = {"validation_loss": best["nats"], "validation_accuracy": best["accuracy"]}
+    artifact = artifact._replace(manifest=artifact.manifest | {"metrics": metrics})
+    end = now["history"], now["round"] == settings.rounds, now["seconds"], saved
+    return Found(best["prompt"], best["template"], artifact, *end)
 
 
 def begin(lm: LanguageModel, task: Task, config: Any) -> tuple[np.ndarray, Place, Words]:
@@ -130,16 +136,6 @@ def begin(lm: LanguageModel, task: Task, config: Any) -> tuple[np.ndarray, Place
     return first, place, words
 
 
-def _found(place: Place, config: Any, now: Mapping[str, Any]) -> Found:
-    by_accuracy = config.best_by == "accuracy"
-    best = min(now["history"], key=lambda e: (-e["accuracy"] * by_accuracy, e["loss"]))
-    artifact = keep_prompt(place.lm, place.task, config, best["template"])
-    metrics = {"validation_loss": best["nats"], "validation_accuracy": best["accuracy"]}
-    artifact = artifact._replace(manifest=artifact.manifest | {"metrics": metrics})
-    end = now["history"], now["round"] == config.search.rounds, now["seconds"]
-    return Found(best["prompt"], best["template"], artifact, *end)
-
-
 def make_round(place: Place, config: Any, propose: Callable, part_of: Callable) -> Callable:
     """Returns the function that runs a round, given what is known and the last round's prompts. It
     returns the best of these and the best new ones, scored again."""
@@ -148,8 +144,8 @@ def make_round(place: Place, config: Any, propose: Callable, part_of: Callable) 
 
     def losses(prompts, part):
         scores, own = score_prompts(lm, prompts, part)
-        check_finite(lm, scores)
-        return np.asarray(label_loss(scores, part.answers) + settings.fluency * own, np.float64)
+        loss = label_loss(finite(lm, scores), part.answers)
+        return np.asarray(loss + settings.fluency * own, np.float64)
 
     def take_round(now, scored):
         rng = np.random.default_rng([config.seed, now["round"]])
@@ -180,8 +176,8 @@ def validate(place: Place, rows, prompts: Iterable, now: dict[str, Any], log: Ca
         examples = place.encode(rows, template)
         if not now["history"] and (lost := count_shortened(examples)[0]):
             log(f"warning: {lost} validation examples were too long and lost their end")
-        scores, answers = score(place.lm, examples, NOTHING), np.array([e.answer for e in examples])
-        check_finite(place.lm, scores)
+        scores = finite(place.lm, score(place.lm, examples, NOTHING))
+        answers = np.array([example.answer for example in examples])
         nats, accuracy, _ = loss_and_accuracy(scores, answers).values()
         loss = float(label_loss(scores, answers))
         entry = {"round": now["round"], "ids": ids, "prompt": text, "template": template}

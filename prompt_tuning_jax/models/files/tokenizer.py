@@ -194,12 +194,6 @@ def read_tokenizer(path: str) -> Tokenizer:
         return Tokenizer(*(_read_folder(found) if found.is_dir() else _read_gguf(found)))
 
 
-def has_tokenizer(path: str) -> bool:
-    """Tells whether a model has the files of a tokenizer."""
-    found = find_model(path)
-    return not found.is_dir() or any((found / name).exists() for name in VOCABULARIES)
-
-
 def _read_folder(folder: Path) -> tuple[dict[str, Any], Facts]:
     """Reads a tokenizer as transformers does, from checked copies of its files."""
     files: dict[str, Any] = {}  # JSON objects, or bytes

@@ -73,11 +73,11 @@ def _read_folder(folder: Path, dtype: np.dtype, most: float, layout: Layout) -> 
     headers = {file: read_header(file) for file in weight_files(folder)}
     names = _standard_names(spec, itertools.chain(*headers.values()))
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, entry in itertools.chain(*(entries.items() for entries in headers.values())):
+    for name, (_, shape) in itertools.chain(*(entries.items() for entries in headers.values())):
         if names.get(name) in shapes:
             raise UserError(f"{folder}: the tensor {short(name)} is there twice.")
         if name in names:
-            shapes[names[name]] = entry.shape
+            shapes[names[name]] = shape
     # Some files repeat a tied embedding as the head: both must be the same, byte for byte.
     table = FAMILIES[spec.family].table
     head, embedding = (f"{table[each][0]}.weight" for each in ("head", "embed"))
