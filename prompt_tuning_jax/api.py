@@ -124,7 +124,8 @@ def label_scores(
     rows = _rows(use.task, split)
     counts: dict[str, int] = {}
     if demonstrations:
-        shown = scoring.fitting(lm, use.task, rows, demonstrations, log, max_length)
+        given = _rows(use.task, demonstrations)
+        shown = scoring.fitting(lm, use.task, rows, given, log, max_length)
         use, counts["demonstrations"] = use._replace(demonstrations=shown), len(shown)
     examples = _encode(lm, rows, use)
     scores = scoring.finite(lm, scoring.score(lm, examples, use.given, log=log))
@@ -198,12 +199,13 @@ def encode(lm: LanguageModel, task: Task, rows: Sequence[Record], artifact: Arti
 def held_out(task: Task, config: Any, by: str | None) -> tuple[list[Record], list[Record]]:
     """Returns the validation records that something is chosen by, such as the best of some prompts,
     and those that calibrate. `by` is 'labels', 'texts' or None, see `calibration.KEYS`."""
-    choosing, own = validation_records(task, config.task), config.calibration.split
+    labelled, own = by != "texts", config.calibration.split
+    choosing = validation_records(task, config.task, labelled)
     parts = halves(choosing) if by == "labels" else (choosing, choosing)
     if own:
-        parts = choosing, select_records(task, own)
+        parts = choosing, select_records(task, own, labelled)
     if not all(parts):
-        one = "the validation split has one example of each label, and none is left to choose by"
+        one = "no label has two validation records, and calibrating takes the first of each label"
         raise UserError(f"{one}: name records that calibrate in config.calibration.split")
     if by == "labels":
         check_labels([record[LABEL] for record in parts[1]], len(task.labels))
@@ -304,10 +306,10 @@ def _rows(task: Task, split: Any) -> Sequence[Record]:
     """Returns the records of a split, or those of a list with texts for numbers."""
     if isinstance(split, str):
         return select_records(task, split)
-    rows, outputs = [*split], output_fields(task)
+    rows, outputs = [*split] if isinstance(split, Iterable) else [], output_fields(task)
     if not rows or not all(isinstance(row, Mapping) and {*outputs} <= {*row} for row in rows):
-        needed = f"expected the name of a split, or a list of records with {', '.join(outputs)}"
-        raise UserError(f"split is {short(split, 200)}: {needed}")
+        needed = f"the name of a split, or a list of records with {', '.join(outputs)}"
+        raise UserError(f"the records are {short(split, 200)}: expected {needed}")
     names = {*field_names(task.template), *outputs}
     for number, row in enumerate(rows):
         place = row.get(PLACE, f"record {number}")

@@ -5,6 +5,7 @@ its config, what it found (`found.json`) and how that does on the test split (`t
 there is not computed again with the same model and data: a comparison that was stopped goes on.
 """
 
+import contextlib
 import functools
 import json
 import shutil
@@ -74,16 +75,13 @@ def compare(
 ) -> tuple[list[Compared], list[str]]:
     """Runs what is not there yet. Returns the results of every row, and then of the curve; and
     the names of rows that failed. `fresh` starts the rows over. `enough_memory` makes a context
-    of a run's config, which turns too little memory into a RunError.
-
-    Raises:
-      UserError: a row cannot be run.
-      KeyboardInterrupt: asked to stop. Finished runs are in the folder, and so is a checkpoint of
-        the stopped one, unless the argument is False.
-    """
+    of a run's config, which turns too little memory into a RunError. When it is asked to stop, it
+    raises a KeyboardInterrupt: finished runs are in the folder, and so is a checkpoint of the
+    stopped one, unless the argument is False. Raises a UserError for a row that cannot be run."""
     rows = check(lm, config, folder, log, fresh)
     old = [each for row in rows for each in (folder / row.folder).glob("*seed-*") if fresh]
-    for path in [each / name for each in old for name in (FOUND, TRIED, TEST)]:
+    paths = [each / name for each in old for name in (FOUND, TRIED, TEST)]
+    for path in [*paths, *[folder / "report.md"] * fresh]:
         path.unlink(missing_ok=True)  # first: after a kill on the way, no old number is left
     for each in old:
         shutil.rmtree(each)
@@ -119,8 +117,7 @@ def check(lm: LanguageModel, config, folder: Path, log: Callable, fresh: bool = 
         for run in [] if fresh else runs:
             _check_kept(run)
         task = (run := runs[0]).config.task
-        made, kind = make_task(task), "" if count else _calibration_of(config, run)
-        _plan(lm, made, run, kind, count)
+        _plan(lm, run, "" if count else _calibration_of(config, run), count)
         if count and row is repeated[0][0] and task.validation_per_class < count:
             log(f"each label has {task.validation_per_class} records to validate with, not {count}")
     return rows
@@ -151,11 +148,12 @@ def _curve(config, rows: Sequence[Row]) -> tuple[list[str], list[int]]:
     return [*names], [count for count in config.compare.examples_per_class if count]
 
 
-def _plan(lm: LanguageModel, task: Task, run: Run, calibrate: str, count: int) -> None:
+def _plan(lm: LanguageModel, run: Run, calibrate: str, count: int) -> None:
     """Raises a UserError if a row cannot be run, calibrated or repeated with `count` examples of a
     label; its teacher, if any, is not asked."""
     config = run.config.copy_and_resolve_references()
     try:
+        task = make_task(config.task)
         training_records(task, config.task)
         api.held_out(task, config, calibrate)
         if run.row.is_trained:
@@ -270,7 +268,9 @@ def _every_seed(
 
 def _kept(path: Path, make: Callable[[], dict[str, Any]], **settings: str) -> dict[str, Any]:
     """Returns the values of a JSON file. Makes it first if it is missing or of other settings."""
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kept: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):  # missing, or damaged
+        kept = json.loads(path.read_text(encoding="utf-8"))
     if not kept or kept | settings != kept:
         kept = make() | settings
         atomic_write(path, (json.dumps(kept) + "\n").encode())

@@ -13,6 +13,7 @@ from prompt_tuning_jax.data.records import LABEL
 from prompt_tuning_jax.data.task import make_task, validation_records
 from prompt_tuning_jax.errors import UserError, nearest, short
 from prompt_tuning_jax.methods import METHODS
+from prompt_tuning_jax.run import folder as folders
 
 # Rows without training, and the part of the config that each reads alone, if any.
 WAYS = {
@@ -21,6 +22,7 @@ WAYS = {
     "demonstrations": "demonstrations",
     "searched prompt": "search",
 }
+LONGEST = 60  # characters of a name, which is that of a folder and stands beside a picture
 _SHARED = re.compile(r"(model|parallel|compare|task\.(test|split_seed|name|files|target))\b|seed=")
 
 
@@ -109,6 +111,8 @@ def read_rows(config) -> list[Row]:
             )
         if name in rows:
             rows[name] = rows[name]._replace(rates=(*dict.fromkeys(rows[name].rates + rates),))
+        elif own := [row.name for row in rows.values() if _method(row) == name.replace(" ", "_")]:
+            raise UserError(f"config.compare.learning_rates has {name!r}: write {own[0]!r}")
     for name in config.compare.curve:
         _check_name(name, trained, "curve")
     return list(rows.values())
@@ -133,16 +137,28 @@ def _read_row(entry: str) -> Row:
             f"config.compare.rows has {name!r}, which names no method{nearest(name, names)}:"
             f" expected one of {', '.join(names)}, or method.name=METHOD behind a colon"
         )
+    if len(name) > LONGEST or re.sub(r"\W+", "_", name) in folders.WRITTEN:
+        raise UserError(
+            f"config.compare.rows has {short(name, 80)}: give another name, of at most {LONGEST}"
+            " characters"
+        )
     # The parts of the config that other ways read, and the method of a row without training.
     others = {part for way, part in WAYS.items() if part and way != name}
     if name in WAYS:
         others |= {"method", "optimizer", "schedule", "teacher", "steps", "learning_rate"}
     for word in words:
+        if "=" not in word.strip("="):
+            raise UserError(f"config.compare.rows has {word!r} in {name!r}: write KEY=VALUE")
         is_shared, is_unread = _SHARED.match(word), re.split("[.=]", word)[0] in others
         if is_shared or is_unread:
             why = "which all rows share" if is_shared else "which does not read it"
             raise UserError(f"config.compare.rows has {word!r} in {name!r}, {why}: leave it out")
     return Row(name, tuple(f"--config.{word}" for word in words))
+
+
+def _method(row: Row) -> str:
+    names = [word.partition("=")[2] for word in row.overrides if "method.name=" in word]
+    return names[-1] if names else ""
 
 
 def _check_name(name: str, trained: Sequence[str], key: str) -> None:
@@ -178,7 +194,10 @@ def make_run(
         few = {"examples_per_class": examples, "draw_seed": seed}
         few["validation_per_class"] = min(examples, *map(labels.count, set(labels)))
         words += [f"--config.task.{name}={value}" for name, value in few.items()]
-    made = configs.build(values, words, f"the row {row.name!r}")
+    try:
+        made = configs.build(values, words)
+    except UserError as error:
+        raise UserError(f"the row {row.name!r}: {error}") from error
     parts = [f"seed-{seed}", f"examples-{examples}" * bool(examples)]
     if row.is_trained:
         parts.insert(0, f"rate-{made.learning_rate:g}")

@@ -21,8 +21,10 @@ class RunError(Exception):
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """Returns " (did you mean 'steps'?)" for the closest of `words`, or "" if none is close."""
-    close = difflib.get_close_matches(word, [each for each in words if each != word], n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    known = {each.lower(): each for each in words if each != word}
+    begun = [each for each in known if word.lower().startswith(f"{each}_") or word.lower() == each]
+    close = begun or difflib.get_close_matches(word.lower(), known, n=1)
+    return f" (did you mean {known[close[0]]!r}?)" if close else ""
 
 
 def nearest_file(path: str) -> str:
@@ -35,6 +37,11 @@ def short(value: Any, most: int = 60) -> str:
     """Returns a value from a file for use in a message: escaped, on one line, and cut."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}…"
+
+
+def plain(text: str) -> str:
+    """Returns a text with its control characters escaped: a terminal would obey them."""
+    return re.sub(r"[^\n\t -~\xa0-\U0010ffff]", lambda found: ascii(found[0])[1:-1], text)
 
 
 def quote(word: str) -> str:

@@ -133,7 +133,8 @@ def calibration_error(scores: np.ndarray, answers: np.ndarray) -> np.ndarray:
     """Returns float64[1 + RESAMPLES], of the examples and of resampled ones in the same bins."""
     scores, right = np.asarray(scores, np.float64), scores.argmax(axis=1) == answers
     probability = np.exp(scores.max(axis=1) - np.logaddexp.reduce(scores, axis=1))
-    bins = probability.argsort(kind="stable").argsort() * BINS // len(right)
+    # Equal probabilities share a bin.
+    bins = np.searchsorted(np.sort(probability), probability) * BINS // len(right)
     surplus = np.eye(BINS)[bins] * (right - probability)[:, None]
     sums = np.concatenate([surplus.sum(axis=0)[None], *_resampled_sums(surplus)])
     return np.abs(sums).sum(axis=1) / len(right)

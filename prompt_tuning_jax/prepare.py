@@ -123,11 +123,11 @@ def prepare(
     Only the shapes of `given` are read; the demonstrations `shown` are not trained on."""
     for note in task.load().notes:
         log(note)
-    rows = training_records(task, config.task)
+    rows = training_records(task, config.task, not is_taught(config))
     taught = demonstrations_of(lm, task, config, log)
     shown = [*shown, *taught]
     rows = without_demonstrations(rows, shown, field_names(task.template))
-    held_out = validation_records(task, config.task)
+    held_out = validation_records(task, config.task, not is_taught(config))
     shares: tuple = (None, None)
     if is_taught(config):
         log("the teacher answers the records to train on and to validate with")
@@ -157,8 +157,9 @@ def prepare(
                 f"warning: {shortened} {name} examples were too long and lost {tokens} tokens: "
                 "raise task.max_length if the model has more positions, or shorten the template"
             )
+    known = [*rows, *shown]
     for warning in (
-        warnings.trained_on(held_out, rows, field_names(task.template), config.task.validation),
+        warnings.trained_on(held_out, known, field_names(task.template), config.task.validation),
         warnings.empty_texts(rows, field_names(task.template), config.task.train),
         warnings.empty_texts(held_out, field_names(task.template), config.task.validation),
         warnings.look_alike(task.labels),

@@ -47,9 +47,13 @@ def _quantize(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return numbers.clip(-HIGHEST, HIGHEST).astype(np.int8), scales
 
 
+def is_quantized(leaf: Any) -> bool:
+    """Tells whether a part of a tree is a matrix in int8: its numbers `q` and their `scale`."""
+    return isinstance(leaf, Mapping) and getattr(leaf.get("q"), "dtype", None) == np.int8
+
+
 def full_matrix(leaf: Any, shape: tuple[int, ...]) -> jax.Array:
     """Returns a matrix of a shape, of which `leaf` may be the part of one device, or int8."""
     if not isinstance(leaf, Mapping):
         return gather(leaf, shape)
-    scale = gather(leaf["scale"], shape[:-1])
-    return gather(leaf["q"], shape).astype(scale.dtype) * scale[..., None]
+    return gather(leaf["q"], shape).astype(leaf["scale"].dtype) * leaf["scale"][..., None]

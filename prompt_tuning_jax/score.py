@@ -181,6 +181,8 @@ def loss_and_accuracy(scores: np.ndarray, answers: np.ndarray) -> dict[str, floa
     """Compares float32[N, C] scores with int[N] right answers. Returns `loss`, the mean negative
     log-likelihood of the right answers in nats; `accuracy`, the share of examples whose best answer
     is the right one, if there are several answers; and `examples`, N."""
+    if unknown := int((answers < 0).sum()):
+        raise UserError(f"{unknown} of {len(answers)} records have no label: give them one")
     right = scores[np.arange(len(answers)), answers]
     found = {"loss": float(-right.mean())}
     if scores.shape[1] > 1:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prompt_tuning_jax.config.key import Key, all_texts, among, whole
@@ -98,8 +99,8 @@ def make_layout(letters: Mapping, shapes: Mapping, settings: Mapping, devices: i
     divided = []
     for path, axis in found.items():
         names = [MODEL if each == axis else None for each in range(len(sizes[path]))]
-        # In int8 a matrix has a scale for each row beside it.
-        parts = {path: names, f"{path}/q": names, f"{path}/scale": names[:-1]}
+        # In int8 there is a scale for each row beside it, which is small and stays whole.
+        parts = {path: names, f"{path}/q": names}
         if len(names) == 3 and "r" in axes:
             # LoRA's A [L, r, in] is cut along r, B [L, out, r] along out: B tells what r is.
             thin = path.replace("layers/", "decoder/").removesuffix("weight")
@@ -127,7 +128,12 @@ def make_mesh(devices: Sequence[Any], shards: int = 1) -> Mesh:
 
 
 def shard(params: Any, layout: Layout) -> Any:
-    """Places a frozen tree of numpy arrays, in parts over all devices or whole on the default."""
+    """Places a frozen tree of numpy arrays, in parts over all devices or whole on the default. From
+    then on no program is read from a cache if it would be divided over CPUs: jax 0.10 mixes up the
+    collectives of those, and ends the process."""
+    if max(jax.process_count(), layout.shards) > 1 and jax.default_backend() == "cpu":
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # which else keeps what it read of this setting
     if layout.shards == 1:
         return jax.device_put(params)
     return place(params, make_mesh(jax.devices(), layout.shards), layout.specs(params))

@@ -91,10 +91,8 @@ def loss_fn(trainable, frozen: Frozen, batch: Batch, rng, parts: Parts) -> tuple
 
 def gradients(trainable, frozen: Frozen, batch: Batch, rng, parts: Parts):
     """Returns the gradient of the summed loss in `trainable`, and the sums; adds up microbatches.
-
-    Microbatches may have unequal numbers of targets: their sums add up to those of one large batch,
-    their means do not.
-    """
+    These may have unequal numbers of targets: their sums add up to those of one large batch, their
+    means do not."""
     compute = jax.grad(loss_fn, has_aux=True)
     if parts.microbatches == 1:
         return compute(trainable, frozen, batch, rng, parts)

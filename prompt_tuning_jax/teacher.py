@@ -48,7 +48,8 @@ def demonstrations_of(lm, task: Task, config: Any, log) -> Sequence[Mapping[str,
     if not config.teacher.demonstrations:
         return []
     shown = training_demonstrations(task, config, [config.teacher.prompt], KEY)
-    rows = training_records(task, config.task) + tasks.validation_records(task, config.task)
+    rows = training_records(task, config.task, labelled=False)
+    rows += tasks.validation_records(task, config.task, labelled=False)
     with contextlib.suppress(UserError):  # there may be no test split
         rows += tasks.select_records(task, config.task.test)
     task, asked, most, room = _question(lm, task, rows, config)
@@ -59,7 +60,7 @@ def check_teacher(lm, task: Task, config) -> None:
     """Raises a UserError if there is a teacher that cannot read the first record to train on, or
     whose demonstrations do not fit."""
     if is_taught(config):
-        rows, log = training_records(task, config.task), lambda line: None
+        rows, log = training_records(task, config.task, labelled=False), lambda line: None
         shown = demonstrations_of(lm, task, config, log)
         rows = without_demonstrations(rows, shown, field_names(task.template))
         _ask(lm, task, rows[:1], config, shown, log)

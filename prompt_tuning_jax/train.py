@@ -1,7 +1,5 @@
-"""The training loop: restore or start, step, log, validate, save, stop. Read it from the top.
-
-The mathematics of a step is in `step.py`; the files of a run are written in `run/`.
-"""
+"""The training loop: restore or start, step, log, validate, save, stop. Read it from the top. The
+mathematics of a step is in `step.py`; the files of a run are written in `run/`."""
 
 import contextlib
 import math
@@ -21,9 +19,17 @@ from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.memory import step_bytes
 from prompt_tuning_jax.methods import make_method
 from prompt_tuning_jax.models.language_model import LanguageModel
-from prompt_tuning_jax.models.sites import PROMPT, Given, from_tensors, to_tensors, without_leaves
+from prompt_tuning_jax.models.sites import (
+    PROMPT,
+    Given,
+    check_given,
+    from_tensors,
+    to_tensors,
+    without_leaves,
+)
 from prompt_tuning_jax.optimizers import make_optimizer
 from prompt_tuning_jax.prepare import Data, check_task, prepare, start_from_demonstrations
+from prompt_tuning_jax.quantization import is_quantized
 from prompt_tuning_jax.run import warnings
 from prompt_tuning_jax.run.artifact import Artifact, load_start, make_manifest
 from prompt_tuning_jax.run.checkpoint import Checkpoints
@@ -210,6 +216,9 @@ def make_step(lm: LanguageModel, task, config):
     # The frozen weights are an argument: what a jitted function closes over is compiled in.
     run = jax.jit(lambda tree, fixed, params: method.adapt(tree, fixed, params, key, False))
     given = jax.eval_shape(run, trainable, fixed, lm.params)
+    check_given(lm.spec, given)
+    if given.params and lm.settings.get("quantize"):
+        raise UserError("config.model.quantize is 'int8', and the method trains weights: leave it")
     return parts, trainable, Frozen(without_leaves(lm.params, given.params), fixed), run, given
 
 
@@ -234,8 +243,9 @@ def due(step: int, every: int) -> bool:
 
 
 def parameter_count(tree) -> int:
-    """Returns how many numbers a tree holds."""
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+    """Returns how many numbers a tree holds, without the scales of matrices in int8."""
+    leaves = jax.tree.leaves(tree, is_leaf=is_quantized)
+    return sum((leaf["q"] if is_quantized(leaf) else leaf).size for leaf in leaves)
 
 
 def restore(checkpoints: Checkpoints | None, run: Plan, log) -> tuple[State, Best, tuple, int]:
@@ -305,6 +315,8 @@ def validate(lm: LanguageModel, data: Data, given: Given, step: int, run_log: Ru
     began = time.perf_counter()
     scores = scoring.score(lm, data.validation, given, log=run_log.log)
     answers = np.array([example.answer for example in data.validation])
+    if data.validation_shares is not None:  # its likeliest label, if the right one is not known
+        answers = np.where(answers < 0, data.validation_shares.argmax(1), answers)
     metrics = scoring.loss_and_accuracy(scores, answers)
     if data.validation_shares is not None:
         metrics["loss"] = -float((data.validation_shares * scores).sum(1).mean())

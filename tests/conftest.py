@@ -48,6 +48,18 @@ settings.register_profile("slow", settings.get_profile("tests"), max_examples=10
 settings.load_profile("tests")
 
 
+@pytest.fixture(autouse=True)
+def kept_programs():
+    """Divided weights end the reading of compiled programs for a process; here only for a test."""
+    yield
+    from jax import config
+    from jax.experimental.compilation_cache import compilation_cache
+
+    if not config.jax_enable_compilation_cache:
+        config.update("jax_enable_compilation_cache", True)
+        compilation_cache.reset_cache()
+
+
 @pytest.fixture
 def home(monkeypatch, tmp_path):
     """An empty current folder, at home with the tiny model and data."""

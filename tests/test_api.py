@@ -92,11 +92,15 @@ def test_records_may_be_fields_or_text_and_their_label_is_not_looked_at(given, m
 
 
 @pytest.mark.parametrize(
-    "split", [[], [{"text": "banks"}], ["banks"], {"text": "banks", "label": "business"}]
+    "split",
+    [[], [{"text": "banks"}], ["banks"], {"text": "banks", "label": "business"}, 3, None],
 )
 def test_records_to_score_have_an_answer(given, split):
     with pytest.raises(UserError, match="the name of a split, or a list of records with label"):
         api.evaluate(*given[:2], split=split)
+    if split:  # as demonstrations too
+        with pytest.raises(UserError, match="or a list of records with label"):
+            api.evaluate(*given[:2], split="test[:3]", demonstrations=split)
 
 
 def test_a_text_alone_is_refused_where_the_template_has_several_fields(given):
@@ -335,14 +339,19 @@ def test_a_field_of_a_record_is_a_text(given, made, value):
 
 def test_a_number_is_the_text_that_json_has_for_it(given, made):
     lm, task, _ = given
-    number, text = api.predict(lm, task, [{"text": 5.5}, "5.5"], made)
-    assert number == text
+    numbers = [{"text": 5.5}, {"text": np.float32(5.5)}, {"text": np.float64(5.5)}, "5.5"]
+    *numbers, text = api.predict(lm, task, numbers, made)
+    assert all(number == text for number in numbers)
+    shown = [{"text": 7, "label": "business"}]
+    found = api.evaluate(lm, task, split="test[:3]", demonstrations=shown)
+    shown[0]["text"] = "7"
+    assert found == api.evaluate(lm, task, split="test[:3]", demonstrations=shown)
 
 
 @pytest.mark.parametrize(
     ("record", "fault"),
     [
-        ({"text": "banks"}, "demonstration 0 has no answer"),
+        ({"text": "banks"}, "or a list of records with label"),
         ({"text": "banks", "label": "banks"}, "the label is 'banks': expected one of 'business'"),
     ],
 )

@@ -51,6 +51,7 @@ def test_an_adapter_comes_back_as_it_was(lm, tmp_path, kind):
     assert exchange.export_adapter(lm, task, artifact(lm, given, task), tmp_path / "a") == kind
     again = exchange.import_adapter(lm, TASK, configs.build({}), tmp_path / "a")
     assert again.manifest["config"]["method"]["name"]
+    assert again.manifest["config"]["method"].get("rank", 4) == 4
     found = from_tensors(again.tensors)
     assert found.sites.keys() == given.sites.keys()
     for path, leaf in given.sites.items():
@@ -128,6 +129,18 @@ def test_the_front_is_written_as_the_model_reads_it(lm, tmp_path):
     wanted = [vectors[-1 - i] if i < 0 else table[i] for i in ids]
     np.testing.assert_array_equal(found, wanted)
     assert lm.tokenizer.decode([i for i in ids if i >= 0]) == "<|bos|>ab the:"
+
+
+def test_bos_in_front_is_an_exports_and_not_a_prompt_that_peft_began_as_a_text(lm, tmp_path):
+    given = plain_model.random_given(2, SPEC, "prompt", size=2)
+    task, path = TASK._replace(template="{soft}{text}"), tmp_path / "a" / "adapter_config.json"
+    exchange.export_adapter(lm, task, artifact(lm, given, task), tmp_path / "a")
+    ours = exchange.import_adapter(lm, TASK, configs.build({}), tmp_path / "a")
+    assert len(ours.tensors["prompt/vectors"]) == 2
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prompt_tuning_init": "TEXT"}))
+    theirs = exchange.import_adapter(lm, TASK, configs.build({}), tmp_path / "a")
+    assert len(theirs.tensors["prompt/vectors"]) == 3
+    assert theirs.manifest["template"].startswith("{soft}<|bos|>")
 
 
 def test_what_another_program_cannot_hold_is_refused(lm, tmp_path):

@@ -322,7 +322,8 @@ def test_a_prompt_whose_text_gives_other_tokens_is_left_out():
     [
         ({"num_tokens": 3}, "start has 6 tokens and config.search.num_tokens is 3"),
         ({"start": ""}, "neither start nor num_tokens"),
-        ({"start": "see {text}"}, "'see {text}', with a field"),
+        ({"start": "see {text}"}, "'see {text}', with a field or a slot: give"),
+        ({"start": "see {soft} b"}, "'see {soft} b', with a field or a slot: give"),
         ({"start": "e we", "template": "h{soft} {text}"}, "joins the text beside it"),
         ({"template": "{text} {soft}"}, "no place for a searched prompt"),
         ({"template": "{soft}"}, "no place for a searched prompt"),
@@ -415,16 +416,23 @@ def test_the_command_stops_goes_on_and_reports_the_text(typed, monkeypatch):
         stopped = typed(*command)
     assert lost.status == 1 and "stopped and not saved: free disk space; this goes on" in lost.err
     assert stopped.status == 75 and "this goes on from here" in stopped.out, stopped.err
+    stops = [stopped]
     assert load_artifact("found/artifact").tensors == {}
     with monkeypatch.context() as patch:
         patch.setattr(api, "evaluate", mock.Mock(side_effect=KeyboardInterrupt))
-        stopped = typed(*command)
+        stops.append(stopped := typed(*command))
     assert stopped.status == 75 and "this goes on from here" in stopped.out, stopped.err
     done = typed(*command, "--json")
     assert done.status == 0 and "going on after round 3" in done.err, done.err
     rows = json.loads(done.out)["rows"]
     assert [row["name"] for row in rows] == ["start", "searched prompt"]
     kept = load_artifact("found/artifact")
+    # What is printed can be typed, and has the loss that is printed.
+    assert f" so far: {kept.manifest['template']!r}" in done.err
+    held = ["--prompt", kept.manifest["template"], "--split", "validation[:40]", "--json"]
+    found = json.loads(typed("evaluate", "--config", command[2], *held).out)
+    said = f"validation {found['accuracy']:.1%}, loss {found['loss']:.3f}, "
+    assert any(said in each.out for each in (lost, wrong, *stops))
     for how in (
         ["--artifact", "found"],
         ["--config", command[2], "--prompt", kept.manifest["template"]],

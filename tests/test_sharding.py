@@ -3,6 +3,8 @@
 import collections
 import os
 import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -46,14 +48,40 @@ def test_a_mesh_of_any_form_trains_the_same(shards, more):
     assert_near(frozen.params, LM.params, 0)
 
 
-def test_a_device_holds_its_part_and_one_layer_is_gathered_at_a_time():
+PROGRAM = """
+import jax, sys
+from prompt_tuning_jax import config, load, tune
+from prompt_tuning_jax.data.task import make_task
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+made = config.load(sys.argv[1], ["--config.steps=2", "--config.method.name=lora"])
+for count in (1, 4):
+    made.parallel.model = count
+    jax.clear_caches()
+    tune(load(made.model, made.parallel), make_task(made.task), made)
+print("done")
+"""
+
+
+def test_programs_that_were_kept_do_not_end_a_process_with_divided_weights(home):
+    """The second start would read back what the first one kept."""
+    how = {"capture_output": True, "text": True, "timeout": 200}
+    for _ in range(2):
+        words = [sys.executable, "-c", PROGRAM, str(tiny_runs.world().config)]
+        done = subprocess.run(words, **how, env={**os.environ, "JAX_COMPILATION_CACHE_DIR": "kept"})
+        assert done.returncode == 0 and "done" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_a_device_holds_its_part_and_one_layer_is_gathered_at_a_time(is_int8):
     spec = changed(layers=5, width=64, heads=8, kv_heads=8, head_size=8, feedforward=256)
     lm, given = plain_model.make(spec)[0], test_methods.tried("lora")
+    if is_int8:
+        lm = in_int8(lm)
     lm = divided(4, lm)
     bytes_of = lambda leaves: sum(leaf.nbytes for leaf in leaves)  # noqa: E731
     whole = bytes_of(jax.tree.leaves(lm.params))
     held = [leaf.addressable_shards[0].data for leaf in jax.tree.leaves(lm.params)]
-    assert bytes_of(held) <= 0.26 * whole
+    assert bytes_of(held) <= (0.30 if is_int8 else 0.26) * whole  # scales are whole
 
     made = tiny_methods.make(name="lora", rank=2)
     parts = given.parts._replace(module=lm.module, method=made)
@@ -138,6 +166,7 @@ def test_in_int8_each_row_is_near_and_a_quarter_of_the_bytes():
     spec = changed(width=256, heads=8, kv_heads=8, head_size=32, feedforward=512)
     lm = plain_model.make(spec)[0]
     small = in_int8(lm)
+    assert train.parameter_count(small.params) == train.parameter_count(lm.params)
     bytes_of = [sum(leaf.nbytes for leaf in jax.tree.leaves(one.params)) for one in (small, lm)]
     assert bytes_of[0] <= 0.27 * bytes_of[1]
     found, wanted = (one.params["layers"]["attention"]["q"]["weight"] for one in (small, lm))

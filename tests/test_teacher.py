@@ -10,7 +10,7 @@ import tiny_runs
 
 from prompt_tuning_jax import api, train
 from prompt_tuning_jax import score as scoring
-from prompt_tuning_jax.data.records import PLACE, Source
+from prompt_tuning_jax.data.records import PLACE, UNLABELLED, Source
 from prompt_tuning_jax.data.task import select_records
 from prompt_tuning_jax.data.template import with_prompt
 from prompt_tuning_jax.errors import UserError
@@ -22,6 +22,7 @@ from prompt_tuning_jax.teacher import demonstrations_of
 pytestmark = pytest.mark.usefixtures("home")
 PROMPT = "One of b, e, p, s, t. "
 TAUGHT = f"--config.teacher.prompt={PROMPT}"
+VECTORS = "prompt/vectors"
 SHOWN = "--config.teacher.demonstrations=2"
 
 
@@ -61,6 +62,28 @@ def test_the_labels_of_the_training_records_are_not_read():
     one, two = (train.plan(lm, each, config, print).data for each in (task, other))
     assert one.fingerprint() == two.fingerprint()
     np.testing.assert_array_equal(one.train_shares, two.train_shares)
+
+
+def test_records_without_labels_are_taught():
+    lm, task, config = tiny_runs.tiny(TAUGHT)
+    splits = dict(task.load().splits)
+    fault = {"label": "", UNLABELLED: "line 1: no label"}
+    for name in ("train", "validation"):
+        splits[name] = [row | fault for row in splits[name]]
+    other = task._replace(load=lambda: Source(splits))
+    found = [train.tune(lm, each, config, log=print) for each in (task, other)]
+    one, two = (each.artifact for each in found)
+    np.testing.assert_array_equal(one.tensors[VECTORS], two.tensors[VECTORS])
+    # The accuracy is the share of the teacher's likeliest labels.
+    held = select_records(task, config.task.validation)
+    guessed = [
+        api.label_scores(lm, task, *how, split=held, prompt=prompt).scores.argmax(1)
+        for how, prompt in (((), PROMPT), ((two,), None))
+    ]
+    share = (guessed[0] == guessed[1]).mean()
+    assert found[1].history[-1]["validation/accuracy"] == pytest.approx(share)
+    with pytest.raises(UserError, match="line 1: no label"):
+        train.tune(lm, other, tiny_runs.tiny()[2], log=print)
 
 
 def test_with_a_target_the_teachers_texts_are_the_targets():

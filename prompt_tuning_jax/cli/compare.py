@@ -48,7 +48,8 @@ def compare_and_report(config, folder: str, fresh: bool, command: Sequence[str])
             print_table(cells(rows), texts=["row"])
             say(f"\n{', '.join(map(str, paths))}")
         if failed:
-            advice = f"correct it in its row, as 'NAME: microbatches=2', and type {again}"
+            advice = "correct it in its row, as 'NAME: microbatches=2', delete the row's folder"
+            advice += f" and type {again}"
             raise RunError(f"{facts['failed']} failed, as said above: {advice}")
         start["outcome"] = "finished"
     return 0
@@ -78,10 +79,8 @@ def _time(results: Sequence[Compared]) -> str:
 
 
 def summarize(results: Sequence[Compared], lm: LanguageModel) -> list[dict[str, Any]]:
-    """Returns the numbers of each row of the report by name, without those that it does not have.
-
-    A row that was calibrated has another one behind it.
-    """
+    """Returns the numbers of each row of the report by name, without those that it does not have. A
+    row that was calibrated has another one behind it."""
     total = train.parameter_count(lm.params)
     rows, values = [], []
     for each in results:
@@ -137,7 +136,7 @@ def _command(each: Compared, calibrated: bool) -> str:
     """Returns a command that gives the first seed's number again."""
     config, found = str(each.runs[0].folder / CONFIG), each.found[0]
     if each.row.is_trained:
-        again = ["--workdir", f"again/{each.row.folder}/{each.runs[0].folder.name}"]
+        again = ["--workdir", str(Path("again", *each.runs[0].folder.parts[-3:]))]
         return shlex.join(["prompt-tuning", "train", "--config", config, *again])
     words = ["prompt-tuning", "evaluate", "--config", config]
     for name in ("prompt", "demonstrations"):

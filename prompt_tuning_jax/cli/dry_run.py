@@ -1,10 +1,9 @@
-"""`train --dry_run`: what the model reads, what fits into memory and how long a run takes.
-
-It runs the code of `train` up to the first step, and a few steps whose result is thrown away.
-"""
+"""`train --dry_run`: what the model reads, what fits into memory and how long a run takes. It runs
+the code of `train` up to the first step, and a few steps whose result is thrown away."""
 
 import itertools
 import time
+import timeit
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -155,10 +154,7 @@ def _step_seconds(compiled, steps, state, frozen, batches) -> float:
 def _validation_seconds(lm: LanguageModel, examples, given: Given) -> float:
     """Returns the seconds to score all examples, by a second run of a part of them."""
     part, (lm, given, _) = examples[:SCORED], spread(lm, given)
-    for _ in range(2):
-        began = time.perf_counter()
-        score(lm, part, given)
-        seconds = time.perf_counter() - began
+    seconds = timeit.repeat(lambda: score(lm, part, given), number=1, repeat=2)[1]
     return seconds * len(examples) / len(part)
 
 

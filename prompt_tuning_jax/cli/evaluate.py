@@ -1,7 +1,7 @@
 """The command `evaluate`: scores an artifact, written prompts, or the model alone on a split."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prompt_tuning_jax import api, exchange, generate
@@ -24,6 +24,7 @@ from prompt_tuning_jax.run.report import FORMATS
 from prompt_tuning_jax.run.warnings import other_task, trained_on
 from prompt_tuning_jax.score import fitting
 from prompt_tuning_jax.storage import sha256
+from prompt_tuning_jax.teacher import is_taught
 
 # What calibrates, by `--calibrate`.
 _HELD = {
@@ -57,16 +58,16 @@ def evaluate_split(
         config = config or from_manifest(artifact.manifest, parallel)
     task, split = tasks.make_task(config.task, known), split or config.task.test
     ranking, held = _held_out(task, config, path, calibrate, split)
-    splits = [split] if path is None else [config.task.validation, split]
     prompts, counted = {} if prompt is None else {prompt: "--prompt"}, ""
     if path is not None:
         prompts, counted = read_prompts(path)
     if prompts:
-        check_prompts(task, prompts, splits[0])
+        check_prompts(task, prompts, config.task.validation if path else split)
     if artifact is not None:
         _warn_of_differences(artifact.manifest, task, config, split, calibrate)
-    demonstrations, lm = _demonstrations(task, config, splits, prompts), load_model(config)
     rows = [*ranking, *held, *tasks.select_records(task, split)]
+    demonstrations = training_demonstrations(task, config, prompts, scored=rows)
+    lm = load_model(config)
     read = digest([*prompts], rows, demonstrations, calibrate, seal)
     check_processes(config, {"model": lm.fingerprint, "data": read})
     use = functools.partial(_use, lm, task, config, rows, demonstrations)
@@ -91,10 +92,16 @@ def evaluate_split(
         shown = how["demonstrations"]
         kept = artifact or exchange.keep_prompt(lm, task, config, prompt or "", shown)
         own = {"labels": task.labels, "calibration": calibration._asdict()} if calibration else {}
+        own |= {"metrics": _numbers(ranking[0])} if path else {}
         keep(kept._replace(manifest=kept.manifest | own), out)
     for note in task.load().notes:
         say(note)
     return result
+
+
+def _numbers(ranked: Mapping[str, Any]) -> dict[str, float]:
+    """Returns what a prompt was chosen by, for the manifest."""
+    return {f"validation_{name}": ranked[name] for name in ("loss", "accuracy") if name in ranked}
 
 
 def print_result(result: Mapping[str, Any]) -> None:
@@ -143,8 +150,9 @@ def warn_of_overlap(task, known: Sequence[Mapping[str, str]], split: str, *use: 
 
 def warn_of_seen(task, config) -> None:
     """Says how many records of the test split a run trains on or validates on too."""
-    warn_of_overlap(task, tasks.training_records(task, config.task), config.task.test)
-    held = tasks.validation_records(task, config.task)
+    labelled = not is_taught(config)
+    warn_of_overlap(task, tasks.training_records(task, config.task, labelled), config.task.test)
+    held = tasks.validation_records(task, config.task, labelled)
     warn_of_overlap(task, held, config.task.test, "are validated on")
 
 
@@ -159,17 +167,7 @@ def _warn_of_differences(manifest, task, config, split: str, calibrate: str | No
     if PROMPTED in manifest:
         warn_of_overlap(task, manifest[PROMPTED], split, "are demonstrations")
     elif split != config.task.train:
-        warn_of_overlap(task, tasks.training_records(task, config.task), split)
-
-
-def _demonstrations(task, config, splits: Sequence[str], prompts: Iterable[str] = ()) -> Any:
-    """Chooses demonstrations; warns if records of `splits` are among them."""
-    if not config.demonstrations.number:
-        return []
-    chosen = training_demonstrations(task, config, prompts)
-    for split in splits:
-        warn_of_overlap(task, chosen, split, "are demonstrations")
-    return chosen
+        warn_of_overlap(task, tasks.training_records(task, config.task, False), split)
 
 
 def read_prompts(path: str) -> tuple[dict[str, str], str]:

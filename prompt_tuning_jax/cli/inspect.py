@@ -82,14 +82,19 @@ def _cells(place: int, found: Mapping[str, Any]) -> dict[str, str]:
     nearest = found["cosine"][0]
     return {
         "token": str(place),
-        "nearest by cosine": repr(nearest["token"]),
+        "nearest by cosine": _name(nearest),
         "cosine": f"{nearest['cosine']:.3f}",
         "distance": f"{nearest['distance']:.3g}",
-        "by product": repr(found["product"][0]["token"]),
+        "by product": _name(found["product"][0]),
         "product": f"{found['product'][0]['product']:.3g}",
         "loss, replaced": f"{found['replaced']['loss']:.3f}",
         "without": f"{found['without']['loss']:.3f}",
     }
+
+
+def _name(found: Mapping[str, Any]) -> str:
+    """Returns a token's text, with its id if it is a part of a character."""
+    return repr(found["token"]) + f" {found['id']}" * ("\ufffd" in found["token"])
 
 
 def _draw_attention(found):
@@ -97,6 +102,7 @@ def _draw_attention(found):
     shares = [100 * share for share in found["attention"]]
     axes.bar(range(len(shares)), shares, color=TRAIN_COLOR)
     axes.set(xlabel="position of the prefix", ylabel="attention (%)")
+    axes.locator_params(axis="x", integer=True)
     return figure
 
 
@@ -112,7 +118,7 @@ def _draw_tokens(found):
     left.axvline(0, color="black", linewidth=0.8)
     left.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.4, 1), ncols=2)
     right.barh(places, [one["cosine"][0]["cosine"] for one in tokens], color=TRAIN_COLOR, zorder=2)
-    words = [repr(each["cosine"][0]["token"])[:16].replace("$", r"\$") for each in tokens]
+    words = [_name(each["cosine"][0])[:16].replace("$", r"\$") for each in tokens]
     left.set_yticks(places, [f"{word}  {place}" for place, word in enumerate(words)])
     right.set_yticks(places, [])
     left.set(xlabel="change of the loss (nats)", ylim=(len(tokens) - 0.5, -0.5))

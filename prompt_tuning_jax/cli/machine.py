@@ -47,16 +47,13 @@ def load_model(config) -> LanguageModel:
     """Reads the frozen model of a config, and keeps from then on what XLA compiles."""
     lm = load(config.model, config.parallel)
     # Not before: a command that is rejected writes nothing.
-    keep_compiled(lm.layout.shards)
+    keep_compiled()
     return lm
 
 
-def keep_compiled(shards: int = 1):
+def keep_compiled() -> None:
     """Keeps compiled programs for the next start, in a folder for this version and host alone:
-    those of another machine can crash. On CPUs those of several processes, or of weights in several
-    parts (`shards`), are not kept: jax 0.10 mixes up their collectives once they are read back."""
-    if max(jax.process_count(), shards) > 1 and jax.default_backend() == "cpu":
-        jax.config.update("jax_enable_compilation_cache", False)
+    those of another machine can crash. On CPUs `sharding.shard` may prevent it."""
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # a folder of the user's own
         return
     name = f"{jaxlib.__version__}-{platform.node()}-{platform.machine()}"

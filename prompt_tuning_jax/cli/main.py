@@ -24,7 +24,10 @@ USAGE = 2
 INTERRUPTED = 130
 
 # Where a model is, how it is divided and how exact it is depends on the machine.
-_OF_MACHINE = ("--config.parallel.", "--config.model.path=", "--config.model.dtype=")
+_OF_MACHINE = (
+    "--config.parallel.",
+    *(f"--config.model.{name}=" for name in ("path", "dtype", "quantize")),
+)
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _config = click.option(
@@ -75,7 +78,7 @@ def _works_in_folder(*options: Callable) -> Callable:
             dry_run: bool = False,
             topology: str | None = None,
         ) -> int:
-            if topology and not dry_run:
+            if topology is not None and not dry_run:
                 raise UserError("--topology is for --dry_run: give both, and nothing is trained")
             if config is None or not (workdir or dry_run):
                 raise UserError(f"{name} needs both --config FILE and --workdir DIR")
@@ -84,7 +87,7 @@ def _works_in_folder(*options: Callable) -> Callable:
 
                 run, plan = imports()
             settings = load(config, overrides)
-            if topology:
+            if topology is not None:
                 from prompt_tuning_jax.cli.topology import print_topology, rehearse_on
 
                 _print(as_json, print_topology, rehearse_on, settings, topology, is_quiet=as_json)
@@ -231,7 +234,8 @@ def predict(
     probabilities, or a text. It answers 256 records together, or generation.batch_size texts."""
     if not artifact:
         raise UserError("predict needs --artifact DIR")
-    _check_words("predict", overrides, "--config.generation.", "--config.task.files.")
+    own = "--config.generation.", "--config.task.files.", "--config.seed="
+    _check_words("predict", overrides, *own)
     with _uninterrupted():
         from prompt_tuning_jax.cli.predict import write_answers
     with _joined() as first:

@@ -30,15 +30,12 @@ from prompt_tuning_jax.storage import sha256
 def write_answers(
     folder: str, given: Sequence[str], as_json: bool | None, path: str | None, overrides: list[str]
 ) -> None:
-    """Writes a JSON line for each record: its label and probabilities, or a text.
-
-    Args:
-      folder: of the artifact.
-      given: texts, or one file; with nothing or '-', stdin is read.
-      as_json: whether a line or text is a JSON object; None goes by the name of the file.
-      path: of the file to write, whole or not at all; None is stdout, a line at a time.
-      overrides: of `parallel.*`, and of `generation.*` for a task with a target.
-    """
+    """Writes a JSON line for each record, its label and probabilities or a text: to the file
+    `path`, whole or not at all, or to stdout, a line at a time. `given` are texts or one file; with
+    nothing or '-', stdin is read. `as_json` says whether a line or text is a JSON object; None goes
+    by the name of the file. `overrides` are of what `predict` takes."""
+    if path and os.path.realpath(path) in map(os.path.realpath, given):
+        raise UserError(f"--output is {path!r}, which is read: give another")
     with _opened(path) as output, contextlib.redirect_stdout(sys.stderr):
         for row in answers(folder, given, as_json, overrides):
             output.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -56,7 +53,8 @@ def answers(
     if own:  # the table may be of another form than what was trained on
         kept = {"train": "-"} if files is None else files.to_dict()
         files = configs.build({"task": {"name": "files", "files": kept}}, own).task.files
-    unread = [word for word in overrides if word.startswith("--config.generation.")]
+    writing = "--config.generation.", "--config.seed="
+    unread = [word for word in overrides if word.startswith(writing)]
     if unread and not task.target:
         raise UserError(
             f"the artifact {folder!r} has labels and writes no texts: leave {unread[0]!r} out"

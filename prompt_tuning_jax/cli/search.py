@@ -21,7 +21,7 @@ def search_and_report(config, folder: str, fresh: bool, command: Sequence[str]) 
         try:
             with writing(kept, again):
                 api.save(found.artifact, kept)
-            say(f"the best on {config.task.validation} so far: {found.prompt!r}")
+            say(f"the best on {config.task.validation} so far: {found.template!r}")
             if not found.finished:
                 return stopped(found.saved, again, start)
             start_text, how = found.history[0]["template"], {"max_length": config.task.max_length}

@@ -3,12 +3,14 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from prompt_tuning_jax.errors import plain
+
 WIDTH = 200  # of a table that no terminal shows
 
 
 def say(line: str) -> None:
     """Prints a line at once."""
-    print(line, flush=True)
+    print(plain(line), flush=True)
 
 
 def facts(values: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -24,7 +26,7 @@ def facts(values: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 def print_facts(values: Mapping[str, Any]) -> None:
     """Prints values as lines, see `facts`."""
-    print("\n".join(facts(values)))
+    say("\n".join(facts(values)))
 
 
 def print_table(rows: Sequence[Mapping[str, str]], texts: Collection[str]) -> None:

@@ -1,7 +1,5 @@
-"""`train --dry_run --topology`: what a step takes of each chip of a TPU slice.
-
-The step is compiled for these chips where libtpu is installed; a TPU is not needed for that.
-"""
+"""`train --dry_run --topology`: what a step takes of each chip of a TPU slice. It is compiled for
+these chips where libtpu is installed; a TPU is not needed for that."""
 
 import importlib.metadata
 import importlib.util

@@ -89,7 +89,7 @@ def _check_records(lm: LanguageModel, task: Task, config) -> None:
     """Refuses processes that have other records if they score them together, for the report too."""
     if lm.layout.shards > 1:
         splits = config.task.train, config.task.validation, config.task.test
-        read = digest(*(select_records(task, split) for split in splits))
+        read = digest(*(select_records(task, split, labelled=False) for split in splits))
         check_processes(config, {"model": lm.fingerprint, "data": read})
 
 

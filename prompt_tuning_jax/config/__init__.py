@@ -15,18 +15,13 @@ from prompt_tuning_jax.errors import UserError, short
 
 
 def load(path: str | os.PathLike | None, overrides: Sequence[str] = ()) -> ConfigDict:
-    """Reads a config, applies the overrides and checks the result.
+    """Reads a config, applies the overrides and checks the result. Returns a locked ConfigDict with
+    every key of its method, optimizer and kind of task, or raises a UserError with all faults.
 
     Args:
         path: a .py file with `get_config()`, a saved .json, or None for the defaults.
         overrides: words `--config.KEY=VALUE`. The last one of a key counts. Another
             `optimizer.name` than the file's begins at its defaults, with the file's `clip_norm`.
-
-    Returns:
-        A locked ConfigDict with every key of its method, optimizer and kind of task.
-
-    Raises:
-        UserError: the file is missing or broken; or all faults of keys and values at once.
     """
     if path is None:
         return build({}, overrides)

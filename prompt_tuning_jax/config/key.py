@@ -1,7 +1,5 @@
-"""A key of a config: its default, the values it can have, and how a value is read.
-
-Whatever a config configures declares `KEYS` beside its code: a key for each name in its section.
-"""
+"""A key of a config: its default, the values it can have, and how a value is read. Whatever a
+config configures declares `KEYS` beside its code: a key for each name in its section."""
 
 import ast
 import math
@@ -69,9 +67,14 @@ def all_texts(value: tuple) -> bool:
     return all(type(item) is str and item for item in value)
 
 
+def plain_scalar(value: Any) -> Any:
+    """Returns a scalar of numpy as Python's, and anything else as it is. Does not import numpy."""
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
 def convert(value: Any, key: Key) -> Any:
     """Returns a value as the key's type if nothing is lost: a list as a tuple, 1 as 1.0."""
-    kind = type(key.default)
+    kind, value = type(key.default), plain_scalar(value)
     if kind is tuple and isinstance(value, list):
         return tuple(value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import sys
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -45,11 +46,14 @@ def parse_json(text: str | bytes, source: str, kind: type = dict) -> Any:
 
 
 def _execute(path: str) -> Mapping[str, Any]:
+    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))  # it may import its neighbours
     try:
         names = runpy.run_path(path)
         values = names["get_config"]() if "get_config" in names else None
     except (Exception, SystemExit) as error:
         raise UserError(f"config file {path!r}{_line(error, path)}: {_fault(error)}") from error
+    finally:
+        sys.path.pop(0)
     if isinstance(values, ConfigDict):
         return values.to_dict()
     if isinstance(values, Mapping):

@@ -1,7 +1,5 @@
-"""Collects the keys of a config from what they configure, and completes a config.
-
-Keys have dotted names here, such as `method.name`.
-"""
+"""Collects the keys of a config from what they configure, and completes a config. Keys have
+dotted names here, such as `method.name`."""
 
 import math
 from collections.abc import Collection, Iterable, Mapping
@@ -110,14 +108,11 @@ def all_keys() -> dict[str, Key]:
 def complete(
     given: Mapping[str, Any], typed: Collection[str] = ()
 ) -> tuple[dict[str, Key], dict[str, Any], dict[str, str]]:
-    """Adds the defaults to values by dotted name.
-
-    Returns:
-      The keys of a config with this method, optimizer and kind of task; their values; and a fault
-      for each other key that was given. A key of another method, optimizer or kind of task that is
-      not one of `typed` is no fault if it has its default (configs of earlier versions have the
-      keys of all) or if the name of its section is typed.
-    """
+    """Adds the defaults to values by dotted name. Returns the keys of a config with this method,
+    optimizer and kind of task; their values; and a fault for each other key that was given. A key
+    of another method, optimizer or kind of task that is not one of `typed` is no fault if it has
+    its default (configs of earlier versions have the keys of all), or if the name of its section is
+    typed."""
     from prompt_tuning_jax.methods import METHODS
     from prompt_tuning_jax.optimizers import RENAMED
 

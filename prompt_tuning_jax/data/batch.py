@@ -63,12 +63,10 @@ def plan_shapes(
     row_multiple: int = 1,
 ) -> tuple[Shape, ...]:
     """Chooses the shapes of a run, the shorter first, so that every batch fits one of them: two,
-    each of which is compiled once, or one if all batches are alike.
-
-    `batches`, int[N, B], are the examples of each batch of the run. All shapes have the same number
-    of rows, a multiple of `row_multiple` (devices times microbatches). The number and the lengths
-    have the lowest cost; a position costs more in a longer row.
-    """
+    each of which is compiled once, or one if all batches are alike. `batches`, int[N, B], are the
+    examples of each batch of the run. All shapes have the same number of rows, a multiple of
+    `row_multiple` (devices times microbatches). The number and the lengths have the lowest cost; a
+    position costs more in a longer row."""
     sizes = _sizes(examples, shared, ranked)[batches]
     sample = sizes[:: -(-len(sizes) // _SAMPLE)]
 

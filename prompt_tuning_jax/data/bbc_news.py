@@ -43,11 +43,9 @@ def read_headlines() -> tuple[list[Record], dict[str, int]]:
 
 
 def collect_headlines(folder: pathlib.Path) -> tuple[dict[str, str], dict[str, int]]:
-    """Returns the topic of each headline and the counts of `read_headlines`.
-
-    The first line of every `TOPIC/NUMBER.txt` is a headline. If several articles have the same one,
-    the first decides on its topic, so that no test headline was trained on.
-    """
+    """Returns the topic of each headline, the first line of a `TOPIC/NUMBER.txt`, and the counts of
+    `read_headlines`. If several articles have the same one, the first decides on its topic, so that
+    no test headline was trained on."""
     headlines: dict[str, str] = {}
     articles = replaced = 0
     for topic in TOPICS:

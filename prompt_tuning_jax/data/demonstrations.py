@@ -1,9 +1,8 @@
-"""Demonstrations: answered training records in front of the question.
-
-The choice depends on the seed and the records' text alone, not on their order or on the machine.
-"""
+"""Demonstrations: answered training records in front of the question. The choice depends on the
+seed and the records' text alone, not on their order or on the machine."""
 
 import collections
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from operator import attrgetter
 from typing import Any
 
 from prompt_tuning_jax.config.key import whole
-from prompt_tuning_jax.data.task import Task, output_fields, training_records
+from prompt_tuning_jax.data.task import Task, output_fields, select_records, training_records
 from prompt_tuning_jax.data.template import field_names, with_prompt
 from prompt_tuning_jax.errors import UserError
 
@@ -35,12 +34,25 @@ def choose_demonstrations(rows: Rows, number: int, *, balanced: bool, seed=0, ke
     return [drawn[place] for _, _, place in sorted(turns)[:number]]
 
 
-def training_demonstrations(task: Task, config: Any, prompts=(), key: str = KEY) -> Rows:
+def training_demonstrations(
+    task: Task, config: Any, prompts: Iterable[str] = (), key: str = KEY, scored: Rows = ()
+) -> Rows:
     """Returns the training records, as many as the setting `key` says, that a config shows, as
-    `only_read` gives them."""
-    rows, how = training_records(task, config.task), {"seed": config.seed, "key": key}
-    chosen = choose_demonstrations(rows, attrgetter(key)(config), balanced=bool(task.labels), **how)
-    return only_read(task, chosen, prompts)
+    `only_read` gives them. None has the input of a record of the validation or test split, or of
+    one in `scored`."""
+    if not (number := attrgetter(key)(config)):
+        return []
+    rows, held = training_records(task, config.task), [*scored]
+    for name in (config.task.validation, config.task.test):
+        with contextlib.suppress(UserError):  # there may be no such split
+            held += select_records(task, name, labelled=False)
+    if not (spare := _others(rows, held, field_names(task.template))):
+        raise UserError(
+            f"all {len(rows)} records of config.task.train are in a split that is scored, and none"
+            f" is left for config.{key}: give another split"
+        )
+    how = {"balanced": bool(task.labels), "seed": config.seed, "key": key}
+    return only_read(task, choose_demonstrations(spare, number, **how), prompts)
 
 
 def only_read(task: Task, rows: Rows, prompts: Iterable[str] = ()) -> Rows:
@@ -63,11 +75,14 @@ def spare_half(rows: Rows, *, balanced: bool, seed: int) -> Rows:
 
 def without_demonstrations(rows: Rows, shown: Rows, fields: Sequence[str]) -> list[Any]:
     """Returns the records whose `fields` equal those of no demonstration in `shown`."""
-    answered = {tuple(map(row.get, fields)) for row in shown}
-    left = [row for row in rows if tuple(map(row.get, fields)) not in answered]
-    if not left:
+    if not (left := _others(rows, shown, fields)):
         raise UserError(f"all {len(rows)} training records are demonstrations: give fewer of these")
     return left
+
+
+def _others(rows: Rows, known: Rows, fields: Sequence[str]) -> list[Any]:
+    inputs = {tuple(map(row.get, fields)) for row in known}
+    return [row for row in rows if tuple(map(row.get, fields)) not in inputs]
 
 
 def _in_turn(rows: Rows) -> Iterator[tuple[int, Mapping[str, str]]]:

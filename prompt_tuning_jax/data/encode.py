@@ -22,20 +22,12 @@ def encode_examples(
     max_length: int,
     demonstrations: Sequence[Record] = (),
 ) -> list[Example]:
-    """Returns the example of each record.
+    """Returns the example of each record. Its answers are the words of all labels, in order, or the
+    target alone, followed by the tokenizer's EOS token, or in a chat by what ends a turn. A record
+    without a label has an unknown answer, one without the fields of the target has no answers.
 
-    Its answers are the words of all labels, in order, or the target alone, followed by the
-    tokenizer's EOS token, or in a chat by what ends a turn.
-
-    Args:
-        records: one without a label becomes an example with an unknown answer, one without the
-            fields of the target an example without answers.
-        tokenizer, num_virtual_tokens, add_bos, max_length: as in `encode_example`.
-        demonstrations: records with known answers that are rendered in front of every record.
-
-    Raises:
-        UserError: as `parse` and `encode_example`; begins with the record's place.
-    """
+    `demonstrations`, whose answers are known, are rendered in front of every record. The other
+    arguments are those of `encode_example`. An error in a record begins with the record's place."""
     text = task.template
     check_fields(text, task.fields, output_fields(task))
     if task.target and tokenizer.eos_id is None:
@@ -105,7 +97,7 @@ def _answers(task: Task, target, record: Record) -> tuple[Sequence[str], int]:
             raise UserError("the target is empty: give the record a text to write, or remove it")
         return (text,), 0
     values, words = zip(*task.labels, strict=True)
-    if LABEL not in record:
+    if not record.get(LABEL):
         return words, -1
     if record[LABEL] not in values:
         known = ", ".join(map(repr, values))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from prompt_tuning_jax.config.key import Key
+from prompt_tuning_jax.config.key import Key, plain_scalar
 from prompt_tuning_jax.data.rows import Row
 from prompt_tuning_jax.data.template import field_names, plain_name
 from prompt_tuning_jax.errors import UserError, nearest
@@ -16,6 +16,7 @@ from prompt_tuning_jax.errors import UserError, nearest
 Record = dict[str, str]
 LABEL = "label"
 PLACE = "(place)"
+UNLABELLED = "(no label)"  # of a record whose label is '': the error where a label is needed
 LONGEST = 131_072  # characters of a text; a longer one is usually a quote that is not closed
 COLUMNS_HINT = ": name the right column with --config.task.columns=\"('{field}=COLUMN',)\""
 
@@ -75,12 +76,12 @@ def make_records(
     """Yields the records of each row. Values that `fields` does not name may be anything. If
     `numbered`, '2' is the second column if none has that name. `hint` says what to type if a column
     is missing, with '{field}' for the field."""
-    held, names = None, {}
+    held, names, fault = None, dict[str, str](), ""
     for place, row in rows:
         if row.keys() != held:
             held = row.keys()
-            names = _match_columns(list(row), fields, place, numbered, hint)
-        yield from _records_of(row, names, fields, place)
+            names, fault = _match_columns(list(row), fields, place, numbered, hint)
+        yield from _records_of(row, names, fields, place, fault)
 
 
 def require_text(value: Any, field: str, place: str) -> str:
@@ -119,6 +120,7 @@ def shuffled_groups(
 
 def _as_text(value: Any) -> str | None:
     """Returns a text unchanged, a number or truth value as in JSON, and None for anything else."""
+    value = plain_scalar(value)
     if isinstance(value, str):
         return value
     if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
@@ -128,8 +130,9 @@ def _as_text(value: Any) -> str | None:
 
 def _match_columns(
     held: Sequence[str], fields: Fields, place: str, numbered: bool, hint: str
-) -> dict[str, str]:
-    """Returns the field of each column: of its own name, unless `fields.columns` says otherwise."""
+) -> tuple[dict[str, str], str]:
+    """Returns the field of each column, of its own name unless `fields.columns` says otherwise; and
+    an error for each record if there is no column of labels."""
     names = {name: plain_name(name) for name in held}
     own = {plain: name for name, plain in names.items()}
     if len(own) < len(names):
@@ -142,6 +145,7 @@ def _match_columns(
         names = {name: other for name, other in names.items() if other != field}
         if found is not None:
             names[found] = field
+    fault = ""
     for field in (*fields.inputs, *fields.outputs):
         if field not in names.values():
             turned = [f for f in fields.columns if field in fields.columns[f] and f in own]
@@ -150,9 +154,12 @@ def _match_columns(
                     f"{place}: config.task.columns is the other way round: write"
                     f" '{field}={turned[0]}', the template's field first"
                 )
-            message = _missing(field, names, fields, numbered)
-            raise UserError(f"{place}: {message}{hint.format(field=field)}")
-    return names
+            shown = {name: names.get(name, name) for name in held}
+            message = _missing(field, shown, fields, numbered)
+            fault = f"{place}: {message}{hint.format(field=field)}"
+            if field in fields.inputs or fields.target:
+                raise UserError(fault)
+    return names, fault
 
 
 def _missing(field: str, names: Mapping[str, str], fields: Fields, numbered: bool) -> str:
@@ -172,7 +179,7 @@ def _missing(field: str, names: Mapping[str, str], fields: Fields, numbered: boo
 
 
 def _records_of(
-    row: Mapping[str, Any], names: Mapping[str, str], fields: Fields, place: str
+    row: Mapping[str, Any], names: Mapping[str, str], fields: Fields, place: str, fault: str
 ) -> list[Record]:
     record: dict[str, Any] = {}
     lists = {}
@@ -185,9 +192,9 @@ def _records_of(
         elif (text := _as_text(value)) is not None:
             record[field] = text
     if not fields.target:
-        record[LABEL] = record[LABEL].strip()
+        record[LABEL] = record.get(LABEL, "").strip()
         if not record[LABEL]:
-            raise UserError(
+            record[UNLABELLED] = fault or (
                 f"{place}: the label is empty: give the row one, or remove it, or if a split has no"
                 " labels, as a hidden test split, leave its file out, or give another split:"
                 " --config.task.validation='validation[:50%]' --config.task.test='validation[50%:]'"

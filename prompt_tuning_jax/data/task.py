@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from prompt_tuning_jax.config.key import Key, all_texts, among, string, switch, whole
 from prompt_tuning_jax.data import files, tfds
-from prompt_tuning_jax.data.records import LABEL, PLACE, Record, Source, shuffled_groups
+from prompt_tuning_jax.data.records import LABEL, PLACE, UNLABELLED, Record, Source, shuffled_groups
 from prompt_tuning_jax.data.template import Slot, Special, Template, field_names, parse, plain_name
 from prompt_tuning_jax.errors import UserError, nearest, short
 from prompt_tuning_jax.metrics import LABEL_METRICS, TEXT_DEFAULTS, TEXT_METRICS, TOKENIZERS
@@ -110,18 +110,10 @@ class Task(NamedTuple):
 
 
 def make_task(config: Any, labels: Sequence[Sequence[str]] = ()) -> Task:
-    """Makes the task that the section `task` of a config describes.
-
-    Args:
-        config: checked, with every key of the section.
-        labels: (value, word) of each label if they are known, for example from a manifest.
-            Otherwise they come from the config, from the kind of task, or from the training split;
-            only the last reads data.
-
-    Raises:
-        UserError: a template with an unknown field or without any, or labels that are empty or
-            repeated.
-    """
+    """Makes the task that the section `task` of a checked config describes. `labels` are (value,
+    word) of each label if they are known, for example from a manifest. Otherwise they come from the
+    config, from the kind of task, or from the training split; only the last reads data. Raises a
+    UserError for a template without a field of the data, or labels that are empty or repeated."""
     name, module = config.name, config.name.partition(":")[0]
     kind, place = KINDS[module], f"prompt_tuning_jax.data.{module}"
     load = functools.cache(lambda: importlib.import_module(place).read_source(config))
@@ -170,7 +162,7 @@ def check_fields(template: str, fields: Sequence[str], outputs: Sequence[str] = 
 
 def template_fields(task: Task, record: Record) -> tuple[str, ...]:
     """Returns the fields that a template may name: the task's, or those of a record of its data."""
-    others = (PLACE, *output_fields(task))
+    others = (PLACE, UNLABELLED, *output_fields(task))
     return task.fields or tuple(name for name in record if name not in others)
 
 
@@ -191,10 +183,10 @@ def parse_labels(labels: Sequence[str]) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def select_records(task: Task, split: str) -> list[Record]:
+def select_records(task: Task, split: str, labelled: bool = True) -> list[Record]:
     """Returns the records of `split`: 'train', 'train[:64]', 'test[10:20]' or 'train[:50%]', in the
     same order in every process. Raises a UserError for an unknown split, an invalid or empty slice,
-    or a label that the task does not list."""
+    or a label that the task does not list. Some labels may be missing ('') if not `labelled`."""
     name, start, stop = _parse_split(split)
     rows = _whole_split(task, name)
     count = len(rows)
@@ -205,25 +197,25 @@ def select_records(task: Task, split: str) -> list[Record]:
             f" slice between 0 and {count} that holds at least one"
         )
     if not task.target:
-        _check_labels(task, rows, name)
+        _check_labels(task, rows, name, labelled)
     return rows[first:last]
 
 
-def training_records(task: Task, config: Any) -> list[Record]:
+def training_records(task: Task, config: Any, labelled: bool = True) -> list[Record]:
     """Returns the records of `config.train`, or `config.examples_per_class` of each label."""
-    return _draw(task, config, "train", "examples_per_class")
+    return _draw(task, config, "train", "examples_per_class", labelled)
 
 
-def validation_records(task: Task, config: Any) -> list[Record]:
+def validation_records(task: Task, config: Any, labelled: bool = True) -> list[Record]:
     """Returns records of `config.validation`, or `config.validation_per_class` of each label."""
-    return _draw(task, config, "validation", "validation_per_class")
+    return _draw(task, config, "validation", "validation_per_class", labelled)
 
 
-def _draw(task: Task, config: Any, split: str, key: str) -> list[Record]:
+def _draw(task: Task, config: Any, split: str, key: str, labelled: bool) -> list[Record]:
     """Returns the records of a split, or so many of each label, which depend on `split_seed`,
     `draw_seed` and their own text alone. A label with too few records is refused."""
     name, most = getattr(config, split), getattr(config, key)
-    records = select_records(task, name)
+    records = select_records(task, name, labelled or most > 0)
     if not most:
         return records
     # Draws have seeds that no split has; the first draw's is the split's own.
@@ -291,25 +283,30 @@ def output_fields(task: Task) -> tuple[str, ...]:
     return field_names(task.target) if task.target else (LABEL,)
 
 
-def _check_labels(task: Task, records: Sequence[Record], split: str) -> None:
+def _check_labels(task: Task, records: Sequence[Record], split: str, labelled: bool) -> None:
     values = [value for value, _ in task.labels]
     listed = {plain_name(value): value for value in values} | {value: value for value in values}
     for number, record in enumerate(records):
         label = record[LABEL]
+        if not label and labelled:
+            raise UserError(record[UNLABELLED])
         value = listed.get(label, listed.get(plain_name(label)))
-        if value is None:
+        if label and value is None:
             place = record.get(PLACE, f"record {number} of split {split!r} of task {task.name}")
             spaced = f" (as {label + ' = WORD'!r}, with spaces)" if "=" in label else ""
             raise UserError(
                 f"{place} has the label {label!r}, which task.labels does not"
                 f" list{spaced or nearest(label, values)}: expected one of: {', '.join(values)}"
             )
-        record[LABEL] = value
+        record[LABEL] = value or ""
 
 
 def _found_labels(task: Task, splits: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Returns the distinct labels of some splits in order, each as its own word."""
-    values = sorted({record[LABEL] for name in splits for record in _whole_split(task, name)})
+    records = [record for name in splits for record in _whole_split(task, name)]
+    values = sorted({record[LABEL] for record in records} - {""})
+    if not values:
+        raise UserError(records[0][UNLABELLED])
     if not 2 <= len(values) <= _MOST_LABELS:
         shown = ", ".join(repr(value[:40]) for value in values[:5])
         raise UserError(

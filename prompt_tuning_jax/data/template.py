@@ -1,7 +1,5 @@
-"""Templates: text with fields, slots for virtual tokens, and special tokens.
-
-`example.py` turns them into tokens.
-"""
+"""Templates: text with fields, slots for virtual tokens, and special tokens. `example.py` turns
+them into tokens."""
 
 import re
 import unicodedata

@@ -18,8 +18,8 @@ from prompt_tuning_jax.data.task import Task
 from prompt_tuning_jax.data.template import field_names, with_prompt
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.exchange.folder import merge, write_model
-from prompt_tuning_jax.exchange.peft import TEXT_PART, read_adapter, write_adapter
-from prompt_tuning_jax.models.files.find import hub_name
+from prompt_tuning_jax.exchange.peft import CONFIG, TEXT_PART, read_adapter, write_adapter
+from prompt_tuning_jax.models.files.find import hub_name, read_json
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import PROMPT, Given, check_given, from_tensors, to_tensors
 from prompt_tuning_jax.run.artifact import Artifact, check_artifact, make_manifest
@@ -42,12 +42,10 @@ def export_model(lm: LanguageModel, artifact: Artifact, folder: str | os.PathLik
 def export_adapter(
     lm: LanguageModel, task: Task, artifact: Artifact, folder: str | os.PathLike
 ) -> str:
-    """Writes an artifact as a folder that PEFT loads, and returns PEFT's name of its kind.
-
-    With a soft prompt, all up to the template's last slot is written as vectors, BOS too: give PEFT
-    only the text behind it, without BOS. Raises a UserError if the artifact does not fit the model,
-    PEFT has none like it, or the folder exists.
-    """
+    """Writes an artifact as a folder that PEFT loads, and returns PEFT's name of its kind. With a
+    soft prompt, all up to the template's last slot is written as vectors, BOS too: give PEFT only
+    the text behind it, without BOS. Raises a UserError if the artifact does not fit the model, PEFT
+    has none like it, or the folder exists."""
     _checked(lm, artifact)
     sites = dict(artifact.tensors)
     if PROMPT in sites:
@@ -107,7 +105,10 @@ def import_adapter(
     method, sites = read_adapter(Path(folder), lm.spec)
     given = Given(sites)
     check_given(lm.spec, given)
-    values = config.to_dict() | {"method": {"name": method}}
+    settings: dict[str, Any] = {"name": method}
+    for rank in [leaf.shape[1] for path, leaf in sites.items() if path.endswith("/a")][:1]:
+        settings |= {"rank": rank, "alpha": float(rank)}  # B holds the scale
+    values = config.to_dict() | {"method": settings}
     if PROMPT in sites:
         if task.chat is not None:
             own = "PEFT's virtual tokens come before BOS, which a chat has itself"
@@ -121,7 +122,10 @@ def import_adapter(
         count = int(np.argmax(trunk < 0))
         known = np.asarray(lm.embed(trunk[:count]), np.float32)
         far = 0.01 * np.abs(known).max(initial=0)  # int8 and bfloat16 round by less
-        if 0 < count < len(vectors) and np.allclose(vectors[:count], known, rtol=0, atol=far):
+        # PEFT's own start, which our exports do not name, may have BOS in it.
+        is_ours = read_json(Path(folder, CONFIG)).get("prompt_tuning_init") != "TEXT"
+        near = 0 < count < len(vectors) and np.allclose(vectors[:count], known, rtol=0, atol=far)
+        if is_ours and near:
             # An export took what the template has in front of its slot with it.
             given, template = Given({PROMPT: vectors[count:]}), with_prompt(task.template, "{soft}")
         else:

@@ -80,7 +80,7 @@ def read_adapter(folder: Path, spec: Spec) -> tuple[str, dict[str, Any]]:
     if not isinstance(kind, str) or kind not in _READERS:
         raise config.refuse("peft_type", ", ".join(_READERS), "; supported:")
     for name, plain in PLAIN.items():
-        config.check(name, plain, None)
+        config.check(name, *[plain] * (plain is not None), None)
     read_all = read_tensors(path, read_header(path))
     arrays = {name.replace(TEXT_PART, ""): leaf.astype(np.float32) for name, leaf in read_all}
     method, read = _READERS[kind]

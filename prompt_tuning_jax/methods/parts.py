@@ -33,11 +33,9 @@ def match_paths(paths, patterns, key: str, what: str) -> list[str]:
 
 
 def two_layers(hidden: int, outputs: int, activation: Callable = nn.relu) -> nn.Module:
-    """Returns a network from `[P, inputs]` to float32[P, outputs]: linear, activation, linear.
-
-    The last layer starts at zero, and so does the output. Products are float32 on every device,
-    because the artifact holds their result.
-    """
+    """Returns a network from `[P, inputs]` to float32[P, outputs]: linear, activation, linear. The
+    last layer starts at zero, and so does the output. Products are float32 on every device, because
+    the artifact holds their result."""
     linear = functools.partial(nn.Dense, precision="highest")
     last = linear(outputs, kernel_init=nn.initializers.zeros)
     return nn.Sequential([linear(hidden), activation, last])

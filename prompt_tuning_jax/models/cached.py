@@ -55,11 +55,9 @@ def bake_rows(module: Decoder, params, fronts):
 
 
 def split_layers(module: Decoder, variables) -> list:
-    """Returns the variables (from `bind`) of each of the L layers, on the default device.
-
-    A scan copies each layer's weights out of its stack. With one token a row, that would be half of
-    the time. On a CPU the parts are views; elsewhere they take the memory of the layers again.
-    """
+    """Returns the variables (from `bind`) of each of the L layers, on the default device. A scan
+    copies each layer's weights out of its stack: with one token a row, half of the time. On a CPU
+    the parts are views; elsewhere they take the memory of the layers again."""
     layered = {name: variables[name] for name in ("params", *LAYERED) if name in variables}
     stacks = {name: part["layers"] for name, part in layered.items()}
     if jax.default_backend() == "cpu" and not any(map(is_divided, jax.tree.leaves(stacks))):

@@ -8,6 +8,7 @@ from typing import Any
 
 from prompt_tuning_jax.config import flatten
 from prompt_tuning_jax.data.template import parse
+from prompt_tuning_jax.errors import plain
 from prompt_tuning_jax.run.report import TIME, Row, cells, markdown, size
 
 CARD = "README.md"
@@ -82,4 +83,4 @@ def _block(lines: Iterable[str]) -> str:
 
 
 def _line(text: str) -> str:
-    return " ".join(text.splitlines())
+    return plain(" ".join(text.splitlines()))

@@ -83,11 +83,9 @@ class Checkpoints:
         return ""
 
     def restore(self, target: Any) -> Restored | None:
-        """Reads the newest state that is whole, bit for bit, and deletes damaged newer ones.
-
-        The tree `target` has the structure, shapes and dtypes of what was saved. None if nothing
-        was saved yet. If no checkpoint can be used, none is deleted.
-        """
+        """Reads the newest state that is whole, bit for bit, and deletes damaged newer ones. None
+        if nothing was saved yet; if no checkpoint can be used, none is deleted. The tree `target`
+        has the structure, shapes and dtypes of what was saved."""
         steps = self.steps()[::-1]
         for place, step in enumerate(steps):
             try:

@@ -20,7 +20,7 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "os^Dv*PX"
 _LINES = "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 4))  # of rows that train nothing
 
-APART = 1.2  # the least ratio of two neighbouring numbers on an axis: closer ones would overlap
+WIDE = 0.02  # of the width of a picture: a digit of a number on its axis
 _UNITS = (1, 3, "nats"), (100, 1, "%")  # factor, digits and unit; the second is of accuracy
 
 _Row = Mapping[str, Any]
@@ -63,7 +63,7 @@ _NOTES = """\
 - validation loss: nats an example; of a row with a teacher, to the teacher's answers.
 - rates that were tried: with the first seed, until the last validation in the first half of the
   steps, if there is one; the best goes on.
-- commands: each gives the number of the first seed, as `by_seed` in report.json.
+- commands: each gives the number behind it, of the first seed; of texts with the other sign.
 """
 
 
@@ -82,16 +82,17 @@ def _name(row: _Row) -> str:
     return f"{row['name']}, {count} a class" if count else row["name"]
 
 
+def _first(row: _Row) -> str:
+    """Returns what the command of a row gives: the number of the first seed."""
+    return f"{_name(row)}: {_metric({**row, 'mean': row['by_seed'][0], 'deviation': None})}"
+
+
 def write_comparison(
     folder: Path, rows: Sequence[_Row], facts: Mapping[str, str], methods: Sequence[str]
 ) -> list[Path]:
-    """Writes report.md, .json and .csv and the pictures, and returns their paths.
-
-    Args:
-      rows: values by name, see `cli.compare.summarize`.
-      facts: what the comparison is of, by name, for the top of the page.
-      methods: the names of all methods, whose places give their colours and markers.
-    """
+    """Writes report.md, .json and .csv and the pictures, and returns their paths. The rows are from
+    `cli.compare.summarize`, `facts` stand at the top of the page, and the places of all `methods`
+    give their colours and markers."""
     listed = cells(rows)
     reference = next((f", {row['name']}" for row in rows if row["parameters"]), "")
     lines = [
@@ -99,11 +100,14 @@ def write_comparison(
         "\n".join(f"- {name}: {value}" for name, value in facts.items()),
         markdown([*listed[0]], [[*row.values()] for row in listed]),
         _NOTES.format(reference=reference).strip(),
-        "## Learning rates that were tried",
-        markdown(["row", "rate", "validation loss", "validation accuracy"], list(_tried(rows))),
+    ]
+    if tried := [*_tried(rows)]:
+        headings = ["row", "rate", "validation loss", "validation accuracy"]
+        lines += ["## Learning rates that were tried", markdown(headings, tried)]
+    lines += [
         "## Commands",
         # An indented block: nothing inside of a line can end it. A template reads \n as a new line.
-        "\n".join(f"    {row['command']}  # {_name(row)}".replace("\n", "\\n") for row in rows),
+        "\n".join(f"    {row['command']}  # {_first(row)}".replace("\n", "\\n") for row in rows),
     ]
     pictures = draw_pictures(folder, rows, methods)
     lines += [f"![{path.stem.replace('_', ' ')}]({path.name})" for path in pictures]
@@ -149,6 +153,8 @@ def draw_pictures(folder: Path, rows: Sequence[_Row], methods: Sequence[str]) ->
             draw(axes, shown, styles)
             figure.legend(loc="outside right center", frameon=False)
             save_figure(figure, path)
+        else:
+            path.unlink(missing_ok=True)  # of other rows
     return [path for path, _, shown in made if shown]
 
 
@@ -203,9 +209,10 @@ def _by_examples(axes, rows: Sequence[_Row], styles: Mapping[str, Any]) -> None:
         axes.fill_between(counts, means - deviations, means + deviations, **band)
     axes.set_xscale("log")
     axes.minorticks_off()
-    ticks = list[int]()
-    for count in sorted({row["train_examples"] for row in rows}):
-        if not ticks or count >= APART * ticks[-1]:
+    ticks, every = list[int](), sorted({row["train_examples"] for row in rows})
+    for count in every:
+        room = WIDE * len(str(count)) * np.log(every[-1] / every[0])
+        if not ticks or np.log(count / ticks[-1]) >= room:
             ticks.append(count)
     axes.set_xticks(ticks, map(str, ticks))
     _labelled(axes, rows, "training examples (bands: standard deviation over seeds)")
@@ -216,5 +223,6 @@ def _losses(axes, rows: Sequence[_Row], styles: Mapping[str, Any]) -> None:
         lines = [line for line in read_metrics(row["metrics"]) if "validation/loss" in line]
         steps = [line["step"] for line in lines]
         axes.plot(steps, [line["validation/loss"] for line in lines], **styles[row["name"]])
+    axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("step (first seed, best rate)")
     axes.set_ylabel("validation loss (nats an example)")

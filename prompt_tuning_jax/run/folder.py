@@ -1,10 +1,9 @@
 """The folder of a run: the names of its files, who may write in it, and the config it belongs to.
-
-Nothing here imports jax.
-"""
+Nothing here imports jax."""
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import socket
@@ -32,7 +31,7 @@ _LOCK = ".lock"
 # Files by which a folder is known to be another command's.
 _OWNERS = {"train": METRICS, "search": SEARCH, "compare": "report.csv"}
 # What `fresh` deletes. The config is last: after a kill on the way it still says whose the rest is.
-_WRITTEN = (CHECKPOINTS, ARTIFACT, TENSORBOARD, PROFILE, METRICS, REPORT, CURVES, RUN, CONFIG)
+WRITTEN = (CHECKPOINTS, ARTIFACT, TENSORBOARD, PROFILE, METRICS, REPORT, CURVES, RUN, CONFIG)
 
 
 @contextlib.contextmanager
@@ -110,15 +109,15 @@ def tie_to_config(folder: Path, config: ConfigDict, fresh: bool = False) -> None
     path = folder / CONFIG
     with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        if other := _of_others(folder):
+            raise UserError(f"'{other}' is not of a run: give another --workdir")
         if fresh:
-            for name in (SEARCH, *_WRITTEN):
+            for name in (SEARCH, *WRITTEN):
                 _delete(folder / name)
-        if not path.exists() and not (folder / CHECKPOINTS).exists():
+        if not path.exists():
             atomic_write(path, configs.to_json(config).encode())
             return
     again = "give another --workdir, or --fresh to start over here."
-    if not path.exists():
-        raise UserError(f"the workdir '{folder}' has checkpoints but no {CONFIG}: {again}")
     try:
         saved = path.read_text(encoding="utf-8", errors="replace")
         changes = configs.difference(saved, config)
@@ -127,6 +126,17 @@ def tie_to_config(folder: Path, config: ConfigDict, fresh: bool = False) -> None
     if changes:
         lines = "".join(f"\n  {change}" for change in changes)
         raise UserError(f"the workdir '{folder}' holds a run of another config: {again}{lines}")
+
+
+def _of_others(folder: Path) -> Path | None:
+    """Returns what stands at the name of a file or folder of a run, and is none, if anything."""
+    path = folder / CONFIG
+    if not path.exists():
+        return next(filter(Path.exists, (folder / CHECKPOINTS, folder / ARTIFACT)), None)
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # damaged, it may be a run's
+        found = json.loads(path.read_bytes())
+        return path if isinstance(found, dict) and not {"task", "method"} <= {*found} else None
+    return None
 
 
 def _delete(path: Path) -> None:

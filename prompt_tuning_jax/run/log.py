@@ -43,12 +43,9 @@ class RunLog:
         track: Callable[[int, dict], None] = lambda step, values: None,
         end: int = 0,
     ):
-        """Opens the files of a run in `folder`, if any, after `start` steps. `spent` is what
-        `seconds` returned then.
-
-        `track` takes a step and its numbers by name; earlier lines are given to it again. The time
-        left is that to step `end`, by default the last.
-        """
+        """Opens the files of a run in `folder`, if any, after `start` steps, when `seconds` gave
+        `spent`. `track` takes a step and its numbers by name; earlier lines are given to it again.
+        The time left is that to step `end`, by default the last."""
         self.lines: list[dict] = []
         self.log, self._track = log, track
         self._steps, self._every, self._end = config.steps, config.log_every, end or config.steps

@@ -9,6 +9,7 @@ all run the model together, for a validation and the report too.
 import atexit
 import contextlib
 import hashlib
+import itertools
 import os
 import signal
 import socket
@@ -37,10 +38,8 @@ CHIPS = ("/dev/accel0", "/dev/vfio/0")  # of a TPU
 
 @contextlib.contextmanager
 def join_processes() -> Iterator[bool]:
-    """Joins the other processes of a run, if there are any, and waits for them at the end.
-
-    Call it before jax is asked for devices. Yields whether this is the process that writes.
-    """
+    """Joins the other processes of a run, if there are any, and waits for them at the end. Yields
+    whether this is the process that writes. Call it before jax is asked for devices."""
     how = _how_to_join()
     if how is None:
         yield True
@@ -49,8 +48,15 @@ def join_processes() -> Iterator[bool]:
         jax.distributed.initialize(**how)
     except (RuntimeError, ValueError, ImportError, OSError, KeyError) as error:
         why = next(iter(str(error).splitlines()), "")
-        problem = f"this process cannot join the others ({type(error).__name__}: {why})"
+        named = f" by {CLUSTER}={os.environ[CLUSTER]}" if os.environ.get(CLUSTER) else ""
+        problem = f"this process cannot join the others{named} ({type(error).__name__}: {why})"
         raise UserError(f"{problem}: {SET_ALL}, and let them reach that address") from error
+    total, own = jax.device_count(), jax.local_device_count()
+    if total != own * jax.process_count():
+        raise UserError(
+            f"this process has {own} of {total} devices, and there are {jax.process_count()}"
+            " processes: give each of them as many devices"
+        )
     try:
         yield jax.process_index() == 0
         multihost_utils.sync_global_devices("end")
@@ -67,7 +73,7 @@ def _how_to_join() -> dict[str, Any] | None:
     if not any(given.values()):
         if named := os.environ.get(CLUSTER, ""):
             # jax finds Kubernetes by itself, and knows no name for it.
-            return {} if named == "k8s" else {"cluster_detection_method": named}
+            return {} if named.lower() == "k8s" else {"cluster_detection_method": named}
         counts = (os.environ.get(name, "") for name in COUNTS)
         several = any(count.isdecimal() and int(count) > 1 for count in counts)
         hosts = os.environ.get(HOSTS, "")
@@ -78,9 +84,8 @@ def _how_to_join() -> dict[str, Any] | None:
         is_slice = "," in hosts if hosts else is_tpu
         return {} if several or is_slice else None
     port = address.rpartition(":")[2]
-    if not (
-        port.isdecimal() and count.isdecimal() and number.isdecimal() and int(number) < int(count)
-    ):
+    is_port = port.isdecimal() and 0 < int(port) < 1 << 16
+    if not (is_port and count.isdecimal() and number.isdecimal() and int(number) < int(count)):
         shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
         raise UserError(
             f"{shown}: expected HOST:PORT of the first process, the number of processes, and the "
@@ -114,22 +119,22 @@ def _exit(status: int) -> None:
 
 
 def check_processes(config, sources: Mapping[str, str]) -> None:
-    """Raises a UserError in all processes if they cannot run together.
-
-    All must have the same config, and the same model and data by the fingerprints in `sources`.
-    """
+    """Raises a UserError in all processes if they cannot run together: all must have the same
+    config, and the same model and data by the fingerprints in `sources`."""
     if jax.process_count() == 1:
         return
     if not jax.distributed.is_initialized():
         raise UserError(f"there are {jax.process_count()} processes on these devices: {SET_ALL}.")
-    given = configs.to_json(config), *sorted(sources.items())
-    digest = hashlib.sha256(repr(given).encode()).digest()
-    found = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
-    different = np.flatnonzero((found != found[:1]).any(axis=1))
-    if different.size:
+    given = {"config": configs.to_json(config), **sources}
+    digests = [hashlib.sha256(text.encode()).digest() for text in given.values()]
+    found = multihost_utils.process_allgather(np.array([[*each] for each in digests], np.uint8))
+    different = (found != found[:1]).any(axis=2)
+    if different.any():
+        who = ", ".join(map(str, np.flatnonzero(different.any(axis=1))))
+        what = " and ".join(itertools.compress(given, different.any(axis=0)))
         raise UserError(
-            f"process {', '.join(map(str, different))} of {len(found)} has another config, model "
-            "or data than process 0: start all of them by the same command."
+            f"process {who} of {len(found)} has another {what} than process 0: start all of them by"
+            " the same command, with the same files."
         )
     if (name := config.parallel.name) != "jit":
         raise UserError(f"config.parallel.name is '{name}': several processes need 'jit'.")
@@ -151,10 +156,8 @@ def agreed(tree: Any) -> Any:
 
 
 def must_stop(asked: list[str], step: int) -> bool:
-    """Returns whether the run stops after update `step`, as all processes agree.
-
-    `asked` is from `stop_requested`.
-    """
+    """Returns whether the run stops after update `step`, as all processes agree; `asked` is from
+    `stop_requested`."""
     if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
         asked.append("SIGTERM")
     return bool(asked)
@@ -162,12 +165,10 @@ def must_stop(asked: list[str], step: int) -> bool:
 
 @contextlib.contextmanager
 def stop_requested(log: Callable) -> Iterator[list[str]]:
-    """Yields a list that gets an entry once a signal asks the run to stop.
-
-    The signals are Ctrl-C, SIGTERM, and SIGHUP from a closed terminal, unless `nohup` ignores it. A
-    second Ctrl-C stops at once. With several processes jax listens for SIGTERM and lets all agree
-    on an update: see `must_stop`. Outside the main thread signals are left alone.
-    """
+    """Yields a list that gets an entry once a signal asks the run to stop: Ctrl-C, SIGTERM, or a
+    SIGHUP from a closed terminal, unless `nohup` ignores it. A second Ctrl-C stops at once. With
+    several processes jax listens for SIGTERM and lets all agree on an update: see `must_stop`.
+    Outside the main thread signals are left alone."""
     asked: list[str] = []
     if threading.current_thread() is not threading.main_thread():
         yield asked

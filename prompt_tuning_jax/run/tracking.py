@@ -1,7 +1,5 @@
-"""What else may watch a run: Weights & Biases or trackio, and jax's profiler.
-
-Both trackers have the same three functions. One is imported only if a config names it.
-"""
+"""What else may watch a run: Weights & Biases or trackio, and jax's profiler. Both trackers have
+the same three functions. One is imported only if a config names it."""
 
 import contextlib
 import importlib

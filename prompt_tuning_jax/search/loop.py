@@ -182,7 +182,8 @@ def validate(place: Place, rows, prompts: Iterable, now: dict[str, Any], log: Ca
         loss = float(label_loss(scores, answers))
         entry = {"round": now["round"], "ids": ids, "prompt": text, "template": template}
         now["history"].append(entry | {"loss": loss, "nats": nats, "accuracy": accuracy})
-        log(f"after round {now['round']}, validation {accuracy:.1%}, loss {loss:.3f}: {text!r}")
+        losses = f"loss {nats:.3f}, {loss:.3f} among the labels"
+        log(f"after round {now['round']}, validation {accuracy:.1%}, {losses}: {text!r}")
     now["scored"] = [[min(now["history"], key=lambda entry: entry["loss"])["ids"]], [0.0]]
 
 

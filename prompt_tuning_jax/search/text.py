@@ -64,10 +64,10 @@ def find_place(lm: LanguageModel, task: Task, record: Record, settings, max_leng
             "config.search has neither start nor num_tokens: give the text to start from, or the"
             " number of words to draw"
         )
-    if parse(settings.start).fields:
+    if parse(settings.start).fields or "{soft" in settings.start:
         raise UserError(
-            f"config.search.start is {short(settings.start)}, with a field: give the prompt alone,"
-            " and the text around it in config.search.template"
+            f"config.search.start is {short(settings.start)}, with a field or a slot: give the"
+            " prompt alone, and the text around it in config.search.template"
         )
     template = settings.template or task.template
     template = template if "{soft" in template else "{soft}" + template

@@ -113,7 +113,8 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
     assert "- time: " in page and "to train, search and choose" in page
     for name in ("written prompt, calibrated", "demonstrations", "few"):
         row = found[name, 0]
-        [line] = [line for line in page.splitlines() if line.endswith(f"  # {name}")]
+        said = f"  # {name}: {100 * row['by_seed'][0]:.1f} %"
+        [line] = [line for line in page.splitlines() if line.endswith(said)]
         words = shlex.split(row["command"].replace("DIR", "whole"))[1:]
         assert shlex.split(line, comments=True)[1:] == [w.replace("\n", "\\n") for w in words]
         again = typed(*words, "--json")
@@ -169,7 +170,15 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
         ({"rows": ("ia3", "demonstrations: demonstrations.number=0")}, "has none: give demonst"),
         ({"rows": ("ia3", "demonstrations: demonstrations.number=999")}, "ions.number is 999"),
         ({"rows": ("lora: method.targets='x",)}, "a quotation mark has no partner"),
-        ({"rows": ("lora: step=1",)}, "config.step is not a known key"),
+        ({"rows": ("lora: step=1",)}, "the row 'lora': config.step is not a known key"),
+        ({"rows": ("ia3", 'lora: task.template="{nope}"')}, "the row 'lora': template '{nope}'"),
+        ({"rows": ("lora: method.rank 4",)}, "'method.rank' in 'lora': write KEY=VALUE"),
+        ({"rows": (f"{61 * 'x'}: method.name=lora",)}, "another name, of at most 60 characters"),
+        ({"rows": ("artifact: method.name=lora",)}, "has 'artifact': give another name"),
+        (
+            {"rows": ("low: method.name=lora",), "learning_rates": ("lora: 1 2",)},
+            "learning_rates has 'lora': write 'low'",
+        ),
         ({"rows": (": method.name=lora",)}, "has '', which names no method"),
         ({"learning_rates": ("fow: 1",)}, "(did you mean 'few'?)"),
         ({"learning_rates": ("few: fast",)}, "expected 'ROW: RATE RATE'"),
@@ -509,7 +518,7 @@ def test_forgetting_is_measured_on_the_same_tokens_with_and_without():
 def test_calibration_leaves_validation_examples_to_choose_with():
     config = configs.build({"compare": {"rows": ("no prompt",)}})
     held = [{"label": label, "text": label} for label in ("a", "b")]
-    with mock.patch.object(api, "validation_records", lambda task, config: held):
-        with pytest.raises(UserError, match="one example of each label"):
+    with mock.patch.object(api, "validation_records", lambda *_: held):
+        with pytest.raises(UserError, match="no label has two validation records"):
             api.held_out(None, config, "labels")
         assert api.held_out(None, config, "texts") == (held, held)

@@ -7,10 +7,8 @@ import tiny_runs
 from safetensors.numpy import load_file, save_file
 
 from prompt_tuning_jax import api
-from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.cli import evaluate as cli_evaluate
 from prompt_tuning_jax.cli import show
-from prompt_tuning_jax.data.task import make_task, training_records
 from prompt_tuning_jax.run import artifact
 
 
@@ -159,13 +157,11 @@ def test_demonstrations_stand_in_front_and_what_does_not_fit_is_said(typed):
     many, said = result("--demonstrations", "50")
     assert f"warning: {many['demonstrations']} of 50 demonstrations are used" in said
     assert 1 <= many["demonstrations"] < 5
-    _, said = result("--demonstrations", "2", "--config.task.train=test[:10]")
-    assert "warning: 2 of 10 records of test[:10] are demonstrations" in said
 
 
 def test_what_is_compared_has_the_same_demonstrations_and_only_what_is_read_is_kept(typed, home):
     """The longest records rank and calibrate; a column that no prompt names stays at home."""
-    for name, size in (("train", 3), ("held", 70), ("test", 3)):
+    for name, size in (("train", 3), ("held", 70), ("test", 4)):
         lines = [f"{size * 'x'} {n},{'ab'[n % 2]},me{n}@home,{n}" for n in range(8)]
         (home / f"{name}.csv").write_text("\n".join(["text,label,mail,number", *lines]))
     given = ["name=files", "template={soft}{text} is", "labels=()", "files.validation=held.csv"]
@@ -187,42 +183,20 @@ def test_what_is_compared_has_the_same_demonstrations_and_only_what_is_read_is_k
         assert len(kept) == count and all(row.keys() == names for row in kept)
 
 
-def test_a_demonstration_is_known_in_another_file_too(capsys, home):
+def test_no_demonstration_is_in_a_split_that_is_scored(typed, home):
+    """By their inputs: the same text may stand in several files, or a part of a split be scored."""
     lines = [f"text {number},{'ab'[number % 2]}" for number in range(12)]
-    (home / "train.csv").write_text("\n".join(["text,label", *lines]), encoding="utf-8")
-    (home / "held.csv").write_text("\n".join(["text,label", *reversed(lines)]), encoding="utf-8")
-    files = ("task.name=files", "task.files.train=train.csv", "task.files.validation=held.csv")
-    words = (
-        *files,
-        "task.template={soft}{text} is",
-        "task.examples_per_class=2",
-        "demonstrations.number=4",
-    )
-    config = configs.load(None, [f"--config.{word}" for word in words])
-    task = make_task(config.task)
-    chosen = cli_evaluate._demonstrations(task, config, ["validation"])
-    assert (
-        "warning: 4 of 12 records of validation are demonstrations too" in capsys.readouterr().out
-    )
-    few = training_records(task, config.task)
-    assert sorted(row["text"] for row in chosen) == sorted(row["text"] for row in few)
-
-
-def test_labels_that_an_artifact_was_not_trained_for_are_said(typed):
-    words = ["evaluate", "--artifact", tiny_runs.artifact(), "--split", "test[:5]", "--json"]
-    given = [*words, "--config", tiny_runs.world().config]
-    left = typed(*given, "--config.task.labels=()")
-    assert json.loads(left.out) == json.loads(typed(*words).out) and "labels" not in left.err
-    other = "('business=b','entertainment=e','politics=p','sport=s','tech=gadgets')"
-    shown = typed(*given, f"--config.task.labels={other}")
-    assert shown.status == 0 and "warning: the config's labels are used" in shown.err
-
-
-def test_an_artifact_needs_no_code_of_its_method(typed, home):
-    made = artifact.load_artifact(tiny_runs.artifact())
-    for place in (made.manifest, made.manifest["config"]["method"]):
-        place["method" if "method" in place else "name"] = "mine"
-    api.save(made, home / "made")
-    words = ["evaluate", "--split", "test[:5]", "--json", "--artifact"]
-    assert typed(*words, "made").out == typed(*words, tiny_runs.artifact()).out
-    assert typed("predict", "--artifact", "made", stdin="banks").status == 0
+    files = {"train": lines, "validation": lines[:3], "test": lines[3:6]}
+    for name, rows in files.items():
+        (home / f"{name}.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    words = [f"task.files.{name}={name}.csv" for name in files]
+    words += [f"task.{name}={name}" for name in files]
+    words += ["task.name=files", "task.labels=()", "task.template={soft}{text} is"]
+    tiny = ["evaluate", "--config", tiny_runs.world().config, "--prompt", "{text} is"]
+    tiny += [f"--config.{word}" for word in words]
+    scored = [*tiny, "--split", "train[6:8]", "--demonstrations", "4", "--out", "kept"]
+    assert typed(*scored).status == 0
+    shown = artifact.load_artifact("kept").manifest["demonstrations"]
+    assert sorted(row["text"] for row in shown) == ["text 10", "text 11", "text 8", "text 9"]
+    refused = typed(*tiny, "--split", "train", "--demonstrations", "1")
+    assert refused.status == 2 and "are in a split that is scored, and none is left" in refused.err

@@ -9,6 +9,7 @@ import tiny_runs
 
 from prompt_tuning_jax import api
 from prompt_tuning_jax import score as scoring
+from prompt_tuning_jax.cli import inspect
 from prompt_tuning_jax.data.task import select_records
 from prompt_tuning_jax.inspection import prefix_attention, replace_slots
 from prompt_tuning_jax.models.attention import MASKED, attend, front_share
@@ -47,7 +48,10 @@ def test_a_prompt_of_embeddings_is_named_token_by_token(given, typed, home):
     divided = json.loads(typed(*words, "--config.parallel.model=2").out)
     assert divided["loss"] == pytest.approx(found["loss"], abs=1e-5)
     assert "inspect takes no '--config.seed=2'" in typed(*words, "--config.seed=2").err
-    assert "such readings mislead" in typed("inspect", "--artifact", "made").out
+    said = typed("inspect", "--artifact", "made").out
+    assert "such readings mislead" in said
+    part, whole = {"token": "�", "id": 7}, {"token": "é", "id": 8}
+    assert inspect._name(part) == "'�' 7" and inspect._name(whole) == "'é'"
 
 
 def test_a_token_that_is_left_out_is_a_shorter_prompt(given):

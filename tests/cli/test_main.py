@@ -113,7 +113,7 @@ def called(monkeypatch):
         (["evaluate", "--splt", "test"], "--split"),
         ([*TRAIN, "run\udcff"], "'run\\udcff' is not UTF-8: type it in a UTF-8 terminal"),
         (["predict"], "predict needs --artifact DIR"),
-        (["predict", "--artifact", "x", "--config.seed=1"], "predict takes no '--config.seed=1'"),
+        (["predict", "--artifact", "x", "--config.steps=1"], "predict takes no '--config.ste"),
     ],
 )
 def test_wrong_usage_is_one_sentence_and_status_2(called, capsys, arguments, part):

@@ -82,6 +82,21 @@ def test_what_only_the_report_reads_is_checked_before_the_training(typed, home):
     assert not (home / "run").exists()
 
 
+def test_texts_without_labels_are_for_a_teacher(typed, home):
+    rows = [{"text": f"banks and {n}"} for n in range(40)]
+    (home / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    labelled = [row | {"label": "ab"[n % 2]} for n, row in enumerate(rows[:8])]
+    (home / "test.jsonl").write_text("\n".join(map(json.dumps, labelled)))
+    command = train("files.train=train.jsonl", "files.test=test.jsonl")
+    shown = typed(*command)
+    assert shown.status == 2 and "train.jsonl, line 1: no column 'label'; its col" in shown.err
+    assert not (home / "run").exists() and "matrix products" not in shown.out
+    shown = typed(*command, "--config.teacher.prompt=It is {text}:")
+    assert shown.status == 0, shown.err
+    assert "scored without a record" not in shown.out and "36 examples to train on" in shown.out
+    assert [row["name"] for row in report()] == ["no prompt", "teacher", "soft prompt"]
+
+
 def report():
     with open(f"run/{workdir.REPORT}") as file:
         return json.load(file)["rows"]

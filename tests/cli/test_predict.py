@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import plain_model
 import pytest
@@ -96,8 +97,13 @@ def test_labels_take_json_lines_too_but_no_keys_of_generation(typed):
     objects = typed(*made, "--jsonl", stdin='{"text": "banks and funds", "label": "x"}\n\n')
     assert answers(plain) == answers(objects)
     assert "<stdin>: 1 blank lines were skipped" in objects.err
-    shown = typed(*made, "--config.generation.max_new_tokens=3", stdin="banks")
-    assert shown.status == 2 and "has labels and writes no texts" in shown.err
+    for word in ("--config.generation.max_new_tokens=3", "--config.seed=3"):
+        shown = typed(*made, word, stdin="banks")
+        assert shown.status == 2 and "has labels and writes no texts" in shown.err
+    Path("mine.txt").write_text("banks\n")
+    shown = typed(*made, "mine.txt", "--output", "./mine.txt")
+    assert shown.status == 2 and "--output is './mine.txt', which is read" in shown.err
+    assert Path("mine.txt").read_text() == "banks\n"
 
 
 def test_a_table_may_be_of_another_form_than_the_data_of_the_artifact(typed, home):

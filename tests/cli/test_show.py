@@ -1,11 +1,16 @@
 """Facts and tables for people."""
 
 from prompt_tuning_jax.cli.evaluate import print_result
-from prompt_tuning_jax.cli.show import facts, print_table
+from prompt_tuning_jax.cli.show import facts, print_table, say
 
 
 def test_facts_are_lines_and_nested_ones_have_the_names_above_in_front():
     assert facts({"a": 0.5, "b": {"c": None, "d": {}}}) == ["a: 0.5", "b c: none", "b d: none"]
+
+
+def test_a_terminal_obeys_no_text(capsys):
+    say("\x1b[2Jnaïve 日本\n\ta\x9b")
+    assert capsys.readouterr().out == "\\x1b[2Jnaïve 日本\n\ta\\x9b\n"
 
 
 def test_a_table_shows_text_as_it_is(capsys):

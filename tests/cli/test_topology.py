@@ -86,6 +86,8 @@ def test_what_cannot_be_planned_is_refused(typed, monkeypatch):
     words = ["train", "--config", CONFIG, "--workdir", "run"]
     shown = typed(*words, "--topology", "v5e:2x2")
     assert shown.status == 2 and "--topology is for --dry_run" in shown.err
+    shown = typed(*words, "--topology", "")
+    assert shown.status == 2 and "--topology is for --dry_run" in shown.err
     shown = typed(*words, "--dry_run", "--topology", "v5e:2x3")
     assert shown.status == 2 and "(did you mean 'v5e:2x4'?)" in shown.err and "v6e:4x4" in shown.err
     cloud = {name: topology.CLOUD[name] for name in ("v6e-8", "v5e-1", "v4-8", "v5p-1024")}

@@ -7,6 +7,7 @@ import re
 import shlex
 import string
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,9 @@ def test_a_wrong_override_names_its_key(override):
         ("microbatches=17", "is 17: expected at most config.batch_size"),
         ("early_stopping=2 evaluate_every=0", "expected config.evaluate_every of at least 1"),
         ("tracker=wndb", "did you mean 'wandb'?"),
+        ("optimizer.name=AdamW", "did you mean 'adamw'?"),
+        ("method.name=prefix_tuning", "did you mean 'prefix'?"),
+        ("method.name=LoRA", "did you mean 'lora'?"),
         ("task.name=files:x", "expected one of 'bbc_news', 'files', 'tfds:NAME'"),
         ("method.init=text", "config.method.init_text is '': expected a text, because"),
         ("method.init=file", "config.method.init_file is '': expected a path, because"),
@@ -352,6 +356,14 @@ def test_all_faults_at_once(tmp_path):
     ]
 
 
+def test_a_config_may_import_its_neighbour_and_have_numbers_of_numpy(tmp_path):
+    write(tmp_path, f"import numpy\n{MADE}c.steps = numpy.int64(3)\n{END}", "of_all.py")
+    path = write(tmp_path, "from of_all import get_config\n", "own.py")
+    before = [*sys.path]
+    assert load(path).steps == 3 and sys.path == before
+
+
+END = "def get_config():\n    return c\n"
 MADE = "import ml_collections as m\nc = m.ConfigDict()\n"
 
 

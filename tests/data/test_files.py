@@ -145,8 +145,20 @@ BAD = {
         "line 2: no column 'text' (did you mean 'txet'?); its columns are 'txet', 'label'",
         "--config.task.columns=\"('text=COLUMN',)\"",
     ),
-    "missing label": ("text,y\na,b\n", "data.csv", (), "no column 'label'", "'label=COLUMN'"),
-    "mapped column": (SAMPLE, "data.csv", ("columns=('text=txt',)",), "'txt'", "field 'text'"),
+    "missing label": (
+        "text,y\na,b\nc,d\ne,f\n",
+        "data.csv",
+        (),
+        "line 2: no column 'label'",
+        "'label=COLUMN'",
+    ),
+    "mapped column": (
+        SAMPLE,
+        "data.csv",
+        ("columns=('text=txt',)",),
+        "'txt'",
+        "columns are 'text', 'label'",
+    ),
     "slot": (SAMPLE, "data.csv", ("template={sfot}{text}",), "did you mean 'soft'?"),
     "number": (SAMPLE, "data.csv", ("columns=('text=3',)",), "no column '3'"),
     "swapped columns": (

@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -18,9 +19,11 @@ from tiny_models import SPEC
 import prompt_tuning_jax
 from prompt_tuning_jax import api, train
 from prompt_tuning_jax.data.template import with_prompt
+from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.methods import METHODS
+from prompt_tuning_jax.methods.base import Method
 from prompt_tuning_jax.models.files.tokenizer import Facts, Tokenizer
-from prompt_tuning_jax.models.sites import NOTHING, check_given, from_tensors, sites
+from prompt_tuning_jax.models.sites import NOTHING, Given, check_given, from_tensors, sites
 from prompt_tuning_jax.run import artifact
 from prompt_tuning_jax.run import folder as workdir
 from prompt_tuning_jax.score import encode_for
@@ -85,6 +88,30 @@ def test_under_another_name_it_is_the_same_run(row, monkeypatch):
     result = train.tune(*tiny(row, name="made_up"), log=lambda line: None)
     assert result.artifact.manifest["method"] == "made_up"
     assert_same_run(result, tuned(row))
+
+
+@pytest.mark.parametrize(
+    ("site", "quantize", "fault"),
+    [
+        ("promt/vectors", "", "'promt/vectors' .did you mean 'prompt/vectors'"),
+        ("final_norm/scale", "int8", "is 'int8', and the method trains weights"),
+    ],
+)
+def test_what_a_method_of_ones_own_gives_is_checked_before_it_is_trained(
+    site, quantize, fault, monkeypatch, tmp_path
+):
+    def adapt(trained, fixed, frozen, rng, train):
+        return Given(params={site: trained}) if quantize else Given({site: trained})
+
+    leaf = tiny_methods.LM.params["final_norm"]["scale"]
+    made = Method(lambda rng, lm, task: (leaf, ()), adapt)
+    own = SimpleNamespace(KEYS={}, make=lambda settings, start: made)
+    monkeypatch.setitem(METHODS, "own", own)
+    lm, task, config = tiny_runs.tiny.__wrapped__("--config.method.name=own")
+    lm = lm._replace(settings={**lm.settings, "quantize": quantize})
+    with pytest.raises(UserError, match=fault):
+        train.tune(lm, task, config, tmp_path / "run", lambda line: None)
+    assert not (tmp_path / "run").exists()
 
 
 def test_no_file_outside_of_methods_names_a_method():

@@ -179,6 +179,7 @@ def test_fresh_removes_a_link_and_not_what_it_leads_to(tmp_path):
     for name in (workdir.CHECKPOINTS, workdir.ARTIFACT):
         (run / name).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (run / workdir.REPORT).symlink_to(tmp_path / "nowhere")
+    (run / workdir.CONFIG).touch()
     tie_to_config(run, configs.load(None), fresh=True)
     assert os.listdir(run) == [workdir.CONFIG]
     assert (tmp_path / "elsewhere" / "file").exists()
@@ -197,9 +198,11 @@ def test_if_fresh_cannot_remove_a_folder_the_config_stays(tmp_path, monkeypatch)
     assert (tmp_path / workdir.CONFIG).exists()
 
 
-def test_checkpoints_without_a_config_are_refused(tmp_path):
-    (tmp_path / workdir.CHECKPOINTS).mkdir()
-    with pytest.raises(UserError, match="--fresh"):
-        tie_to_config(tmp_path, configs.load(None))
-    tie_to_config(tmp_path, configs.load(None), fresh=True)
-    assert os.listdir(tmp_path) == [workdir.CONFIG]
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("name", ["checkpoints/a.pt", "artifact/mine.txt", "config.json"])
+def test_what_no_run_wrote_is_never_deleted(tmp_path, name, fresh):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text('{"model_type": "llama"}')
+    with pytest.raises(UserError, match="is not of a run: give another --workdir"):
+        tie_to_config(tmp_path, configs.load(None), fresh)
+    assert (tmp_path / name).read_text() == '{"model_type": "llama"}'

@@ -45,7 +45,7 @@ def test_variables_that_do_not_name_a_process_are_refused(given, tmp_path, monke
         ({"TPU_WORKER_HOSTNAMES": "host-0"}, None),
         ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, {}),
         ({"TPU_WORKER_HOSTNAMES": "host-0", "MEGASCALE_NUM_SLICES": "2"}, {}),
-        ({"PROMPT_TUNING_CLUSTER": "k8s"}, {}),
+        ({"PROMPT_TUNING_CLUSTER": "K8s"}, {}),
         ({"PROMPT_TUNING_CLUSTER": "mpi4py"}, {"cluster_detection_method": "mpi4py"}),
     ],
 )
@@ -67,7 +67,9 @@ def test_a_cluster_is_joined_where_it_has_several_processes(given, wanted, monke
         with processes.join_processes() as first:
             assert first
     else:
-        with pytest.raises(UserError, match=r"join the others .RuntimeError: no answer.: set JAX_"):
+        said = "".join(f" by {name}={value}" for name, value in given.items() if "CLUSTER" in name)
+        said = f"join the others{said} .RuntimeError: no answer.: set JAX_"
+        with pytest.raises(UserError, match=said):
             with processes.join_processes():
                 pass
     assert joined == ([] if wanted is None else [wanted])
