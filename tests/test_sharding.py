@@ -49,26 +49,23 @@ def test_a_mesh_of_any_form_trains_the_same(shards, more):
 
 
 PROGRAM = """
-import jax, sys
+import sys
 from prompt_tuning_jax import config, load, tune
 from prompt_tuning_jax.data.task import make_task
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-made = config.load(sys.argv[1], ["--config.steps=2", "--config.method.name=lora"])
-for count in (1, 4):
-    made.parallel.model = count
-    jax.clear_caches()
-    tune(load(made.model, made.parallel), make_task(made.task), made)
-print("done")
+words = ["steps=12", "microbatches=1", "parallel.model=4", "method.name=fine_tuning"]
+made = config.load(sys.argv[1], [f"--config.{word}" for word in words])
+tune(load(made.model, made.parallel), make_task(made.task), made)
 """
 
 
 def test_programs_that_were_kept_do_not_end_a_process_with_divided_weights(home):
     """The second start would read back what the first one kept."""
-    how = {"capture_output": True, "text": True, "timeout": 200}
+    own = {"JAX_COMPILATION_CACHE_DIR": "kept", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    own = tiny_runs.environment(JAX_NUM_CPU_DEVICES="8", **own)
     for _ in range(2):
-        words = [sys.executable, "-c", PROGRAM, str(tiny_runs.world().config)]
-        done = subprocess.run(words, **how, env={**os.environ, "JAX_COMPILATION_CACHE_DIR": "kept"})
-        assert done.returncode == 0 and "done" in done.stdout, done.stderr
+        words = [sys.executable, "-c", PROGRAM, str(tiny_runs.world().bare)]
+        done = subprocess.run(words, env=own, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0 and "step 12: " in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("is_int8", [False, True])

@@ -19,6 +19,8 @@ from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.cli import topology
 from prompt_tuning_jax.models.cached import decode, prefill
 from prompt_tuning_jax.models.sites import NOTHING, bind
+from prompt_tuning_jax.models.spec import matrices
+from prompt_tuning_jax.quantization import quantize
 from prompt_tuning_jax.sharding import make_mesh
 from prompt_tuning_jax.step import compile_step, init_state, row_specs
 
@@ -38,6 +40,12 @@ EVERY_SLICE = pytest.mark.parametrize(
     ],
 )
 HALF = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), LM.params)
+
+INT8 = jax.eval_shape(
+    lambda: quantize(
+        jax.tree.map(lambda leaf: np.array(leaf, jnp.bfloat16), LM.params), matrices(SPEC)
+    )
+)
 
 
 @functools.cache
@@ -64,23 +72,25 @@ def collectives(compiled):
     )
 
 
+@pytest.mark.parametrize("is_int8", [False, True])
 @EVERY_SLICE
-def test_a_step_compiles_with_one_sum_and_with_the_gathers_of_its_layers(name, shards):
+def test_a_step_compiles_with_one_sum_and_with_the_gathers_of_its_layers(name, shards, is_int8):
     given, layout = test_methods.tried("lora"), tiny_methods.layout(SPEC, shards)
+    params = INT8 if is_int8 else HALF
     made = tiny_methods.make(name="lora", rank=2)
     parts = given.parts._replace(module=LM.module, method=made)
     state = jax.eval_shape(
         lambda: init_state(parts, made.init(jax.random.key(0), LM, tiny_methods.TASK)[0])
     )
     mesh = make_mesh(devices_of(name), shards)
-    frozen = given.frozen._replace(params=on(mesh, HALF, layout.specs(HALF)), fixed={})
+    frozen = given.frozen._replace(params=on(mesh, params, layout.specs(params)), fixed={})
     batch = on(mesh, given.batch(given.examples), row_specs())
     step = compile_step(parts, "jit", devices_of(name), layout).step
     compiled = step.lower(on(mesh, state), frozen, batch).compile()
     found = collectives(compiled)
     assert found["all-reduce"] == 1 and set(found) <= {"all-reduce", "all-gather"}
     assert bool(found["all-gather"]) == (shards > 1)
-    weights = sum(leaf.size * 2 for leaf in jax.tree.leaves(HALF))
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     trained = sum(leaf.size * 4 for leaf in jax.tree.leaves(state))
     held = compiled.memory_analysis().argument_size_in_bytes - trained
     # A TPU pads small arrays.
