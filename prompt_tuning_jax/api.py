@@ -146,16 +146,12 @@ def predict(
     """Labels records as they come, or writes a text for each if the task has a target.
 
     Args:
-      lm: from `load`.
-      task: from `data.task.make_task`.
       records: the template's fields by name, or a text alone if the template has one field.
-      artifact: what adapts the model, or its folder; None for the model alone.
-      generation: how texts are written.
-      seed: of the random draws if `generation` has a temperature.
+      lm, task, artifact, generation, seed: as for `evaluate`.
 
     Yields:
       label (its value in the data) and probabilities by label; or text and finished, which is
-      false if the text was cut at the most new tokens. In the order of the records. If a record
+      false if the text was cut off at `max_new_tokens`. In the order of the records. If a record
       was too long: shortened, the number of tokens that its longest field lost.
 
     Raises:

@@ -81,9 +81,9 @@ def fit_labels(scores: np.ndarray, answers: np.ndarray) -> Calibration:
 
 def fit_texts(scores: np.ndarray) -> Calibration:
     """Fits to float[N, C] log-probabilities: probabilities are divided by their mean. This assumes
-    that all labels are equally frequent, and undoes a constant factor of a label exactly."""
+    that each label is as frequent as any other."""
     count, labels = scores.shape
-    mean = np.logaddexp.reduce(scores, axis=0, dtype=np.float64) - np.log(count)
+    mean = np.logaddexp.reduce(_normalise(scores), axis=0) - np.log(count)
     return Calibration("texts", count, (1.0,) * labels, (*(-mean).tolist(),))
 
 

@@ -38,7 +38,7 @@ from prompt_tuning_jax.models.sites import NOTHING, Given, from_tensors
 from prompt_tuning_jax.run import folder as folders
 from prompt_tuning_jax.run.artifact import TENSORS, load_artifact
 from prompt_tuning_jax.storage import atomic_write
-from prompt_tuning_jax.teacher import check_teacher
+from prompt_tuning_jax.teacher import check_teacher, is_taught
 
 FOUND, TEST, TRIED = "found.json", "test.json", "tried.json"
 NEAR = 0.95  # "seconds to 95 % of its own best"
@@ -78,6 +78,7 @@ def compare(
     of a run's config, which turns too little memory into a RunError. When it is asked to stop, it
     raises a KeyboardInterrupt: finished runs are in the folder, and so is a checkpoint of the
     stopped one, unless the argument is False. Raises a UserError for a row that cannot be run."""
+    folders.check_own(folder)
     rows = check(lm, config, folder, log, fresh)
     old = [each for row in rows for each in (folder / row.folder).glob("*seed-*") if fresh]
     paths = [each / name for each in old for name in (FOUND, TRIED, TEST)]
@@ -154,14 +155,17 @@ def _plan(lm: LanguageModel, run: Run, calibrate: str, count: int) -> None:
     config = run.config.copy_and_resolve_references()
     try:
         task = make_task(config.task)
-        training_records(task, config.task)
-        api.held_out(task, config, calibrate)
         if run.row.is_trained:
             check_teacher(lm, task, config)
-            config.teacher.update(prompt="", demonstrations=0)
-            shapes = jax.eval_shape(lambda: lm.params)
-            train.plan(lm._replace(params=shapes), task, config, lambda line: None)
-        elif run.row.name == "searched prompt":
+            outline = lm._replace(params=jax.eval_shape(lambda: lm.params))
+            if is_taught(config):  # which is not asked
+                train.make_step(outline, task, config)
+            else:
+                train.plan(outline, task, config, lambda line: None)
+            return
+        training_records(task, config.task)
+        api.held_out(task, config, calibrate)
+        if run.row.name == "searched prompt":
             search.begin(lm, task, config)
         elif run.row.name == "written prompt" and not config.prompts:
             raise UserError("it has no prompt: give config.prompts")
@@ -203,7 +207,7 @@ def _attempt(setting: Setting, row: Row, run: Callable, *how) -> Compared | None
 def _sources(setting: Setting, run: Run, *splits: str) -> str:
     """Returns a digest of the model and of the records that a run reads."""
     task, config = make_task(run.config.task), run.config.task
-    read = training_records(task, config), validation_records(task, config)
+    read = training_records(task, config, False), validation_records(task, config, False)
     return digest(setting.lm.fingerprint, *read, *(select_records(task, name) for name in splits))
 
 
@@ -269,8 +273,8 @@ def _every_seed(
 def _kept(path: Path, make: Callable[[], dict[str, Any]], **settings: str) -> dict[str, Any]:
     """Returns the values of a JSON file. Makes it first if it is missing or of other settings."""
     kept: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):  # missing, or damaged
-        kept = json.loads(path.read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, ValueError, TypeError):  # missing, or damaged
+        kept = dict(json.loads(path.read_text(encoding="utf-8")))
     if not kept or kept | settings != kept:
         kept = make() | settings
         atomic_write(path, (json.dumps(kept) + "\n").encode())
@@ -319,7 +323,8 @@ def _train(setting: Setting, run: Run, until: int) -> dict[str, Any]:
         return found
     api.save(result.artifact, run.folder / folders.ARTIFACT)
     own = _bytes(from_tensors(result.artifact.tensors).params)
-    rows, held_out = training_records(task, config.task), validation_records(task, config.task)
+    rows = training_records(task, config.task, labelled=False)
+    held_out = validation_records(task, config.task, labelled=False)
     return found | {
         "parameters": result.trainable_parameters,
         "bytes": (run.folder / folders.ARTIFACT / TENSORS).stat().st_size,

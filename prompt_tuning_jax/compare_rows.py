@@ -111,7 +111,9 @@ def read_rows(config) -> list[Row]:
             )
         if name in rows:
             rows[name] = rows[name]._replace(rates=(*dict.fromkeys(rows[name].rates + rates),))
-        elif own := [row.name for row in rows.values() if _method(row) == name.replace(" ", "_")]:
+        named = f"--config.method.name={name.replace(' ', '_')}"
+        own = [row.name for row in rows.values() if named in row.overrides]
+        if own and name not in rows:
             raise UserError(f"config.compare.learning_rates has {name!r}: write {own[0]!r}")
     for name in config.compare.curve:
         _check_name(name, trained, "curve")
@@ -147,18 +149,13 @@ def _read_row(entry: str) -> Row:
     if name in WAYS:
         others |= {"method", "optimizer", "schedule", "teacher", "steps", "learning_rate"}
     for word in words:
-        if "=" not in word.strip("="):
+        if "=" not in word[1:]:
             raise UserError(f"config.compare.rows has {word!r} in {name!r}: write KEY=VALUE")
         is_shared, is_unread = _SHARED.match(word), re.split("[.=]", word)[0] in others
         if is_shared or is_unread:
             why = "which all rows share" if is_shared else "which does not read it"
             raise UserError(f"config.compare.rows has {word!r} in {name!r}, {why}: leave it out")
     return Row(name, tuple(f"--config.{word}" for word in words))
-
-
-def _method(row: Row) -> str:
-    names = [word.partition("=")[2] for word in row.overrides if "method.name=" in word]
-    return names[-1] if names else ""
 
 
 def _check_name(name: str, trained: Sequence[str], key: str) -> None:

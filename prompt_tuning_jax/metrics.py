@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prompt_tuning_jax.errors import UserError
-
 RESAMPLES, SEED = 2000, 0
 PERCENTILES = (2.5, 97.5)
 BINS = 15  # of the calibration error
@@ -197,10 +195,8 @@ def token_f1s(pairs: _Pairs, _: Sequence, words=folded_words) -> list[float]:
 
 def bleu_counts(pairs: _Pairs, tokenizers: Sequence[str]) -> list[list[int]]:
     """Counts for each prediction: right n-grams, n-grams, its length, the nearest reference's."""
-    try:
-        from sacrebleu.metrics import BLEU
-    except ImportError as error:
-        raise _not_installed("bleu", "sacrebleu") from error
+    from sacrebleu.metrics import BLEU
+
     # The effective order changes a sentence's score and none of its counts.
     scorers = {name: BLEU(tokenize=name, effective_order=True) for name in set(tokenizers)}
     scores = [
@@ -223,23 +219,14 @@ def bleu(sums: np.ndarray, count: int) -> np.ndarray:
 
 def rouge_ls(pairs: _Pairs, tokenizers: Sequence[str]) -> list[float]:
     """Returns the best F-measure of each prediction."""
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as error:
-        raise _not_installed("rouge_l", "rouge-score") from error
+    from rouge_score.rouge_scorer import RougeScorer
+
     unicode = RougeScorer(["rougeL"], tokenizer=types.SimpleNamespace(tokenize=unicode_words))
     latin = RougeScorer(["rougeL"])
     return [
         (latin if name == "13a" else unicode).score_multi(references, text)["rougeL"].fmeasure
         for name, (text, references) in zip(tokenizers, pairs, strict=True)
     ]
-
-
-def _not_installed(metric: str, package: str) -> UserError:
-    return UserError(
-        f"task.metrics has {metric!r}, which needs the package {package}: type `pip install"
-        f" {package}`, or name other metrics"
-    )
 
 
 def paired_difference(values: np.ndarray, others: np.ndarray) -> tuple[float, float, float]:

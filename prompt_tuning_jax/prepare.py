@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from prompt_tuning_jax.data import batch as batching
-from prompt_tuning_jax.data.demonstrations import spare_half, without_demonstrations
+from prompt_tuning_jax.data.demonstrations import spare_half, unscored, without_demonstrations
 from prompt_tuning_jax.data.encode import count_shortened
 from prompt_tuning_jax.data.records import LABEL
 from prompt_tuning_jax.data.task import Task, make_task, training_records, validation_records
@@ -80,7 +80,7 @@ def start_from_demonstrations(lm: LanguageModel, task, config, log: Callable) ->
         is_artifact = init == "file" and not config.method.init_file.endswith(".npy")
         kept = load_artifact(config.method.init_file).manifest if is_artifact else {}
         return task._replace(continues=kept.get("continues", False)), []
-    rows, most = training_records(task, config.task), config.method.num_virtual_tokens
+    rows, most = unscored(task, config, "method.init"), config.method.num_virtual_tokens
     spare = spare_half(rows, balanced=bool(task.labels), seed=config.seed)
     behind = task._replace(continues=True)
     [alone] = encode_for(lm, behind, rows[:1], NOTHING, ANY_LENGTH)

@@ -42,18 +42,18 @@ def test_the_fit_is_the_best_one_and_its_probabilities_are_those_of_its_loss():
     assert right + (own[:3] ** 2).sum() / 60 == pytest.approx(wanted.fun, rel=1e-5)
 
 
-@pytest.mark.parametrize("by", ["labels", "texts"])
 @pytest.mark.parametrize("constant", [4.0, -64.0])
-def test_a_constant_that_is_added_to_a_labels_scores_is_undone(constant, by):
+def test_a_constant_that_is_added_to_a_labels_scores_is_undone(constant):
     moved = SCORES + np.float32(constant) * np.eye(3, dtype=np.float32)[1]
-    made = [calibrations.fit(by, each, ANSWERS).apply(each) for each in (SCORES, moved)]
+    made = [calibrations.fit_labels(each, ANSWERS).apply(each) for each in (SCORES, moved)]
     np.testing.assert_allclose(*made, atol=2e-4)
     np.testing.assert_array_equal(*(each.argmax(axis=1) for each in made))
     assert (moved.argmax(axis=1) != SCORES.argmax(axis=1)).any()
 
 
 def test_without_labels_probabilities_are_divided_by_their_mean():
-    wanted = np.exp(SCORES) / np.exp(SCORES).mean(axis=0)
+    shares = np.exp(SCORES) / np.exp(SCORES).sum(axis=1, keepdims=True)
+    wanted = shares / shares.mean(axis=0)
     made = np.exp(calibrations.fit_texts(SCORES).apply(SCORES))
     np.testing.assert_allclose(made, wanted / wanted.sum(axis=1, keepdims=True), rtol=1e-4)
 
@@ -137,6 +137,7 @@ def test_texts_without_labels_calibrate(typed, home):
     rows = {name: select_records(task, f"{name}[:40]") for name in ("train", "test")}
     rows |= {"all": held, "none": [{"text": row["text"]} for row in held]}
     rows |= {"empty": [{**row, "label": ""} for row in held]}
+    rows |= {"null": [{**row, "label": None} for row in held]}
     for name, records in rows.items():
         (home / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
     words = [f"files.{name}={name}.jsonl" for name in ("train", "test")]
@@ -144,14 +145,14 @@ def test_texts_without_labels_calibrate(typed, home):
     tiny = ["evaluate", "--config", tiny_runs.world().config, "--json"]
     tiny += [f"--config.task.{word}" for word in words]
     found = []
-    for name in ("all", "none", "empty"):
+    for name in ("all", "none", "empty", "null"):
         given = [*tiny, f"--config.task.files.validation={name}.jsonl"]
         found.append(json.loads(typed(*given, "--calibrate", "texts").out))
         refused = typed(*given, "--calibrate", "labels")
         assert (refused.status == 2) == (name != "all")
         ranked = typed(*given, "--prompts", "prompts.txt") if name != "all" else refused
         assert "label" in ranked.err or "prompts.txt" in ranked.err
-    assert found[0] == found[1] == found[2] and "calibrated" in found[0]
+    assert all(each == found[0] for each in found) and "calibrated" in found[0]
 
 
 def test_what_ranked_a_prompt_is_said_to_calibrate_it(typed, home):

@@ -64,7 +64,7 @@ def _check_texts(config, folder: Path) -> None:
         if named:
             check_prompts(make_task(own.task), named, own.task.test)
     task = make_task(config.task)
-    warn_of_seen(task, config)
+    warn_of_seen(task, config, labelled=False)
     if own := config.calibration.split:
         warn_of_overlap(task, select_records(task, own), config.task.test, "calibrate")
 

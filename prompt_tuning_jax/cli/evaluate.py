@@ -24,7 +24,6 @@ from prompt_tuning_jax.run.report import FORMATS
 from prompt_tuning_jax.run.warnings import other_task, trained_on
 from prompt_tuning_jax.score import fitting
 from prompt_tuning_jax.storage import sha256
-from prompt_tuning_jax.teacher import is_taught
 
 # What calibrates, by `--calibrate`.
 _HELD = {
@@ -148,9 +147,8 @@ def warn_of_overlap(task, known: Sequence[Mapping[str, str]], split: str, *use: 
         say(f"warning: {warning}")
 
 
-def warn_of_seen(task, config) -> None:
+def warn_of_seen(task, config, labelled: bool) -> None:
     """Says how many records of the test split a run trains on or validates on too."""
-    labelled = not is_taught(config)
     warn_of_overlap(task, tasks.training_records(task, config.task, labelled), config.task.test)
     held = tasks.validation_records(task, config.task, labelled)
     warn_of_overlap(task, held, config.task.test, "are validated on")

@@ -102,7 +102,7 @@ def _draw_attention(found):
     shares = [100 * share for share in found["attention"]]
     axes.bar(range(len(shares)), shares, color=TRAIN_COLOR)
     axes.set(xlabel="position of the prefix", ylabel="attention (%)")
-    axes.locator_params(axis="x", integer=True)
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     return figure
 
 

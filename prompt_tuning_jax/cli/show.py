@@ -38,7 +38,7 @@ def print_table(rows: Sequence[Mapping[str, str]], texts: Collection[str]) -> No
     for heading in rows[0]:
         table.add_column(heading, justify="left" if heading in texts else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*map(plain, row.values()))
     console = Console(markup=False, highlight=False)
     if not console.is_terminal:
         console.width = WIDTH  # a file has no right edge

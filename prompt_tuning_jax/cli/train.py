@@ -73,7 +73,7 @@ def prepare(
     prompts = dict.fromkeys(config.prompts, "config.prompts")
     prompts |= {config.teacher.prompt: "config.teacher.prompt"} if config.teacher.prompt else {}
     check_prompts(task, prompts, config.task.test)
-    warn_of_seen(task, config)
+    warn_of_seen(task, config, not is_taught(config))
     lm, rows = load_model(config), select_records(task, config.task.test)
     for prompt, place in {"": config.task.test, **prompts}.items():
         asked = task._replace(template=with_prompt(task.template, prompt))

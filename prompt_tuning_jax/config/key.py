@@ -75,8 +75,8 @@ def plain_scalar(value: Any) -> Any:
 def convert(value: Any, key: Key) -> Any:
     """Returns a value as the key's type if nothing is lost: a list as a tuple, 1 as 1.0."""
     kind, value = type(key.default), plain_scalar(value)
-    if kind is tuple and isinstance(value, list):
-        return tuple(value)
+    if kind is tuple and isinstance(value, list | tuple):
+        return tuple(map(plain_scalar, value))
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is float and is_number and abs(value) <= sys.float_info.max:
         return float(value)

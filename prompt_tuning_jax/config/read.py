@@ -46,6 +46,7 @@ def parse_json(text: str | bytes, source: str, kind: type = dict) -> Any:
 
 
 def _execute(path: str) -> Mapping[str, Any]:
+    before = [*sys.path]
     sys.path.insert(0, os.path.dirname(os.path.abspath(path)))  # it may import its neighbours
     try:
         names = runpy.run_path(path)
@@ -53,7 +54,7 @@ def _execute(path: str) -> Mapping[str, Any]:
     except (Exception, SystemExit) as error:
         raise UserError(f"config file {path!r}{_line(error, path)}: {_fault(error)}") from error
     finally:
-        sys.path.pop(0)
+        sys.path[:] = before
     if isinstance(values, ConfigDict):
         return values.to_dict()
     if isinstance(values, Mapping):

@@ -6,6 +6,7 @@ is a stranger's program, and runs in a process of its own (`render_chat.py`).
 
 import contextlib
 import functools
+import itertools
 import json
 import re
 import subprocess
@@ -19,7 +20,7 @@ from prompt_tuning_jax.data.template import Constant, Piece, Slot, Special, Temp
 from prompt_tuning_jax.errors import UserError, short
 
 _SECONDS = 120  # with the start of the process, which limits the template itself
-_MARKS = ("QUESTION7c1f", "ANSWER93d4", "QUESTIONb52e")
+_MARKS = ("QUESTION7c1f", "ANSWER93d4", "QUESTIONb52e", "ANSWER0d68", "QUESTIONf4a7")
 _OTHERWISE = "give config.task.as_chat=false, or another model"
 
 
@@ -27,7 +28,8 @@ class Chat(NamedTuple):
     """What a chat template writes around texts, as pieces of a template."""
 
     alone: list[list[Piece]]  # before a single question, and after it up to the answer
-    # In front of the first question, between it and its answer, before the next, behind the last.
+    # In front of the first of three questions, before its answer, before the second, before its
+    # answer, before the last, which may be another text than before the second, and behind it.
     several: list[list[Piece]]
     bos: Special | None
     end: Special | None  # the special token that ends an answer, if any
@@ -63,10 +65,11 @@ def in_chat(
     ones. Without a slot, the virtual tokens come first, behind BOS."""
     (head, tail), earlier = chat.alone, []
     if answered:
-        head, reply, turn, tail = chat.several
-        for record, answer in answered:
+        head, reply, turn, _, last, tail = chat.several
+        turns = [turn] * (len(answered) - 1) + [last]
+        for (record, answer), behind in zip(answered, turns, strict=True):
             filled, text = fill_pieces(template.pieces, record, template)
-            earlier += [*filled, Constant(text), *reply, Constant(answer), *turn]
+            earlier += [*filled, Constant(text), *reply, Constant(answer), *behind]
     pieces = [piece for piece in (*head, *earlier, *template.pieces, *tail) if piece != ("",)]
     if not any(isinstance(piece, Slot) for piece in pieces):
         # A BOS that comes again begins turns.
@@ -78,11 +81,11 @@ def in_chat(
 def _render(
     source: str, system: str, tokens: tuple[tuple[str, str], ...]
 ) -> tuple[list[str], list[str]]:
-    """Returns the parts around the marks of one question, and of a question, answer, question."""
+    """Returns the parts around the marks of one question, and of three with two answers."""
     first = [{"role": "system", "content": system}] if system else []
-    roles = zip(("user", "assistant", "user"), _MARKS, strict=True)
-    turns = [{"role": role, "content": mark} for role, mark in roles]
-    settings = {"conversations": [[*first, turns[2]], [*first, *turns]], "chat_template": source}
+    roles = itertools.cycle(("user", "assistant"))
+    turns = [{"role": role, "content": mark} for role, mark in zip(roles, _MARKS, strict=False)]
+    settings = {"conversations": [[*first, turns[-1]], [*first, *turns]], "chat_template": source}
     fault = "it takes too long"
     marks = re.compile("|".join(_MARKS))
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -96,13 +99,16 @@ def _render(
         )
         if done.returncode == 0:
             texts = json.loads(done.stdout)
-            if [marks.findall(text) for text in texts] == [[_MARKS[2]], [*_MARKS]]:
+            written = [marks.findall(text) for text in texts] == [[_MARKS[-1]], [*_MARKS]]
+            lost = system and not any(word in texts[0] for word in system.split())
+            if written and not lost:
                 alone, several = map(marks.split, texts)
                 # With the white space in front of an answer, if that is all that is missing.
                 if several[1].rstrip() == alone[1].rstrip():
                     alone[1] = several[-1] = several[1]
                 return alone, several
-            fault = "it does not write each message once, in order"
+            fault = "it leaves out the system text"
+            fault = fault if written else "it does not write each message once, in order"
         elif done.returncode > 0:  # below, it was killed
             fault = done.stderr.strip().rpartition("\n")[2]
     raise UserError(f"the model's chat template cannot be used ({short(fault, 200)}): {_OTHERWISE}")

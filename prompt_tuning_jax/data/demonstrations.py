@@ -24,7 +24,7 @@ def choose_demonstrations(rows: Rows, number: int, *, balanced: bool, seed=0, ke
     The first few are a good choice too. `key` is the setting that an error names."""
     if number > len(rows):
         raise UserError(
-            f"config.{key} is {number} and the training split has {len(rows)} records: give fewer"
+            f"config.{key} is {number} and {len(rows)} training records can be shown: give fewer"
         )
     drawn = sorted(rows, key=lambda row: _digest(row, seed))
     if not balanced:
@@ -37,13 +37,19 @@ def choose_demonstrations(rows: Rows, number: int, *, balanced: bool, seed=0, ke
 def training_demonstrations(
     task: Task, config: Any, prompts: Iterable[str] = (), key: str = KEY, scored: Rows = ()
 ) -> Rows:
-    """Returns the training records, as many as the setting `key` says, that a config shows, as
-    `only_read` gives them. None has the input of a record of the validation or test split, or of
-    one in `scored`."""
+    """Returns as many of `unscored` as the setting `key` says, as `only_read` gives them."""
     if not (number := attrgetter(key)(config)):
         return []
+    spare, how = unscored(task, config, key, scored), {"seed": config.seed, "key": key}
+    chosen = choose_demonstrations(spare, number, balanced=bool(task.labels), **how)
+    return only_read(task, chosen, prompts)
+
+
+def unscored(task: Task, config: Any, key: str, scored: Rows = ()) -> Rows:
+    """Returns the training records with the input of no record of the validation and test splits,
+    of those that calibrate, or in `scored`. The setting `key` asks for them."""
     rows, held = training_records(task, config.task), [*scored]
-    for name in (config.task.validation, config.task.test):
+    for name in (config.task.validation, config.task.test, config.calibration.split):
         with contextlib.suppress(UserError):  # there may be no such split
             held += select_records(task, name, labelled=False)
     if not (spare := _others(rows, held, field_names(task.template))):
@@ -51,8 +57,7 @@ def training_demonstrations(
             f"all {len(rows)} records of config.task.train are in a split that is scored, and none"
             f" is left for config.{key}: give another split"
         )
-    how = {"balanced": bool(task.labels), "seed": config.seed, "key": key}
-    return only_read(task, choose_demonstrations(spare, number, **how), prompts)
+    return spare
 
 
 def only_read(task: Task, rows: Rows, prompts: Iterable[str] = ()) -> Rows:

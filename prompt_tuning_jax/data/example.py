@@ -46,26 +46,19 @@ def encode_example(
     ending: Sequence[int] = (),
     continues: bool = False,
 ) -> Example:
-    """Renders `template` with each answer behind it and tokenises the whole.
+    """Renders `template`, parsed with the tokenizer's specials, with each answer behind it, and
+    tokenises the whole. Without answers, the trunk is the one that most answers would give.
 
     An answer follows after one space, or directly if the rendered text ends in white space. A
     field's text is only text: it never makes a special token, a slot or a field.
 
     Args:
-        template: from `parse` with the tokenizer's specials.
-        answers: C texts, none of them empty. Without any, the trunk is the one that most answers
-            would give.
-        tokenizer: a `models.files.tokenizer.Tokenizer`.
         num_virtual_tokens: P; with 0 a plain `{soft}` is nothing.
         add_bos: begin with the BOS token, unless the template already does.
         max_length: the most positions for the trunk and the longest tail without its last token.
             In a longer example the longest field is cut at its end.
         ending: tokens behind each answer.
         continues: whether another text is in front, in the virtual tokens.
-
-    Raises:
-        UserError: the slots do not add up to P, the record lacks a field, it is too long even with
-            one character of its longest field, or nothing is before its answer.
     """
     layout = lay_out(template, num_virtual_tokens)
     _check_embedded(template, tokenizer)

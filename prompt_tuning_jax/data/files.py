@@ -123,7 +123,7 @@ def _rare_labels(splits: Mapping[str, list[Record]]) -> list[str]:
     trained = Counter(record[LABEL] for record in splits["train"])
     if "" in trained:  # for a teacher
         return []
-    scored = {record[LABEL] for name in ("validation", "test") for record in splits[name]}
+    scored = {record[LABEL] for name in ("validation", "test") for record in splits[name]} - {""}
     found = {
         "warning: labels that are scored without a record to train on: ": scored - trained.keys(),
         "labels with one record to train on: ": {each for each in trained if trained[each] == 1},
@@ -134,12 +134,10 @@ def _rare_labels(splits: Mapping[str, list[Record]]) -> list[str]:
 def take_parts(
     records: list[Record], parts: Mapping[str, float], fields: Fields, seed: int, path: str
 ) -> dict[str, list[Record]]:
-    """Splits the training records into parts of about the sizes asked for.
-
-    A part is a share below 1 or a number of records; the rest is the split 'train'. Records with
-    the same input stay together, in an order by the seed and their inputs alone. Of each label
-    that several records have, the last input stays in training, unless that leaves a part empty.
-    """
+    """Splits the training records into parts of about the sizes asked for: a share below 1, or a
+    number of records; the rest is the split 'train'. Records with the same input stay together, in
+    an order by the seed and their inputs alone. Of each label that several records have, the last
+    input stays in training, unless that leaves a part empty."""
 
     def cut(kept: Collection[int]) -> dict[str, list[Record]]:
         made: dict[str, list[Record]] = {name: [] for name in (*sizes, "train")}

@@ -16,7 +16,8 @@ from prompt_tuning_jax.errors import UserError, nearest
 Record = dict[str, str]
 LABEL = "label"
 PLACE = "(place)"
-UNLABELLED = "(no label)"  # of a record whose label is '': the error where a label is needed
+# Of a record whose label is '', or that lacks a field of the target: the error if it is needed.
+UNLABELLED = "(no label)"
 LONGEST = 131_072  # characters of a text; a longer one is usually a quote that is not closed
 COLUMNS_HINT = ": name the right column with --config.task.columns=\"('{field}=COLUMN',)\""
 
@@ -132,7 +133,7 @@ def _match_columns(
     held: Sequence[str], fields: Fields, place: str, numbered: bool, hint: str
 ) -> tuple[dict[str, str], str]:
     """Returns the field of each column, of its own name unless `fields.columns` says otherwise; and
-    an error for each record if there is no column of labels."""
+    an error for each record if there is no column of what it gives."""
     names = {name: plain_name(name) for name in held}
     own = {plain: name for name, plain in names.items()}
     if len(own) < len(names):
@@ -157,7 +158,7 @@ def _match_columns(
             shown = {name: names.get(name, name) for name in held}
             message = _missing(field, shown, fields, numbered)
             fault = f"{place}: {message}{hint.format(field=field)}"
-            if field in fields.inputs or fields.target:
+            if field in fields.inputs:
                 raise UserError(fault)
     return names, fault
 
@@ -185,9 +186,10 @@ def _records_of(
     lists = {}
     for name, field in names.items():
         value = row[name]
-        if isinstance(value, list) and fields.target and field in fields.outputs:
+        is_output = field in fields.outputs
+        if isinstance(value, list) and fields.target and is_output:
             lists[field] = [require_text(item, field, place) for item in value]
-        elif field in fields.inputs or field in fields.outputs:
+        elif field in fields.inputs or (is_output and value is not None):
             record[field] = require_text(value, field, place)
         elif (text := _as_text(value)) is not None:
             record[field] = text
@@ -199,11 +201,18 @@ def _records_of(
                 " labels, as a hidden test split, leave its file out, or give another split:"
                 " --config.task.validation='validation[:50%]' --config.task.test='validation[50%:]'"
             )
+    elif unread := [field for field in fields.outputs if field not in record | lists]:
+        record[UNLABELLED] = fault or f"{place}: {unread[0]!r} is null, expected a text"
+    return [record | each | {PLACE: place} for each in _listed(lists, place)]
+
+
+def _listed(lists: Mapping[str, list[str]], place: str) -> list[dict[str, str]]:
+    """Returns the field that is a list with each of its texts, or no field once."""
     if len(lists) > 1:
         first, second = [*lists][:2]
         raise UserError(f"{place}: both {first!r} and {second!r} are lists: give one of them")
     for field, texts in lists.items():
         if not texts:
             raise UserError(f"{place}: {field!r} is an empty list: give it a text, or remove it")
-        return [{**record, field: text, PLACE: place} for text in texts]
-    return [{**record, PLACE: place}]
+        return [{field: text} for text in texts]
+    return [{}]

@@ -196,9 +196,8 @@ def select_records(task: Task, split: str, labelled: bool = True) -> list[Record
             f"split {split!r} of task {task.name} is not a part of its {count} records: expected a"
             f" slice between 0 and {count} that holds at least one"
         )
-    if not task.target:
-        _check_labels(task, rows, name, labelled)
-    return rows[first:last]
+    _check_labels(task, found := rows[first:last], name, labelled)
+    return found
 
 
 def training_records(task: Task, config: Any, labelled: bool = True) -> list[Record]:
@@ -287,9 +286,11 @@ def _check_labels(task: Task, records: Sequence[Record], split: str, labelled: b
     values = [value for value, _ in task.labels]
     listed = {plain_name(value): value for value in values} | {value: value for value in values}
     for number, record in enumerate(records):
-        label = record[LABEL]
-        if not label and labelled:
+        if labelled and UNLABELLED in record:
             raise UserError(record[UNLABELLED])
+        if task.target:
+            continue
+        label = record[LABEL]
         value = listed.get(label, listed.get(plain_name(label)))
         if label and value is None:
             place = record.get(PLACE, f"record {number} of split {split!r} of task {task.name}")

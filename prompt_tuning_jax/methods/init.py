@@ -60,14 +60,17 @@ def draw_embeddings(rng, count, lm, below, given, wanted):
 def from_labels(rng, settings, lm, task):
     """Returns the task's label words, a word of several tokens as their mean, and after them
     tokens of the vocabulary."""
-    words = [_word_ids(lm.tokenizer, word) for _, word in task.labels]
-    if not words:
+    rows = []
+    for _, word in task.labels:
+        ids, offsets = lm.tokenizer.encode(f"a {word}")  # behind another text, as a label stands
+        own = [number for number, (_, end) in zip(ids, offsets, strict=True) if end > 1]
+        rows.append(lm.embed(np.array(own)).mean(0))
+    if not rows:
         raise UserError(
             "config.method.init is 'labels' and the task has none: write 'vocabulary' or 'text'."
         )
-    rows = jnp.stack([lm.embed(np.array(ids)).mean(0) for ids in words])
     rest = from_vocabulary(rng, settings, lm, task)
-    return jnp.concatenate([rows, rest])[: settings.num_virtual_tokens]
+    return jnp.concatenate([jnp.stack(rows), rest])[: settings.num_virtual_tokens]
 
 
 def from_text(rng, settings, lm, task):
@@ -80,12 +83,6 @@ def from_demonstrations(rng, settings, lm, task):
     """Returns the embeddings of whole demonstrations, which `prepare` chose: P is the number of
     their tokens (context tuning, 2507.04221)."""
     return lm.embed(np.array(task.front))
-
-
-def _word_ids(tokenizer, word):
-    """Returns the ids of a word behind another text, where a label stands."""
-    ids, offsets = tokenizer.encode(f"a {word}")
-    return [number for number, (_, end) in zip(ids, offsets, strict=True) if end > 1]
 
 
 def _given(settings, lm, start):

@@ -142,7 +142,8 @@ def _llama(fields: Fields) -> dict[str, Any]:
 
 def _mistral(fields: Fields, **more: Any) -> dict[str, Any]:
     """Mistral 7B, NeMo and Large: Llama, with a window in the first versions."""
-    found, fields = _common(fields, **more), fields.by_default(sliding_window=4096)
+    found = _common(fields, **{"biases": (), **more})
+    fields = fields.by_default(sliding_window=4096)
     if fields.get("sliding_window") is not None:
         found["layer_windows"] = (fields.number("sliding_window"),) * found["layers"]
     return found
@@ -212,7 +213,6 @@ def _gemma2(fields: Fields, every: int = 2, **more: Any) -> dict[str, Any]:
     """Gemma 2: norms on both sides, capped scores, every second layer sees a window."""
     fields = fields.by_default(attn_logit_softcapping=50.0, final_logit_softcapping=30.0)
     found = _gemma(fields, placement="both", **more)
-    every = fields.number("sliding_window_pattern", default=every)
     kinds = [SLIDING if (number + 1) % every else FULL for number in range(found["layers"])]
     for cap, key in (("attention_cap", "attn"), ("final_cap", "final")):
         if fields.get(f"{key}_logit_softcapping"):
@@ -229,9 +229,11 @@ def _gemma3(fields: Fields) -> dict[str, Any]:
     full |= fields.entry("rope_scaling")
     local = {"rope_theta": fields.get("rope_local_base_freq", 1e4), **nested.entry(SLIDING)}
     fields = fields.by_default(attn_logit_softcapping=None, final_logit_softcapping=None)
+    fields.check("attn_logit_softcapping", None)  # which transformers does not read here
     plain = fields.under(head_dim=256).over({"rope_theta": None})
     ropes = tuple(_rope(plain, entry=entry)[0] for entry in (full, local))
-    found = _gemma2(fields, 6, qk_norm="head", ropes=ropes)
+    every = fields.number("sliding_window_pattern", default=6)
+    found = _gemma2(fields, every, qk_norm="head", ropes=ropes)
     return found | {"layer_ropes": tuple(int(each != FAR) for each in found["layer_windows"])}
 
 
@@ -283,8 +285,8 @@ def _gpt2(fields: Fields) -> dict[str, Any]:
     fields.check("add_cross_attention", False, None)
     fields.check("scale_attn_weights", True, None)
     fields = fields.renamed(**GPT2_NAMES).under(hidden_act="gelu_new", tie_word_embeddings=True)
-    fields = fields.under(intermediate_size=4 * fields.number("hidden_size"))
-    return _layer_norms(fields, "layer_norm_epsilon", **LEARNED)
+    sizes = {"intermediate_size": 4 * fields.number("hidden_size"), "max_position_embeddings": 1024}
+    return _layer_norms(fields.under(**sizes), "layer_norm_epsilon", **LEARNED)
 
 
 def _opt(fields: Fields) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from typing import Any
 
 from prompt_tuning_jax.errors import UserError, short
 
+MOST = 2**24  # of whole numbers: tables are made of some before tensors are compared with them
+
 
 class Fields:
     """The fields of a model by the names of `config.json`, with the file for messages. A field that
@@ -53,8 +55,10 @@ class Fields:
         if value is None:
             raise UserError(f"{self.source} does not say {self.names.get(key, key)}.")
         number = isinstance(value, int if kind is int else (int, float))
-        if not number or isinstance(value, bool) or not 0 < value < 2**53:
-            raise self.refuse(key, f"a {'whole ' * (kind is int)}number above 0")
+        most = MOST if kind is int else 2**53
+        if not number or isinstance(value, bool) or not 0 < value < most:
+            below = f" and below {most:,}" * (number and value > 0)
+            raise self.refuse(key, f"a {'whole ' * (kind is int)}number above 0{below}")
         return kind(value)
 
     def flag(self, key: str, default: bool = False) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from prompt_tuning_jax.errors import plain
 from prompt_tuning_jax.run.log import read_metrics
 from prompt_tuning_jax.run.report import duration, markdown, new_figure, save_figure, size
 from prompt_tuning_jax.storage import atomic_write
@@ -82,11 +83,6 @@ def _name(row: _Row) -> str:
     return f"{row['name']}, {count} a class" if count else row["name"]
 
 
-def _first(row: _Row) -> str:
-    """Returns what the command of a row gives: the number of the first seed."""
-    return f"{_name(row)}: {_metric({**row, 'mean': row['by_seed'][0], 'deviation': None})}"
-
-
 def write_comparison(
     folder: Path, rows: Sequence[_Row], facts: Mapping[str, str], methods: Sequence[str]
 ) -> list[Path]:
@@ -95,6 +91,8 @@ def write_comparison(
     give their colours and markers."""
     listed = cells(rows)
     reference = next((f", {row['name']}" for row in rows if row["parameters"]), "")
+    first = ({**row, "mean": row["by_seed"][0], "deviation": None} for row in rows)
+    commands = (f"{row['command']}  # {_name(row)}: {_metric(row)}" for row in first)
     lines = [
         "# Comparison",
         "\n".join(f"- {name}: {value}" for name, value in facts.items()),
@@ -107,7 +105,7 @@ def write_comparison(
     lines += [
         "## Commands",
         # An indented block: nothing inside of a line can end it. A template reads \n as a new line.
-        "\n".join(f"    {row['command']}  # {_first(row)}".replace("\n", "\\n") for row in rows),
+        "\n".join(f"    {each}".replace("\n", "\\n") for each in commands),
     ]
     pictures = draw_pictures(folder, rows, methods)
     lines += [f"![{path.stem.replace('_', ' ')}]({path.name})" for path in pictures]
@@ -117,7 +115,7 @@ def write_comparison(
     writer.writeheader()
     writer.writerows(flat)
     contents = {
-        "report.md": "\n\n".join(lines) + "\n",
+        "report.md": plain("\n\n".join(lines)) + "\n",
         "report.json": json.dumps({"facts": facts, "rows": rows}, indent=1, allow_nan=False) + "\n",
         "report.csv": table.getvalue(),
     }

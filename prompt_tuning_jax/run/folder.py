@@ -109,8 +109,7 @@ def tie_to_config(folder: Path, config: ConfigDict, fresh: bool = False) -> None
     path = folder / CONFIG
     with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if other := _of_others(folder):
-            raise UserError(f"'{other}' is not of a run: give another --workdir")
+        check_own(folder)
         if fresh:
             for name in (SEARCH, *WRITTEN):
                 _delete(folder / name)
@@ -128,15 +127,17 @@ def tie_to_config(folder: Path, config: ConfigDict, fresh: bool = False) -> None
         raise UserError(f"the workdir '{folder}' holds a run of another config: {again}{lines}")
 
 
-def _of_others(folder: Path) -> Path | None:
-    """Returns what stands at the name of a file or folder of a run, and is none, if anything."""
-    path = folder / CONFIG
-    if not path.exists():
-        return next(filter(Path.exists, (folder / CHECKPOINTS, folder / ARTIFACT)), None)
-    with contextlib.suppress(OSError, ValueError, RecursionError):  # damaged, it may be a run's
-        found = json.loads(path.read_bytes())
-        return path if isinstance(found, dict) and not {"task", "method"} <= {*found} else None
-    return None
+def check_own(folder: Path) -> None:
+    """Raises a UserError if something stands at the name of a file of a run that no run wrote."""
+    others = [each for name in (SEARCH, *WRITTEN) if (each := folder / name).exists()]
+    if folder / CONFIG in others:
+        others = []
+        with contextlib.suppress(OSError, ValueError, RecursionError):  # damaged, it may be a run's
+            found = json.loads((folder / CONFIG).read_bytes())
+            is_own = isinstance(found, dict) and {"task", "method"} <= {*found}
+            others = [] if is_own else [folder / CONFIG]
+    if others and others != [folder / RUN]:  # which is written first
+        raise UserError(f"'{others[0]}' is not of a run: give another --workdir")
 
 
 def _delete(path: Path) -> None:

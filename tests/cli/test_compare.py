@@ -84,6 +84,7 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
         return tune(*arguments, until=until)
 
     monkeypatch.setattr(api, "label_scores", reading)
+    monkeypatch.setattr("prompt_tuning_jax.cli.train.tune", tune)  # that of the command `train`
     monkeypatch.setattr(train, "tune", stopping)
     assert [typed(*command("whole")).status for _ in range(4)] == [75, 75, 75, 0]
     assert calls == [*3 * [0], *3 * [5], *5 * [0]]
@@ -173,6 +174,7 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
         ({"rows": ("lora: step=1",)}, "the row 'lora': config.step is not a known key"),
         ({"rows": ("ia3", 'lora: task.template="{nope}"')}, "the row 'lora': template '{nope}'"),
         ({"rows": ("lora: method.rank 4",)}, "'method.rank' in 'lora': write KEY=VALUE"),
+        ({"rows": ("lora: teacher.prompt= step=1",)}, "config.step is not a known key"),
         ({"rows": (f"{61 * 'x'}: method.name=lora",)}, "another name, of at most 60 characters"),
         ({"rows": ("artifact: method.name=lora",)}, "has 'artifact': give another name"),
         (
@@ -202,6 +204,16 @@ def test_a_comparison_that_cannot_be_run_is_refused(typed, home, keys, fault):
     shown = typed(*command("whole", **{"learning_rates": (), "curve": (), **keys}))
     assert shown.status == 2 and fault in shown.err
     assert not (home / "whole").exists()
+
+
+def test_fresh_deletes_nothing_of_others(typed, home):
+    notes = home / "own" / "soft_prompt" / "my-seed-1" / "notes"
+    notes.parent.mkdir(parents=True)
+    for path in (notes, home / "own" / "config.json", home / "own" / "report.md"):
+        path.write_text("{}")
+    shown = typed(*command("own"), "--fresh")
+    assert shown.status == 2 and "is not of a run" in shown.err
+    assert notes.exists() and (home / "own" / "report.md").exists()
 
 
 @pytest.mark.parametrize(

@@ -198,5 +198,11 @@ def test_no_demonstration_is_in_a_split_that_is_scored(typed, home):
     assert typed(*scored).status == 0
     shown = artifact.load_artifact("kept").manifest["demonstrations"]
     assert sorted(row["text"] for row in shown) == ["text 10", "text 11", "text 8", "text 9"]
+    held = ["--config.calibration.split=train[8:10]", "--demonstrations", "4", "--out", "few"]
+    assert typed(*tiny, "--split", "train[6:8]", *held).status == 2  # two can be shown
+    held[2] = "2"
+    assert typed(*tiny, "--split", "train[6:8]", *held).status == 0
+    shown = artifact.load_artifact("few").manifest["demonstrations"]
+    assert sorted(row["text"] for row in shown) == ["text 10", "text 11"]
     refused = typed(*tiny, "--split", "train", "--demonstrations", "1")
     assert refused.status == 2 and "are in a split that is scored, and none is left" in refused.err

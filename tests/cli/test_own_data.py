@@ -95,6 +95,29 @@ def test_texts_without_labels_are_for_a_teacher(typed, home):
     assert shown.status == 0, shown.err
     assert "scored without a record" not in shown.out and "36 examples to train on" in shown.out
     assert [row["name"] for row in report()] == ["no prompt", "teacher", "soft prompt"]
+    # As a row of a comparison, whose base config has no teacher.
+    rows = "('taught: method.name=soft_prompt teacher.prompt=\"It is {text}:\"',)"
+    words = [
+        "compare",
+        *command[1:3],
+        "--workdir",
+        "compared",
+        *command[5:],
+        f"--config.compare.rows={rows}",
+    ]
+    shown = typed(*words, "--config.compare.seeds=(0,)")
+    assert shown.status == 0 and "taught" in shown.out, shown.err
+    # A text to write instead, which the teacher gives.
+    target = ["--config.task.target={say}", "--config.task.metrics=()", "--config.task.labels=()"]
+    labelled = [row | {"say": "so"} for row in labelled]
+    (home / "test.jsonl").write_text("\n".join(map(json.dumps, labelled)))
+    command += [*target, "--workdir", "texts", "--config.generation.max_new_tokens=4"]
+    shown = typed(*command)
+    assert shown.status == 2 and "train.jsonl, line 1: no column 'say'" in shown.err
+    shown = typed(
+        *command, "--config.teacher.prompt=It is {text}:", "--config.generation.stop=('b',)"
+    )
+    assert shown.status == 0 or "the teacher ends none of" in shown.err, shown.err
 
 
 def report():

@@ -11,6 +11,8 @@ def test_facts_are_lines_and_nested_ones_have_the_names_above_in_front():
 def test_a_terminal_obeys_no_text(capsys):
     say("\x1b[2Jnaïve 日本\n\ta\x9b")
     assert capsys.readouterr().out == "\\x1b[2Jnaïve 日本\n\ta\\x9b\n"
+    print_table([{"n": "a\x1b[31mb"}], [])
+    assert "a\\x1b[31mb" in capsys.readouterr().out
 
 
 def test_a_table_shows_text_as_it_is(capsys):

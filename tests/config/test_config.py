@@ -357,10 +357,12 @@ def test_all_faults_at_once(tmp_path):
 
 
 def test_a_config_may_import_its_neighbour_and_have_numbers_of_numpy(tmp_path):
-    write(tmp_path, f"import numpy\n{MADE}c.steps = numpy.int64(3)\n{END}", "of_all.py")
-    path = write(tmp_path, "from of_all import get_config\n", "own.py")
-    before = [*sys.path]
-    assert load(path).steps == 3 and sys.path == before
+    own = "c.steps = numpy.int64(3)\nc.compare = {'seeds': tuple(numpy.arange(2))}\n"
+    write(tmp_path, f"import numpy\n{MADE}{own}{END}", "of_all.py")
+    path = "import sys\nsys.path.insert(0, 'elsewhere')\nfrom of_all import get_config\n"
+    path, before = write(tmp_path, path, "own.py"), [*sys.path]
+    made = load(path)
+    assert made.steps == 3 and made.compare.seeds == (0, 1) and sys.path == before
 
 
 END = "def get_config():\n    return c\n"

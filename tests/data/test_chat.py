@@ -30,8 +30,18 @@ messages[0]['content'] + '\\n\\n' -%}{%- set rest = messages[1:] -%}{%- else -%}
 MISTRAL = """{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}\
 {{ '%s' + m['content'] + '<|eot_id|>' }}{% else %}\
 {{ '[INST]%s' + m['content'] + '%s[/INST]' }}{% endif %}{% endfor %}"""
+# The system text stands in the last turn.
+MISTRAL3 = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set system = \
+messages[0]['content'] %}{% set messages = messages[1:] %}{% endif %}{% for m in messages %}\
+{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] + '<|eot_id|>' }}{% else %}{{ '[INST] ' + \
+(system + '\n\n' if loop.last and system is defined else '') + m['content'] + '[/INST]' }}\
+{% endif %}{% endfor %}"""
 CHATS = {"chatml": CHATML, "llama 3": LLAMA3, "gemma": GEMMA}
-CHATS |= {"mistral": MISTRAL.replace("%s", " "), "mistral nemo": MISTRAL.replace("%s", "")}
+CHATS |= {
+    "mistral 3": MISTRAL3,
+    "mistral": MISTRAL.replace("%s", " "),
+    "mistral nemo": MISTRAL.replace("%s", ""),
+}
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|bos|>", "<|eot_id|>", "<|start|>", "<|stop|>"]
 SPECIALS += ["[INST]", "[/INST]"]
 ROWS = [{"text": f"the {name} café", "label": name} for name in ("good", "bad", "naïve")]
@@ -86,7 +96,7 @@ def test_the_whole_is_that_of_the_filled_text(tokenizer, smollm2, name, shown, s
         messages = [*first, question(row)]
         wanted = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
         assert example.trunk.tolist() == wanted
-        space = " " * (name == "mistral")
+        space = " " * (name in ("mistral", "mistral 3"))
         answer = theirs(space + words[row["label"]], add_special_tokens=False)["input_ids"]
         assert example.tails[example.answer].tolist() == answer
 
@@ -144,6 +154,7 @@ def test_records_are_only_text(tokenizer):
     assert made.trunk.tolist().count(end) == plain.trunk.tolist().count(end) == 3
 
 
+SILENT = "{% for m in messages if m.role != 'system' %}{{ '<|start|>' + m.content }}{% endfor %}"
 LOOP = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}"
 LOOP += "{% endfor %}" * 3
 GROWING = (
@@ -159,6 +170,7 @@ GROWING = (
         ("{% if %}", "TemplateSyntaxError"),
         ("{{ ''.__class__.__mro__ }}", "SecurityError"),
         ("{{ messages[-1].content * 2 }}", "does not write each message once, in order"),
+        (SILENT, "leaves out the system text"),
         (LOOP, "it takes too long"),
         (GROWING, "MemoryError"),
     ],

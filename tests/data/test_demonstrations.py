@@ -59,7 +59,7 @@ def test_a_label_that_has_no_more_records_is_passed_over():
     counts = collections.Counter(row["label"] for row in choose(40))
     assert counts == {"a": 15, "b": 15, "c": 10}
     with pytest.raises(
-        UserError, match=r"demonstrations\.number is 61 and the training split has 60 r"
+        UserError, match=r"number is 61 and 60 training records can be shown: give fewer"
     ):
         choose(61)
 

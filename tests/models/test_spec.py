@@ -106,6 +106,7 @@ def test_a_config_may_leave_out_what_has_a_default():
         ("gemma2", "attn_logit_softcapping", lambda spec: spec.attention_cap),
         ("gemma2", "final_logit_softcapping", lambda spec: spec.final_cap),
         ("mistral, window", "sliding_window", lambda spec: spec.layer_windows[0]),
+        ("gpt2", "n_positions", lambda spec: spec.max_positions),
         ("olmo2", "rms_norm_eps", lambda spec: spec.norm_epsilon),
         ("phi3", "rms_norm_eps", lambda spec: spec.norm_epsilon),
         ("phi3, longrope", "original_max_position_embeddings", lambda spec: spec.max_positions),
@@ -116,6 +117,21 @@ def test_a_key_that_is_missing_has_the_default_of_transformers(name, key, read):
     del fields[key]
     wanted = getattr(AutoConfig.for_model(fields["model_type"]), key)
     assert read(spec_from_config(fields, "it")) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("gemma2", {"sliding_window_pattern": 3}),
+        ("mistral, window", {"attention_bias": True}),
+        ("phi3", {"attention_bias": True}),
+    ],
+)
+def test_a_key_that_transformers_does_not_read_in_a_family_changes_nothing(name, given):
+    fields = family_models.config(name)
+    assert spec_from_config({**fields, **given}, "it") == spec_from_config(fields, "it")
+    with pytest.raises(UserError, match="attn_logit_softcapping is 50"):
+        spec_from_config({**family_models.config("gemma3"), "attn_logit_softcapping": 50}, "it")
 
 
 def test_what_a_family_has_by_default_is_off_if_it_is_null():
@@ -178,10 +194,10 @@ def test_gemma_3_in_gguf_may_say_what_its_released_models_do_not():
     assert (spec.head_size, spec.final_cap, spec.layer_windows) == (10, 0, (5, 5, 5))
     assert spec.ropes == (Rope(10000.0, 10), Rope(10000.0, 10))
     more = {"attention.sliding_window_pattern": 2, "rope.freq_base_swa": 500.0}
-    more |= {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0}
+    more |= {"final_logit_softcapping": 30.0}
     given |= {f"gemma3.{key}": value for key, value in more.items()}
     spec, _ = spec_from_gguf(given, True, None, "it")
-    assert (spec.final_cap, spec.attention_cap, spec.layer_windows) == (30, 50, (5, FAR, 5))
+    assert (spec.final_cap, spec.attention_cap, spec.layer_windows) == (30, 0, (5, FAR, 5))
     assert spec.ropes == (Rope(10000.0, 10), Rope(500.0, 10))
 
 
@@ -237,7 +253,9 @@ def test_yarn_reaches_as_many_positions_whether_or_not_a_config_counts_them(most
         ({"is_causal": False}, "is_causal is False; supported: True"),
         ({"model_type": "gemma", "use_bidirectional_attention": True}, "attention is True"),
         ({"hidden_size": None}, "it does not say hidden_size"),
-        ({"num_hidden_layers": 2**31}, "num_hidden_layers is 2147483648, expected at most 1000"),
+        ({"num_hidden_layers": 2**20}, "num_hidden_layers is 1048576, expected at most 1000"),
+        ({"vocab_size": 3 * 10**9}, "is 3000000000, expected a whole .* and below 16,777,216"),
+        ({"head_dim": 10**12}, "head_dim is 1000000000000, expected a whole number above 0 and be"),
         ({"vocab_size": -1}, "vocab_size is -1"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan, expected a number above 0"),
         ({"rope_theta": float("inf")}, "rope_theta is inf"),

@@ -161,7 +161,7 @@ def test_a_changed_config_is_refused_with_the_difference_until_fresh(tmp_path):
     assert configs.to_json(again) == configs.to_json(changed)
 
 
-@pytest.mark.parametrize("damage", ['{"steps": 3', "\0", "[]", "[" * 100_000, None])
+@pytest.mark.parametrize("damage", ['{"steps": 3', "\0", "[" * 100_000, None])
 def test_a_damaged_config_is_named_by_its_path(tmp_path, damage):
     path = tmp_path / workdir.CONFIG
     path.mkdir() if damage is None else path.write_text(damage)
@@ -198,11 +198,15 @@ def test_if_fresh_cannot_remove_a_folder_the_config_stays(tmp_path, monkeypatch)
     assert (tmp_path / workdir.CONFIG).exists()
 
 
+OTHERS = ["checkpoints/a.pt", "artifact/a", "tensorboard/a", "metrics.jsonl", "curves.png"]
+
+
 @pytest.mark.parametrize("fresh", [False, True])
-@pytest.mark.parametrize("name", ["checkpoints/a.pt", "artifact/mine.txt", "config.json"])
-def test_what_no_run_wrote_is_never_deleted(tmp_path, name, fresh):
+@pytest.mark.parametrize("text", ['{"model_type": "llama"}', "[]"])
+@pytest.mark.parametrize("name", ["config.json", *OTHERS])
+def test_what_no_run_wrote_is_never_deleted(tmp_path, name, text, fresh):
     (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text('{"model_type": "llama"}')
+    (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match="is not of a run: give another --workdir"):
         tie_to_config(tmp_path, configs.load(None), fresh)
-    assert (tmp_path / name).read_text() == '{"model_type": "llama"}'
+    assert (tmp_path / name).read_text() == text

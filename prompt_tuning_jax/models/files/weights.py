@@ -72,15 +72,18 @@ def _read_folder(folder: Path, dtype: np.dtype, most: float, layout: Layout) -> 
     spec = spec_from_config(config, str(folder / "config.json"))
     headers = {file: read_header(file) for file in weight_files(folder)}
     names = _standard_names(spec, itertools.chain(*headers.values()))
+    # Some files repeat a tied embedding as the head, and some hold the head alone.
+    table = FAMILIES[spec.family].table
+    head, embedding = (f"{table[each][0]}.weight" for each in ("head", "embed"))
+    if spec.tied_head and embedding not in names.values():
+        names = {own: embedding if name == head else name for own, name in names.items()}
     shapes: dict[str, tuple[int, ...]] = {}
     for name, (_, shape) in itertools.chain(*(entries.items() for entries in headers.values())):
         if names.get(name) in shapes:
             raise UserError(f"{folder}: the tensor {short(name)} is there twice.")
         if name in names:
             shapes[names[name]] = shape
-    # Some files repeat a tied embedding as the head: both must be the same, byte for byte.
-    table = FAMILIES[spec.family].table
-    head, embedding = (f"{table[each][0]}.weight" for each in ("head", "embed"))
+    # Both must be the same, byte for byte.
     twins = {head, embedding} if spec.tied_head else set()
     wanted = _check_shapes(spec, tensors(spec), shapes, twins, folder)
     leaves = _allocate(spec, dtype, most, layout, folder)
