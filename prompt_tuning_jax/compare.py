@@ -158,7 +158,7 @@ def _plan(lm: LanguageModel, run: Run, calibrate: str, count: int) -> None:
         if run.row.is_trained:
             check_teacher(lm, task, config)
             outline = lm._replace(params=jax.eval_shape(lambda: lm.params))
-            if is_taught(config):  # which is not asked
+            if is_taught(config):  # the teacher is not asked: that takes long
                 train.make_step(outline, task, config)
             else:
                 train.plan(outline, task, config, lambda line: None)

@@ -218,7 +218,8 @@ def make_step(lm: LanguageModel, task, config):
     given = jax.eval_shape(run, trainable, fixed, lm.params)
     check_given(lm.spec, given)
     if given.params and lm.settings.get("quantize"):
-        raise UserError("config.model.quantize is 'int8', and the method trains weights: leave it")
+        held = "the method trains weights of the model: leave one of the two out"
+        raise UserError(f"config.model.quantize is 'int8', and {held}")
     return parts, trainable, Frozen(without_leaves(lm.params, given.params), fixed), run, given
 
 

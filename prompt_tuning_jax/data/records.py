@@ -133,7 +133,7 @@ def _match_columns(
     held: Sequence[str], fields: Fields, place: str, numbered: bool, hint: str
 ) -> tuple[dict[str, str], str]:
     """Returns the field of each column, of its own name unless `fields.columns` says otherwise; and
-    an error for each record if there is no column of what it gives."""
+    the error of all records if the label, or a field of the target, has no column."""
     names = {name: plain_name(name) for name in held}
     own = {plain: name for name, plain in names.items()}
     if len(own) < len(names):
@@ -207,7 +207,7 @@ def _records_of(
 
 
 def _listed(lists: Mapping[str, list[str]], place: str) -> list[dict[str, str]]:
-    """Returns the field that is a list with each of its texts, or no field once."""
+    """Returns a dict for each text of the field that is a list; an empty one if no field is."""
     if len(lists) > 1:
         first, second = [*lists][:2]
         raise UserError(f"{place}: both {first!r} and {second!r} are lists: give one of them")

@@ -21,7 +21,7 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "os^Dv*PX"
 _LINES = "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 4))  # of rows that train nothing
 
-WIDE = 0.02  # of the width of a picture: a digit of a number on its axis
+WIDE = 0.02  # the part of an axis that a digit of a number below it takes
 _UNITS = (1, 3, "nats"), (100, 1, "%")  # factor, digits and unit; the second is of accuracy
 
 _Row = Mapping[str, Any]

@@ -128,7 +128,7 @@ def tie_to_config(folder: Path, config: ConfigDict, fresh: bool = False) -> None
 
 
 def check_own(folder: Path) -> None:
-    """Raises a UserError if something stands at the name of a file of a run that no run wrote."""
+    """Raises a UserError if a file or folder has a name that runs use, and no run wrote it."""
     others = [each for name in (SEARCH, *WRITTEN) if (each := folder / name).exists()]
     if folder / CONFIG in others:
         others = []
