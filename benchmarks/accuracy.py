@@ -10,7 +10,7 @@ clipping and AdamW. They keep the values with the lowest loss on the validation 
 encoder is its P-tuning, which starts at random; its side of fine-tuning is torch alone.
 
 `--against` compares the test accuracy with what an earlier run printed with `--json`, seed by seed
-and example by example. The interval is the middle 95 % of 10,000 resamples of the examples: it
+and example by example. The interval is the middle 95 % of 2,000 resamples of the examples: it
 shows what other examples would change, not what other seeds would. `--read` takes this side's
 results from a file as well.
 """

@@ -6,7 +6,7 @@ Hardware and time: 2 CPU cores, float32: 8 h in training, in parts beside other 
 Expected: docs/results/sst2/report.md, as it came out. On the test split, means of three seeds: soft
   prompt 89.5 %, prompt encoder 89.3 %, prefix 90.4 %, IA3 89.6 %, LoRA 89.8 %, fine-tuning 90.8 %;
   no prompt 60.4 % and 76.4 % calibrated, the written prompt 73.8 % and 75.2 %.
-  All rates were trained to the end there; now each is tried for 75 steps, and the best goes on.
+  In that report all rates were trained to the end; this config tries each for 75 steps.
 
 The data are those of configs/sst2.py.
 """

@@ -1,9 +1,9 @@
-"""Your own CSV, TSV, JSON, JSONL or Parquet file: a soft prompt that finds its labels.
+r"""Your own CSV, TSV, JSON, JSONL or Parquet file: a soft prompt that finds its labels.
 
 Command: prompt-tuning train --config configs/local.py --workdir runs/mine
   --config.task.files.train=reviews.csv
   --config.task.columns="('text=review','label=stars')"
-  --config.task.template='{soft}Review: {text}\\nStars:'
+  --config.task.template='{soft}Review: {text}\nStars:'
 Hardware and time: like configs/quickstart.py for texts as long as a headline; longer texts take
   longer.
 Expected: depends on the data. The report compares the prompt with the model alone;

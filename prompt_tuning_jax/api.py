@@ -174,7 +174,7 @@ def predict(
         shape = stream_shape(examples, shape, jax.device_count())
         scores = scoring.finite(lm, scoring.score(lm, examples, given, shape=shape))
         scores = scores if calibration is None else calibration.apply(scores)
-        for example, row in zip(examples, scoring.probabilities(scores), strict=True):
+        for example, row in zip(examples, np.asarray(jax.nn.softmax(scores)), strict=True):
             shares = [round(float(share), 6) for share in row]
             label = values[int(row.argmax())]
             probabilities = dict(zip(values, shares, strict=True))
@@ -310,7 +310,7 @@ def _rows(task: Task, split: Any) -> Sequence[Record]:
     for number, row in enumerate(rows):
         place = row.get(PLACE, f"record {number}")
         texts = {name: require_text(row[name], name, place) for name in names if name in row}
-        rows[number] = {**row, **texts}
+        rows[number] = {PLACE: place, **row, **texts}
     return rows
 
 

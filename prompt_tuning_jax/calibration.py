@@ -34,7 +34,7 @@ class Calibration(NamedTuple):
 
 
 def halves(records: Iterable[Mapping[str, str]]) -> tuple[list, list]:
-    """Returns records in two parts. The first, third, fifth … of each label are in the second."""
+    """Returns records in two parts: of each label, the first, third … are in the second part."""
     parts: tuple[list, list] = [], []
     seen: collections.Counter[str] = collections.Counter()
     for record in records:

@@ -21,20 +21,15 @@ from prompt_tuning_jax import api, calibration, search, train
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.compare_rows import WAYS, Row, Run, make_run, read_rows
+from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.demonstrations import training_demonstrations
-from prompt_tuning_jax.data.records import Record, digest
-from prompt_tuning_jax.data.task import (
-    Task,
-    make_task,
-    select_records,
-    training_records,
-    validation_records,
-)
+from prompt_tuning_jax.data.records import LABEL, Record, digest
 from prompt_tuning_jax.data.template import with_prompt
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.forgetting import cross_entropy, unrelated_texts
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.models.sites import NOTHING, Given, from_tensors
+from prompt_tuning_jax.prepare import start_from_demonstrations
 from prompt_tuning_jax.run import folder as folders
 from prompt_tuning_jax.run.artifact import TENSORS, load_artifact
 from prompt_tuning_jax.storage import atomic_write
@@ -75,17 +70,17 @@ def compare(
 ) -> tuple[list[Compared], list[str]]:
     """Runs what is not there yet. Returns the results of every row, and then of the curve; and
     the names of rows that failed. `fresh` starts the rows over. `enough_memory` makes a context
-    of a run's config, which turns too little memory into a RunError. When it is asked to stop, it
-    raises a KeyboardInterrupt: finished runs are in the folder, and so is a checkpoint of the
-    stopped one, unless the argument is False. Raises a UserError for a row that cannot be run."""
+    of a run's config, which turns too little memory into a RunError. Raises a UserError for a row
+    that cannot be run. If it is asked to stop, it raises a KeyboardInterrupt: finished runs are in
+    the folder, with a checkpoint of the stopped one unless the exception's argument is False."""
     folders.check_own(folder)
     rows = check(lm, config, folder, log, fresh)
     old = [each for row in rows for each in (folder / row.folder).glob("*seed-*") if fresh]
     paths = [each / name for each in old for name in (FOUND, TRIED, TEST)]
-    for path in [*paths, *[folder / "report.md"] * fresh]:
+    for path in [*paths, *(folder / name for name in ("report.md", "report.csv") if fresh)]:
         path.unlink(missing_ok=True)  # first: after a kill on the way, no old number is left
-    for each in old:
-        shutil.rmtree(each)
+    for number, each in enumerate(old):  # a folder whose deletion is stopped is no run's
+        shutil.rmtree(each.rename(folder / f".{number}.partial"))
     folders.tie_to_config(folder, _shared(config), fresh)
     texts = unrelated_texts(config.compare.unrelated)
     alone = functools.cache(lambda: cross_entropy(lm, texts, Given()))
@@ -154,16 +149,18 @@ def _plan(lm: LanguageModel, run: Run, calibrate: str, count: int) -> None:
     label; its teacher, if any, is not asked."""
     config = run.config.copy_and_resolve_references()
     try:
-        task = make_task(config.task)
+        task = tasks.make_task(config.task)
         if run.row.is_trained:
             check_teacher(lm, task, config)
             outline = lm._replace(params=jax.eval_shape(lambda: lm.params))
             if is_taught(config):  # the teacher is not asked: that takes long
-                train.make_step(outline, task, config)
+                task = start_from_demonstrations(outline, task, config, lambda line: None)[0]
+                *_, given = train.make_step(outline, task, config)
+                row = {LABEL: "", **tasks.training_records(task, config.task, labelled=False)[0]}
+                scoring.encode_for(outline, task, [row], given, config.task.max_length)
             else:
                 train.plan(outline, task, config, lambda line: None)
             return
-        training_records(task, config.task)
         api.held_out(task, config, calibrate)
         if run.row.name == "searched prompt":
             search.begin(lm, task, config)
@@ -182,13 +179,13 @@ def _plan(lm: LanguageModel, run: Run, calibrate: str, count: int) -> None:
         raise UserError(f"the row {run.row.name!r}{few}: {error}{more}") from error
 
 
-def _read_by(task: Task, config) -> list[Record]:
+def _read_by(task: tasks.Task, config) -> list[Record]:
     """Returns the records that a row without training is scored or calibrated on."""
-    chosen, held = api.held_out(task, config, None)
-    return [*chosen, *held, *select_records(task, config.task.test)]
+    chosen, held = api.held_out(task, config, "texts")
+    return [*chosen, *held, *tasks.select_records(task, config.task.test)]
 
 
-def _shown(lm: LanguageModel, task: Task, config, log: Callable) -> Sequence[Record]:
+def _shown(lm: LanguageModel, task: tasks.Task, config, log: Callable) -> Sequence[Record]:
     """Returns the demonstrations of a row: the same in front of all records that it reads."""
     chosen, rows = training_demonstrations(task, config), _read_by(task, config)
     return scoring.fitting(lm, task, rows, chosen, log, config.task.max_length)
@@ -206,9 +203,10 @@ def _attempt(setting: Setting, row: Row, run: Callable, *how) -> Compared | None
 
 def _sources(setting: Setting, run: Run, *splits: str) -> str:
     """Returns a digest of the model and of the records that a run reads."""
-    task, config = make_task(run.config.task), run.config.task
-    read = training_records(task, config, False), validation_records(task, config, False)
-    return digest(setting.lm.fingerprint, *read, *(select_records(task, name) for name in splits))
+    task, own = tasks.make_task(run.config.task), run.config.task
+    read = [tasks.training_records(task, own, False), tasks.validation_records(task, own, False)]
+    read += (tasks.select_records(task, name, labelled=False) for name in splits)
+    return digest(setting.lm.fingerprint, *read)
 
 
 def _all_examples(setting: Setting, row: Row) -> Compared:
@@ -305,7 +303,7 @@ def _clear(run: Run) -> None:
 
 def _train(setting: Setting, run: Run, until: int) -> dict[str, Any]:
     """Trains a run. Keeps its artifact, unless it only goes to step `until` for now."""
-    config, task = run.config, make_task(run.config.task)
+    config, task = run.config, tasks.make_task(run.config.task)
     setting.log(f"\n{run.folder}")
     result = train.tune(setting.lm, task, config, run.folder, setting.log, until=until)
     if not result.finished:
@@ -323,8 +321,8 @@ def _train(setting: Setting, run: Run, until: int) -> dict[str, Any]:
         return found
     api.save(result.artifact, run.folder / folders.ARTIFACT)
     own = _bytes(from_tensors(result.artifact.tensors).params)
-    rows = training_records(task, config.task, labelled=False)
-    held_out = validation_records(task, config.task, labelled=False)
+    rows = tasks.training_records(task, config.task, labelled=False)
+    held_out = tasks.validation_records(task, config.task, labelled=False)
     return found | {
         "parameters": result.trainable_parameters,
         "bytes": (run.folder / folders.ARTIFACT / TENSORS).stat().st_size,
@@ -344,7 +342,7 @@ def _bytes(tree) -> int:
 def _choose(setting: Setting, run: Run) -> dict[str, Any]:
     """Scores a row without training, on the validation records that do not calibrate. Of several
     written prompts it takes the best."""
-    config, task, took = run.config, make_task(run.config.task), 0.0
+    config, task, took = run.config, tasks.make_task(run.config.task), 0.0
     setting.log(f"\n{run.folder}")
     found: dict[str, Any] = {"examples": 0, "bytes": 0, "parameters": 0}
     candidates: Sequence[dict[str, Any]] = [{}]
@@ -357,8 +355,8 @@ def _choose(setting: Setting, run: Run) -> dict[str, Any]:
         api.save(searched.artifact, run.folder / folders.ARTIFACT)
         candidates = [{"prompt": searched.template}]
         took = searched.seconds
-        sources = training_records(task, config.task), validation_records(task, config.task)
-        found["examples"] = sum(map(len, sources))
+        rows = tasks.training_records(task, config.task)
+        found["examples"] = len(rows) + len(tasks.validation_records(task, config.task))
     elif run.row.name == "demonstrations":
         shown = _shown(setting.lm, task, config, setting.log)
         texts = [text for each in shown for text in each.values()]
@@ -385,7 +383,7 @@ def _calibration_of(config, run: Run) -> str:
     return str(config.compare.calibrate)
 
 
-def _score(setting: Setting, task: Task, run: Run, found: Mapping[str, Any], split):
+def _score(setting: Setting, task: tasks.Task, run: Run, found: Mapping[str, Any], split):
     """Scores a split, or records of one, as a run uses the model."""
     how: dict[str, Any] = {"max_length": run.config.task.max_length}
     if run.row.is_trained:
@@ -401,7 +399,7 @@ def _score(setting: Setting, task: Task, run: Run, found: Mapping[str, Any], spl
 def _test(setting: Setting, run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `values` on the test split, which are 1 and 0 for right and wrong labels, or the
     log-probabilities of texts; the same as calibrated, if a row is; and forgetting."""
-    task, kind = make_task(run.config.task), _calibration_of(setting.config, run)
+    task, kind = tasks.make_task(run.config.task), _calibration_of(setting.config, run)
     setting.log(f"{run.folder}: scoring {run.config.task.test}")
     scored = _score(setting, task, run, found, run.config.task.test)
     result: dict[str, Any] = {"values": _values(scored.scores, scored.answers)}
@@ -410,7 +408,7 @@ def _test(setting: Setting, run: Run, found: Mapping[str, Any]) -> dict[str, Any
         made = calibration.fit(kind, *_score(setting, task, run, found, held)[:2])
         result["calibrated"] = _values(made.apply(scored.scores), scored.answers)
         # By texts, the records that ranked the prompts calibrate too, and count once.
-        is_read = held is ranking and run.row.name == "written prompt" and found["examples"]
+        is_read = held == ranking and run.row.name == "written prompt" and found["examples"]
         result["calibrated_by"] = 0 if is_read else len(held)
     tensors = load_artifact(run.folder / folders.ARTIFACT).tensors if run.row.is_trained else {}
     if setting.texts and (run.row.is_trained or run.row.name == "no prompt"):

@@ -42,7 +42,7 @@ KEYS = {
     # 'demonstrations' has 16 of them, unless demonstrations.number says otherwise.
     "rows": strings(),
     "seeds": _numbers((0, 1, 2)).if_fits("at least one", lambda value, _: bool(value)),
-    # 'NAME: RATE RATE': tried with the first seed, up to a validation in the first half of a run.
+    # 'NAME: RATE RATE': tried with the first seed, to the last validation in a run's first half.
     # The best goes on, and is the rate of all seeds.
     "learning_rates": strings(),
     # Examples of each label to train on, and to validate with if there are so many; 0: all.
@@ -137,7 +137,7 @@ def _read_row(entry: str) -> Row:
         names = [*WAYS, *(each.replace("_", " ") for each in METHODS)]
         raise UserError(
             f"config.compare.rows has {name!r}, which names no method{nearest(name, names)}:"
-            f" expected one of {', '.join(names)}, or method.name=METHOD behind a colon"
+            f" expected one of {', '.join(names)}, or method.name=METHOD after a colon"
         )
     if len(name) > LONGEST or re.sub(r"\W+", "_", name) in folders.WRITTEN:
         raise UserError(

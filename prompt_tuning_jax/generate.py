@@ -245,7 +245,7 @@ def write_rows(
 def read_text(lm: LanguageModel, ids: Sequence[int], stop: Sequence[str]) -> tuple[str, bool]:
     """Returns the text of ids up to the first stop string, and whether there was one, without
     special tokens and the space that joins it to the prompt."""
-    special = lm.tokenizer.special_ids
+    special = lm.tokenizer.special_ids.union(lm.tokenizer.end_ids)
     text = lm.tokenizer.decode([number for number in ids if number not in special])
     text = text.removeprefix(" ")
     places = [place for place in (text.find(end) for end in stop) if place >= 0]

@@ -94,9 +94,9 @@ def text_metrics(
           Rajpurkar et al. 2016), so "A" equals "the", and "1" equals "-1";
         bleu: BLEU of the corpus, 0 to 100, as sacrebleu computes it (Post 2018);
         rouge_l: mean F-measure of ROUGE-L, as rouge-score computes it without stemming (Lin 2004).
-      tokenizer: of BLEU, one of sacrebleu's; ROUGE-L has rouge-score's, of the letters a to z and
-        digits alone, beside '13a' and the words of any script beside another. 'auto' chooses for
-        each example by its references, see `choose_tokenizer`.
+      tokenizer: for BLEU, one of sacrebleu's. ROUGE-L has rouge-score's with '13a' (a to z and
+        digits only), and the words of any script with all others. 'auto' chooses for each example
+        by its references, see `choose_tokenizer`.
 
     Returns:
       Each by its name, `intervals`, [low, high] by name, and for BLEU or ROUGE-L the tokenizer.

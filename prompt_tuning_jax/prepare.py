@@ -147,8 +147,8 @@ def prepare(
     ranked, multiple = shares[0] is not None, devices * config.microbatches
     shapes = batching.plan_shapes(train, planned, shared, ranked=ranked, row_multiple=multiple)
     log(
-        f"{len(train)} examples to train on, {len(validation)} to validate; {shared} shared "
-        f"positions and {' or '.join(f'{s.rows} x {s.length}' for s in shapes)} in rows an update"
+        f"{len(train)} examples to train on, {len(validation)} to validate; an update has {shared}"
+        f" shared positions and {' or '.join(f'{s.rows} rows of {s.length}' for s in shapes)}"
     )
     for name, examples in (("training", train), ("validation", validation)):
         shortened, tokens = count_shortened(examples)

@@ -188,8 +188,3 @@ def loss_and_accuracy(scores: np.ndarray, answers: np.ndarray) -> dict[str, floa
     if scores.shape[1] > 1:
         found["accuracy"] = float((scores.argmax(1) == answers).mean())
     return {**found, "examples": len(answers)}
-
-
-def probabilities(scores: np.ndarray) -> np.ndarray:
-    """Returns float32[N, C] scores as probabilities among the answers."""
-    return np.asarray(jax.nn.softmax(scores, axis=-1))

@@ -1,5 +1,5 @@
-"""Distillation: the frozen model behind a long front, a written prompt or demonstrations, teaches
-what is trained. It answers the records once, and their own answers are not read.
+"""Distillation: the frozen model with a long prompt, written or of demonstrations, is the teacher
+of what is trained. It answers the records once, and their own answers are not read.
 
 With labels, all their words are targets, weighted with the teacher's probabilities among the labels
 (which add up to one: else an example whose labels are all unlikely would count less). The loss is
@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from prompt_tuning_jax import score as scoring
@@ -70,7 +71,7 @@ def label_shares(lm, task: Task, rows, config, shown, log) -> np.ndarray:
     """Returns float32[N, C], the teacher's probability of each label for each record, behind the
     demonstrations `shown`."""
     scores = scoring.score(lm, _ask(lm, task, rows, config, shown, log), NOTHING, log=log)
-    return scoring.probabilities(scoring.finite(lm, scores))
+    return np.asarray(jax.nn.softmax(scoring.finite(lm, scores)))
 
 
 def written_targets(lm, task: Task, rows, config, shown, log) -> tuple[Task, list[Record]]:

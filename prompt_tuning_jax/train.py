@@ -15,18 +15,12 @@ import numpy as np
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.data.batch import empty_batch
+from prompt_tuning_jax.data.records import digest
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.memory import step_bytes
 from prompt_tuning_jax.methods import make_method
+from prompt_tuning_jax.models import sites
 from prompt_tuning_jax.models.language_model import LanguageModel
-from prompt_tuning_jax.models.sites import (
-    PROMPT,
-    Given,
-    check_given,
-    from_tensors,
-    to_tensors,
-    without_leaves,
-)
 from prompt_tuning_jax.optimizers import make_optimizer
 from prompt_tuning_jax.prepare import Data, check_task, prepare, start_from_demonstrations
 from prompt_tuning_jax.quantization import is_quantized
@@ -97,7 +91,7 @@ def tune(
         that was stopped goes on; None keeps nothing.
       log: takes a line of text.
       fresh: delete what an earlier run left in the folder, and start over.
-      until: the update after which it ends for now, and goes on when called again; 0 is the last.
+      until: the update after which to stop for now; the next call goes on. 0 runs to the end.
 
     Raises:
       UserError: a setting, template or record cannot be used; the folder is not changed.
@@ -107,8 +101,8 @@ def tune(
     folder = None if folder is None else Path(folder)
     kept = agreed(folder is not None)
     with contextlib.ExitStack() as opened:
-        track = opened.enter_context(tracker(config, folder))
         before_step = opened.enter_context(profiler(config.profile_steps, folder, log))
+        track = opened.enter_context(tracker(config, folder))
         if folder:
             # Not before everything is checked: a config that cannot run must not own the folder.
             tie_to_config(folder, config, fresh)
@@ -118,7 +112,7 @@ def tune(
         checkpoints = Checkpoints(folder / CHECKPOINTS, kept_steps) if folder else None
         state, best, spent, memory = agreed(restore(checkpoints, run, log))
         start = int(state.step)
-        end = start if enough(best, config) else max(start, until or config.steps)
+        end = start if enough(best, config) else max(start, min(until or math.inf, config.steps))
         run_log = opened.enter_context(RunLog(config, folder, log, start, spent, track, end))
         warn_of_norm(run_log, lm, run.adapt(state.trainable))
 
@@ -163,7 +157,7 @@ def tune(
         log(f"stopped early after step {taken}: no better validation in the last {best.since}")
     given = jax.tree.map(fetch, run.adapt(best.trainable))
     metrics = {"step": best.step, "validation_loss": best.loss}
-    artifact = Artifact(to_tensors(given), make_manifest(lm, run.task, config, metrics))
+    artifact = Artifact(sites.to_tensors(given), make_manifest(lm, run.task, config, metrics))
     size, seconds = parameter_count(run.trainable), run_log.seconds()
     return Result(artifact, run_log.lines, finished, size, seconds[0], saved, seconds[1], memory)
 
@@ -195,6 +189,9 @@ def plan(lm: LanguageModel, task, config, log: Callable, devices: int = 0) -> Pl
         log(f"warning: {warning}")
     data = prepare(lm, task, config, given, log, shown, devices or jax.device_count())
     sources = {"model": lm.fingerprint, "data": data.fingerprint()}
+    # What is not trained is made again from it, and all else is in the checkpoint.
+    begun = load_start(config.method).values() if frozen.fixed else ()
+    sources["method.init_file"] = digest(*(leaf.tolist() for leaf in begun))
     check_processes(config, sources)
     return Plan(parts, trainable, frozen, adapt, data, sources, task)
 
@@ -203,7 +200,7 @@ def make_step(lm: LanguageModel, task, config):
     """Returns the parts of a step, the first trainable tree, what a step only reads, a compiled
     `adapt(tree, fixed, params)`, and the shapes of its result. All are shapes if the weights are
     (`outline`)."""
-    method = make_method(config.method, from_tensors(load_start(config.method)))
+    method = make_method(config.method, sites.from_tensors(load_start(config.method)))
     parts = Parts(lm.module, method, make_optimizer(config), config.seed, config.microbatches)
     key = jax.random.key(config.seed)
 
@@ -216,11 +213,12 @@ def make_step(lm: LanguageModel, task, config):
     # The frozen weights are an argument: what a jitted function closes over is compiled in.
     run = jax.jit(lambda tree, fixed, params: method.adapt(tree, fixed, params, key, False))
     given = jax.eval_shape(run, trainable, fixed, lm.params)
-    check_given(lm.spec, given)
+    sites.check_given(lm.spec, given)
     if given.params and lm.settings.get("quantize"):
         held = "the method trains weights of the model: leave one of the two out"
         raise UserError(f"config.model.quantize is 'int8', and {held}")
-    return parts, trainable, Frozen(without_leaves(lm.params, given.params), fixed), run, given
+    frozen = Frozen(sites.without_leaves(lm.params, given.params), fixed)
+    return parts, trainable, frozen, run, given
 
 
 def better(best: Best, trainable, found: Mapping[str, float], step: int, by: str) -> Best:
@@ -261,7 +259,8 @@ def restore(checkpoints: Checkpoints | None, run: Plan, log) -> tuple[State, Bes
     if kept is None:
         return state, best, (0.0, 0.0), 0
     (state, trainable), extra = kept.state, kept.extra
-    changed = [name for name, source in run.sources.items() if source != extra["sources"][name]]
+    own, before = run.sources, extra["sources"]
+    changed = [name for name in own if own[name] != before.get(name, own[name])]
     if changed:
         raise UserError(
             f"the {' and the '.join(changed)} changed since step {kept.step} of this run: put back"
@@ -306,11 +305,11 @@ def executables(compiled: Compiled, state: State, frozen, data: Data, log: Calla
     for shape in data.shapes:
         batch = compiled.place_batch(empty_batch(front, shape))
         made[shape.rows, shape.length] = compiled.step.lower(state, frozen, batch).compile()
-    log(f"compiled in {time.perf_counter() - began:.1f} s, which the rates below leave out")
+    log(f"compiled in {time.perf_counter() - began:.1f} s, which the speeds below leave out")
     return made
 
 
-def validate(lm: LanguageModel, data: Data, given: Given, step: int, run_log: RunLog) -> Any:
+def validate(lm: LanguageModel, data: Data, given: sites.Given, step: int, run_log: RunLog) -> Any:
     """Returns loss (nats an example; with a teacher the cross-entropy to its probabilities) and
     accuracy on the validation examples, and logs them."""
     began = time.perf_counter()
@@ -326,9 +325,9 @@ def validate(lm: LanguageModel, data: Data, given: Given, step: int, run_log: Ru
     return agreed(metrics)
 
 
-def warn_of_norm(run_log: RunLog, lm: LanguageModel, given: Given) -> None:
+def warn_of_norm(run_log: RunLog, lm: LanguageModel, given: sites.Given) -> None:
     """Warns once of virtual tokens whose norm is far from that of the model's embeddings."""
-    if PROMPT in given.sites:
+    if sites.PROMPT in given.sites:
         # As the embeddings are before the model scales them.
-        vectors = given.sites[PROMPT] / lm.spec.embedding_scale
+        vectors = given.sites[sites.PROMPT] / lm.spec.embedding_scale
         run_log.warn("norm", warnings.prompt_norm(vectors, lm.params["embed"]["embedding"]))

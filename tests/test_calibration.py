@@ -144,14 +144,16 @@ def test_texts_without_labels_calibrate(typed, home):
     words += ["name=files", "train=train", "validation=validation", "test=test"]
     tiny = ["evaluate", "--config", tiny_runs.world().config, "--json"]
     tiny += [f"--config.task.{word}" for word in words]
+    (home / "prompts.txt").write_text("It: {text}")
     found = []
     for name in ("all", "none", "empty", "null"):
         given = [*tiny, f"--config.task.files.validation={name}.jsonl"]
         found.append(json.loads(typed(*given, "--calibrate", "texts").out))
         refused = typed(*given, "--calibrate", "labels")
         assert (refused.status == 2) == (name != "all")
-        ranked = typed(*given, "--prompts", "prompts.txt") if name != "all" else refused
-        assert "label" in ranked.err or "prompts.txt" in ranked.err
+        if name != "all":
+            ranked = typed(*given, "--prompts", "prompts.txt")
+            assert ranked.status == 2 and "label" in ranked.err
     assert all(each == found[0] for each in found) and "calibrated" in found[0]
 
 
@@ -165,6 +167,11 @@ def test_what_ranked_a_prompt_is_said_to_calibrate_it(typed, home):
     }
     shown = typed("evaluate", "--artifact", "kept", "--calibrate", "labels")
     assert "the records that calibrate chose the artifact too" in shown.err
+    held = ["--calibrate", "labels", "--config.calibration.split=validation[:40]"]
+    shown = typed("evaluate", "--artifact", "kept", "--config", tiny[2], *held)
+    assert "the records that calibrate chose the artifact too" in shown.err
+    shown = typed(*tiny, *held)
+    assert "records of validation[:40] rank prompts too" in shown.err
 
 
 def test_texts_are_not_calibrated(typed):

@@ -12,7 +12,7 @@ import tiny_runs
 
 from prompt_tuning_jax import api, train
 from prompt_tuning_jax.data.demonstrations import spare_half, without_demonstrations
-from prompt_tuning_jax.data.task import training_records
+from prompt_tuning_jax.data.task import Source, training_records
 from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.models.files.tokenizer import Facts, Tokenizer, read_tokenizer
 from prompt_tuning_jax.models.sites import NOTHING, to_tensors
@@ -28,6 +28,15 @@ TEMPLATE = "template={soft}Q: {text}\nA:"
 def tiny(method, *more, task=(TEMPLATE,)):
     words = [f"--config.method.{word}" for word in (f"name={method}", *BEGIN, *more)]
     return tiny_runs.tiny(*words, *(f"--config.task.{word}" for word in task))
+
+
+def test_they_do_not_begin_as_a_record_that_is_scored():
+    lm, task, config = tiny("prefix", task=(TEMPLATE, "test=test"))
+    splits = dict(task.load().splits)
+    splits["test"] = splits["train"][:130]
+    run = train.plan(lm, task._replace(load=lambda: Source(splits)), config, lambda line: None)
+    begun = lm.tokenizer.decode([*run.task.front])
+    assert "Q: " in begun and not [row for row in splits["test"] if row["text"] in begun]
 
 
 def with_tokenizer(lm, kind, folder):

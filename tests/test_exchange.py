@@ -141,6 +141,9 @@ def test_bos_in_front_is_an_exports_and_not_a_prompt_that_peft_began_as_a_text(l
     theirs = exchange.import_adapter(lm, TASK, configs.build({}), tmp_path / "a")
     assert len(theirs.tensors["prompt/vectors"]) == 3
     assert theirs.manifest["template"].startswith("{soft}<|bos|>")
+    begins = TASK._replace(template="<|bos|>{soft}{text}:")  # as a chat's markup does
+    theirs = exchange.import_adapter(lm, begins, configs.build({}), tmp_path / "a")
+    assert theirs.manifest["template"] == "{soft}<|bos|>{text}:"
 
 
 def test_what_another_program_cannot_hold_is_refused(lm, tmp_path):

@@ -177,9 +177,3 @@ def test_loss_and_accuracy_are_those_computed_by_hand():
     # Whole words' log-probabilities, not what is left of them among the answers.
     assert found["loss"] == pytest.approx(-np.log(0.5 * 0.1 * 0.25) / 3)
     assert all(type(value) in (int, float) for value in found.values())
-
-
-def test_probabilities_are_shares_among_the_answers():
-    scores = np.array([[-1000.0, -1000.0 + np.log(3.0)], [np.log(0.1), np.log(0.4)]], np.float32)
-    found = scoring.probabilities(scores)
-    np.testing.assert_allclose(found, [[0.25, 0.75], [0.2, 0.8]], rtol=1e-4)

@@ -191,6 +191,16 @@ def test_a_search_changes_whole_words_alone(name):
 
 
 @pytest.mark.parametrize("name", search.SEARCHES)
+def test_the_rate_counts_every_prompt_that_is_scored(name, monkeypatch):
+    said, done, plain = [], [], score.score_prompts
+    monkeypatch.setattr(loop, "score_prompts", lambda *a: done.append(len(a[1])) or plain(*a))
+    monkeypatch.setattr(loop.Progress, "add", lambda self, count: said.append((count, self.total)))
+    find(name=name)
+    assert sum(count for count, _ in said) == sum(done)
+    assert said[0][1] == 4 * said[0][0]  # about as many in each round
+
+
+@pytest.mark.parametrize("name", search.SEARCHES)
 def test_a_search_that_was_stopped_ends_as_one_that_was_not(name, tmp_path, monkeypatch):
     settings = {"name": name} | ({"learning_rate": 0.5} if name == "pez" else {})
     whole, lines = find(**settings), []
@@ -300,7 +310,8 @@ def test_a_start_may_follow_a_space_and_end_in_a_full_stop():
         ("he t.", "Say: {soft}\n{text}:", "Say: he t. \n{text}:"),
     ):
         config = make_config(start=start, template=template, name="random", words_only=True)
-        prompt, place, pool = search.begin(lm, TASK, config)
+        prompt, place, _ = search.begin(lm, TASK, config)
+        pool = words.find_words(lm, True, " {soft}" in template)
         assert place.write(prompt) == (start, read) and place.written == read
         assert {*pool.at(0)} == {*(pool.others if "Say" in read else pool.first)}
     found = search.run(lm, TASK, config, None, lambda line: None)
@@ -325,6 +336,7 @@ def test_a_prompt_whose_text_gives_other_tokens_is_left_out():
         ({"start": "see {text}"}, "'see {text}', with a field or a slot: give"),
         ({"start": "see {soft} b"}, "'see {soft} b', with a field or a slot: give"),
         ({"start": "e we", "template": "h{soft} {text}"}, "joins the text beside it"),
+        ({"start": "", "num_tokens": 10**9}, "positions and 128 are allowed"),
         ({"template": "{text} {soft}"}, "no place for a searched prompt"),
         ({"template": "{soft}"}, "no place for a searched prompt"),
     ],
@@ -332,6 +344,13 @@ def test_a_prompt_whose_text_gives_other_tokens_is_left_out():
 def test_a_start_that_does_not_fit_is_refused(given, message):
     with pytest.raises(UserError, match=message):
         find(**given)
+
+
+def test_an_empty_record_with_no_text_behind_the_prompt_is_refused():
+    rows = SPLITS | {"train": [*ROWS[:11], {"text": "", "label": "0"}]}
+    task = TASK._replace(template="{soft} {text}", load=lambda: Source(rows))
+    with pytest.raises(UserError, match="a record to train on is empty"):
+        search.run(LM, task, make_config(), None, lambda line: None)
 
 
 def spaced(kind, folder):
@@ -385,13 +404,38 @@ def test_braces_are_text_and_a_line_ends_before_a_word():
     assert found.history[0]["template"] == "we {{\ne {text}"
 
 
+def test_another_model_does_not_go_on_with_a_search(tmp_path):
+    find(tmp_path)
+    other = LM._replace(fingerprint="other")
+    with pytest.raises(UserError, match="the model or the data of"):
+        search.run(other, TASK, make_config(), tmp_path, lambda line: None)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_of_equally_good_prompts_the_more_fluent_one_stays(sign, monkeypatch):
+    scored = []
+
+    def score_prompts(lm, prompts, part):
+        scored.append(prompts)
+        return np.zeros((len(prompts), len(part.answers), 3)), sign * prompts.sum(1)
+
+    monkeypatch.setattr(loop, "score_prompts", score_prompts)
+    given = {"name": "random", "rounds": 1, "again": 1, "candidates": 20}
+    history = find(**given, fluency=1.0).history
+    best = scored[-1][(sign * scored[-1].sum(1)).argmin()]
+    assert len(scored[-1]) == 4 and history[1]["ids"] == best.tolist()
+
+
 def test_a_target_and_a_vocabulary_without_words_are_refused(monkeypatch):
     with pytest.raises(UserError, match=r"leave out config\.task\.target"):
         search.run(LM, TASK._replace(target="{text}"), make_config())
     for ids in ([LM.tokenizer.encode("1")[0][0]], LM.tokenizer.encode("the")[0]):
         monkeypatch.setattr(LM.tokenizer, "text_ids", ids)
-        with pytest.raises(UserError, match="no two whole words to choose from"):
+        with pytest.raises(UserError, match="no two words to choose from: give --config"):
             find(words_only=True, start="", num_tokens=3)
+    monkeypatch.setattr(LM.tokenizer, "text_ids", ids[:1])
+    with pytest.raises(UserError, match="to choose from: give another model"):
+        find(words_only=False, start="", num_tokens=3)
 
 
 def test_the_command_stops_goes_on_and_reports_the_text(typed, monkeypatch):
@@ -403,6 +447,9 @@ def test_the_command_stops_goes_on_and_reports_the_text(typed, monkeypatch):
     ]
     wrong = typed(*command, "--config.task.test=tset")
     assert wrong.status == 2 and "'tset'" in wrong.err and not Path("found").exists()
+    own = "--config.prompts=()", "--config.search.template={soft} {headline}:"
+    wrong = typed(*command, *own)
+    assert wrong.status == 2 and "headline" in wrong.err and not Path("found").exists()
     wrong = typed(*command, "--config.task.test=train[:9]", "--config.search.start={text}")
     assert "9 of 9 records of train[:9] are trained on too" in wrong.out
     with monkeypatch.context() as patch:

@@ -307,7 +307,7 @@ def test_many_records_are_predicted_with_one_copy_of_the_weights(moved, monkeypa
 
 
 def test_a_run_goes_on_over_another_mesh(typed, monkeypatch):
-    words = tiny_runs.training("run", *tiny_runs.FEW, "--config.method.name=lora")
+    words = tiny_runs.training("run", *tiny_runs.FEW)
     due = train.due
     with monkeypatch.context() as patch:
         patch.setattr(train, "due", lambda *at: os.kill(os.getpid(), signal.SIGTERM) or due(*at))

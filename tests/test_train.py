@@ -1,5 +1,6 @@
 """Runs from beginning to end: killed, stopped, refused; what they leave behind."""
 
+import contextlib
 import json
 import os
 import random
@@ -257,6 +258,18 @@ def test_a_run_does_not_go_on_with_another_model_or_other_data(tmp_path):
             with pytest.raises(UserError, match="the data changed since step 12 of this run"):
                 train.tune(lm, changed, config, run)
         assert tiny_runs.listing(run) == before
+
+
+def test_a_run_does_not_go_on_from_another_file_that_it_still_reads(tmp_path):
+    words = ["kind=low_rank", "init=file", f"init_file={tmp_path / 'start.npy'}"]
+    words = [f"--config.method.{word}" for word in ("name=prompt_encoder", *words)]
+    lm, task, config = tiny_runs.tiny(*words)
+    for seed in (0, 1):
+        draw = np.random.default_rng(seed).normal(size=(config.method.num_virtual_tokens, 24))
+        np.save(tmp_path / "start.npy", draw.astype(np.float32))
+        with pytest.raises(UserError) if seed else contextlib.nullcontext() as refused:
+            train.tune(lm, task, config, tmp_path / "run", print, until=20)  # of 12
+    assert "the method.init_file changed since step 12 of this run" in str(refused.value)
 
 
 def test_a_folder_of_another_config_is_refused_from_python_too(tmp_path):

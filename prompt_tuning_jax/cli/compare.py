@@ -37,6 +37,8 @@ def compare_and_report(config, folder: str, fresh: bool, command: Sequence[str])
             with writing(root, again):
                 results, failed = compare.compare(lm, config, root, say, fresh, enough_memory)
         except KeyboardInterrupt as stop:
+            if not (root / CONFIG).exists():
+                raise
             return stopped(all(stop.args), again, start)
         facts = {"command": f"`{again}`", "machine": machine, "model": lm.name}
         facts |= {"task": config.task.name, "time": _time(results)}
@@ -66,7 +68,7 @@ def _check_texts(config, folder: Path) -> None:
     task = make_task(config.task)
     warn_of_seen(task, config, labelled=False)
     if own := config.calibration.split:
-        warn_of_overlap(task, select_records(task, own), config.task.test, "calibrate")
+        warn_of_overlap(task, select_records(task, own, False), config.task.test, "calibrate")
 
 
 def _time(results: Sequence[Compared]) -> str:

@@ -27,6 +27,7 @@ from prompt_tuning_jax.run.folder import check_local
 from prompt_tuning_jax.run.report import duration, size
 from prompt_tuning_jax.score import score, spread
 from prompt_tuning_jax.step import compile_step, init_state
+from prompt_tuning_jax.teacher import is_taught
 
 BATCHES = 64  # batches that are looked at, evenly spaced over the run
 SCORED = 64  # validation examples whose scoring is timed
@@ -44,7 +45,9 @@ def rehearse(config, folder: str | None, fresh: bool) -> dict[str, Any]:
 
 def measure(lm: LanguageModel, task, config, log) -> dict[str, Any]:
     """Returns what is known about a run before it. Takes and raises what `train.tune` does."""
+    began = time.perf_counter()
     plan = train.plan(lm, task, config, log)
+    asked = (time.perf_counter() - began) * is_taught(config)  # the teacher's answers
     data = plan.data
     updates = np.linspace(0, config.steps - 1, min(config.steps, BATCHES)).astype(int)
     batches = [data.batch(update) for update in updates.tolist()]
@@ -58,7 +61,7 @@ def measure(lm: LanguageModel, task, config, log) -> dict[str, Any]:
     seconds["step"] = _step_seconds(compiled, steps, state, frozen, batches)
     seconds["validation"] = _validation_seconds(lm, data.validation, untrained)
     validations = -(-config.steps // config.evaluate_every) if config.evaluate_every else 1
-    seconds["run"] = config.steps * seconds["step"] + validations * seconds["validation"]
+    seconds["run"] = asked + config.steps * seconds["step"] + validations * seconds["validation"]
     memory = _memory(steps.values())
     return {
         "task": task.name,

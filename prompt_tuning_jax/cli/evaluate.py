@@ -25,11 +25,7 @@ from prompt_tuning_jax.run.warnings import other_task, trained_on
 from prompt_tuning_jax.score import fitting
 from prompt_tuning_jax.storage import sha256
 
-# What calibrates, by `--calibrate`.
-_HELD = {
-    "labels": "labelled records",
-    "texts": "texts without their labels: this assumes that each label is equally frequent in them",
-}
+_EVEN = "texts without their labels: this assumes that each label is equally frequent in them"
 
 
 def evaluate_split(
@@ -84,9 +80,9 @@ def evaluate_split(
     if calibrate is not None:
         scores, answers, _ = api.label_scores(lm, task, artifact, split=held, **how)
         calibration = fit(calibrate, scores, answers)
-        say(f"calibrated with {len(held)} {_HELD[calibrate]}")
+        say(f"calibrated with {len(held)} {'labelled records' if calibrate == 'labels' else _EVEN}")
     result |= score(split=split, calibration=calibration, **how)
-    say(f"scored {split}")
+    say(f"scored {split} of {task.name}")
     if out is not None:
         shown = how["demonstrations"]
         kept = artifact or exchange.keep_prompt(lm, task, config, prompt or "", shown)
@@ -127,6 +123,8 @@ def _held_out(task, config, path, calibrate, split):
     ranking, held = api.held_out(task, config, calibrate)
     if path:
         warn_of_overlap(task, ranking, split, "rank prompts")
+        if calibrate == "labels" and (own := config.calibration.split):
+            warn_of_overlap(task, ranking, own, "rank prompts")
     if calibrate == "labels":
         warn_of_overlap(task, held, split, "calibrate")
     return ranking if path else [], held
@@ -155,7 +153,10 @@ def warn_of_seen(task, config, labelled: bool) -> None:
 
 
 def _warn_of_differences(manifest, task, config, split: str, calibrate: str | None) -> None:
-    if calibrate and manifest["metrics"] and not config.calibration.split:
+    own = config.calibration.split
+    if calibrate == "labels" and own and PROMPTED not in manifest:
+        warn_of_overlap(task, tasks.training_records(task, config.task, False), own)
+    if calibrate and manifest["metrics"] and own in ("", config.task.validation):
         say(
             "warning: the records that calibrate chose the artifact too, so the numbers look too"
             " good: name others in config.calibration.split, with --config FILE"
@@ -191,7 +192,8 @@ def read_prompts(path: str) -> tuple[dict[str, str], str]:
 
 def check_prompts(task, prompts: Mapping[str, str], split: str) -> None:
     """Raises a UserError, which begins with its place, for a prompt that does not fit the task."""
-    fields = tasks.template_fields(task, tasks.select_records(task, split)[0])
+    common = set.intersection(*map(set, tasks.select_records(task, split)))
+    fields = tasks.template_fields(task, dict.fromkeys(sorted(common), ""))
     for prompt, place in prompts.items():
         try:
             template = with_prompt(task.template, prompt)

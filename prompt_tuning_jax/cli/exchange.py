@@ -40,7 +40,7 @@ def export_artifact(folder: str, kind: str, target: str, overrides: list[str]) -
         say(f"{target}: an adapter of the kind {name}, for the model {lm.name}")
         no_bos = PROMPT in artifact.tensors or "continues" in artifact.manifest
         if no_bos and lm.tokenizer.add_bos:
-            say("PEFT has to read the text behind the virtual tokens without BOS")
+            say("PEFT has to read the text after the virtual tokens without BOS")
     else:
         ids = exchange.export_front(lm, task, artifact, target)
         own = lm.tokenizer.decode([number for number in ids.tolist() if number >= 0])

@@ -40,9 +40,9 @@ _config = click.option(
 _workdir = click.option(
     "--workdir",
     metavar="DIR",
-    help="The folder to work in. The same command again goes on.",
+    help="The run's folder. Type the same command again to go on.",
 )
-_fresh = click.option("--fresh", is_flag=True, help="Start over what the workdir holds.")
+_fresh = click.option("--fresh", is_flag=True, help="Delete the workdir's run and start over.")
 _json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, all else on stderr.")
 _dry_run = click.option(
     "--dry_run", "--dry-run", is_flag=True, help="Show the memory and time it needs; write nothing."
@@ -168,7 +168,7 @@ def search():
 @click.option(
     "--calibrate",
     type=click.Choice(("labels", "texts")),
-    help="Fit the labels' scores to the labels of validation records, or to their texts alone.",
+    help="Calibrate the labels' scores with validation records: their labels, or their texts.",
 )
 @click.option("--out", metavar="DIR", help="Keep the prompt or the calibration as an artifact.")
 @_json
@@ -261,7 +261,7 @@ def inspect(
     _print(as_json, print_inspection, inspect_artifact, artifact, split, out, overrides)
 
 
-@program.command(options_metavar="--artifact DIR --to hf|peft|npy|hub:USER/NAME [TARGET] [OPTIONS]")
+@program.command(options_metavar="--artifact DIR --to hf|peft|npy|hub:USER/NAME [PATH] [OPTIONS]")
 @_artifact
 @click.option(
     "--to",
@@ -271,16 +271,16 @@ def inspect(
     " of PEFT; npy: the vectors of a soft prompt and of the text around it; hub:USER/NAME: the"
     " artifact itself, in a repository of that name on the Hugging Face hub.",
 )
-@click.argument("target", required=False)
+@click.argument("target", metavar="PATH", required=False)
 @click.pass_obj
 def export(
     overrides: list[str], artifact: str | None, kind: str | None, target: str | None
 ) -> None:
     """Writes an artifact for another program, or pushes it to the hub."""
-    if kind and kind.startswith("hub:") and not target:
-        kind, target = kind.split(":", 1)
+    if kind and kind.startswith("hub:"):
+        kind, target = (kind, "") if target else kind.split(":", 1)
     if not (artifact and kind and target):
-        places = "--to hf|peft|npy and the TARGET to write, or --to hub:USER/NAME"
+        places = "--to hf|peft|npy and the PATH to write, or --to hub:USER/NAME"
         raise UserError(f"export needs --artifact DIR, {places}")
     _check_words("export", overrides)
     with _uninterrupted():
@@ -297,7 +297,7 @@ def export(
 def import_(
     overrides: list[str], kind: str | None, folder: str | None, config: str | None, out: str | None
 ) -> None:
-    """Makes an artifact of an adapter of PEFT, for the task of a config."""
+    """Makes an artifact from a PEFT adapter, for the task of a config."""
     if not (kind and folder and config and out):
         raise UserError("import needs --from peft FOLDER, --config FILE and --out DIR")
     check_new(out)

@@ -62,17 +62,20 @@ def answers(
     template, columns = artifact.manifest["template"], task_fields(config.task).columns
     changes: Counter[str] = Counter()
     rows, name, form = _read(given, as_json, files, changes)
+    if own and form.kind != CELLS:
+        raise UserError(f"{name} is not read as a table: leave {own[0]!r} out, or give a .csv file")
     records = prediction_records(rows, template, columns, form)
     first = next(records, None)
-    if first is None:
-        say(f"warning: {name} holds no record: nothing is answered")
-        return
-    if as_json is None and form == Form() and reading.is_object(first[field_names(template)[0]]):
+    is_text = as_json is None and form == Form()
+    if first and is_text and reading.is_object(first[field_names(template)[0]]):
         say(f"warning: {first[PLACE]} is read as a text: for JSON objects give --jsonl")
     settings, lm = generate.Settings(**config.generation), load_model(config)
     # What cannot be read twice has its first record as fingerprint.
     data = sha256(name) if jax.process_count() > 1 and os.path.isfile(name) else repr(first)
     check_processes(config, {"model": lm.fingerprint, "data": data})
+    if first is None:
+        say(f"warning: {name} holds no record: nothing is answered")
+        return
     records = itertools.chain([first], records)
     answered = api.predict(lm, task, records, artifact, generation=settings, seed=config.seed)
     found: Counter[str] = Counter()

@@ -105,7 +105,7 @@ def _arguments(lm, config, count):
         source = f"{TARGETS} targets in each: assumed"
     state = jax.eval_shape(lambda tree: init_state(parts, tree), trainable)
     batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, empty_batch(front, shape)))
-    read = f"{shape.rows} rows of {shape.length} positions behind {len(front)}, {source}"
+    read = f"{shape.rows} rows of {shape.length} positions after {len(front)} shared ones, {source}"
     return parts, state, frozen, batch, read
 
 
@@ -183,7 +183,7 @@ def print_topology(found: dict[str, Any]) -> None:
     compiled = f" in {duration(found['seconds'])}" if "seconds" in found else ""
     facts = {
         "slice": f"{found['slice']}, {found['chips']} chips of {size(found['chip'])}",
-        "model axis": found["model_axis"],
+        "parallel.model": found["model_axis"],
         "a batch": found["batch"],
         "a chip": f"{size(found['needed'])} of {size(found['chip'])} ({parts})",
         "so": found["advice"],

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from prompt_tuning_jax import api
 from prompt_tuning_jax.cli.evaluate import check_prompts, rank_prompts, warn_of_seen
 from prompt_tuning_jax.cli.machine import describe_machine, enough_memory, load_model
@@ -65,15 +67,16 @@ def prepare(
         )
     if not searched and getattr(METHODS[config.method.name], "HAS_SLOTS", False):
         # In a chat they have a place.
-        text = "{soft}" * (config.task.as_chat and "{soft" not in config.task.template)
-        text += config.task.template
+        text = config.task.template
+        text = "{soft}" * (config.task.as_chat and with_prompt(text, "") == text) + text
         plain_slot_size(parse(text), config.method.num_virtual_tokens)
     task = make_task(config.task)
     task = task._replace(template=searched or task.template)
     prompts = dict.fromkeys(config.prompts, "config.prompts")
     prompts |= {config.teacher.prompt: "config.teacher.prompt"} if config.teacher.prompt else {}
     check_prompts(task, prompts, config.task.test)
-    warn_of_seen(task, config, not is_taught(config))
+    if len(config.prompts) > 1:  # which the report ranks
+        api.held_out(task, config, None)
     lm, rows = load_model(config), select_records(task, config.task.test)
     for prompt, place in {"": config.task.test, **prompts}.items():
         asked = task._replace(template=with_prompt(task.template, prompt))
@@ -81,13 +84,14 @@ def prepare(
             encode_for(lm, asked, rows[:1] if prompt else rows, NOTHING, config.task.max_length)
         except UserError as error:
             raise UserError(f"{place}: {error}") from error
+    warn_of_seen(task, config, not is_taught(config))
     say(describe_machine(lm))
     return lm, task
 
 
 def _check_records(lm: LanguageModel, task: Task, config) -> None:
-    """Refuses processes that have other records if they score them together, for the report too."""
-    if lm.layout.shards > 1:
+    """Refuses processes that have another config or other records, of the report too."""
+    if jax.process_count() > 1:
         splits = config.task.train, config.task.validation, config.task.test
         read = digest(*(select_records(task, split, labelled=False) for split in splits))
         check_processes(config, {"model": lm.fingerprint, "data": read})

@@ -49,7 +49,7 @@ def build(
 
     every, given, found, typed = all_keys(), flatten(values), [], set()
     before = given.setdefault("optimizer.name", every["optimizer.name"].default)
-    for word in overrides:
+    for word in [overrides] if isinstance(overrides, str) else overrides:
         name, equals, written = word.removeprefix("--config.").partition("=")
         if not word.startswith("--config.") or not equals:
             found.append(f"{word!r} is not an override: write --config.KEY=VALUE as one word")

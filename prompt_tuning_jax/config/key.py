@@ -1,5 +1,5 @@
-"""A key of a config: its default, the values it can have, and how a value is read. Whatever a
-config configures declares `KEYS` beside its code: a key for each name in its section."""
+"""A key of a config: its default, the values it can have, and how a value is read. A module that
+reads a section of a config declares the section's keys in `KEYS`, each by its name there."""
 
 import ast
 import math

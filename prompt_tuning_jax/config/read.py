@@ -1,5 +1,6 @@
 """Reads config files: Python with a function `get_config()`, or JSON, which is never executed."""
 
+import contextlib
 import json
 import os
 import runpy
@@ -49,14 +50,14 @@ def _execute(path: str) -> Mapping[str, Any]:
     before = [*sys.path]
     sys.path.insert(0, os.path.dirname(os.path.abspath(path)))  # it may import its neighbours
     try:
-        names = runpy.run_path(path)
-        values = names["get_config"]() if "get_config" in names else None
+        with contextlib.redirect_stdout(sys.stderr):  # stdout may be for JSON
+            names = runpy.run_path(path)
+            values = names["get_config"]() if "get_config" in names else None
+        values = values.to_dict() if isinstance(values, ConfigDict) else values
     except (Exception, SystemExit) as error:
         raise UserError(f"config file {path!r}{_line(error, path)}: {_fault(error)}") from error
     finally:
         sys.path[:] = before
-    if isinstance(values, ConfigDict):
-        return values.to_dict()
     if isinstance(values, Mapping):
         return values
     raise UserError(

@@ -19,7 +19,7 @@ from prompt_tuning_jax.data import template as templates
 from prompt_tuning_jax.data.template import Constant, Piece, Slot, Special, Template, fill_pieces
 from prompt_tuning_jax.errors import UserError, short
 
-_SECONDS = 120  # with the start of the process, which limits the template itself
+_SECONDS = 120  # for the whole process, which also limits the template's own time
 _MARKS = ("QUESTION7c1f", "ANSWER93d4", "QUESTIONb52e", "ANSWER0d68", "QUESTIONf4a7")
 _OTHERWISE = "give config.task.as_chat=false, or another model"
 

@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import Any
 
 from prompt_tuning_jax.config.key import whole
+from prompt_tuning_jax.data.records import UNLABELLED
 from prompt_tuning_jax.data.task import Task, output_fields, select_records, training_records
 from prompt_tuning_jax.data.template import field_names, with_prompt
 from prompt_tuning_jax.errors import UserError
@@ -48,7 +49,10 @@ def training_demonstrations(
 def unscored(task: Task, config: Any, key: str, scored: Rows = ()) -> Rows:
     """Returns the training records with the input of no record of the validation and test splits,
     of those that calibrate, or in `scored`. The setting `key` asks for them."""
-    rows, held = training_records(task, config.task), [*scored]
+    rows, held = training_records(task, config.task, labelled=False), [*scored]
+    rows = [row for row in rows if UNLABELLED not in row]
+    if key == KEY or not rows:  # else there may be a teacher, and records without labels
+        rows = training_records(task, config.task)
     for name in (config.task.validation, config.task.test, config.calibration.split):
         with contextlib.suppress(UserError):  # there may be no such split
             held += select_records(task, name, labelled=False)

@@ -90,7 +90,8 @@ def encode_example(
             raise UserError(
                 f"the example takes {length} positions and {max_length} are allowed, with nothing"
                 f" left to shorten{shortened and f' but the whole of {shortened!r}'}: use a shorter"
-                " template, shorter answers or fewer virtual tokens, or raise task.max_length"
+                " template, shorter answers, fewer virtual tokens or generation.max_new_tokens, or"
+                " raise task.max_length"
             )
         fields[shortened] = kept
     if not trunk:
@@ -99,7 +100,7 @@ def encode_example(
             " slot or a field that is not empty"
         )
     # If the first field is empty, a slot or special token behind it begins at the same character.
-    constant = min(_constant(rendered.first_field, trunk), rendered.most)
+    constant = min(bisect_right(trunk, rendered.first_field, key=_END), rendered.most)
     ids, *arrays = (np.array(part, np.int32) for part in (list(map(_ID, trunk)), *tails))
     return Example(ids, tuple(arrays), answer, constant, whole - length)
 
@@ -245,7 +246,7 @@ def _answered(
     ids, offsets = encoded[0]
     shared = len(ids)
     for other, other_offsets in encoded:
-        shared = min(shared, _constant(len(text), _placed(other, other_offsets, 0)))
+        shared = min(shared, bisect_right([end for _, end in other_offsets], len(text)))
         # A token that is only a space may have empty offsets.
         while between and shared and len(set(offsets[shared - 1])) == 1:
             shared -= 1
@@ -253,12 +254,6 @@ def _answered(
             shared -= 1
     own = _placed(ids[:shared], offsets[:shared], rendered.begins)
     return rendered.front + own, [other[shared:] for other, _ in encoded]
-
-
-def _constant(place: int, tokens: _Tokens) -> int:
-    """Returns how many front tokens end at or before `place`."""
-    ends = enumerate(map(_END, tokens))
-    return next((number for number, end in ends if end > place), len(tokens))
 
 
 def _longest(spans: Mapping[str, Sequence[tuple[int, int]]], tokens: _Tokens) -> str:

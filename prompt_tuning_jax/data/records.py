@@ -19,7 +19,7 @@ PLACE = "(place)"
 # Of a record whose label is '', or that lacks a field of the target: the error if it is needed.
 UNLABELLED = "(no label)"
 LONGEST = 131_072  # characters of a text; a longer one is usually a quote that is not closed
-COLUMNS_HINT = ": name the right column with --config.task.columns=\"('{field}=COLUMN',)\""
+COLUMNS_HINT = ": name the right column with --config.task.columns=\"({others}'{field}=COLUMN',)\""
 
 
 class Source(NamedTuple):
@@ -114,7 +114,7 @@ def shuffled_groups(
     equal `fields` are a group, so that no cut between groups has the same input on both sides."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
-        groups.setdefault(tuple(record[field] for field in fields), []).append(record)
+        groups.setdefault(tuple(record.get(field, "") for field in fields), []).append(record)
     ordered = sorted(groups, key=lambda key: sha256(json.dumps([seed, *key]).encode()).digest())
     return [groups[key] for key in ordered]
 
@@ -157,7 +157,8 @@ def _match_columns(
                 )
             shown = {name: names.get(name, name) for name in held}
             message = _missing(field, shown, fields, numbered)
-            fault = f"{place}: {message}{hint.format(field=field)}"
+            others = [f"'{f}={each[0]}'," for f, each in fields.columns.items() if f != field]
+            fault = f"{place}: {message}{hint.format(field=field, others=''.join(others))}"
             if field in fields.inputs:
                 raise UserError(fault)
     return names, fault

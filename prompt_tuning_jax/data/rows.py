@@ -91,7 +91,7 @@ def read_lines(stream: BinaryIO, name: str) -> Iterator[tuple[str, str]]:
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         if len(line) == LONGEST_LINE:
-            hint = "end each record's line, that of an array with jq -c '.[]'"
+            hint = "end each record with a new line; jq -c '.[]' does so for an array"
             raise UserError(f"{place} has over {LONGEST_LINE:,} bytes: {hint}")
         try:
             text = line.decode()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from google.protobuf import json_format
 
-from prompt_tuning_jax.config.key import string
+from prompt_tuning_jax.config.key import plain_scalar, string
 from prompt_tuning_jax.data import records
 from prompt_tuning_jax.data.records import Fields, Record, Source
 from prompt_tuning_jax.data.rows import DAMAGED, Row
@@ -118,8 +118,6 @@ def _value(value: Any, feature: Any, place: str) -> Any:
             return value.decode()
         except UnicodeDecodeError as error:
             raise UserError(f"{place}: a text that is not UTF-8: prepare the data again") from error
-    if isinstance(value, np.generic):
-        return value.item()
     if isinstance(value, np.ndarray | list) and np.ndim(value) == 1:
         return [_value(item, None, place) for item in value]
-    return value
+    return plain_scalar(value)

@@ -114,7 +114,7 @@ def import_adapter(
             own = "PEFT's virtual tokens come before BOS, which a chat has itself"
             advice = "config.task.as_chat=false and the chat's markup in config.task.template"
             raise UserError(f"{own}: give {advice}")
-        if task.template.count("{soft") > 1:
+        if sum(map(task.template.count, ("{soft}", "{soft:"))) > 1:
             raise UserError("config.task.template has several slots: give it one {soft}")
         vectors, one = sites[PROMPT], with_prompt(task.template, "{soft:1}")
         asked, row = task._replace(template=one), dict.fromkeys(field_names(one), "a")
@@ -131,8 +131,8 @@ def import_adapter(
         else:
             # PEFT's virtual tokens come first, before BOS.
             specials, first = lm.tokenizer.specials.items(), lm.tokenizer.bos_id
-            bos = [text for text, number in specials if number == first and lm.tokenizer.add_bos]
-            template = "".join(["{soft}", *bos[:1], with_prompt(task.template, "")])
+            bos = next((text for text, n in specials if n == first and lm.tokenizer.add_bos), "")
+            template = "{soft}" + bos + with_prompt(task.template, "").removeprefix(bos)
         task, values["task"]["template"] = task._replace(template=template), template
         values["method"]["num_virtual_tokens"] = len(given.sites[PROMPT])
     return Artifact(to_tensors(given), make_manifest(lm, task, configs.build(values), {}))

@@ -45,12 +45,13 @@ def write_adapter(
     of a soft prompt stands in front of the text. `base` names the model, for people. PEFT changes
     the whole model: `inside` is where in it ours lies, '' or `TEXT_PART`."""
     held = sorted({path.partition("/")[0] for path in sites})
-    if len(held) != 1 or held[0] not in _WRITERS:
+    known = [(kind, write) for kind, (own, _, write, _) in _KINDS.items() if [own] == held]
+    if not known:
         shown = ", ".join(held).replace("params", "weights of the model") or "no tensors"
         kinds = "are of one kind: a soft prompt, a prefix, LoRA or IA3; export weights to hf"
         raise UserError(f"the artifact holds {shown}: PEFT's adapters {kinds}")
     arrays = {path: np.asarray(leaf, np.float32) for path, leaf in sites.items()}
-    kind, write = _WRITERS[held[0]]
+    kind, write = known[0]
     tensors, settings = write(spec, arrays)
     plain = {"task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True}
     config = {"peft_type": kind, **plain, **settings}
@@ -77,13 +78,13 @@ def read_adapter(folder: Path, spec: Spec) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{named} has more than {MOST_BYTES:,} bytes: save the adapter again")
     config = Fields(read_json(named), str(named))
     kind = config.get("peft_type")
-    if not isinstance(kind, str) or kind not in _READERS:
-        raise config.refuse("peft_type", ", ".join(_READERS), "; supported:")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise config.refuse("peft_type", ", ".join(_KINDS), "; supported:")
     for name, plain in PLAIN.items():
         config.check(name, *[plain] * (plain is not None), None)
     read_all = read_tensors(path, read_header(path))
     arrays = {name.replace(TEXT_PART, ""): leaf.astype(np.float32) for name, leaf in read_all}
-    method, read = _READERS[kind]
+    _, method, _, read = _KINDS[kind]
     sites = read(path, spec, arrays, config)
     if arrays:
         names = sorted({re.sub(r"\d+", "{}", name) for name in arrays})
@@ -215,18 +216,12 @@ def _read_ia3(path: Path, spec: Spec, arrays, config: Fields):
     return {site: stack.reshape(len(stack), -1) for site, stack in sites.items()}
 
 
-# PEFT's name of a kind, and the writer, by the collection of its sites.
-_WRITERS: dict[str, tuple[str, Callable]] = {
-    "prompt": ("PROMPT_TUNING", _write_prompt),
-    "prefix": ("PREFIX_TUNING", _write_prefix),
-    "lora": ("LORA", _write_lora),
-    "scale": ("IA3", _write_ia3),
-}
-# The method that has the same kind of tensors, and the reader, by PEFT's name.
-_READERS: dict[str, tuple[str, Callable]] = {
-    "PROMPT_TUNING": ("soft_prompt", _read_prompt),
-    "P_TUNING": ("soft_prompt", _read_prompt),
-    "PREFIX_TUNING": ("prefix", _read_prefix),
-    "LORA": ("lora", _read_lora),
-    "IA3": ("ia3", _read_ia3),
+# By PEFT's name of a kind: the collection of its sites, the method that makes such tensors here,
+# the writer and the reader. The first of a collection is written.
+_KINDS: dict[str, tuple[str, str, Callable, Callable]] = {
+    "PROMPT_TUNING": ("prompt", "soft_prompt", _write_prompt, _read_prompt),
+    "P_TUNING": ("prompt", "soft_prompt", _write_prompt, _read_prompt),
+    "PREFIX_TUNING": ("prefix", "prefix", _write_prefix, _read_prefix),
+    "LORA": ("lora", "lora", _write_lora, _read_lora),
+    "IA3": ("scale", "ia3", _write_ia3, _read_ia3),
 }

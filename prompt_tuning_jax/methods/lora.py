@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021): thin matrices whose product is added to a frozen one, W + scale * B A.
+"""LoRA (Hu et al. 2021): low-rank matrices whose product is added to a frozen one, W + scale * B A.
 
 A is drawn as PyTorch draws a linear layer and B starts at zero, so that training begins at the
 model alone. The scale is alpha / rank, or alpha / sqrt(rank) if it is rank-stabilised
@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from prompt_tuning_jax.config.key import number, strings, switch, whole
-from prompt_tuning_jax.errors import UserError
 from prompt_tuning_jax.methods.base import NOTHING, Given, Method
 from prompt_tuning_jax.methods.parts import select_layers
 
@@ -40,11 +39,6 @@ def make(settings, start=NOTHING) -> Method:
         for place, layer in enumerate(select_layers(lm.sites, "lora", settings.targets)):
             letters = lm.sites[f"lora/{layer}/b"].split()[1], lm.sites[f"lora/{layer}/a"].split()[2]
             outputs, inputs = (lm.sizes[letter] for letter in letters)
-            if rank > min(outputs, inputs):
-                raise UserError(
-                    f"config.method.rank is {rank} and {layer} is a matrix of"
-                    f" {outputs} x {inputs}: give a rank of at most {min(outputs, inputs)}"
-                )
             bound = 1 / math.sqrt(inputs)
             key, shape = jax.random.fold_in(rng, place), (lm.spec.layers, rank, inputs)
             trained[f"{layer}/a"] = jax.random.uniform(key, shape, jnp.float32, -bound, bound)

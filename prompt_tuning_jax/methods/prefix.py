@@ -4,9 +4,9 @@ The template needs no `{soft}`: its text, BOS included, comes after the P positi
 Keys are trained as attention reads them, after the rotary embedding.
 
 `method.init` is one of `methods/init.py`: the first keys and values are those that the model
-computes for these virtual tokens. With little data the keys and values of a text are by far the
-best. Or it is 'random' (normal, with the deviation `method.init_scale`), or 'zero' (all P get the
-same gradient and stay equal, unless there is a network).
+computes for these virtual tokens. With little data those of a text or of demonstrations are far
+better than random ones. Or it is 'random' (normal, with the deviation `method.init_scale`), or
+'zero' (all P get the same gradient and stay equal, unless there is a network).
 
 With `method.hidden_size` the paper's network (embedding, linear, tanh, linear) is trained too. The
 artifact holds keys and values alone. Departure: the network's output is added to trained keys and

@@ -26,7 +26,7 @@ from prompt_tuning_jax.sharding import WHOLE, Layout, make_layout, shard
 
 KEYS = {
     # A packaged model's name, a GGUF file, a Hugging Face folder with safetensors, or a name on the
-    # hub, USER/NAME or USER/NAME@REVISION. A path that exists goes in front.
+    # hub, USER/NAME or USER/NAME@REVISION. A path that exists is preferred.
     "path": string("smollm2-135m-instruct", least=1),
     # 'auto' is float32 on a CPU and bfloat16 elsewhere.
     "dtype": among("auto", ("auto", *DTYPES)),

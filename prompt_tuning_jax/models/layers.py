@@ -82,7 +82,7 @@ def times(x, weight, precision: str | None, dtype=None, writes=False) -> jax.Arr
 
 class Linear(nn.Module):
     """A frozen matrix, stored `[out, in]` as model files have it: `[N, in]` to `[N, out]`. A method
-    may add two thin matrices (`lora`) and scale what it gives, or what it reads (`scale`)."""
+    may add low-rank matrices (`lora`) and scale what it gives, or what it reads (`scale`)."""
 
     features: int
     precision: str | None

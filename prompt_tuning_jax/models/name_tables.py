@@ -96,11 +96,9 @@ GPT_NEOX = make_table(
 )
 OPT = make_table(
     "model.decoder.layers.{}.",
-    """
+    ATTENTION
+    + """
     attention_norm    self_attn_layer_norm
-    attention/q       self_attn.q_proj
-    attention/k       self_attn.k_proj
-    attention/v       self_attn.v_proj
     attention/o       self_attn.out_proj
     feedforward_norm  final_layer_norm
     feedforward/up    fc1

@@ -9,7 +9,6 @@ folder. `README.md` is for people: no more is done with it than to copy it to a 
 import dataclasses
 import errno
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
@@ -22,10 +21,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prompt_tuning_jax import __version__
 from prompt_tuning_jax.data.rows import open_file
 from prompt_tuning_jax.errors import UserError, nearest, short
 from prompt_tuning_jax.run.card import CARD, render_card
+from prompt_tuning_jax.run.environment import versions
 from prompt_tuning_jax.run.folder import ARTIFACT
 from prompt_tuning_jax.run.report import Row
 from prompt_tuning_jax.safetensors_file import DTYPES, read_header, read_tensors, write_safetensors
@@ -90,10 +89,7 @@ def make_manifest(lm: Any, task: Any, config: Any, metrics: Mapping[str, Any]) -
         **({"continues": True} if task.continues else {}),
         "config": config.to_dict() | {"model": dict(lm.settings)},
         "metrics": dict(metrics),
-        "versions": {
-            "prompt-tuning-jax": __version__,
-            **{name: importlib.metadata.version(name) for name in _PACKAGES},
-        },
+        "versions": versions(_PACKAGES),
     }
 
 

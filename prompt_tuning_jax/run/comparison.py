@@ -19,7 +19,7 @@ from prompt_tuning_jax.storage import atomic_write
 # From the palette of Okabe and Ito, and markers for those who do not see colours.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "os^Dv*PX"
-_LINES = "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 4))  # of rows that train nothing
+_LINES = "--", "-.", ":", "-", (0, (1, 4))  # of rows that train nothing
 
 WIDE = 0.02  # the part of an axis that a digit of a number below it takes
 _UNITS = (1, 3, "nats"), (100, 1, "%")  # factor, digits and unit; the second is of accuracy
@@ -54,17 +54,19 @@ COLUMNS: dict[str, tuple[str, Callable[[_Row], str]]] = {
     "forgetting": ("forgetting", lambda row: f"{row['forgetting']:+.3f}"),
 }
 _NOTES = """\
-- test: mean ± standard deviation over seeds. difference: from the first trained row{reference},
-  with the middle 95 % of resamples of the test examples, paired by example.
+- test: accuracy, or the log-probability of a text; mean ± standard deviation over seeds.
+- difference: from the first trained row{reference}, with all its examples; the middle 95 % of
+  resamples of the test examples, paired by example.
 - a task: bytes to store; 100 tasks: bytes of 100 of them, with the weights that they share once.
 - a step: seconds; memory: of the compiled step.
-- examples: read to train, validate and calibrate, without those that only chose the rate.
+- examples: read to train, validate and calibrate; a row with few has the rate of that with all.
 - to 95 %: time to 95 % of the row's own best validation accuracy.
 - forgetting: change of the cross-entropy on unrelated text, in nats a token.
-- validation loss: nats an example; of a row with a teacher, to the teacher's answers.
+- validation loss: nats an example; with a teacher, the cross-entropy to the teacher's answers.
 - rates that were tried: with the first seed, until the last validation in the first half of the
-  steps, if there is one; the best goes on.
-- commands: each gives the number behind it, of the first seed; of texts with the other sign.
+  steps, if there is one. The numbers are of the best validation; the best by best_by goes on.
+- commands: each gives the number after its #, of the first seed (for texts as a loss, positive),
+  where the comparison ran.
 """
 
 
@@ -178,7 +180,7 @@ def _scaled(row: _Row) -> tuple[float, float]:
 
 
 def _labelled(axes, rows: Sequence[_Row], label: str) -> None:
-    axes.set_ylabel("test accuracy (%)" if rows[0]["metric"] == "accuracy" else "nats an example")
+    axes.set_ylabel("test accuracy (%)" if rows[0]["metric"] == "accuracy" else "log-probability")
     axes.set_xlabel(label)
 
 
@@ -195,7 +197,7 @@ def _by_parameters(axes, rows: Sequence[_Row], styles: Mapping[str, Any]) -> Non
             color, line = ("0.6", line) if is_calibrated else ("black", next(lines))
             axes.axhline(mean, color=color, linestyle=line, label=_plain(row["name"]))
     axes.set_xscale("log")
-    _labelled(axes, rows, "trained parameters (lines: nothing is trained)")
+    _labelled(axes, rows, "trained parameters (lines: none; bars: deviation over seeds)")
 
 
 def _by_examples(axes, rows: Sequence[_Row], styles: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,7 @@ _SECRET = re.compile("KEY$|TOKEN|SECRET|PASSW|CREDENTIAL")
 def describe() -> dict[str, Any]:
     """Returns versions, commit, platform, devices and the environment variables that matter."""
     return {
-        "versions": {
-            "prompt-tuning-jax": __version__,
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in _PACKAGES},
-        },
+        "versions": {"python": platform.python_version(), **versions(_PACKAGES)},
         "commit": commit(Path(__file__).parents[1]),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
@@ -43,6 +39,12 @@ def describe() -> dict[str, Any]:
             if name.startswith(_VARIABLES)
         },
     }
+
+
+def versions(names: Iterable[str]) -> dict[str, str]:
+    """Returns the versions of this package and of others."""
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"prompt-tuning-jax": __version__, **found}
 
 
 def commit(folder: Path) -> str | None:

@@ -46,16 +46,16 @@ def join_processes() -> Iterator[bool]:
         return
     try:
         jax.distributed.initialize(**how)
-    except (RuntimeError, ValueError, ImportError, OSError, KeyError) as error:
+    except Exception as error:  # each kind of cluster has its own
         why = next(iter(str(error).splitlines()), "")
         named = f" by {CLUSTER}={os.environ[CLUSTER]}" if os.environ.get(CLUSTER) else ""
         problem = f"this process cannot join the others{named} ({type(error).__name__}: {why})"
-        raise UserError(f"{problem}: {SET_ALL}, and let them reach that address") from error
+        raise UserError(f"{problem}: {SET_ALL}, and let all of them reach {ADDRESS}") from error
     total, own = jax.device_count(), jax.local_device_count()
     if total != own * jax.process_count():
         raise UserError(
             f"this process has {own} of {total} devices, and there are {jax.process_count()}"
-            " processes: give each of them as many devices"
+            " processes: give each the same number of devices"
         )
     try:
         yield jax.process_index() == 0

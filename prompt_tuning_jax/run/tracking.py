@@ -4,6 +4,7 @@ the same three functions. One is imported only if a config names it."""
 import contextlib
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ SKIPPED = 3  # steps before a trace: the first ones are not typical
 
 def check_tracker(name: str) -> None:
     """Raises a UserError if the tracker `name` is not installed; "" is no tracker."""
-    if name and importlib.util.find_spec(name) is None:
+    known = not name or sys.modules.get(name) or importlib.util.find_spec(name)
+    if not known or getattr(known, "origin", name) is None:  # a folder of its own runs
         raise UserError(
             f"config.tracker is {name!r}, but the package is not installed: type pip install {name}"
         )

@@ -75,7 +75,7 @@ def odd_settings(config) -> list[str]:
         "it early: lower early_stopping or evaluate_every": patience >= max(validations - 1, 1),
         f"schedule.warmup_steps is {warmup} and the run has {steps} steps, so the rate never "
         "reaches learning_rate: lower schedule.warmup_steps": warmup >= steps,
-        f"learning_rate is {config.learning_rate:g}: above 1 it hardly trains": (
+        f"learning_rate is {config.learning_rate:g}: above 1 training seldom works": (
             config.learning_rate > 1
         ),
         "best_by is 'accuracy' and a target has none, so the loss decides: leave it out": (

@@ -31,8 +31,8 @@ KEYS = {
     # token. The choice on the validation split is without it.
     "fluency": number(0.0),
     "rounds": whole(40, 1),
-    # In a round: new prompts, the examples that each is scored on, and how many times as many
-    # other examples the best few are scored on again.
+    # In a round: new prompts; examples that each is scored on; and how many other sets of as many
+    # examples the best few are scored on again.
     "candidates": whole(16, 1),
     "examples": whole(32, 1),
     "again": whole(2, 1),

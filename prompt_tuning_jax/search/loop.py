@@ -4,6 +4,7 @@ go on from the best on the validation split. A prompt counts as its text is toke
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from prompt_tuning_jax.run.progress import Progress
 from prompt_tuning_jax.score import finite, loss_and_accuracy, score
 from prompt_tuning_jax.search.score import Part, label_loss, loss_gradient, score_prompts
 from prompt_tuning_jax.search.text import Place, find_place, first_prompt
-from prompt_tuning_jax.search.words import Words, find_words
+from prompt_tuning_jax.search.words import find_words
 from prompt_tuning_jax.storage import atomic_write
 
 SCORED_AGAIN = 4  # prompts of a round that are scored on further examples, with its first one
@@ -76,8 +77,7 @@ def run(
     """
     settings = config.search
     rows, held_out = training_records(task, config.task), validation_records(task, config.task)
-    first, place, words = begin(lm, task, config)
-    state, propose = search.SEARCHES[settings.name].make(settings, words, first)
+    first, place, (state, propose) = begin(lm, task, config)
     take_round = make_round(place, config, propose, plan(place, rows, len(first), config, log))
     if folder:
         tie_to_config(Path(folder), config, fresh)
@@ -86,18 +86,19 @@ def run(
     now |= {"state": state, "scored": [], "history": [], "left_out": 0, "seconds": 0.0}
     now |= restore(folder, now["sources"], log)
     began, saved = time.perf_counter() - now["seconds"], True
-    forwards = settings.candidates + SCORED_AGAIN * settings.again
-    progress = Progress("prompts scored", log, (settings.rounds - now["round"]) * forwards)
+    progress = Progress("prompts scored", log)
     if not now["history"]:
         starts = [first, np.array(state.get("prompt", first))]
-        # A text that is given is the start; drawn words are not, where a file is given instead.
+        # A given text is the start. Drawn words are not, if there is a `start_file`.
         starts = starts if settings.start else starts[::-1]
         validate(place, held_out, filter(place.reads_as, starts), now, log)
     with stop_requested(log) as stopping:
         while now["round"] < settings.rounds and not stopping:
-            scored = take_round(now, Scored(*map(np.array, now["scored"])))
+            scored, count = take_round(now, Scored(*map(np.array, now["scored"])))
+            # About as many in each round that is left.
+            progress.total = progress.total or count * (settings.rounds - now["round"])
             now["scored"], now["round"] = [part.tolist() for part in scored], now["round"] + 1
-            progress.add(forwards)
+            progress.add(count)
             due = now["round"] == settings.rounds or now["round"] % settings.validate_every == 0
             if due:
                 order = scored.losses.argsort(kind="stable")[:VALIDATED]
@@ -124,8 +125,9 @@ def run(
     return Found(best["prompt"], best["template"], artifact, *end)
 
 
-def begin(lm: LanguageModel, task: Task, config: Any) -> tuple[np.ndarray, Place, Words]:
-    """Returns the first prompt, its place, and the words; raises a UserError if they do not fit."""
+def begin(lm: LanguageModel, task: Task, config: Any) -> tuple[np.ndarray, Place, tuple]:
+    """Returns the first prompt, its place, and the state and the `propose` of the search; raises a
+    UserError if they do not fit."""
     if task.target or config.demonstrations.number:
         given = "config.task.target" if task.target else "config.demonstrations.number"
         raise UserError(f"a search ranks labels behind a prompt alone: leave out {given}")
@@ -133,12 +135,12 @@ def begin(lm: LanguageModel, task: Task, config: Any) -> tuple[np.ndarray, Place
     place = find_place(lm, task, record, settings, config.task.max_length)
     words = find_words(lm, settings.words_only, " {soft}" in place.task.template)
     first, place = first_prompt(place, settings, words, np.random.default_rng(config.seed))
-    return first, place, words
+    return first, place, search.SEARCHES[settings.name].make(settings, words, first)
 
 
 def make_round(place: Place, config: Any, propose: Callable, part_of: Callable) -> Callable:
     """Returns the function that runs a round, given what is known and the last round's prompts. It
-    returns the best of these and the best new ones, scored again."""
+    returns the best of these and the best new ones, scored again, and how many were scored."""
     settings, lm = config.search, place.lm
     guided = getattr(search.SEARCHES[settings.name], "GUIDED", True)
 
@@ -161,7 +163,8 @@ def make_round(place: Place, config: Any, propose: Callable, part_of: Callable) 
             order = losses(np.array(readable), new).argsort(kind="stable")[: SCORED_AGAIN - 1]
             best += filter(place.reads_as, join(scored.best, [readable[n] for n in order]))
         found = np.array(best)
-        return Scored(found, np.mean([losses(found, part) for part in others], axis=0))
+        count = len(readable) + len(found) * settings.again
+        return Scored(found, np.mean([losses(found, part) for part in others], axis=0)), count
 
     return take_round
 
@@ -194,7 +197,9 @@ def plan(place: Place, rows, size: int, config: Any, log: Callable) -> Callable:
     if lost := count_shortened(examples)[0]:
         log(f"warning: {lost} training examples were too long and lost their end")
     order = batching.make_order(len(examples), config.seed)
-    shared = batching.shared_length(examples)
+    if (shared := batching.shared_length(examples)) < place.begin + size:
+        empty = "a record to train on is empty, and no text stands behind the prompt"
+        raise UserError(f"{empty}: remove the record, or end config.search.template in a text")
     steps = range(settings.rounds * each)
     planned = np.stack([batching.batch_indices(order, step, settings.examples) for step in steps])
     shapes = batching.plan_shapes(examples, planned, shared, ranked=True)
@@ -209,12 +214,9 @@ def plan(place: Place, rows, size: int, config: Any, log: Callable) -> Callable:
 
 
 def join(prompt: np.ndarray, ranked: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Returns the first of some prompts, the best, then this with the changes to `prompt` of the
-    second too, and so on. Of two changes at one place that of the better prompt stays."""
-    joined = [ranked[0]]
-    for other in ranked[1:]:
-        joined.append(np.where(joined[-1] == prompt, other, joined[-1]))
-    return joined
+    """Returns the prompts, the best first. Each takes over the changes to `prompt` of those before
+    it and adds its own; where two change one place, the better prompt's change stays."""
+    return [*accumulate(ranked, lambda best, other: np.where(best == prompt, other, best))]
 
 
 def restore(folder: Path | None, sources: Sequence[str], log: Callable) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def find_place(lm: LanguageModel, task: Task, record: Record, settings, max_leng
             " prompt alone, and the text around it in config.search.template"
         )
     template = settings.template or task.template
-    template = template if "{soft" in template else "{soft}" + template
+    template = "{soft}" * (with_prompt(template, "") == template) + template
     template = re.sub(r"(\{soft(:\d+)?\})(?=[\w{])", r"\1\n", template)
     kinds = [type(piece) for piece in parse(template).pieces if isinstance(piece, Slot | Field)]
     if kinds[:2] != [Slot, Field] or kinds.count(Slot) > 1:
@@ -89,11 +89,12 @@ def first_prompt(
     the place with them. Raises a UserError if the start has not `config.search.num_tokens` tokens,
     or is not read as it is written."""
     size, start, given = settings.num_tokens, settings.start, place.task.template
+    most = min(size, place.lm.spec.max_positions)  # more are refused
     # A full stop at the start's end may join the end of its line: then a space is put between.
     apart = re.sub(r"\{soft\}(?=\s|\\[nt])", "{soft} ", given)
     for template in [given, apart] if start else [given] * DRAWS:
         place = place._replace(task=place.task._replace(template=template))
-        drawn = np.array([rng.choice(words.at(number)) for number in range(size)], int)
+        drawn = np.array([rng.choice(words.at(number)) for number in range(most)], int)
         prompt, found = _with_first(place, start or place.write(drawn)[0])
         if prompt.size and found.reads_as(prompt) and (start or prompt.size == size):
             if size in (0, prompt.size):

@@ -48,8 +48,8 @@ def find_words(lm: LanguageModel, words_only: bool, spaced: bool = False) -> Wor
     first = others if spaced else whole
     if len(first) < 2 or len(others) < 2:
         raise UserError(
-            "the model's vocabulary has no two whole words to choose from: give"
-            " --config.search.words_only=false"
+            "the model's vocabulary has no two words to choose from: give "
+            + ("--config.search.words_only=false" if words_only else "another model")
         )
     embeddings = np.asarray(lm.embed(np.arange(lm.spec.vocabulary)))
     return Words(np.array(first), np.array(others), embeddings)

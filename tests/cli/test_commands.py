@@ -6,6 +6,7 @@ import shlex
 import shutil
 from types import SimpleNamespace
 
+import jax
 import pytest
 import tiny_runs
 
@@ -16,7 +17,6 @@ from prompt_tuning_jax.cli.machine import keep_compiled
 from prompt_tuning_jax.data.task import make_task
 from prompt_tuning_jax.run import artifact, progress
 from prompt_tuning_jax.run.progress import with_progress
-from prompt_tuning_jax.sharding import Layout
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -200,22 +200,20 @@ def test_the_folder_of_a_run_stands_for_its_artifact(typed, home):
         assert shown.out == typed(*words, "--artifact", "run/artifact").out
 
 
-def test_processes_that_score_together_compare_the_records_of_the_report(monkeypatch):
+def test_processes_compare_the_records_of_the_report_too(monkeypatch):
     compared = []
     note = lambda config, sources: compared.append(sources["data"])  # noqa: E731
     monkeypatch.setattr(cli_train, "check_processes", note)
     lm, task, config = tiny_runs.tiny()
     source = task.load()
     other = source._replace(splits={**source.splits, "test": source.splits["test"][1:]})
-    for shards, each in ((1, source), (2, source), (2, source), (2, other)):
-        read = task._replace(load=lambda each=each: each)
-        cli_train._check_records(lm._replace(layout=Layout(shards)), read, config)
+    for count, each in ((1, source), (2, source), (2, source), (2, other)):
+        monkeypatch.setattr(jax, "process_count", lambda count=count: count)
+        cli_train._check_records(lm, task._replace(load=lambda each=each: each), config)
     assert len(compared) == 3 and compared[0] == compared[1] != compared[2]
 
 
 def test_what_xla_compiles_is_kept_for_the_next_time(monkeypatch):
-    import jax
-
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
     keep_compiled()

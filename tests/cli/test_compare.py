@@ -16,15 +16,16 @@ import tiny_runs
 
 from prompt_tuning_jax import api, compare, forgetting, train
 from prompt_tuning_jax import config as configs
+from prompt_tuning_jax.cli.compare import rehearse, summarize
 from prompt_tuning_jax.cli.machine import enough_memory
 from prompt_tuning_jax.data.records import LABEL
 from prompt_tuning_jax.data.task import make_task, validation_records
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.forgetting import cross_entropy
 from prompt_tuning_jax.methods import METHODS
-from prompt_tuning_jax.models.sites import PREFIX, Given
+from prompt_tuning_jax.models.sites import PREFIX, Given, from_tensors
 from prompt_tuning_jax.run import comparison, report
-from prompt_tuning_jax.run.artifact import TENSORS
+from prompt_tuning_jax.run.artifact import TENSORS, load_artifact
 from prompt_tuning_jax.run.folder import ARTIFACT
 
 ROWS = (
@@ -34,6 +35,7 @@ ROWS = (
     "soft prompt: method.num_virtual_tokens=4",
     "few: method.name=prefix method.num_virtual_tokens=4",
 )
+PEZ = "search.name=pez search.start=b search.words_only=false"
 LONG = "one two three four five six seven eight nine ten {text} "
 TIMES = ("seconds", "step_seconds", "near_best_seconds")
 
@@ -86,7 +88,9 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
     monkeypatch.setattr(api, "label_scores", reading)
     monkeypatch.setattr("prompt_tuning_jax.cli.train.tune", tune)  # that of the command `train`
     monkeypatch.setattr(train, "tune", stopping)
-    assert [typed(*command("whole")).status for _ in range(4)] == [75, 75, 75, 0]
+    shown = [typed(*command("whole")) for _ in range(4)]
+    assert [each.status for each in shown] == [75, 75, 75, 0]
+    assert "going on after step 5" in shown[3].out
     assert calls == [*3 * [0], *3 * [5], *5 * [0]]
     found = {(row["name"], row["examples_per_class"]): row for row in rows(home / "whole")}
     assert [*found] == [
@@ -95,9 +99,14 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
         *((name, 0) for name in ("demonstrations", "demonstrations, calibrated")),
         *(("soft prompt", 0), ("few", 0), ("few", 2)),
     ]
-    # Once for each row and seed, behind everything that chooses.
+    # Once for each row and seed.
     assert read.count("test[:40]") == 1 + 1 + 2 + 2 + 2 + 2
     assert found["no prompt", 0]["forgetting"] == 0
+    texts, lm = forgetting.unrelated_texts("bbc_news"), tiny_runs.tiny()[0]
+    kept = [load_artifact(path) for path in (home / "whole" / "soft_prompt").glob("*/artifact")]
+    nats = [cross_entropy(lm, texts, from_tensors(each.tensors)) for each in kept]
+    wanted = np.mean(nats) - cross_entropy(lm, texts, Given())
+    assert len(nats) == 2 and found["soft prompt", 0]["forgetting"] == pytest.approx(wanted)
     assert found["few", 0]["examples"] == 260 and found["few", 2]["examples"] == 20
     assert found["few", 2]["learning_rate"] == found["few", 0]["learning_rate"]
     losses = [(each["loss"], each["rate"]) for each in found["few", 0]["tried"]]
@@ -134,14 +143,14 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
     before = rows(home / "whole")
     assert typed(*command("whole")).status == 0
     assert not calls and rows(home / "whole") == before
-    assert typed(*command("whole", calibrate="texts", unrelated="")).status == 0
-    changed = {row["name"]: row for row in rows(home / "whole")}
-    assert not calls and not any("forgetting" in row for row in changed.values())
-    assert changed["no prompt, calibrated"]["command"].endswith("--calibrate texts")
-    assert changed["no prompt, calibrated"]["mean"] != before[1]["mean"]
     # A finished rate is compared with a new one's whole run.
     rates = "few: 0.001 0.1", "soft prompt: 0.1 0.00001"
-    assert typed(*command("whole", learning_rates=rates)).status == 0 and calls == [0]
+    words = command("whole", calibrate="texts", unrelated="", learning_rates=rates)
+    assert typed(*words).status == 0 and calls == [0]
+    changed = {row["name"]: row for row in rows(home / "whole")}
+    assert not any("forgetting" in row for row in changed.values())
+    assert changed["no prompt, calibrated"]["command"].endswith("--calibrate texts")
+    assert changed["no prompt, calibrated"]["mean"] != before[1]["mean"]
     calls.clear()
     new = {"rows": ("lora", "no prompt"), "learning_rates": (), "curve": ()}
     other = typed(*command("whole", "--config.steps=13", **new))
@@ -198,12 +207,39 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
         ({"rows": ("ia3", f"lora: teacher.prompt='{9 * LONG}'")}, "the row 'lora': "),
         ({"rows": ("lora: teacher.demonstrations=9999",)}, "teacher.demonstrations is 9999 and"),
         ({"rows": ("ia3", "prefix: method.init=demonstrations")}, "records (half of each label)"),
+        (
+            {"rows": ("ia3", "soft prompt: task.template='{text} =' teacher.prompt='A {text}'")},
+            "the row 'soft prompt': template",
+        ),
+        ({"rows": ("ia3", f"searched prompt: {PEZ} search.start_file=no.f")}, "no.f"),
     ],
 )
 def test_a_comparison_that_cannot_be_run_is_refused(typed, home, keys, fault):
     shown = typed(*command("whole", **{"learning_rates": (), "curve": (), **keys}))
     assert shown.status == 2 and fault in shown.err
     assert not (home / "whole").exists()
+
+
+def test_a_row_with_a_teacher_may_begin_as_demonstrations(typed, home):
+    """And labels that only calibrate by texts need not be known."""
+    taught = "method.num_virtual_tokens=60 method.init=demonstrations teacher.prompt='A {text}'"
+    keys = {"rows": (f"prefix: {taught}", "no prompt"), "calibrate": "texts"}
+    words = command("whole", "--dry_run", **{"learning_rates": (), "curve": (), **keys})
+    read = compare.tasks.select_records
+
+    def unlabelled(task, split, labelled=True):
+        assert not labelled or split != "validation[100:160]"
+        return read(task, split, labelled)
+
+    with contextlib.ExitStack() as patches:
+        for module in ("data.task", "api", "cli.compare"):
+            name = f"prompt_tuning_jax.{module}.select_records"
+            patches.enter_context(mock.patch(name, unlabelled))
+        shown = typed(*words)
+    assert shown.status == 0, shown.err
+    with mock.patch.object(compare, "check", side_effect=KeyboardInterrupt):
+        assert typed(*[word for word in words if word != "--dry_run"]).status == 130
+    assert not (home / "whole" / "config.json").exists()  # and nothing is said to be saved
 
 
 def test_fresh_deletes_nothing_of_others(typed, home):
@@ -442,11 +478,13 @@ def test_fresh_deletes_runs_alone_once_every_row_is_checked(monkeypatch, tmp_pat
             assert own.exists() and old.exists() is kept
         found = tmp_path / "prefix" / "seed-1" / compare.FOUND
         found.parent.mkdir()
-        found.write_text("{}")
+        for path in (found, tmp_path / "report.csv", tmp_path / "report.md"):
+            path.write_text("{}")
         monkeypatch.setattr(compare.shutil, "rmtree", mock.Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             compare.compare(None, config, tmp_path, print, True, contextlib.nullcontext)
-        assert not found.exists()  # with another config, its numbers would count as the new ones
+        # With another config, its numbers would count as the new ones.
+        assert not found.parent.exists() and not [*tmp_path.glob("report.*")]
 
 
 def test_a_rate_that_diverges_is_one_of_those_that_were_tried(monkeypatch, tmp_path):
@@ -468,11 +506,87 @@ def test_a_rate_that_diverges_is_one_of_those_that_were_tried(monkeypatch, tmp_p
     assert found.examples == 0.1 and "has failed: the loss is not finite" in lines[0]
     with pytest.raises(RunError):
         compare._all_examples(setting, row._replace(rates=(5.0, 7.0)))
+    config.best_by = "accuracy"
+    better = {0.2: {"loss": 2.0, "accuracy": 0.9}, 0.1: {"loss": 1.0, "accuracy": 0.8}}
+    monkeypatch.setattr(compare, "_find", lambda _, run, __: better[run.config.learning_rate])
+    found = compare._all_examples(setting, row._replace(rates=(0.1, 0.2)))
+    assert found.examples == 0.2
     shown = [{"rate": 5.0}, {"rate": 0.1, "loss": 0.1}]
     assert [*comparison._tried([{"name": "prefix", "tried": shown}])] == [
         ["prefix", "5", "failed", ""],
         ["prefix", "0.1", "0.1000", ""],
     ]
+
+
+def test_a_written_prompts_row_is_the_best_on_validation(monkeypatch, tmp_path):
+    right = {"a": [1, 0, 0], "b": [1, 1, 0], "c": [0, 1, 0]}
+
+    def score(setting, task, run, found, rows):
+        share = np.array(right[found["prompt"]])
+        return api.Scored(np.stack([share, 1 - share], 1) - 2.0, np.zeros(3, int), {})
+
+    monkeypatch.setattr(compare, "_score", score)
+    monkeypatch.setattr(api, "held_out", lambda *_: ([{}] * 3, []))
+    config = configs.build({"prompts": (*right,), "compare": {"rows": ("written prompt",)}})
+    run = compare.make_run(config, tmp_path, compare.read_rows(config)[0], 0)
+    found = compare._choose(mock.Mock(config=config, lm=SimpleNamespace(params={})), run)
+    assert (found["prompt"], found["bytes"], found["examples"]) == ("b", 1, 3)
+
+
+def test_the_numbers_of_a_row_by_hand(tmp_path):
+    config = configs.build({"compare": {"rows": ("no prompt", "lora", "ia3")}})
+    right = {
+        "no prompt": [[0, 0, 1, 0]],
+        "lora": [[1, 1, 0, 0], [1, 1, 1, 0]],
+        "ia3": [[1, 1, 1, 1], [1, 1, 1, 0]],
+    }
+    found = {"accuracy": 0.5, "loss": 1.0, "examples": 8, "bytes": 10, "model_bytes": 1000}
+    results = []
+    for row in compare.read_rows(config):
+        own = found | {"parameters": 50 * row.is_trained}
+        values = right[row.name]
+        runs = [compare.make_run(config, tmp_path, row, seed) for seed in range(len(values))]
+        each = [own | {"seconds": 2.0 + 2 * seed} for seed in range(len(values))]
+        test = [{"values": v, "forgetting": seed - 1.0} for seed, v in enumerate(values)]
+        results.append(compare.Compared(row, 0, runs, each, test))
+    none, first, second = summarize(results, SimpleNamespace(params={"w": np.zeros(200)}))
+    assert (first["by_seed"], first["mean"], first["share"]) == ([0.5, 0.75], 0.625, 0.25)
+    assert (first["bytes_of_100_tasks"], first["seconds"], first["forgetting"]) == (2000, 3.0, -0.5)
+    assert first["deviation"] == pytest.approx(0.125 * 2**0.5) and "difference" not in first
+    assert (none["difference"], second["difference"]) == pytest.approx((-0.375, 0.25))
+
+
+def test_what_a_training_found_is_of_its_best_validation(monkeypatch, tmp_path):
+    config = configs.build({"compare": {"rows": ("lora",)}})
+    [row] = compare.read_rows(config)
+    run = compare.make_run(config, tmp_path, row, 0)
+    lines = [(5, 2.0, 0.5), (10, 1.0, 0.96), (15, 3.0, 1.0)]
+    names = "step", "validation/loss", "validation/accuracy"
+    history = [{"step": 4, "train/loss": 9.0}, *(dict(zip(names, x, strict=True)) for x in lines)]
+    made = SimpleNamespace(manifest={"metrics": {"step": 10}}, tensors={})
+    result = mock.Mock(history=history, artifact=made, seconds=30.0, finished=True)
+    monkeypatch.setattr(train, "tune", lambda *_, **__: result)
+    found = compare._train(mock.Mock(), run, until=5)
+    assert (found["loss"], found["accuracy"], found["best_step"]) == (1.0, 0.96, 10)
+    assert found["near_best_seconds"] == 20.0  # 0.96 of 1.0, at step 10 of 15
+
+
+def test_a_dry_run_counts_trials_seeds_and_the_curve(monkeypatch, tmp_path):
+    keys = {"rows": ("lora", "ia3", "no prompt"), "learning_rates": ("lora: 0.1 0.2 0.3",)}
+    keys |= {"seeds": (0, 1), "examples_per_class": (2, 0), "curve": ("lora",)}
+    config = configs.build({"steps": 12, "evaluate_every": 5, "compare": keys})
+    seconds = {"validation": 1.0, "run": 100.0, "compile": 10.0}
+    measured = {"seconds": seconds, "examples": {"validation": 4, "test": 8}}
+    where = "prompt_tuning_jax.cli.compare"
+    for name in ("load_model", "describe_machine", "_check_texts", "make_task"):
+        monkeypatch.setattr(f"{where}.{name}", lambda *_: "")
+    monkeypatch.setattr(f"{where}.dry_run.measure", lambda *_: measured)
+    monkeypatch.setattr(compare, "check", lambda _, config, *__: compare.read_rows(config))
+    found = rehearse(config, None, False)
+    # Two more rates for 5 of 12 steps; two seeds, and as many with two examples of each label.
+    assert [*found] == ["lora", "ia3"] and found["ia3"] == {"runs": 2, "seconds": 2 * 112.0}
+    assert found["lora"]["runs"] == pytest.approx(2 * 5 / 12 + 4)
+    assert found["lora"]["seconds"] == pytest.approx(110 * (2 * 5 / 12 + 4) + 4 * 2)
 
 
 def test_a_task_without_labels_is_ranked_by_the_loss_and_shown_in_nats():
@@ -484,12 +598,15 @@ def test_a_task_without_labels_is_ranked_by_the_loss_and_shown_in_nats():
 
 
 def test_a_text_of_one_token_is_not_measured():
-    lm, _ = plain_model.make()
+    lm, plain = plain_model.make()
     alone = lm._replace(
         tokenizer=SimpleNamespace(add_bos=False, encode=lambda t: ([*map(ord, t)],))
     )
-    wanted = cross_entropy(alone, ["abc"], Given())
-    assert cross_entropy(alone, ["a", "abc"], Given()) == pytest.approx(wanted)
+    given = plain_model.random_given(0, lm.spec, "prompt", size=2)
+    for made, front in ((Given(), []), (given, [-1, -2])):
+        nats = plain_model.log_probabilities(plain, [*front, *b"ab"], made)[-2:]
+        wanted = -(nats[0, ord("b")] + nats[1, ord("c")]) / 2
+        assert cross_entropy(alone, ["a", "abc"], made) == pytest.approx(wanted, abs=1e-5)
     with pytest.raises(UserError, match="each unrelated text has one token"):
         cross_entropy(alone, ["a"], Given())
     with mock.patch.object(forgetting.scoring, "score", lambda *_: np.array([np.nan])):

@@ -82,6 +82,7 @@ def test_mistakes_are_one_sentence_and_write_nothing(typed, home):
         (["export", "--artifact", "none", "--to", "peft", "a"], "'none' does not exist"),
         (["export", "--artifact", kept, "--to", "peft", "."], "exists: give the name of a new"),
         (["export", "--artifact", kept, "--to", "hub:a/b", "--config.model.dtype=auto"], "leave"),
+        (["export", "--artifact", kept, "--to", "hub:a/b", "out"], "or --to hub:USER/NAME"),
         (["import", "--from", "peft", "none", *tiny, "--out", "a"], "cannot be read"),
         (["import", "--from", "hf", "none", *tiny, "--out", "a"], "--from takes 'peft', not 'hf'"),
         (["import", "--from", "peft", "a"], "import needs --from peft FOLDER, --config FILE"),

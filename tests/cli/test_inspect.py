@@ -44,6 +44,7 @@ def test_a_prompt_of_embeddings_is_named_token_by_token(given, typed, home):
         assert products == sorted(products, reverse=True) and len(products) == 3
     own = {name: found[name] for name in ("loss", "accuracy", "examples")}
     assert found["all_replaced"] == own == found["tokens"][1]["replaced"]
+    assert found["tokens"][1]["without"] != own
     words = ["inspect", "--artifact", "made", "--json", "--split", "test[:9]"]
     divided = json.loads(typed(*words, "--config.parallel.model=2").out)
     assert divided["loss"] == pytest.approx(found["loss"], abs=1e-5)
@@ -54,7 +55,7 @@ def test_a_prompt_of_embeddings_is_named_token_by_token(given, typed, home):
     assert inspect._name(part) == "'�' 7" and inspect._name(whole) == "'é'"
 
 
-def test_a_token_that_is_left_out_is_a_shorter_prompt(given):
+def test_a_token_is_left_out_or_replaced_as_in_another_prompt(given):
     lm, task, artifact = given
     rows = select_records(task, "test[:9]")
     examples, own = api.encode(lm, task, rows, artifact)
@@ -64,6 +65,12 @@ def test_a_token_that_is_left_out_is_a_shorter_prompt(given):
         wanted = api.label_scores(lm, task, shorter, split=rows).scores
         found = scoring.score(lm, replace_slots(examples, {slot: None}), own)
         np.testing.assert_allclose(found, wanted, atol=1e-5)
+        swapped = np.array(vectors)
+        swapped[slot] = lm.embed(np.array([77]))[0]
+        other = artifact._replace(tensors={PROMPT: swapped})
+        wanted = api.label_scores(lm, task, other, split=rows).scores
+        replaced = scoring.score(lm, replace_slots(examples, {slot: 77}), own)
+        np.testing.assert_allclose(replaced, wanted, atol=1e-5)
         assert abs(found - scoring.score(lm, examples, own)).max() > 1e-4
 
 

@@ -71,6 +71,9 @@ def test_a_csv_from_its_first_line_to_predictions_without_it(typed, home):
 def test_what_only_the_report_reads_is_checked_before_the_training(typed, home):
     write_csv(home / "news.csv")
     long = "banks and funds and stock " * 40
+    shown = typed(*train("files.train=news.csv", "columns=('text=Head Line',)", *CSV[2:]))
+    advice = "--config.task.columns=\"('text=Head Line','label=COLUMN',)\""
+    assert shown.status == 2 and advice in shown.err
     shown = typed(*train(*CSV), f"--config.prompts=('About {{text}}:','{long}{{text}}')")
     assert shown.status == 2 and "config.prompts: news.csv, line" in shown.err
     rows = [{"facts": f"price {n}", "text": f"It is {n}."} for n in range(24)]
@@ -79,6 +82,17 @@ def test_what_only_the_report_reads_is_checked_before_the_training(typed, home):
     overrides = [f"files.{name}={path}" for name, path in FILES.items()]
     shown = typed(*train(*overrides, "template={soft}{facts}:", "target={text}"))
     assert shown.status == 2 and "test.jsonl, line 1: the target is empty" in shown.err
+    # A prompt's field that some record lacks; and prompts that no labelled record can rank.
+    pair = [{"text": "banks", "label": "a", "note": "x"}, {"text": "films", "label": "b"}]
+    (home / "test.jsonl").write_text("\n".join(map(json.dumps, pair)))
+    texts = [{"text": f"banks and {n}"} for n in range(24)]
+    (home / "train.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    words = [*train(*overrides), "--config.teacher.prompt=A {text}:"]
+    words += ["--config.task.files.validation=train.jsonl", "--config.steps=1"]
+    shown = typed(*words, "--config.prompts=('{note} {text}:',)")
+    assert shown.status == 2 and "unknown field {note}" in shown.err
+    shown = typed(*words, "--config.prompts=('A: {text}','B: {text}')")
+    assert shown.status == 2 and "train.jsonl, line 1: no column 'label'" in shown.err
     assert not (home / "run").exists()
 
 
@@ -96,13 +110,14 @@ def test_texts_without_labels_are_for_a_teacher(typed, home):
     assert "scored without a record" not in shown.out and "36 examples to train on" in shown.out
     assert [row["name"] for row in report()] == ["no prompt", "teacher", "soft prompt"]
     # As a row of a comparison, whose base config has no teacher.
-    rows = "('taught: method.name=soft_prompt teacher.prompt=\"It is {text}:\"',)"
+    rows = "('no prompt', 'taught: method.name=soft_prompt teacher.prompt=\"It is {text}:\"')"
     words = [
         "compare",
         *command[1:3],
         "--workdir",
         "compared",
         *command[5:],
+        "--config.task.files.validation=test.jsonl",
         f"--config.compare.rows={rows}",
     ]
     shown = typed(*words, "--config.compare.seeds=(0,)")
@@ -114,10 +129,12 @@ def test_texts_without_labels_are_for_a_teacher(typed, home):
     command += [*target, "--workdir", "texts", "--config.generation.max_new_tokens=4"]
     shown = typed(*command)
     assert shown.status == 2 and "train.jsonl, line 1: no column 'say'" in shown.err
-    shown = typed(
-        *command, "--config.teacher.prompt=It is {text}:", "--config.generation.stop=('b',)"
-    )
-    assert shown.status == 0 or "the teacher ends none of" in shown.err, shown.err
+    # Demonstrations of a teacher are of the records that have labels.
+    mixed = [{"text": f"funds {n}", "label": "ab"[n % 2] if n < 30 else ""} for n in range(40)]
+    (home / "train.jsonl").write_text("\n".join(map(json.dumps, mixed)))
+    command = train("files.train=train.jsonl", "files.test=test.jsonl")
+    shown = typed(*command, "--workdir", "shown", "--config.teacher.demonstrations=2")
+    assert shown.status == 0, shown.err
 
 
 def report():

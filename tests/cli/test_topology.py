@@ -46,7 +46,7 @@ def test_a_model_may_be_its_config_alone(typed, tmp_path):
             typed, model, *own, "--config.method.num_virtual_tokens=7", "--config.batch_size=10"
         )
         assert found["bytes"]["weights"] == 2 * numbers
-        assert found["batch"].startswith(f"12 rows of 128 positions behind {behind},")
+        assert found["batch"].startswith(f"12 rows of 128 positions after {behind} shared ones,")
     own = "--config.method.name=prompt_encoder", "--config.method.kind=superposition"
     assert planned(typed, model, *own)["bytes"]["trained"]
     small = planned(typed, model, "--config.model.quantize=int8")
@@ -65,7 +65,7 @@ def test_the_longest_rows_of_a_run_are_planned(typed, monkeypatch):
         return made._replace(data=made.data._replace(shapes=shapes))
 
     monkeypatch.setattr(topology.train, "plan", longer)
-    assert "8 rows of 99 positions behind 14, of the data" in planned(typed)["batch"]
+    assert "8 rows of 99 positions after 14 shared ones, of the data" in planned(typed)["batch"]
 
 
 def test_what_does_not_fit_is_told_what_would(typed, tmp_path):

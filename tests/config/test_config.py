@@ -346,6 +346,7 @@ def test_an_override_without_a_value():
 
 def test_all_faults_at_once(tmp_path):
     path = write(tmp_path, "def get_config():\n    return {'sed': 1, 'task': {'name': 5}}\n")
+    assert load(write(tmp_path, f"{MADE}{END}", "other.py"), "--config.steps=9").steps == 9
     lines = refusal(path, "steps=x", "log_every=0").splitlines()
     assert lines[0] == f"config file {path!r} with its overrides has 4 faults:"
     assert [line.split(" is ")[0] for line in lines[1:]] == [
@@ -356,13 +357,14 @@ def test_all_faults_at_once(tmp_path):
     ]
 
 
-def test_a_config_may_import_its_neighbour_and_have_numbers_of_numpy(tmp_path):
+def test_a_config_may_import_its_neighbour_and_have_numbers_of_numpy(tmp_path, capsys):
     own = "c.steps = numpy.int64(3)\nc.compare = {'seeds': tuple(numpy.arange(2))}\n"
     write(tmp_path, f"import numpy\n{MADE}{own}{END}", "of_all.py")
-    path = "import sys\nsys.path.insert(0, 'elsewhere')\nfrom of_all import get_config\n"
+    path = "import sys\nsys.path.insert(0, 'elsewhere')\nfrom of_all import get_config\nprint(1)\n"
     path, before = write(tmp_path, path, "own.py"), [*sys.path]
     made = load(path)
     assert made.steps == 3 and made.compare.seeds == (0, 1) and sys.path == before
+    assert capsys.readouterr() == ("", "1\n")  # stdout may be for JSON
 
 
 END = "def get_config():\n    return c\n"
@@ -380,6 +382,7 @@ MADE = "import ml_collections as m\nc = m.ConfigDict()\n"
         (f"{MADE}c.taks = {{}}\nc.task.name = 'x'\n", "line 4: 'task' is missing (did you mean"),
         ("import sys\nsys.exit(0)\n", "line 2: SystemExit"),
         ("x = '\0'\n", "SyntaxError: source code string cannot contain null bytes"),
+        (f"{MADE}c.seed = m.config_dict.required_placeholder(int)\n{END}", "RequiredValueError"),
     ],
 )
 def test_broken_python_file(tmp_path, text, part):

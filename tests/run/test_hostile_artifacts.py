@@ -42,6 +42,10 @@ MANIFESTS = {
     "versions that are a list": {"versions": []},
     "a checksum that is a list": {"tensors_sha256": ["0"]},
     "another tensors file": {"tensors": "../other.safetensors"},
+    "a calibration of texts": {
+        "calibration": {"by": "os", "examples": 1, "scale": ["x"], "bias": []}
+    },
+    "demonstrations that are no records": {"demonstrations": [[1]]},
 }
 
 RAW = {

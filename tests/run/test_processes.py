@@ -46,6 +46,11 @@ def test_variables_that_do_not_name_a_process_are_refused(given, tmp_path, monke
         ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, {}),
         ({"TPU_WORKER_HOSTNAMES": "host-0", "MEGASCALE_NUM_SLICES": "2"}, {}),
         ({"PROMPT_TUNING_CLUSTER": "K8s"}, {}),
+        (
+            {"SLURM_STEP_NUM_TASKS": "4", processes.ADDRESS: "h:1", processes.COUNT: "1"}
+            | {processes.NUMBER: "0"},
+            {"coordinator_address": "h:1", "num_processes": 1, "process_id": 0},
+        ),
         ({"PROMPT_TUNING_CLUSTER": "mpi4py"}, {"cluster_detection_method": "mpi4py"}),
     ],
 )

@@ -17,7 +17,6 @@ from prompt_tuning_jax.run.log import RunLog
 def service(request, monkeypatch):
     """A stand-in for a service's package, that keeps what it was told."""
     made = types.ModuleType(request.param)
-    made.__spec__ = types.SimpleNamespace()
     made.told = []
     made.init = lambda **given: made.told.append(("init", given))
     made.log = lambda values, step: made.told.append((step, values))
@@ -46,6 +45,14 @@ def test_a_run_is_sent_with_its_config_and_a_resumed_run_is_sent_whole(service, 
         (20, {"train/a": 8.0}),
         (30, {"validation/loss": 1.5, "validation/accuracy": 0.5}),
     ]
+
+
+def test_a_folder_of_runs_is_no_tracker(tmp_path, monkeypatch):
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match="pip install wandb"):
+        tracking.check_tracker("wandb")
 
 
 def test_a_run_that_fails_is_finished_there_too(service):

@@ -249,10 +249,12 @@ def test_one_is_signalled_and_both_save_the_same_step_and_go_on(number, sent, wh
 
 def test_other_settings_are_refused_in_both(tmp_path):
     run = tmp_path / "run"
-    commands = [tiny_runs.train(run, *WORDS, f"--config.seed={seed}") for seed in (0, 1)]
-    for output in ended(several(commands), [2, 2]):
-        assert "error: process 1 of 2 has another config than process 0" in output
-    assert not (run / workdir.CONFIG).exists()
+    for first, second in (("seed=0", "seed=1"), ("parallel.model=2", "parallel.model=1")):
+        words = [f"--config.{word}" for word in (first, second)]
+        commands = [tiny_runs.train(run, *WORDS, word) for word in words]
+        for output in ended(several(commands), [2, 2]):
+            assert "error: process 1 of 2 has another config than process 0" in output
+        assert not (run / workdir.CONFIG).exists()
 
 
 def test_pmap_is_refused(tmp_path):

@@ -116,8 +116,7 @@ class Tokenizer:
         # The largest id that a text, its beginning or its end can have.
         self.highest = max([0, self.bos_id or 0, self.eos_id or 0, *self.text_ids[-1:]])
         listed = (each if isinstance(each, list) else [each] for each in (*facts.ends, self.eos_id))
-        ids = (each for each in itertools.chain(*listed) if type(each) is int)
-        ends = {each for each in ids if 0 <= each <= HIGHEST}
+        ends = {n for n in itertools.chain(*listed) if type(n) is int and 0 <= n <= HIGHEST}
         self.end_ids = sorted(ends)  # those that end a text which the model writes
         # A processor that adds nothing: others add BOS, or trim the space off a token's offsets.
         self.library.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
