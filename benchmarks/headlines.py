@@ -16,7 +16,7 @@ from prompt_tuning_jax.data.task import (
     training_records,
     validation_records,
 )
-from prompt_tuning_jax.methods import make_method
+from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.language_model import LanguageModel, load
 from prompt_tuning_jax.models.sites import Given, from_tensors
 from prompt_tuning_jax.run.artifact import check_artifact, load_artifact
@@ -86,7 +86,7 @@ def first(config: Any, lm: LanguageModel, artifact: str | None = None) -> Given:
         kept = load_artifact(artifact)
         check_artifact(kept, lm)
         return from_tensors(kept.tensors)
-    method = make_method(config.method)
+    method = METHODS[config.method.name].make(config.method)
     trained, fixed = method.init(jax.random.key(config.seed), lm, make_task(config.task))
     return jax.device_get(method.adapt(trained, fixed, lm.params, jax.random.key(0), False))
 

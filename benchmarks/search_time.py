@@ -2,7 +2,7 @@
 front of every example in the rows.
 
 Command: python benchmarks/search_time.py
-Measured: 32 headlines and 20 tokens, in a second of one core 0.94 and 0.37 prompts: 2.5x.
+Measured: 32 headlines and 52 tokens, in a second of one core 0.68 and 0.14 prompts: 4.75x.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Demonstrations as keys and values, trained: context tuning with 16 headlines of each topic.
+"""Context tuning: a prefix that starts from demonstrations, with 16 headlines of each topic.
 
 Command: prompt-tuning train --config configs/context_tuning.py --workdir runs/context_tuning
 Hardware and time: 2 CPU cores, float32, at 92 GFLOP/s in matrix products beside other work: 2 min.

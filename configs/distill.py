@@ -1,11 +1,11 @@
-"""A written prompt with 16 demonstrations becomes 16 virtual tokens, without labels: distillation.
+"""Distillation: 16 virtual tokens learn the answers of a long prompt with 16 demonstrations.
 
 Command: prompt-tuning train --config configs/distill.py --workdir runs/distill
-Hardware and time: 2 CPU cores, float32, at 57 GFLOP/s in matrix products beside other work: 1 min
-  for the teacher's answers to 1,580 headlines and 2 min 54 s of training.
-Expected: 61.7 % on the validation split, 58.6 % on the 500 test headlines; its teacher has 54.2 %
-  there, and no prompt 53.6 % (seed 0; run here). Of six written prompts with 16 demonstrations
-  this one was the best on the validation split (58.7 %).
+Hardware and time: 2 CPU cores, float32, at 191 GFLOP/s in matrix products: 4 min 56 s, of which
+  the teacher's answers to 1,580 headlines take 25 s and training 2 min 45 s.
+Expected: 61.7 % on the validation split, 59.2 % on the 500 test headlines, in 0.0187 s for each;
+  its teacher has 54.2 % in 0.0232 s, and no prompt 53.6 % in 0.0202 s (seed 0; run here). Of six
+  written prompts with 16 demonstrations this one was the best on the validation split (58.7 %).
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@
 
 Command: prompt-tuning train --config configs/gemma_instruct.py --workdir runs/gemma
 Hardware and time: one GPU or TPU chip with 12 GB (2.0 GB of weights in bfloat16); time unknown.
-Expected: not run here, and not published. SmolLM2-135M-Instruct, a seventh of its size, has 89.6 %
+Expected: not run here. SmolLM2-135M-Instruct, a seventh of its size, has 89.6 %
   on the 500 test headlines with a prefix (configs/prefix.py).
 
 The model is gated: accept Google's terms on the hub, then `hf auth login`.

@@ -2,7 +2,7 @@
 
 Command: prompt-tuning train --config configs/qwen_instruct.py --workdir runs/qwen
 Hardware and time: one GPU or TPU chip with 12 GB (3.1 GB of weights in bfloat16); time unknown.
-Expected: not run here, and not published. SmolLM2-135M-Instruct, a tenth of its size, has 89.2 % on
+Expected: not run here. SmolLM2-135M-Instruct, a tenth of its size, has 89.2 % on
   the 500 test headlines with LoRA (configs/lora.py).
 """
 

@@ -198,11 +198,11 @@ def held_out(task: Task, config: Any, by: str | None) -> tuple[list[Record], lis
     labelled, own = by != "texts", config.calibration.split
     choosing = validation_records(task, config.task, labelled)
     parts = halves(choosing) if by == "labels" else (choosing, choosing)
-    if own:
+    if own and by:
         parts = choosing, select_records(task, own, labelled)
     if not all(parts):
-        one = "no label has two validation records, and calibrating takes the first of each label"
-        raise UserError(f"{one}: name records that calibrate in config.calibration.split")
+        one = "no label has two validation records: one calibrates, and none is left to choose by"
+        raise UserError(f"{one}; name records that calibrate in config.calibration.split")
     if by == "labels":
         check_labels([record[LABEL] for record in parts[1]], len(task.labels))
     return parts
@@ -241,9 +241,7 @@ def _calibration(task, artifact) -> Calibration | None:
     if artifact is None or "calibration" not in artifact.manifest:
         return None
     if [*map(list, task.labels)] != [*map(list, artifact.manifest["labels"])]:
-        raise UserError(
-            "the artifact is calibrated for its own labels: leave task.labels empty to use them"
-        )
+        raise UserError("the artifact is calibrated for its own labels: leave task.labels empty")
     return Calibration(**artifact.manifest["calibration"])
 
 

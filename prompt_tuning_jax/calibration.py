@@ -47,10 +47,8 @@ def check_labels(answers: Sequence[Any] | np.ndarray, labels: int) -> None:
     """Raises a UserError if not all of so many labels, and two, are among the right ones."""
     found, needed = len(np.unique(answers)), max(labels, 2)
     if found < needed:
-        raise UserError(
-            f"the {len(answers)} examples to calibrate with have {found} of {needed} labels: give a"
-            " config.calibration.split with examples of each label"
-        )
+        wrong = f"the {len(answers)} examples to calibrate with have {found} of {needed} labels"
+        raise UserError(f"{wrong}: give a config.calibration.split with examples of each label")
 
 
 def fit_labels(scores: np.ndarray, answers: np.ndarray) -> Calibration:

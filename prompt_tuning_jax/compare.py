@@ -23,7 +23,7 @@ from prompt_tuning_jax import score as scoring
 from prompt_tuning_jax.compare_rows import WAYS, Row, Run, make_run, read_rows
 from prompt_tuning_jax.data import task as tasks
 from prompt_tuning_jax.data.demonstrations import training_demonstrations
-from prompt_tuning_jax.data.records import LABEL, Record, digest
+from prompt_tuning_jax.data.records import Record, digest
 from prompt_tuning_jax.data.template import with_prompt
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.forgetting import cross_entropy, unrelated_texts
@@ -156,14 +156,14 @@ def _plan(lm: LanguageModel, run: Run, calibrate: str, count: int) -> None:
             if is_taught(config):  # the teacher is not asked: that takes long
                 task = start_from_demonstrations(outline, task, config, lambda line: None)[0]
                 *_, given = train.make_step(outline, task, config)
-                row = {LABEL: "", **tasks.training_records(task, config.task, labelled=False)[0]}
-                scoring.encode_for(outline, task, [row], given, config.task.max_length)
+                rows = tasks.training_records(task, config.task, labelled=False)[:1]
+                scoring.encode_for(outline, task, rows, given, config.task.max_length)
             else:
                 train.plan(outline, task, config, lambda line: None)
             return
         api.held_out(task, config, calibrate)
         if run.row.name == "searched prompt":
-            search.begin(lm, task, config)
+            search.begin(lm, task, config, lambda line: None)
         elif run.row.name == "written prompt" and not config.prompts:
             raise UserError("it has no prompt: give config.prompts")
         elif run.row.name == "demonstrations" and not _shown(lm, task, config, lambda line: None):
@@ -181,13 +181,15 @@ def _plan(lm: LanguageModel, run: Run, calibrate: str, count: int) -> None:
 
 def _read_by(task: tasks.Task, config) -> list[Record]:
     """Returns the records that a row without training is scored or calibrated on."""
-    chosen, held = api.held_out(task, config, "texts")
-    return [*chosen, *held, *tasks.select_records(task, config.task.test)]
+    held = api.held_out(task, config, "texts")[1]
+    rows = [*tasks.validation_records(task, config.task), *held]
+    return rows + tasks.select_records(task, config.task.test)
 
 
 def _shown(lm: LanguageModel, task: tasks.Task, config, log: Callable) -> Sequence[Record]:
     """Returns the demonstrations of a row: the same in front of all records that it reads."""
     chosen, rows = training_demonstrations(task, config), _read_by(task, config)
+    task = task._replace(template=with_prompt(task.template, ""))
     return scoring.fitting(lm, task, rows, chosen, log, config.task.max_length)
 
 
@@ -402,6 +404,9 @@ def _test(setting: Setting, run: Run, found: Mapping[str, Any]) -> dict[str, Any
     task, kind = tasks.make_task(run.config.task), _calibration_of(setting.config, run)
     setting.log(f"{run.folder}: scoring {run.config.task.test}")
     scored = _score(setting, task, run, found, run.config.task.test)
+    if lost := scored.counts.get("shortened"):
+        examples = f"{lost} of {len(scored.answers)} examples"
+        setting.log(f"warning: {run.folder}: {examples} were too long and lost their end")
     result: dict[str, Any] = {"values": _values(scored.scores, scored.answers)}
     if kind:
         ranking, held = api.held_out(task, run.config, kind)

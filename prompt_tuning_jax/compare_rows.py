@@ -50,7 +50,8 @@ KEYS = {
     # The trained rows that are repeated with so few, at the best rate with all examples; () repeats
     # all of them.
     "curve": strings(),
-    # How rows without training are calibrated too, see `evaluate --calibrate`; '' for not at all.
+    # How rows without training are calibrated too, see `evaluate --calibrate`; '' for not at all,
+    # as with a target.
     "calibrate": among("labels", ("", "labels", "texts")),
     # The texts that forgetting is measured on: a file with a text a line, or 'bbc_news', articles.
     "unrelated": string(""),

@@ -58,6 +58,11 @@ def hide(text: str) -> str:
     return _SECRETS.sub(r"\1\2***", text)
 
 
+def reason_of(error: BaseException) -> str:
+    """Returns the kind of an error and its first line, without credentials."""
+    return hide(f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0])[:200]
+
+
 # A password may contain characters such as / and @, so it ends at the last @.
 _SECRETS = re.compile(
     r"(:/{1,2})(?:[^/@:\s]{0,99}:\S{1,999}|[^/@\s]+)(?=@)"

@@ -71,9 +71,7 @@ KEYS = {
 def check_settings(settings: Settings, seed: int) -> None:
     """Raises a UserError for settings or a seed that a config could not have."""
     if not isinstance(settings, Settings):
-        raise UserError(
-            f"generation is a {type(settings).__name__}: give prompt_tuning_jax.generate.Settings"
-        )
+        raise UserError(f"generation is a {type(settings).__name__}: give generate.Settings")
     given = {name: convert(value, KEYS[name]) for name, value in settings._asdict().items()}
     if found := faults(KEYS, given, "generation."):
         raise UserError(found[0])

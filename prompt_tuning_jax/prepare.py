@@ -110,7 +110,7 @@ def start_from_demonstrations(lm: LanguageModel, task, config, log: Callable) ->
             " as_chat, or give another init or model"
         )
     log(
-        f"the virtual tokens begin as {count} demonstrations, whose {size} tokens set their number;"
+        f"the {size} virtual tokens begin as {count} demonstrations;"
         f" at most {len(spare)} of {len(rows)} training records may be taken"
     )
     return behind._replace(front=tuple(shown.trunk[:size].tolist())), spare[:count]

@@ -90,7 +90,8 @@ def written_targets(lm, task: Task, rows, config, shown, log) -> tuple[Task, lis
             f" from {settings.max_new_tokens}, or give config.generation.stop"
         )
     if left_out := len(rows) - len(kept):
-        log(f"warning: {left_out} of {len(rows)} records have no text of the teacher that ends")
+        why = "the teacher's text is empty or does not end"
+        log(f"warning: {left_out} of {len(rows)} records are left out: {why}")
     return task._replace(target=f"{{{WRITTEN}}}"), kept
 
 

@@ -18,7 +18,7 @@ from prompt_tuning_jax.data.batch import empty_batch
 from prompt_tuning_jax.data.records import digest
 from prompt_tuning_jax.errors import RunError, UserError
 from prompt_tuning_jax.memory import step_bytes
-from prompt_tuning_jax.methods import make_method
+from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models import sites
 from prompt_tuning_jax.models.language_model import LanguageModel
 from prompt_tuning_jax.optimizers import make_optimizer
@@ -200,7 +200,8 @@ def make_step(lm: LanguageModel, task, config):
     """Returns the parts of a step, the first trainable tree, what a step only reads, a compiled
     `adapt(tree, fixed, params)`, and the shapes of its result. All are shapes if the weights are
     (`outline`)."""
-    method = make_method(config.method, sites.from_tensors(load_start(config.method)))
+    start = sites.from_tensors(load_start(config.method))
+    method = METHODS[config.method.name].make(config.method, start)
     parts = Parts(lm.module, method, make_optimizer(config), config.seed, config.microbatches)
     key = jax.random.key(config.seed)
 

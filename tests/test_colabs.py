@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import jax
 import nbformat
 import pytest
 import tiny_runs
 from nbclient import NotebookClient
+
+from prompt_tuning_jax import config as configs
 
 COLABS = Path(__file__).resolve().parents[1] / "colabs"
 NOTEBOOKS = sorted(COLABS.glob("*.ipynb"))
@@ -83,6 +86,18 @@ def test_installing_leaves_what_is_there(path):
         "%pip install --quiet {repository}",
         "%pip install --quiet --no-deps --require-hashes -r {repository}/requirements/demo.txt",
     ]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
+def test_the_settings_are_those_of_the_machine(path, backend, monkeypatch):
+    [cell] = [cell for cell in read(path).cells if cell.id == "machine"]
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    names = {"overrides": []}
+    exec(cell.source, names)  # noqa: S102
+    words = [] if backend == "cpu" else ["--config.model.matmul_precision=default"]
+    assert names["overrides"] == words
+    assert configs.load(str(tiny_runs.world().config), names["overrides"])
 
 
 def run(name, settings, folder, until=""):

@@ -61,8 +61,8 @@ def test_before_training_they_score_as_in_context(kind, method, more, task, tmp_
     lm, task, config = tiny(method, *more, task=task() if callable(task) else task)
     lm, lines = with_tokenizer(lm, kind, tmp_path), []
     run = train.plan(lm, task, config, lines.append)
-    found = re.search(r"begin as (\d+) demonstrations, whose (\d+) tokens", "\n".join(lines))
-    count, size = map(int, found.groups())
+    found = re.search(r"the (\d+) virtual tokens begin as (\d+) demonstrations;", "\n".join(lines))
+    size, count = map(int, found.groups())
     manifest = artifact.make_manifest(lm, run.task, config, {})
     api.save(artifact.Artifact(to_tensors(run.adapt(run.trainable)), manifest), "artifact")
     rows = training_records(task, config.task)

@@ -99,7 +99,7 @@ def test_every_command(home, monkeypatch, capsys):
     report = (run / "report.json").read_text(encoding="utf-8")
     for name in ("no prompt", "written prompt", "soft prompt"):
         assert name in report
-    [table] = re.findall(r"`runs/quickstart`, then holds\n\n(.*?)\n\n", README, re.DOTALL)
+    [table] = re.findall(r"`runs/quickstart`, holds\n\n(.*?)\n\n", README, re.DOTALL)
     named = {name for row in table.splitlines()[2:] for name in re.findall("`([^`]+)`", row)}
     for name in named:
         assert any((folder / name).exists() for folder in (run, run / "artifact")), name

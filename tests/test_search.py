@@ -194,10 +194,18 @@ def test_a_search_changes_whole_words_alone(name):
 def test_the_rate_counts_every_prompt_that_is_scored(name, monkeypatch):
     said, done, plain = [], [], score.score_prompts
     monkeypatch.setattr(loop, "score_prompts", lambda *a: done.append(len(a[1])) or plain(*a))
-    monkeypatch.setattr(loop.Progress, "add", lambda self, count: said.append((count, self.total)))
+    add = loop.Progress.add
+
+    def adding(self, count):
+        add(self, count)
+        said.append((count, self.done, self.total))
+
+    monkeypatch.setattr(loop.Progress, "add", adding)
     find(name=name)
-    assert sum(count for count, _ in said) == sum(done)
-    assert said[0][1] == 4 * said[0][0]  # about as many in each round
+    assert sum(count for count, *_ in said) == sum(done) == said[-1][1]
+    # About as many in each round that is left.
+    left = [total - now for _, now, total in said]
+    assert left == [3 * said[0][0], 2 * said[1][0], said[2][0], 0]
 
 
 @pytest.mark.parametrize("name", search.SEARCHES)
@@ -310,7 +318,7 @@ def test_a_start_may_follow_a_space_and_end_in_a_full_stop():
         ("he t.", "Say: {soft}\n{text}:", "Say: he t. \n{text}:"),
     ):
         config = make_config(start=start, template=template, name="random", words_only=True)
-        prompt, place, _ = search.begin(lm, TASK, config)
+        prompt, place, *_ = search.begin(lm, TASK, config, print)
         pool = words.find_words(lm, True, " {soft}" in template)
         assert place.write(prompt) == (start, read) and place.written == read
         assert {*pool.at(0)} == {*(pool.others if "Say" in read else pool.first)}
@@ -447,11 +455,13 @@ def test_the_command_stops_goes_on_and_reports_the_text(typed, monkeypatch):
     ]
     wrong = typed(*command, "--config.task.test=tset")
     assert wrong.status == 2 and "'tset'" in wrong.err and not Path("found").exists()
-    own = "--config.prompts=()", "--config.search.template={soft} {headline}:"
+    own = "--config.search.template={soft} {headline}:", "--config.model.path=gone"
     wrong = typed(*command, *own)
     assert wrong.status == 2 and "headline" in wrong.err and not Path("found").exists()
-    wrong = typed(*command, "--config.task.test=train[:9]", "--config.search.start={text}")
+    own = "--config.search.template={soft:2} {text}:", "--config.search.start={text}"
+    wrong = typed(*command, "--config.task.test=train[:9]", *own)
     assert "9 of 9 records of train[:9] are trained on too" in wrong.out
+    assert "is '{text}', with a field or a slot" in wrong.err, wrong.err
     with monkeypatch.context() as patch:
         patch.setattr(
             loop.Progress, "add", lambda self, count: os.kill(os.getpid(), signal.SIGTERM)

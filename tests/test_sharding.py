@@ -27,6 +27,7 @@ from prompt_tuning_jax.models.decoder import param_shapes
 from prompt_tuning_jax.models.sites import NOTHING, Given
 from prompt_tuning_jax.models.spec import matrices
 from prompt_tuning_jax.quantization import full_matrix, quantize
+from prompt_tuning_jax.run.artifact import load_artifact
 from prompt_tuning_jax.sharding import KEYS, make_layout, make_mesh, shard
 from prompt_tuning_jax.step import compile_step, init_state
 
@@ -307,10 +308,16 @@ def test_many_records_are_predicted_with_one_copy_of_the_weights(moved, monkeypa
 
 
 def test_a_run_goes_on_over_another_mesh(typed, monkeypatch):
-    words = tiny_runs.training("run", *tiny_runs.FEW)
+    own = "method.name=fine_tuning", "optimizer.name=sgd", "learning_rate=0.01"
+    own = *tiny_runs.FEW, *(f"--config.{word}" for word in own)
+    words = tiny_runs.training("run", *own)
     due = train.due
     with monkeypatch.context() as patch:
         patch.setattr(train, "due", lambda *at: os.kill(os.getpid(), signal.SIGTERM) or due(*at))
         assert typed(*words, "--config.parallel.model=2").status == 75
     done = typed(*words, "--config.parallel.model=4")
     assert done.status == 0 and "going on after step" in done.out, done.err
+    assert typed(*tiny_runs.training("whole", *own)).status == 0
+    found, wanted = (load_artifact(f"{name}/artifact").tensors for name in ("run", "whole"))
+    for name, values in wanted.items():
+        np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-6, err_msg=name)

@@ -182,7 +182,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_with_a_warning(plain, poison)
     poison({4, 9, 10, 11, 12})
     result, log = tune()
     left_out = [line for line in log if "is not finite" in line]
-    assert left_out[0] == "warning: the gradient of step 4 is not finite: the update is left out"
+    assert left_out[0] == "warning: the update of step 4 is not finite and is left out"
     assert len(left_out) == 5 and result.finished
     assert log[-1] == "5 of 12 updates were left out: their gradient or result was not finite"
     assert np.isfinite(vectors(result)).all()

@@ -7,7 +7,7 @@ import plain_model
 
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.data.task import Task
-from prompt_tuning_jax.methods import make_method
+from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.models.decoder import param_shapes
 from prompt_tuning_jax.models.sites import Given, from_tensors, to_tensors
 from prompt_tuning_jax.models.spec import matrices
@@ -25,7 +25,7 @@ TASK = TASK._replace(front=(9,))  # a demonstration of one token
 def make(**settings):
     """Returns the method of a section `method` of a config."""
     section = configs.build({"method": settings}).method
-    return make_method(section, from_tensors(artifacts.load_start(section)))
+    return METHODS[section.name].make(section, from_tensors(artifacts.load_start(section)))
 
 
 def layout(spec, shards, more=()) -> Layout:

@@ -14,7 +14,7 @@ import tiny_runs
 from prompt_tuning_jax import config as configs
 from prompt_tuning_jax.cli.machine import load_model
 from prompt_tuning_jax.data.task import make_task
-from prompt_tuning_jax.methods import make_method
+from prompt_tuning_jax.methods import METHODS
 from prompt_tuning_jax.optimizers import make_optimizer
 from prompt_tuning_jax.run import artifact
 from prompt_tuning_jax.run import folder as workdir
@@ -129,7 +129,7 @@ def left_behind(run):
     """Returns all that a run leaves, without times: bytes and numbers by name."""
     config = configs.load(str(run / workdir.CONFIG))
     lm, task = load_model(config), make_task(config.task)
-    method = make_method(config.method)
+    method = METHODS[config.method.name].make(config.method)
     parts = Parts(lm.module, method, make_optimizer(config), config.seed, config.microbatches)
     trainable, _ = method.init(jax.random.key(config.seed), lm, task)
     kept = Checkpoints(run / workdir.CHECKPOINTS).restore((init_state(parts, trainable), trainable))

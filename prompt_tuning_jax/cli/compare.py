@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning_jax import compare, train
+from prompt_tuning_jax import compare, search, train
 from prompt_tuning_jax.cli import dry_run
 from prompt_tuning_jax.cli.evaluate import check_prompts, warn_of_overlap, warn_of_seen
 from prompt_tuning_jax.cli.machine import describe_machine, enough_memory, load_model
@@ -36,19 +36,19 @@ def compare_and_report(config, folder: str, fresh: bool, command: Sequence[str])
         try:
             with writing(root, again):
                 results, failed = compare.compare(lm, config, root, say, fresh, enough_memory)
+                facts = {"command": f"`{again}`", "machine": machine, "model": lm.name}
+                facts |= {"task": config.task.name, "time": _time(results)}
+                facts |= {"failed": ", ".join(failed)} if failed else {}
+                rows = summarize(results, lm)
+                paths = write_comparison(root, rows, facts, [*METHODS]) if rows else []
+            if rows:
+                say("")
+                print_table(cells(rows), texts=["row"])
+                say(f"\n{', '.join(map(str, paths))}")
         except KeyboardInterrupt as stop:
             if not (root / CONFIG).exists():
                 raise
             return stopped(all(stop.args), again, start)
-        facts = {"command": f"`{again}`", "machine": machine, "model": lm.name}
-        facts |= {"task": config.task.name, "time": _time(results)}
-        facts |= {"failed": ", ".join(failed)} if failed else {}
-        if rows := summarize(results, lm):
-            with writing(root, again):
-                paths = write_comparison(root, rows, facts, [*METHODS])
-            say("")
-            print_table(cells(rows), texts=["row"])
-            say(f"\n{', '.join(map(str, paths))}")
         if failed:
             advice = "correct it in its row, as 'NAME: microbatches=2', delete the row's folder"
             advice += f" and type {again}"
@@ -107,6 +107,7 @@ def _summary(each: Compared, by_seed: np.ndarray, total: int, calibrated: bool) 
         "mean": float(by_seed.mean()),
         "deviation": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None,
         "seeds": [run.config.seed for run in each.runs],
+        "first_seed": float(by_seed[0]),  # the number of the command
         "by_seed": by_seed.tolist(),
         "parameters": first["parameters"],
         "share": first["parameters"] / total,
@@ -156,18 +157,24 @@ def rehearse(config, folder: str | None, fresh: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for row in compare.check(lm, config, root, say, fresh or not folder):
         run = compare.make_run(config, root, row, config.compare.seeds[0])
-        if not row.is_trained:
+        if not row.is_trained and row.name != "searched prompt":
             continue
         say(f"\n== {row.name}")
         with enough_memory(run.config):
+            if not row.is_trained:
+                took = search.rehearse(lm, make_task(run.config.task), run.config, say)
+                found[row.name] = {"runs": 1, "seconds": took}
+                continue
             plan = dry_run.measure(lm, make_task(run.config.task), run.config, say)
         scored = plan["seconds"]["validation"] / plan["examples"]["validation"]
         is_repeated = row.name in (config.compare.curve or [row.name])
         few = is_repeated * len([count for count in config.compare.examples_per_class if count])
         tested = len(config.compare.seeds) * (1 + few)
         part = compare.trial_steps(row, run.config) / run.config.steps or 1
-        runs = max(len(row.rates) - 1, 0) * part + tested
+        others = max(len(row.rates) - 1, 0)
+        runs = others * part + tested
         seconds = runs * (plan["seconds"]["run"] + plan["seconds"]["compile"])
+        seconds += (others + (part < 1) + tested) * plan["seconds"]["teacher"]
         seconds += tested * plan["examples"]["test"] * scored
         found[row.name] = {"runs": runs, "seconds": seconds}
     return found
@@ -182,4 +189,4 @@ def print_plan(found: dict[str, Any]) -> None:
     runs, total = (sum(each[key] for each in found.values()) for key in ("runs", "seconds"))
     rows.append({"row": "all", "runs": f"{runs:g}", "time": f"about {duration(total)}"})
     print_table(rows, texts=["row"])
-    print("finished runs are counted too; rows without training are not: a search can take long")
+    print("finished runs are counted too; rows that only score are not")

@@ -47,7 +47,7 @@ def measure(lm: LanguageModel, task, config, log) -> dict[str, Any]:
     """Returns what is known about a run before it. Takes and raises what `train.tune` does."""
     began = time.perf_counter()
     plan = train.plan(lm, task, config, log)
-    asked = (time.perf_counter() - began) * is_taught(config)  # the teacher's answers
+    teacher = (time.perf_counter() - began) * is_taught(config)  # each run asks it
     data = plan.data
     updates = np.linspace(0, config.steps - 1, min(config.steps, BATCHES)).astype(int)
     batches = [data.batch(update) for update in updates.tolist()]
@@ -57,11 +57,11 @@ def measure(lm: LanguageModel, task, config, log) -> dict[str, Any]:
     state = compiled.place(init_state(plan.parts, plan.trainable))
     began = time.perf_counter()
     steps = train.executables(compiled, state, frozen, data, log)
-    seconds = {"compile": time.perf_counter() - began}
+    seconds = {"compile": time.perf_counter() - began, "teacher": teacher}
     seconds["step"] = _step_seconds(compiled, steps, state, frozen, batches)
     seconds["validation"] = _validation_seconds(lm, data.validation, untrained)
     validations = -(-config.steps // config.evaluate_every) if config.evaluate_every else 1
-    seconds["run"] = asked + config.steps * seconds["step"] + validations * seconds["validation"]
+    seconds["run"] = config.steps * seconds["step"] + validations * seconds["validation"]
     memory = _memory(steps.values())
     return {
         "task": task.name,
@@ -137,7 +137,7 @@ def print_plan(found: dict[str, Any]) -> None:
             "time": f"{duration(seconds['compile'])} to compile, {seconds['step']:.3g} s a step, "
             f"{duration(seconds['validation'])} a validation",
             "the run": f"{found['steps']:,} steps and {found['validations']:,} validations: about "
-            f"{duration(seconds['run'])}, and then the report",
+            f"{duration(seconds['teacher'] + seconds['run'])}, and then the report",
         }
     )
 

@@ -39,8 +39,8 @@ def evaluate_split(
     parallel: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Scores the artifact in `folder`, a written prompt, the best prompt of the file `path`, or the
-    model alone on a split. Without a config the artifact's own counts, with the overrides
-    `parallel`. Keeps prompt and calibration in the folder `out`, if any. Returns what
+    model alone on a split. Without a config, the artifact's own is used, with the
+    overrides `parallel`. Keeps prompt and calibration in the folder `out`, if any. Returns what
     `api.evaluate` returns; with a file also prompt, split, and `candidates`, each prompt with its
     metrics on validation, the best first."""
     artifact, known, seal = None, (), ""
@@ -66,8 +66,8 @@ def evaluate_split(
     read = digest([*prompts], rows, demonstrations, calibrate, seal)
     check_processes(config, {"model": lm.fingerprint, "data": read})
     use = functools.partial(_use, lm, task, config, rows, demonstrations)
-    own = {"generation": generate.Settings(**config.generation), "seed": config.seed}
-    score = functools.partial(api.evaluate, lm, task, artifact=artifact, **own)
+    drawn = {"generation": generate.Settings(**config.generation), "seed": config.seed}
+    score = functools.partial(api.evaluate, lm, task, artifact=artifact, **drawn)
     result: dict[str, Any] = {}
     if path is not None:
         say(counted)
@@ -87,16 +87,13 @@ def evaluate_split(
         shown = how["demonstrations"]
         kept = artifact or exchange.keep_prompt(lm, task, config, prompt or "", shown)
         own = {"labels": task.labels, "calibration": calibration._asdict()} if calibration else {}
-        own |= {"metrics": _numbers(ranking[0])} if path else {}
+        best = ranking[0] if path else {}
+        chosen_by = {f"validation_{n}": best[n] for n in ("loss", "accuracy") if n in best}
+        own |= {"metrics": chosen_by} if path else {}
         keep(kept._replace(manifest=kept.manifest | own), out)
     for note in task.load().notes:
         say(note)
     return result
-
-
-def _numbers(ranked: Mapping[str, Any]) -> dict[str, float]:
-    """Returns what a prompt was chosen by, for the manifest."""
-    return {f"validation_{name}": ranked[name] for name in ("loss", "accuracy") if name in ranked}
 
 
 def print_result(result: Mapping[str, Any]) -> None:
@@ -192,8 +189,9 @@ def read_prompts(path: str) -> tuple[dict[str, str], str]:
 
 def check_prompts(task, prompts: Mapping[str, str], split: str) -> None:
     """Raises a UserError, which begins with its place, for a prompt that does not fit the task."""
-    common = set.intersection(*map(set, tasks.select_records(task, split)))
-    fields = tasks.template_fields(task, dict.fromkeys(sorted(common), ""))
+    rows = tasks.select_records(task, split)
+    common = {name: "" for name in rows[0] if all(name in row for row in rows)}
+    fields = tasks.template_fields(task, common)
     for prompt, place in prompts.items():
         try:
             template = with_prompt(task.template, prompt)

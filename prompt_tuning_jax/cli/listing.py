@@ -30,9 +30,7 @@ def find_config(name: str) -> str:
     """Returns the path of a config of `list configs`; raises a UserError for another name."""
     known = config_files()
     if name not in known:
-        raise UserError(
-            f"{name!r} is not a config{nearest(name, known)}: expected one of {', '.join(known)}"
-        )
+        raise UserError(f"{name!r} is not a config{nearest(name, known)}: give {', '.join(known)}")
     return str(known[name])
 
 
@@ -49,9 +47,7 @@ NEXT = {
 def collect(kind: str | None) -> dict[str, list[dict[str, Any]]]:
     """Returns the lists by their kind: one, or all if `kind` is None. Families follow models."""
     if kind is not None and kind not in NEXT:
-        raise UserError(
-            f"list takes one of {', '.join(NEXT)} or nothing, not {kind!r}{nearest(kind, NEXT)}"
-        )
+        raise UserError(f"list takes one of {', '.join(NEXT)}, not {kind!r}{nearest(kind, NEXT)}")
     wanted = ("models", "families") if kind == "models" else (kind,) if kind else NEXT
     return {each: _entries(each) for each in wanted}
 

@@ -111,8 +111,9 @@ def less_memory(config, devices: int = 0, temporaries: bool = True) -> str:
     if temporaries and config.model.remat != "full":
         changes.append("--config.model.remat=full (slower, far fewer temporaries)")
     if config.model.dtype not in ("bfloat16", "float16"):
-        changes.append("--config.model.dtype=bfloat16 (half the weights if they are float32)")
+        changes.append("--config.model.dtype=bfloat16 (half the bytes of float32 weights)")
     trains_weights = getattr(METHODS[config.method.name], "TRAINS_WEIGHTS", False)
     if not config.model.quantize and not trains_weights:
-        changes.append("--config.model.quantize=int8 (the frozen weights in half of bfloat16)")
-    return f"try {' or '.join(changes)}" if changes else "try a smaller model"
+        changes.append("--config.model.quantize=int8 (half the bytes of bfloat16 weights)")
+    smaller = "task.max_length or model" if temporaries else "model"
+    return f"try {' or '.join(changes or [f'a smaller {smaller}'])}"

@@ -17,7 +17,7 @@ import click
 from prompt_tuning_jax import __version__
 from prompt_tuning_jax.cli.listing import collect, copy_config, find_config, print_lists
 from prompt_tuning_jax.cli.words import at_most_one, check_new, key_named, split_overrides
-from prompt_tuning_jax.errors import RunError, UserError, hide, quote
+from prompt_tuning_jax.errors import RunError, UserError, hide, quote, reason_of
 
 FAILED = 1
 USAGE = 2
@@ -45,7 +45,7 @@ _workdir = click.option(
 _fresh = click.option("--fresh", is_flag=True, help="Delete the workdir's run and start over.")
 _json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, all else on stderr.")
 _dry_run = click.option(
-    "--dry_run", "--dry-run", is_flag=True, help="Show the memory and time it needs; write nothing."
+    "--dry_run", "--dry-run", is_flag=True, help="Show what a run would need; write nothing."
 )
 _topology = click.option(
     "--topology", metavar="SLICE", help="With --dry_run: for a TPU slice, such as v5e:2x4."
@@ -197,7 +197,7 @@ def evaluate(
     check_new(out)
     is_own = artifact is not None and config is None
     if is_own and (others := [word for word in overrides if not word.startswith(_OF_MACHINE)]):
-        advice = f"give --config FILE for {others[0]!r} to change"
+        advice = f"to use {others[0]!r}, give --config FILE too"
         raise UserError(f"the artifact {artifact!r} brings its own config: {advice}")
     if demonstrations is not None:
         overrides = [*overrides, f"--config.demonstrations.number={demonstrations}"]
@@ -426,8 +426,7 @@ def _print(as_json: bool, for_people: Callable, find: Callable, *given: Any, is_
 
 
 def _print_one_line(kind: type[BaseException], error: BaseException, _: TracebackType | None):
-    text = next(iter(str(error).strip().splitlines()), "")
-    click.echo(f"error: {kind.__name__}: {hide(text)} (--debug shows the traceback)", err=True)
+    click.echo(f"error: {reason_of(error)} (--debug shows the traceback)", err=True)
 
 
 def _interrupt_again(fault: Any) -> None:

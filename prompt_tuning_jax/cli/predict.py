@@ -56,14 +56,12 @@ def answers(
     writing = "--config.generation.", "--config.seed="
     unread = [word for word in overrides if word.startswith(writing)]
     if unread and not task.target:
-        raise UserError(
-            f"the artifact {folder!r} has labels and writes no texts: leave {unread[0]!r} out"
-        )
+        raise UserError(f"{folder!r} has labels and writes no texts: leave {unread[0]!r} out")
     template, columns = artifact.manifest["template"], task_fields(config.task).columns
     changes: Counter[str] = Counter()
     rows, name, form = _read(given, as_json, files, changes)
     if own and form.kind != CELLS:
-        raise UserError(f"{name} is not read as a table: leave {own[0]!r} out, or give a .csv file")
+        raise UserError(f"{name} has no cells: leave {own[0]!r} out, or give a .csv file")
     records = prediction_records(rows, template, columns, form)
     first = next(records, None)
     is_text = as_json is None and form == Form()

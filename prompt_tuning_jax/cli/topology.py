@@ -1,5 +1,5 @@
-"""`train --dry_run --topology`: what a step takes of each chip of a TPU slice. It is compiled for
-these chips where libtpu is installed; a TPU is not needed for that."""
+"""`train --dry_run --topology`: the memory that a step needs on each chip of a TPU slice. The
+step is compiled for these chips where libtpu is installed; a TPU is not needed for that."""
 
 import importlib.metadata
 import importlib.util
@@ -47,7 +47,7 @@ COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all)(?:-
 
 
 def rehearse_on(config, topology: str) -> dict[str, Any]:
-    """Returns what a step takes of each chip of a slice, such as 'v5e:2x4'; writes nothing. Raises
+    """Returns what a step needs on each chip of a slice, such as 'v5e:2x4'; writes nothing. Raises
     a UserError if the slice or libtpu is not known, or the model cannot be divided so."""
     topology = CLOUD.get(topology.replace("v5litepod", "v5e"), topology)
     if topology not in SLICES:
@@ -70,16 +70,16 @@ def rehearse_on(config, topology: str) -> dict[str, Any]:
     devices, compiler = _devices(topology)
     found: dict[str, Any] = {"slice": topology, "chips": count, "chip": CHIPS[chip][0] << 30}
     found |= {"batch": read, "model_axis": lm.layout.shards, "bytes": sizes, "compiler": compiler}
-    found["temporaries"], began = None, time.perf_counter()
+    least, began = sum(sizes.values()), time.perf_counter()
+    found |= {"needed": least, "temporaries": None}
     if devices:
         found |= _compile(step, state, frozen, batch, lm.layout, devices)
         found["seconds"] = time.perf_counter() - began
         # The frozen copy of weights that are trained stays too, though the step does not read it.
         found["needed"] += sizes["weights"] - _bytes(frozen.params, lm.layout)
-    found.setdefault("needed", sum(sizes.values()) + (found["temporaries"] or 0))
     found.setdefault("fits", found["needed"] <= found["chip"])
-    may_fit = sum(sizes.values()) <= found["chip"]  # with fewer temporaries
-    advice = f"{less_memory(config, count, may_fit)} or a larger slice"
+    # Fewer temporaries help if the rest fits.
+    advice = f"{less_memory(config, count, least <= found['chip'])} or a larger slice"
     found["advice"] = "it fits" if found["fits"] else advice
     if found["temporaries"] is None and found["fits"]:
         found["advice"] = "that fits without the temporaries, which only a compiler knows"
@@ -96,7 +96,7 @@ def _arguments(lm, config, count):
     else:
         if "init" in config.method:
             config.method.init = "zero" if config.method.name == "prefix" else "uniform"
-        parts, trainable, frozen, _, given = train.make_step(lm, make_task(config.task), config)
+        parts, trainable, frozen, _, given = train.make_step(lm, None, config)
         multiple = count * config.microbatches
         rows = -(-config.batch_size // multiple) * multiple
         length = min(config.task.max_length or POSITIONS, lm.spec.max_positions)
@@ -171,6 +171,7 @@ def _compile(parts, state, frozen, batch, layout, devices) -> dict[str, Any]:
     return {
         "needed": getattr(analysis, "peak_memory_in_bytes", 0) or step_bytes(compiled),
         "temporaries": analysis.temp_size_in_bytes,
+        "arguments": analysis.argument_size_in_bytes,
         "collectives": dict(found),
     }
 

@@ -74,7 +74,9 @@ def prepare(
     task = task._replace(template=searched or task.template)
     prompts = dict.fromkeys(config.prompts, "config.prompts")
     prompts |= {config.teacher.prompt: "config.teacher.prompt"} if config.teacher.prompt else {}
+    prompts |= {with_prompt(searched, ""): "config.search.template"} if searched else {}
     check_prompts(task, prompts, config.task.test)
+    warn_of_seen(task, config, not is_taught(config))
     if len(config.prompts) > 1:  # which the report ranks
         api.held_out(task, config, None)
     lm, rows = load_model(config), select_records(task, config.task.test)
@@ -84,7 +86,6 @@ def prepare(
             encode_for(lm, asked, rows[:1] if prompt else rows, NOTHING, config.task.max_length)
         except UserError as error:
             raise UserError(f"{place}: {error}") from error
-    warn_of_seen(task, config, not is_taught(config))
     say(describe_machine(lm))
     return lm, task
 

@@ -57,10 +57,8 @@ def unscored(task: Task, config: Any, key: str, scored: Rows = ()) -> Rows:
         with contextlib.suppress(UserError):  # there may be no such split
             held += select_records(task, name, labelled=False)
     if not (spare := _others(rows, held, field_names(task.template))):
-        raise UserError(
-            f"all {len(rows)} records of config.task.train are in a split that is scored, and none"
-            f" is left for config.{key}: give another split"
-        )
+        wrong = f"all {len(rows)} records of config.task.train are in a split that is scored"
+        raise UserError(f"{wrong}, and none is left for config.{key}: give another split")
     return spare
 
 

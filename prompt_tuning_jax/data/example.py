@@ -95,10 +95,8 @@ def encode_example(
             )
         fields[shortened] = kept
     if not trunk:
-        raise UserError(
-            f"template {short(template.text, 200)} puts nothing before the answer: give it text, a"
-            " slot or a field that is not empty"
-        )
+        wrong = f"template {short(template.text, 200)} puts nothing before the answer"
+        raise UserError(f"{wrong}: give it text, a slot or a field that is not empty")
     # If the first field is empty, a slot or special token behind it begins at the same character.
     constant = min(bisect_right(trunk, rendered.first_field, key=_END), rendered.most)
     ids, *arrays = (np.array(part, np.int32) for part in (list(map(_ID, trunk)), *tails))

@@ -157,7 +157,8 @@ def _match_columns(
                 )
             shown = {name: names.get(name, name) for name in held}
             message = _missing(field, shown, fields, numbered)
-            others = [f"'{f}={each[0]}'," for f, each in fields.columns.items() if f != field]
+            pairs = ((f, name) for f, each in fields.columns.items() for name in each)
+            others = [f"'{f}={name}'," for f, name in pairs if f != field]
             fault = f"{place}: {message}{hint.format(field=field, others=''.join(others))}"
             if field in fields.inputs:
                 raise UserError(fault)

@@ -17,7 +17,7 @@ from prompt_tuning_jax.config.key import plain_scalar, string
 from prompt_tuning_jax.data import records
 from prompt_tuning_jax.data.records import Fields, Record, Source
 from prompt_tuning_jax.data.rows import DAMAGED, Row
-from prompt_tuning_jax.errors import UserError, nearest
+from prompt_tuning_jax.errors import UserError, nearest, reason_of
 
 TFDS = "tfds:"
 FORMAT = "array_record"
@@ -71,10 +71,7 @@ def find_folder(root: pathlib.Path, name: str) -> pathlib.Path:
     parts = base.split("/")
     plain = all(re.fullmatch(r"\w[\w.-]*", part) for part in parts)
     if not plain or (version and not Version.is_valid(version)):
-        raise UserError(
-            f"task.name is {TFDS + name!r}: expected tfds:NAME, tfds:NAME/CONFIG or"
-            " tfds:NAME/CONFIG:VERSION"
-        )
+        raise UserError(f"task.name is {TFDS + name!r}: expected tfds:NAME[/CONFIG][:VERSION]")
     place = root.joinpath(*parts)
     if not place.is_dir():
         beside = [path.name for path in place.parent.iterdir()] if place.parent.is_dir() else []
@@ -92,11 +89,8 @@ def find_folder(root: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def _damaged(folder: Any, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:100]
-    return UserError(
-        f"the dataset in {str(folder)!r} cannot be read ({type(error).__name__}: {reason}): prepare"
-        " it again"
-    )
+    wrong = f"the dataset in {str(folder)!r} cannot be read ({reason_of(error)})"
+    return UserError(f"{wrong}: prepare it again")
 
 
 def _read_rows(builder: Any, split: str, place: str) -> Iterator[Row]:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 
-from prompt_tuning_jax.errors import UserError, hide
+from prompt_tuning_jax.errors import UserError, hide, reason_of
 from prompt_tuning_jax.models.files.find import hub_name
-from prompt_tuning_jax.models.files.hub import FAILURES, LOGIN, reason_of
+from prompt_tuning_jax.models.files.hub import FAILURES, LOGIN
 from prompt_tuning_jax.run.artifact import MANIFEST, TENSORS, Artifact, write_card
 from prompt_tuning_jax.run.card import CARD
 

@@ -3,7 +3,6 @@
 from types import ModuleType
 
 from prompt_tuning_jax.methods import fine_tuning, ia3, lora, prefix, prompt_encoder, soft_prompt
-from prompt_tuning_jax.methods.base import NOTHING, Given, Method
 
 # Each has `KEYS`, the keys of `config.method` beside its name, and `make(config.method, start)`. It
 # may have `HAS_SLOTS`, if its virtual tokens stand in the template's slots, and `DEFAULTS`, its own
@@ -16,8 +15,3 @@ METHODS: dict[str, ModuleType] = {
     "ia3": ia3,
     "fine_tuning": fine_tuning,
 }
-
-
-def make_method(settings, start: Given = NOTHING) -> Method:
-    """Returns the method of a section `method`; `start` is what is in `method.init_file`."""
-    return METHODS[settings.name].make(settings, start)

@@ -165,7 +165,7 @@ class Attention(nn.Module):
             tables = tuple(part[layer.rope] for part in tables)
         key = checkpoint_name(project("k", x, spec.kv_heads, tables), "key")
         value = checkpoint_name(project("v", x, spec.kv_heads), "value")
-        front = tuple(self.front(k=key[:shared], v=value[:shared]))
+        front = self.front("k", key[:shared]), self.front("v", value[:shared])
         own = tuple(part[shared:].reshape(rows, length, *part.shape[1:]) for part in (key, value))
         if self.is_mutable_collection("cache"):
             cache = self.remember(own, context.place)
@@ -200,15 +200,14 @@ class Attention(nn.Module):
         seen = (context.row_mask == 0).astype(jnp.int32)
         return jnp.flip(jnp.cumsum(jnp.flip(seen, -1), -1), -1) - 1
 
-    def front(self, **shared):
-        """Yields the prefix's keys, then values, each with the shared positions' behind them:
+    def front(self, name, part):
+        """Returns the prefix's keys ('k') or values ('v') with the shared positions' behind them:
         `[F, K, d]`. Also written as the collection `baked` if the caller makes that mutable."""
-        for name, part in shared.items():
-            if self.has_variable("prefix", name):
-                part = jnp.concatenate([self.get_variable("prefix", name).astype(part.dtype), part])
-            if self.is_mutable_collection("baked"):
-                self.put_variable("baked", name, part)
-            yield part
+        if self.has_variable("prefix", name):
+            part = jnp.concatenate([self.get_variable("prefix", name).astype(part.dtype), part])
+        if self.is_mutable_collection("baked"):
+            self.put_variable("baked", name, part)
+        return part
 
     def front_mask(self, places, size, window):
         """Additive float32[N, F] for N queries at their places: hides positions of the prefix, and

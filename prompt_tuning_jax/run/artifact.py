@@ -254,10 +254,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not whole:
         raise UserError(f"{path} is damaged or was edited: its checksum is wrong; {_AGAIN}.")
     if type(manifest.get("format")) is int and manifest["format"] != FORMAT:
-        raise UserError(
-            f"{path} is of format {short(manifest['format'])} and this version reads {FORMAT}: "
-            "use the version of prompt-tuning-jax that wrote it."
-        )
+        wrong = f"{path} is of format {short(manifest['format'])} and this version reads {FORMAT}"
+        raise UserError(f"{wrong}: use the version of prompt-tuning-jax that wrote it.")
     _check_manifest(manifest, path)
     return manifest
 

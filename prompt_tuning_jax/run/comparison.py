@@ -59,14 +59,15 @@ _NOTES = """\
   resamples of the test examples, paired by example.
 - a task: bytes to store; 100 tasks: bytes of 100 of them, with the weights that they share once.
 - a step: seconds; memory: of the compiled step.
-- examples: read to train, validate and calibrate; a row with few has the rate of that with all.
+- examples: read to train, validate and calibrate; a row with few has the rate of the row with all.
 - to 95 %: time to 95 % of the row's own best validation accuracy.
-- forgetting: change of the cross-entropy on unrelated text, in nats a token.
+- forgetting: change of the cross-entropy on unrelated text, in nats a token; measured by compare
+  alone.
 - validation loss: nats an example; with a teacher, the cross-entropy to the teacher's answers.
 - rates that were tried: with the first seed, until the last validation in the first half of the
-  steps, if there is one. The numbers are of the best validation; the best by best_by goes on.
-- commands: each gives the number after its #, of the first seed (for texts as a loss, positive),
-  where the comparison ran.
+  steps, if there is one. Each shows its best validation; the best rate by best_by goes on.
+- commands: each, typed where the comparison ran, gives the number after its # for the first seed
+  (for texts as a positive loss).
 """
 
 
@@ -93,7 +94,7 @@ def write_comparison(
     give their colours and markers."""
     listed = cells(rows)
     reference = next((f", {row['name']}" for row in rows if row["parameters"]), "")
-    first = ({**row, "mean": row["by_seed"][0], "deviation": None} for row in rows)
+    first = ({**row, "mean": row["first_seed"], "deviation": None} for row in rows)
     commands = (f"{row['command']}  # {_name(row)}: {_metric(row)}" for row in first)
     lines = [
         "# Comparison",

@@ -48,9 +48,7 @@ def writable(folder: str | os.PathLike) -> Iterator[None]:
 def check_local(folder: str | os.PathLike) -> None:
     """Raises a UserError for a folder that is not on a local disk."""
     if "://" in os.fspath(folder):
-        raise UserError(
-            f"the workdir '{folder}' is remote, and only a local folder can be locked: give one."
-        )
+        raise UserError(f"'{folder}' is remote, and only a local folder can be locked: give one.")
 
 
 @contextlib.contextmanager
@@ -63,9 +61,7 @@ def claim(folder: str | os.PathLike, command: str = "train") -> Iterator[Path]:
     with writable(folder):
         for other, name in _OWNERS.items():
             if other != command and (folder / name).exists():
-                raise UserError(
-                    f"the workdir '{folder}' holds what {other!r} wrote: give another --workdir"
-                )
+                raise UserError(f"'{folder}' holds what {other!r} wrote: give another --workdir")
         made = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT)
@@ -137,7 +133,7 @@ def check_own(folder: Path) -> None:
             is_own = isinstance(found, dict) and {"task", "method"} <= {*found}
             others = [] if is_own else [folder / CONFIG]
     if others and others != [folder / RUN]:  # which is written first
-        raise UserError(f"'{others[0]}' is not of a run: give another --workdir")
+        raise UserError(f"'{others[0]}' was not written by a run: give another --workdir")
 
 
 def _delete(path: Path) -> None:

@@ -114,11 +114,11 @@ class RunLog:
         values = {name: float(np.asarray(part).ravel()[0]) for name, part in metrics.items()}
         refused = values.pop("refused_in_a_row")
         if refused:
-            self.log(f"warning: the gradient of step {step} is not finite: the update is left out")
+            self.log(f"warning: the update of step {step} is not finite and is left out")
         if refused >= REFUSED_IN_A_ROW:
             raise RunError(
-                f"{REFUSED_IN_A_ROW} updates in a row, to step {step}, had a gradient that is not "
-                "finite: lower learning_rate; the last checkpoint is kept."
+                f"{REFUSED_IN_A_ROW} updates in a row, to step {step}, were not finite: lower "
+                "learning_rate; the last checkpoint is kept."
             )
         self._last.append(values["loss"])
         if step <= warnings.WINDOW:

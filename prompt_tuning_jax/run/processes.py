@@ -25,13 +25,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from prompt_tuning_jax import config as configs
-from prompt_tuning_jax.errors import UserError
+from prompt_tuning_jax.errors import UserError, reason_of
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 CLUSTER = "PROMPT_TUNING_CLUSTER"
 SET_ALL = f"set {ADDRESS}, {COUNT} and {NUMBER} in each of them"
 # Numbers of processes, in a Slurm step and under Open MPI; and the hosts of a TPU slice in GKE.
 COUNTS, HOSTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"), "TPU_WORKER_HOSTNAMES"
+ORTE = "OMPI_MCA_orte_hnp_uri"  # where a process of Open MPI 4 asks
 PATIENCE = 300.0  # seconds that a process waits for the first one
 CHIPS = ("/dev/accel0", "/dev/vfio/0")  # of a TPU
 
@@ -47,9 +48,8 @@ def join_processes() -> Iterator[bool]:
     try:
         jax.distributed.initialize(**how)
     except Exception as error:  # each kind of cluster has its own
-        why = next(iter(str(error).splitlines()), "")
         named = f" by {CLUSTER}={os.environ[CLUSTER]}" if os.environ.get(CLUSTER) else ""
-        problem = f"this process cannot join the others{named} ({type(error).__name__}: {why})"
+        problem = f"this process cannot join the others{named} ({reason_of(error)})"
         raise UserError(f"{problem}: {SET_ALL}, and let all of them reach {ADDRESS}") from error
     total, own = jax.device_count(), jax.local_device_count()
     if total != own * jax.process_count():
@@ -76,7 +76,9 @@ def _how_to_join() -> dict[str, Any] | None:
             return {} if named.lower() == "k8s" else {"cluster_detection_method": named}
         counts = (os.environ.get(name, "") for name in COUNTS)
         several = any(count.isdecimal() and int(count) > 1 for count in counts)
-        hosts = os.environ.get(HOSTS, "")
+        if several and not os.environ.get(COUNTS[0]) and ORTE not in os.environ:
+            return {"cluster_detection_method": "mpi4py"}  # Open MPI 5, which jax does not know
+        hosts = os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get(HOSTS, ""))
         # Without this variable jax asks the TPU slice itself how many hosts it has.
         is_tpu = find_spec("libtpu") and any(map(os.path.exists, CHIPS))
         is_tpu = is_tpu and "TPU_SKIP_MDS_QUERY" not in os.environ
@@ -93,7 +95,10 @@ def _how_to_join() -> dict[str, Any] | None:
         )
     if int(number):
         _wait_for(address)
-    return {"coordinator_address": address, "num_processes": int(count), "process_id": int(number)}
+    how = {"coordinator_address": address, "num_processes": int(count), "process_id": int(number)}
+    # Slurm and Open MPI say which GPU is whose. In a pod, jax would ask Kubernetes, and may fail.
+    alone = {} if any(map(os.environ.get, COUNTS)) else {"cluster_detection_method": "deactivate"}
+    return how | alone
 
 
 def _wait_for(address: str) -> None:
@@ -133,7 +138,7 @@ def check_processes(config, sources: Mapping[str, str]) -> None:
         who = ", ".join(map(str, np.flatnonzero(different.any(axis=1))))
         what = " and ".join(itertools.compress(given, different.any(axis=0)))
         raise UserError(
-            f"process {who} of {len(found)} has another {what} than process 0: start all of them by"
+            f"process {who} of {len(found)} differs from process 0 in {what}: start all of them by"
             " the same command, with the same files."
         )
     if (name := config.parallel.name) != "jit":

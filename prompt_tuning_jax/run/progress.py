@@ -12,15 +12,15 @@ class Progress:
 
     def __init__(self, what: str, log: Callable, total: int | None = None):
         self.what, self.log, self.total = what, log, total
-        self._done, self._first, self._began, self._said = 0, 0, 0.0, 0.0
+        self.done, self._first, self._began, self._said = 0, 0, 0.0, 0.0
 
     def __call__(self, line: str) -> None:
         self.log(line)
 
     def add(self, count: int) -> None:
         """Takes how many more are done."""
-        self._done += count
-        now, done, total = time.perf_counter(), self._done, self.total
+        self.done += count
+        now, done, total = time.perf_counter(), self.done, self.total
         if not self._first:
             # The first part waited for the compiler: it says nothing about the rate.
             self._first, self._began, self._said = done, now, now

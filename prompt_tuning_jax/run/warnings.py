@@ -112,7 +112,7 @@ def trained_on(
     known = {tuple(row.get(field) for field in fields) for row in trained}
     count = sum(tuple(row[field] for field in fields) in known for row in rows)
     found = f"{count} of {len(rows)} records of {split} {use} too, with the same input"
-    advice = "so they make the result look better: remove them from one of the splits"
+    advice = "so they say little about new ones: remove them from one of the splits"
     return f"{found}, {advice}" if count else ""
 
 

@@ -11,9 +11,9 @@ from types import ModuleType
 
 from prompt_tuning_jax.config.key import among, number, string, switch, whole
 from prompt_tuning_jax.search import gradient, pez, random_swaps
-from prompt_tuning_jax.search.loop import Found, begin, run
+from prompt_tuning_jax.search.loop import Found, begin, rehearse, run
 
-__all__ = ("KEYS", "SEARCHES", "Found", "begin", "run")
+__all__ = ("KEYS", "SEARCHES", "Found", "begin", "rehearse", "run")
 
 SEARCHES: dict[str, ModuleType] = {"gradient": gradient, "pez": pez, "random": random_swaps}
 KEYS = {

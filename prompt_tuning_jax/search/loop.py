@@ -77,8 +77,7 @@ def run(
     """
     settings = config.search
     rows, held_out = training_records(task, config.task), validation_records(task, config.task)
-    first, place, (state, propose) = begin(lm, task, config)
-    take_round = make_round(place, config, propose, plan(place, rows, len(first), config, log))
+    first, place, state, take_round = begin(lm, task, config, log)
     if folder:
         tie_to_config(Path(folder), config, fresh)
     # All that a search needs to go on.
@@ -96,7 +95,7 @@ def run(
         while now["round"] < settings.rounds and not stopping:
             scored, count = take_round(now, Scored(*map(np.array, now["scored"])))
             # About as many in each round that is left.
-            progress.total = progress.total or count * (settings.rounds - now["round"])
+            progress.total = progress.done + count * (settings.rounds - now["round"])
             now["scored"], now["round"] = [part.tolist() for part in scored], now["round"] + 1
             progress.add(count)
             due = now["round"] == settings.rounds or now["round"] % settings.validate_every == 0
@@ -125,17 +124,32 @@ def run(
     return Found(best["prompt"], best["template"], artifact, *end)
 
 
-def begin(lm: LanguageModel, task: Task, config: Any) -> tuple[np.ndarray, Place, tuple]:
-    """Returns the first prompt, its place, and the state and the `propose` of the search; raises a
-    UserError if they do not fit."""
+def rehearse(lm: LanguageModel, task: Task, config: Any, log: Callable) -> float:
+    """Returns about how many seconds a search takes, by a round and a validation."""
+    first, place, state, take_round = begin(lm, task, config, log)
+    held_out, settings = validation_records(task, config.task), config.search
+    for _ in range(2):  # the first compiles
+        now, began = {"state": state, "round": 0, "history": [], "left_out": 0}, time.perf_counter()
+        take_round(now, Scored(first[None], np.zeros(1)))
+        scored = time.perf_counter()
+        validate(place, held_out, [first], now, log)
+        validated = (time.perf_counter() - scored) * VALIDATED / settings.validate_every
+    return settings.rounds * (scored - began + validated)
+
+
+def begin(lm: LanguageModel, task: Task, config: Any, log: Callable) -> tuple:
+    """Returns the first prompt, its place, the state of the search, and the function that runs a
+    round; raises a UserError if they do not fit."""
     if task.target or config.demonstrations.number:
         given = "config.task.target" if task.target else "config.demonstrations.number"
         raise UserError(f"a search ranks labels behind a prompt alone: leave out {given}")
-    settings, [record, *_] = config.search, training_records(task, config.task)
-    place = find_place(lm, task, record, settings, config.task.max_length)
+    settings, rows = config.search, training_records(task, config.task)
+    place = find_place(lm, task, rows[0], settings, config.task.max_length)
     words = find_words(lm, settings.words_only, " {soft}" in place.task.template)
     first, place = first_prompt(place, settings, words, np.random.default_rng(config.seed))
-    return first, place, search.SEARCHES[settings.name].make(settings, words, first)
+    state, propose = search.SEARCHES[settings.name].make(settings, words, first)
+    part_of = plan(place, rows, len(first), config, log)
+    return first, place, state, make_round(place, config, propose, part_of)
 
 
 def make_round(place: Place, config: Any, propose: Callable, part_of: Callable) -> Callable:

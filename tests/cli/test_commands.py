@@ -57,6 +57,8 @@ MISTAKES = {
     "key": (train("method.num_virtual_token=3"), "did you mean 'method.num_virtual_tokens'?"),
     "no model": (train("model.path=no/su/ch"), "does not exist", "smollm2-135m-instruct"),
     "no model there": (train("model.path=no/such"), "'no/such' does not exist", "HF_HUB_OFFLINE"),
+    # Before a model is fetched.
+    "few": (train("model.path=no/such", "task.examples_per_class=99999"), "examples_per_class"),
     "field": (train("task.template={soft}{txt}"), "{txt}", "did you mean 'text'?", "position 7"),
     "init file": (train("method.init=file", "method.init_file=x.npy"), "'x.npy'"),
     "label": (train('task.labels=("business=b","sport=s")'), "'politics'", "business, sport"),

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 import shlex
 from collections import Counter
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from prompt_tuning_jax.models.sites import PREFIX, Given, from_tensors
 from prompt_tuning_jax.run import comparison, report
 from prompt_tuning_jax.run.artifact import TENSORS, load_artifact
 from prompt_tuning_jax.run.folder import ARTIFACT
+from prompt_tuning_jax.search import loop
 
 ROWS = (
     "no prompt",
@@ -132,7 +134,7 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
         values = json.loads(again.out)
         values = values["rows"][-1] if words[0] == "train" else values
         values = values["calibrated"] if "--calibrate" in words else values
-        assert values["accuracy"] == pytest.approx(row["by_seed"][0])
+        assert values["accuracy"] == pytest.approx(row["first_seed"])
     # The last, `few`, was stopped between its trial and the rest.
     folders = (home / words[2]).parent, home / words[4]
     one, other = ((folder / ARTIFACT / TENSORS).read_bytes() for folder in folders)
@@ -161,9 +163,42 @@ def test_a_comparison_goes_on_and_its_numbers_can_be_had_again(typed, home, monk
     other = typed(*command("whole", rows=changed))
     assert not calls and other.status == 2 and "method.num_virtual_tokens was 4" in other.err
     assert "the row 'few' has run with another config: give it another name, or" in other.err
-    alone = {"rows": ROWS[3:4], "learning_rates": (), "curve": (), "examples_per_class": ()}
-    assert typed(*command("unbroken", **alone)).status == 0
-    assert rows(home / "unbroken") == [row for row in before if row["name"] == "soft prompt"]
+
+
+def test_a_comparison_stopped_anywhere_ends_as_if_it_had_not_been(typed, home, monkeypatch):
+    searched = "search.name=random search.start=b search.words_only=false search.rounds=4"
+    searched += " search.validate_every=2 search.template='{soft} {text}\n'"
+    all_rows = ("no prompt", "demonstrations", f"searched prompt: {searched}", ROWS[3])
+    keys = {"rows": all_rows, "seeds": (0,), "learning_rates": (), "curve": ()}
+    # The slots are of the soft prompt alone; most headlines have more than ten tokens.
+    more = "--config.task.template={soft:2}{text}{soft:2}\n", "--config.task.max_length=10"
+    shown = typed(*command("unbroken", *more, "--config.save_every=5", **keys))
+    assert shown.status == 0, shown.err
+    for run in ("no_prompt", "demonstrations", "searched_prompt", "soft_prompt"):
+        lost = rf"warning: unbroken/{run}/\S+: \d+ of 40 examples were too long and lost their end"
+        assert re.search(lost, shown.out), run
+
+    def stopping(function):
+        calls = []
+
+        def call(*arguments, **others):
+            made = function(*arguments, **others)
+            calls.append(made)
+            if len(calls) == 1:
+                raise KeyboardInterrupt
+            return made
+
+        return call
+
+    places = [(loop, "validate"), (loop, "atomic_write"), (train, "save"), (compare, "_values")]
+    places += [(compare.calibration, "fit"), (compare, "cross_entropy")]
+    places += [(comparison, name) for name in ("draw_pictures", "atomic_write")]
+    for module, name in places:
+        monkeypatch.setattr(module, name, stopping(getattr(module, name)))
+    words = command("broken", *more, "--config.save_every=5", **keys)
+    shown = [typed(*words) for _ in range(len(places) + 1)]
+    assert [each.status for each in shown] == [75] * len(places) + [0]
+    assert rows(home / "broken") == rows(home / "unbroken")
 
 
 @pytest.mark.parametrize(
@@ -223,20 +258,29 @@ def test_a_comparison_that_cannot_be_run_is_refused(typed, home, keys, fault):
 def test_a_row_with_a_teacher_may_begin_as_demonstrations(typed, home):
     """And labels that only calibrate by texts need not be known."""
     taught = "method.num_virtual_tokens=60 method.init=demonstrations teacher.prompt='A {text}'"
-    keys = {"rows": (f"prefix: {taught}", "no prompt"), "calibrate": "texts"}
-    words = command("whole", "--dry_run", **{"learning_rates": (), "curve": (), **keys})
-    read = compare.tasks.select_records
+    keys = {"rows": (f"prefix: {taught}", "no prompt", f"searched prompt: {PEZ}")}
+    keys |= {"learning_rates": (), "curve": (), "calibrate": "texts"}
+    words = command("whole", "--dry_run", **keys)
 
-    def unlabelled(task, split, labelled=True):
-        assert not labelled or split != "validation[100:160]"
-        return read(task, split, labelled)
+    def type_without_labels(is_read, function, *modules):
+        def unlabelled(task, given, labelled=True):
+            if labelled and is_read(given):
+                raise UserError("line 1: no label")
+            return function(task, given, labelled)
 
-    with contextlib.ExitStack() as patches:
-        for module in ("data.task", "api", "cli.compare"):
-            name = f"prompt_tuning_jax.{module}.select_records"
-            patches.enter_context(mock.patch(name, unlabelled))
-        shown = typed(*words)
+        with contextlib.ExitStack() as patches:
+            for module in modules:
+                name = f"prompt_tuning_jax.{module}.{function.__name__}"
+                patches.enter_context(mock.patch(name, unlabelled))
+            return typed(*words)
+
+    read, where = compare.tasks.select_records, ("data.task", "api", "cli.compare")
+    shown = type_without_labels("validation[100:160]".__eq__, read, *where)
     assert shown.status == 0, shown.err
+    assert re.search(r"^searched prompt +1 +[\d.]*[1-9]", shown.out, re.MULTILINE), shown.out
+    # Those that rank need their labels, also where texts alone calibrate.
+    shown = type_without_labels(lambda _: True, validation_records, *where[:2])
+    assert shown.status == 2 and "the row 'no prompt': line 1: no label" in shown.err
     with mock.patch.object(compare, "check", side_effect=KeyboardInterrupt):
         assert typed(*[word for word in words if word != "--dry_run"]).status == 130
     assert not (home / "whole" / "config.json").exists()  # and nothing is said to be saved
@@ -248,7 +292,7 @@ def test_fresh_deletes_nothing_of_others(typed, home):
     for path in (notes, home / "own" / "config.json", home / "own" / "report.md"):
         path.write_text("{}")
     shown = typed(*command("own"), "--fresh")
-    assert shown.status == 2 and "is not of a run" in shown.err
+    assert shown.status == 2 and "was not written by a run" in shown.err
     assert notes.exists() and (home / "own" / "report.md").exists()
 
 
@@ -575,7 +619,7 @@ def test_a_dry_run_counts_trials_seeds_and_the_curve(monkeypatch, tmp_path):
     keys = {"rows": ("lora", "ia3", "no prompt"), "learning_rates": ("lora: 0.1 0.2 0.3",)}
     keys |= {"seeds": (0, 1), "examples_per_class": (2, 0), "curve": ("lora",)}
     config = configs.build({"steps": 12, "evaluate_every": 5, "compare": keys})
-    seconds = {"validation": 1.0, "run": 100.0, "compile": 10.0}
+    seconds = {"validation": 1.0, "run": 100.0, "compile": 10.0, "teacher": 7.0}
     measured = {"seconds": seconds, "examples": {"validation": 4, "test": 8}}
     where = "prompt_tuning_jax.cli.compare"
     for name in ("load_model", "describe_machine", "_check_texts", "make_task"):
@@ -584,9 +628,11 @@ def test_a_dry_run_counts_trials_seeds_and_the_curve(monkeypatch, tmp_path):
     monkeypatch.setattr(compare, "check", lambda _, config, *__: compare.read_rows(config))
     found = rehearse(config, None, False)
     # Two more rates for 5 of 12 steps; two seeds, and as many with two examples of each label.
-    assert [*found] == ["lora", "ia3"] and found["ia3"] == {"runs": 2, "seconds": 2 * 112.0}
+    assert [*found] == ["lora", "ia3"] and found["ia3"] == {"runs": 2, "seconds": 2 * 119.0}
     assert found["lora"]["runs"] == pytest.approx(2 * 5 / 12 + 4)
-    assert found["lora"]["seconds"] == pytest.approx(110 * (2 * 5 / 12 + 4) + 4 * 2)
+    # The teacher answers for each of three trials, for what goes on, and for each other run.
+    seconds = 110 * (2 * 5 / 12 + 4) + 4 * 2 + 7 * (3 + 4)
+    assert found["lora"]["seconds"] == pytest.approx(seconds)
 
 
 def test_a_task_without_labels_is_ranked_by_the_loss_and_shown_in_nats():
@@ -651,3 +697,5 @@ def test_calibration_leaves_validation_examples_to_choose_with():
         with pytest.raises(UserError, match="no label has two validation records"):
             api.held_out(None, config, "labels")
         assert api.held_out(None, config, "texts") == (held, held)
+        config.calibration.split = "nowhere"  # is not read if nothing calibrates
+        assert api.held_out(None, config, None) == api.held_out(None, config, "") == (held, held)

@@ -79,7 +79,7 @@ def test_memory_holds_the_weights_and_the_time_is_the_sum_of_its_parts(found):
     assert memory["needed"] == 8 * alone < memory["available"]
     assert found["advice"] == "it fits"
     assert (found["steps"], found["validations"]) == (12, 2)
-    assert min(seconds.values()) > 0
+    assert min(value for name, value in seconds.items() if name != "teacher") > 0
     assert seconds["run"] == pytest.approx(12 * seconds["step"] + 2 * seconds["validation"])
 
 
@@ -145,7 +145,7 @@ def test_what_does_not_fit_comes_with_what_to_change():
     small = ("--config.microbatches=8", "--config.model.remat=full", "--config.model.dtype=float16")
     assert "try --config.model.quantize=int8 " in advised(200, *small)
     small = (*small, "--config.model.quantize=int8")
-    assert advised(200, *small) == "that is 200%: try a smaller model"
+    assert advised(200, *small) == "that is 200%: try a smaller task.max_length or model"
     assert "--config.microbatches=8 " in advised(99, "--config.microbatches=5")
 
 

@@ -112,7 +112,7 @@ def test_a_table_may_be_of_another_form_than_the_data_of_the_artifact(typed, hom
     wrong = typed(*made, "new.csv")
     assert wrong.status == 2 and "is config.task.files.delimiter right?" in wrong.err
     unread = typed(*made, "--config.task.files.delimiter=;", stdin="a;b\n1;2\n")
-    assert unread.status == 2 and "<stdin> is not read as a table: leave '--conf" in unread.err
+    assert unread.status == 2 and "<stdin> has no cells: leave '--conf" in unread.err
     found = answers(typed(*made, "new.csv", "--config.task.files.delimiter=;"))
     assert found == answers(typed(*made, "banks and funds"))
 

@@ -92,7 +92,10 @@ def test_a_path_that_exists_wins_and_a_revision_is_a_part_of_the_name(hub, tmp_p
 def test_a_plan_downloads_no_weights(hub):
     folder = find_model("user/tiny", weights=False)
     assert {path.name for path in folder.iterdir()} == PLAIN.keys() - {"model.safetensors"}
-    assert found() == PLAIN
+    hub.faults["revision/main"] = [500] * 8
+    hubs.fetch.cache_clear()
+    assert find_model("user/tiny", weights=False) == folder  # planned once, it can be again
+    assert "is not whole in" in refusal() and found() == PLAIN
 
 
 def test_shards_are_those_of_the_index(hub):

@@ -207,6 +207,6 @@ OTHERS = ["checkpoints/a.pt", "artifact/a", "tensorboard/a", "metrics.jsonl", "c
 def test_what_no_run_wrote_is_never_deleted(tmp_path, name, text, fresh):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match="is not of a run: give another --workdir"):
+    with pytest.raises(UserError, match="was not written by a run: give another --workdir"):
         tie_to_config(tmp_path, configs.load(None), fresh)
     assert (tmp_path / name).read_text() == text

@@ -35,27 +35,30 @@ def test_variables_that_do_not_name_a_process_are_refused(given, tmp_path, monke
     assert not (tmp_path / "run").exists()
 
 
+OURS = {processes.ADDRESS: "h:1", processes.COUNT: "1", processes.NUMBER: "0"}
+JOINED = {"coordinator_address": "h:1", "num_processes": 1, "process_id": 0}
+
+
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [
         ({}, None),
         ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_JOB_ID": "7"}, None),
         ({"SLURM_STEP_NUM_TASKS": "4"}, {}),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, {}),
+        ({"OMPI_COMM_WORLD_SIZE": "2", processes.ORTE: "1.0;tcp://10.0.0.1:1"}, {}),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, {"cluster_detection_method": "mpi4py"}),
+        ({"TPU_PROCESS_ADDRESSES": "a:8471,b:8471"}, {}),
+        (OURS, JOINED | {"cluster_detection_method": "deactivate"}),
+        (OURS | {"SLURM_STEP_NUM_TASKS": "4"}, JOINED),
         ({"TPU_WORKER_HOSTNAMES": "host-0"}, None),
         ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, {}),
         ({"TPU_WORKER_HOSTNAMES": "host-0", "MEGASCALE_NUM_SLICES": "2"}, {}),
         ({"PROMPT_TUNING_CLUSTER": "K8s"}, {}),
-        (
-            {"SLURM_STEP_NUM_TASKS": "4", processes.ADDRESS: "h:1", processes.COUNT: "1"}
-            | {processes.NUMBER: "0"},
-            {"coordinator_address": "h:1", "num_processes": 1, "process_id": 0},
-        ),
         ({"PROMPT_TUNING_CLUSTER": "mpi4py"}, {"cluster_detection_method": "mpi4py"}),
     ],
 )
 def test_a_cluster_is_joined_where_it_has_several_processes(given, wanted, monkeypatch, tmp_path):
-    for name in (*processes.COUNTS, processes.HOSTS, processes.CLUSTER):
+    for name in (*processes.COUNTS, processes.HOSTS, "TPU_PROCESS_ADDRESSES", processes.CLUSTER):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)

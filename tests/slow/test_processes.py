@@ -132,13 +132,13 @@ def test_other_records_are_refused_in_both(whole, tmp_path):
     for number, path in enumerate(files):
         path.write_text(f"one\n{number}\n")
     for output in ended(several([[*typed, str(path)] for path in files]), [2, 2]):
-        assert "has another data than process 0" in output
+        assert "differs from process 0 in data" in output
 
 
 def test_other_splits_are_not_evaluated_together(whole):
     typed = [tiny_runs.world().program, "evaluate", "--artifact", str(whole), "--split"]
     for output in ended(several([[*typed, f"test[:{size}]"] for size in (8, 9)]), [2, 2]):
-        assert "has another data than process 0" in output
+        assert "differs from process 0 in data" in output
 
 
 def test_what_needs_both_is_planned_by_both(tmp_path):
@@ -181,6 +181,8 @@ SGD = ("--config.optimizer.name=sgd", "--config.learning_rate=0.01")
         # Values that were trained: processors round them differently.
         (4, 4, ("--config.method.name=prefix", *SGD), 2e-6),
         (4, 2, ("--config.method.name=lora",), 1e-5),
+        (2, 2, ("--config.method.name=ia3", *SGD), 1e-6),
+        (2, 2, ("--config.method.name=prompt_encoder", *SGD), 1e-6),
     ],
 )
 def test_weights_over_processes_train_and_write_as_in_one(count, model, words, tolerance, tmp_path):
@@ -253,7 +255,7 @@ def test_other_settings_are_refused_in_both(tmp_path):
         words = [f"--config.{word}" for word in (first, second)]
         commands = [tiny_runs.train(run, *WORDS, word) for word in words]
         for output in ended(several(commands), [2, 2]):
-            assert "error: process 1 of 2 has another config than process 0" in output
+            assert "error: process 1 of 2 differs from process 0 in config" in output
         assert not (run / workdir.CONFIG).exists()
 
 

@@ -135,3 +135,6 @@ def test_divided_fine_tuning_adds_up_microbatches(tmp_path):
     wanted |= {"parallel": {"model": 4}, "microbatches": 2, "task": {"labels": ("a", "b")}}
     found = topology.rehearse_on(configs.build(wanted), "v5e:2x4")
     assert found["fits"] and found["collectives"]["reduce-scatter"]
+    # The step does not read the frozen copy of weights that are trained.
+    planned = found["bytes"]["trained"] + found["bytes"]["optimizer"]
+    assert planned <= found["arguments"] <= 1.1 * planned

@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, constants, errors, hf_hub_url
 from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
-from prompt_tuning_jax.errors import UserError, hide, nearest
+from prompt_tuning_jax.errors import UserError, hide, nearest, reason_of
 from prompt_tuning_jax.models.files.packaged_models import PACKAGED
 from prompt_tuning_jax.models.files.tokenizer import FILES, VOCABULARIES
 from prompt_tuning_jax.models.files.weights import INDEX, SINGLE, weight_files
@@ -35,7 +35,8 @@ constants.HF_HUB_DISABLE_TELEMETRY = True  # it looks for the program that start
 @functools.cache
 def fetch(repo: str, revision: str, weights: bool = True) -> Path:
     """Downloads what the cache lacks of a model, and returns its folder there. If the hub does not
-    answer, a complete earlier download is used; without one, a UserError is raised."""
+    answer, a complete earlier download is used (its config.json is enough without `weights`); if
+    there is none, a UserError is raised."""
     hub, hint = hide(constants.ENDPOINT), nearest_model(repo)
     store = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type="model"))
     try:
@@ -48,7 +49,7 @@ def fetch(repo: str, revision: str, weights: bool = True) -> Path:
         wrong = f"has no revision '{revision}' on {hub}: give a branch, a tag or a commit"
     except FAILURES as error:
         folder, reason = store / "snapshots" / _commit(store, revision), reason_of(error)
-        if _is_whole(folder):
+        if _is_whole(folder) if weights else (folder / "config.json").exists():
             if not constants.HF_HUB_OFFLINE:
                 log.warning("warning: no download from %s (%s): %s is used", hub, reason, folder)
             return folder
@@ -79,9 +80,8 @@ def _complete(repo: str, revision: str, store: Path, weights: bool) -> Path:
     folder = store / "snapshots" / _hash(info.sha)
     for name in listed.keys() & {INDEX, "config.json", "generation_config.json", *FILES}:
         _get(repo, listed[name], folder)
-    if not weights:
-        return folder
     names = [SINGLE] if SINGLE in listed else [path.name for path in weight_files(folder)]
+    names = names if weights else []
     left = sum(listed[name].size for name in names if not (folder / name).exists())
     left -= sum(path.stat().st_size for path in store.glob("blobs/*.incomplete"))
     if left > (free := shutil.disk_usage(folder).free):
@@ -89,8 +89,8 @@ def _complete(repo: str, revision: str, store: Path, weights: bool) -> Path:
         raise UserError(f"the model '{repo}' {lacks}: set HF_HOME to a folder on another disk.")
     for name in names:
         _get(repo, listed[name], folder)
-    if _commit(store, revision) != folder.name:
-        ref = store / "refs" / revision
+    ref = store / "refs" / revision
+    if _commit(store, revision) != folder.name and (weights or not ref.exists()):
         ref.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(ref, folder.name.encode())
     return folder
@@ -146,11 +146,6 @@ def _commit(store: Path, revision: str) -> str:
     """Returns the commit of a revision when it was last downloaded."""
     ref = store / "refs" / revision
     return ref.read_text() if ref.is_file() else revision
-
-
-def reason_of(error: Exception) -> str:
-    """Returns the first line of an error."""
-    return f"{type(error).__name__}: {error}".partition("\n")[0][:200]
 
 
 def nearest_model(name: str) -> str:
