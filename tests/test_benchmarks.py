@@ -225,7 +225,7 @@ def test_the_script_for_searching_runs(monkeypatch, capsys):
     changed = [f"--config.{word}" for word in words]
     monkeypatch.setattr(configs, "load", lambda path, given: load(path, [*given, *changed]))
     with tiny_runs.at_home(monkeypatch):
-        module.main()
+        module.main(module.parse([]))
     assert "in a second of one core: the prompt once" in capsys.readouterr().out
 
 

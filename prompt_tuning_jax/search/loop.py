@@ -132,7 +132,7 @@ def rehearse(lm: LanguageModel, task: Task, config: Any, log: Callable) -> float
         now, began = {"state": state, "round": 0, "history": [], "left_out": 0}, time.perf_counter()
         take_round(now, Scored(first[None], np.zeros(1)))
         scored = time.perf_counter()
-        validate(place, held_out, [first], now, log)
+        validate(place, held_out, [first], now, lambda line: None)
         validated = (time.perf_counter() - scored) * VALIDATED / settings.validate_every
     return settings.rounds * (scored - began + validated)
 
