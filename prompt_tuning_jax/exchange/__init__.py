@@ -63,7 +63,7 @@ def export_front(
     .npy file, and returns their ids. Raises a UserError if the artifact does not fit the model or
     is no soft prompt, or the file exists."""
     if artifact.tensors.keys() != {PROMPT}:
-        raise UserError("only a soft prompt can be written as embeddings, and this is none")
+        raise UserError("only a soft prompt can be written as embeddings: give the artifact of one")
     ids, data = front_ids(lm, task, artifact), io.BytesIO()
     np.save(data, np.asarray(lm.embed(ids, artifact.tensors[PROMPT])), allow_pickle=False)
     if Path(path).exists():

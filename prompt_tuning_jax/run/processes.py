@@ -47,7 +47,7 @@ def join_processes() -> Iterator[bool]:
         return
     try:
         jax.distributed.initialize(**how)
-    except Exception as error:  # each kind of cluster has its own
+    except Exception as error:  # of jax, kubernetes or mpi4py
         named = f" by {CLUSTER}={os.environ[CLUSTER]}" if os.environ.get(CLUSTER) else ""
         problem = f"this process cannot join the others{named} ({reason_of(error)})"
         raise UserError(f"{problem}: {SET_ALL}, and let all of them reach {ADDRESS}") from error

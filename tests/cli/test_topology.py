@@ -49,7 +49,9 @@ def test_a_model_may_be_its_config_alone(typed, tmp_path):
         assert found["batch"].startswith(f"12 rows of 128 positions after {behind} shared ones,")
     own = "--config.method.name=prompt_encoder", "--config.method.kind=superposition"
     assert planned(typed, model, *own)["bytes"]["trained"]
-    small = planned(typed, model, "--config.model.quantize=int8")
+    gone = "name=files", "files.train=gone.csv", "labels=()"
+    unread = [f"--config.task.{word}" for word in gone]
+    small = planned(typed, model, "--config.model.quantize=int8", *unread)
     assert small["bytes"]["weights"] < 0.57 * 2 * numbers
     tuned = planned(typed, model, config="fine_tuning")["bytes"]
     # The model's own weights stay beside what is trained.

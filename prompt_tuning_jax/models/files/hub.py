@@ -35,8 +35,8 @@ constants.HF_HUB_DISABLE_TELEMETRY = True  # it looks for the program that start
 @functools.cache
 def fetch(repo: str, revision: str, weights: bool = True) -> Path:
     """Downloads what the cache lacks of a model, and returns its folder there. If the hub does not
-    answer, a complete earlier download is used (its config.json is enough without `weights`); if
-    there is none, a UserError is raised."""
+    answer, an earlier download is used. It has to be complete, or without `weights` to have a
+    config.json; else a UserError is raised."""
     hub, hint = hide(constants.ENDPOINT), nearest_model(repo)
     store = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type="model"))
     try:
